@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is asked and what comes back: plain values, the same for ROS, the command line and tests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Status(IntEnum):
+    """Outcome of a question; the numbers are those of adatoken3d/msg/Answer."""
+
+    OK = 0
+    NO_SCENE = 1
+    BUSY = 2
+    BUDGET_INFEASIBLE = 3
+    TRUNCATED = 4
+    CANCELLED = 5
+    INVALID_REQUEST = 6
+    ERROR = 7
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """A question about the scene.
+
+    Attributes:
+        text: the question in plain words.
+        clicks: (n, 3) float64, points the question is about, scene frame, metres.
+        latency_budget_ms: time from arrival to answer, milliseconds; None or 0 for no limit.
+        max_new_tokens: longest answer in tokens; None for the session's default.
+    """
+
+    text: str
+    clicks: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 3)))
+    latency_budget_ms: float | None = None
+    max_new_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class StageTimes:
+    """Disjoint stages in milliseconds; `total` runs from the question's arrival to its answer."""
+
+    queue: float = 0.0
+    encode: float = 0.0
+    tokens: float = 0.0
+    prefill: float = 0.0
+    decode: float = 0.0
+    total: float = 0.0
+
+
+@dataclass(frozen=True)
+class Box:
+    """Axis-aligned box in the scene frame: centre and size in metres."""
+
+    centre: tuple[float, float, float]
+    size: tuple[float, float, float]
+
+
+@dataclass(frozen=True, eq=False)
+class TokenReport:
+    """What happened to each spatial token of one question, N tokens and L decoder layers.
+
+    Attributes:
+        xyz: (N, 3) float32 centroids, scene frame, metres.
+        rgb: (N, 3) uint8 mean colours.
+        contribution: (N,) float32 share of what the question drew from the scene; sums to 1 where it was measured.
+        last_layer: (N,) int64 last decoder layer (0-based) that the token reached.
+        retained: (N,) bool alive after the last gate.
+        spatial_per_layer: (L,) spatial tokens seen by each layer.
+        flops_per_layer: (L,) exact prefill FLOPs of each layer.
+        lorenz_share_60: share of the contribution held by the least contributing 60 % of the tokens; NaN if unmeasured.
+    """
+
+    xyz: NDArray[np.float32]
+    rgb: NDArray[np.uint8]
+    contribution: NDArray[np.float32]
+    last_layer: NDArray[np.int64]
+    retained: NDArray[np.bool_]
+    spatial_per_layer: tuple[int, ...]
+    flops_per_layer: tuple[float, ...]
+    lorenz_share_60: float
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """An answer and what it cost; `stamp_ns` is the newest acquisition time in the scene that was used, 0 for none."""
+
+    question: Question
+    status: Status
+    text: str = ""
+    status_message: str = ""
+    boxes: tuple[Box, ...] = ()
+    stamp_ns: int = 0
+    times: StageTimes = StageTimes()
+    budget_met: bool = True
+    spatial_tokens: int = 0
+    retained_tokens: int = 0
+    prefill_flops: float = 0.0
+    prefill_flops_unpruned: float = 0.0
+    strategy: str = "none"
+    model_id: str = ""
+    seed: int = 0
+    report: TokenReport | None = None

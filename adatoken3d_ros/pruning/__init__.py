@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which spatial tokens reach which decoder layer, and what that saves."""

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The thin ROS 2 edge: messages in, messages out."""
