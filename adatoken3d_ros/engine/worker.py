@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One thread owns the model. Everybody else hands it frames and questions and is never kept waiting."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, TypeVar
+
+from adatoken3d_ros.engine.answer import Answer, Question, StageTimes, Status
+from adatoken3d_ros.engine.session import SceneSession
+from adatoken3d_ros.scene.frames import PosedFrame
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class QuestionPolicy(str, Enum):
+    """What happens to a question that arrives while another one is being answered."""
+
+    QUEUE = "queue"  # it waits, up to `queue_limit` of them; past that it is answered BUSY
+    REPLACE = "replace"  # the older ones are answered CANCELLED
+    REJECT = "reject"  # it is answered BUSY
+
+
+@dataclass(eq=False)
+class Ticket:
+    """A question on its way; `result` is completed exactly once, from the worker's thread or from `submit`'s caller."""
+
+    question: Question
+    arrived: float
+    on_text: Callable[[str, int], None] | None = None
+    on_stage: Callable[[str], None] | None = None
+    result: Future[Answer] = field(default_factory=Future)
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _why: str = ""
+
+    def cancel(self, why: str = "cancelled by the caller") -> None:
+        """Ends the answer within one decode step; the answer then says CANCELLED."""
+        self._why = self._why or why
+        self._stop.set()
+
+    @property
+    def cancelled(self) -> bool:
+        return self._stop.is_set()
+
+
+class Worker:
+    """Runs a SceneSession in a thread: newest frame wins, questions go first, calls in between.
+
+    Args:
+        make_session: builds the session (loads the model) inside the thread.
+        policy: for questions that arrive during another.
+        queue_limit: questions that may wait under QuestionPolicy.QUEUE.
+        on_frame: told the fate of every frame: a verdict's value, `superseded`, or `error: ...`; any thread.
+        clock: seconds, monotonic; the session must be built with the same.
+    """
+
+    def __init__(
+        self,
+        make_session: Callable[[], SceneSession],
+        *,
+        policy: QuestionPolicy = QuestionPolicy.QUEUE,
+        queue_limit: int = 8,
+        on_frame: Callable[[str], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.policy = policy
+        self.queue_limit = queue_limit
+        self.ready: Future[None] = Future()
+        self.frames: Counter[str] = Counter()
+        self._on_frame = on_frame
+        self._make_session = make_session
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._frame: Callable[[], PosedFrame] | None = None
+        self._questions: deque[Ticket] = deque()
+        self._running: Ticket | None = None
+        self._calls: deque[tuple[Callable[[SceneSession], Any], Future[Any]]] = deque()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="adatoken3d-worker", daemon=True)
+
+    def start(self) -> None:
+        """Starts the thread; `ready` is completed when the session is built, or carries what went wrong."""
+        self._thread.start()
+
+    def stop(self, timeout: float | None = None) -> bool:
+        """Cancels what runs, answers what waits with CANCELLED and joins the thread; False if it is still busy."""
+        with self._changed:
+            self._stopping = True
+            if self._running is not None:
+                self._running.cancel("the node is stopping")
+            self._changed.notify()
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    # --- called from any thread, return at once -------------------------------------------------------------------------
+
+    def submit_frame(self, source: Callable[[], PosedFrame]) -> None:
+        """Offers the newest frame; `source` is called in the worker's thread and may raise ValueError."""
+        with self._changed:
+            superseded = self._frame is not None
+            self._frame = source
+            self._changed.notify()
+        if superseded:
+            self._count("superseded")
+
+    def submit(
+        self,
+        question: Question,
+        *,
+        on_text: Callable[[str, int], None] | None = None,
+        on_stage: Callable[[str], None] | None = None,
+    ) -> Ticket:
+        """Hands in a question under the policy; the ticket's result is completed in every case."""
+        ticket = Ticket(question, self._clock(), on_text, on_stage)
+        refusal = ""
+        with self._changed:
+            busy = len(self._questions) + (self._running is not None)
+            if self._stopping:
+                refusal = "the node is stopping"
+            elif self.policy is QuestionPolicy.REJECT and busy:
+                refusal = "another question is being answered (question policy: reject)"
+            elif self.policy is QuestionPolicy.QUEUE and len(self._questions) >= self.queue_limit:
+                refusal = f"{self.queue_limit} questions are waiting already (question policy: queue)"
+            else:
+                if self.policy is QuestionPolicy.REPLACE:
+                    for older in (*self._questions, *filter(None, [self._running])):
+                        older.cancel("replaced by a newer question")
+                self._questions.append(ticket)
+                self._changed.notify()
+        if refusal:
+            ticket.result.set_result(self._unanswered(ticket, Status.BUSY, refusal))
+        return ticket
+
+    def call(self, function: Callable[[SceneSession], T]) -> Future[T]:
+        """Runs `function(session)` in the worker's thread, between questions."""
+        future: Future[T] = Future()
+        with self._changed:
+            stopping = self._stopping
+            if not stopping:
+                self._calls.append((function, future))
+                self._changed.notify()
+        if stopping:
+            future.set_exception(RuntimeError("the worker is stopping"))
+        return future
+
+    @property
+    def waiting(self) -> int:
+        """Questions that wait or run."""
+        with self._changed:
+            return len(self._questions) + (self._running is not None)
+
+    # --- the thread -----------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            session = self._make_session()
+        except Exception as error:
+            with self._changed:
+                self._stopping = True
+            self._refuse_waiting(Status.ERROR, f"the model could not be loaded: {error}")
+            self.ready.set_exception(error)
+            return
+        self.ready.set_result(None)
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopping or self._calls or self._questions or self._frame)
+                if self._stopping:
+                    break
+                call = self._calls.popleft() if self._calls else None
+                ticket = self._questions.popleft() if call is None and self._questions else None
+                self._running = ticket
+            if call is not None:
+                function, future = call
+                try:
+                    future.set_result(function(session))
+                except Exception as error:
+                    future.set_exception(error)
+                continue
+            self._take_frame(session, encode=ticket is None)
+            if ticket is not None:
+                answer = self._answer(session, ticket)
+                with self._changed:
+                    self._running = None
+                ticket.result.set_result(answer)
+        self._refuse_waiting(Status.CANCELLED, "the node is stopping")
+
+    def _take_frame(self, session: SceneSession, *, encode: bool) -> None:
+        with self._changed:
+            source, self._frame = self._frame, None
+        if source is None:
+            return
+        try:
+            outcome = session.observe(source()).value
+            if encode:
+                session.encode_pending()
+        except ValueError as error:
+            outcome = f"error: {error}"
+        except Exception as error:
+            logger.exception("a frame could not be encoded")
+            outcome = f"error: {type(error).__name__}: {error}"
+        self._count(outcome)
+
+    def _answer(self, session: SceneSession, ticket: Ticket) -> Answer:
+        if ticket.cancelled:
+            return self._unanswered(ticket, Status.CANCELLED, ticket._why)
+        try:
+            answer = session.ask(
+                ticket.question,
+                arrived=ticket.arrived,
+                on_text=ticket.on_text,
+                on_stage=ticket.on_stage,
+                should_stop=ticket._stop.is_set,
+            )
+        except Exception as error:
+            logger.exception("the question %r failed", ticket.question.text)
+            return self._unanswered(ticket, Status.ERROR, f"{type(error).__name__}: {error}")
+        return answer
+
+    def _refuse_waiting(self, status: Status, why: str) -> None:
+        with self._changed:
+            tickets, self._questions = list(self._questions), deque()
+            calls, self._calls = list(self._calls), deque()
+        for ticket in tickets:
+            ticket.result.set_result(self._unanswered(ticket, status, why))
+        for _, future in calls:
+            future.set_exception(RuntimeError(why))
+
+    def _unanswered(self, ticket: Ticket, status: Status, why: str) -> Answer:
+        waited = (self._clock() - ticket.arrived) * 1e3
+        budget = ticket.question.latency_budget_ms
+        return Answer(
+            ticket.question,
+            status,
+            status_message=why,
+            times=StageTimes(queue=waited, total=waited),
+            budget_met=not budget or waited <= budget,
+        )
+
+    def _count(self, outcome: str) -> None:
+        self.frames[outcome.split(":")[0]] += 1
+        if self._on_frame is not None:
+            self._on_frame(outcome)

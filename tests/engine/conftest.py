@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A tiny random model and a corner of a room, small enough to check by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from adatoken3d_ros.engine.session import SceneSession, SessionConfig
+from adatoken3d_ros.model import checkpoint
+from adatoken3d_ros.model.tiny import write_tiny_checkpoint
+from adatoken3d_ros.scene.frames import PosedFrame
+
+
+@pytest.fixture(scope="session")
+def tiny_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("tiny"), seed=0)
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_directory: Path) -> tuple[Any, Any]:
+    model, tokenizer, _ = checkpoint.load(tiny_directory)
+    return model, tokenizer
+
+
+@pytest.fixture
+def make_session(tiny: tuple[Any, Any]) -> Callable[..., SceneSession]:
+    def make(config: SessionConfig | None = None, **options: Any) -> SceneSession:
+        return SceneSession(*tiny, config, **options)
+
+    return make
+
+
+def wall_frame(index: int, *, depth: float = 2.0) -> PosedFrame:
+    """A camera at x = 0.5 * index, 1 m high, looking along +y at a wall `depth` metres away."""
+    rgb = np.random.default_rng(index).integers(0, 255, (120, 160, 3), dtype=np.uint8)
+    T = np.eye(4)
+    T[:3, :3] = [[1, 0, 0], [0, 0, 1], [0, -1, 0]]  # optical x -> world x, y (down) -> -z, z -> y
+    T[:3, 3] = [0.5 * index, 0.0, 1.0]
+    K = np.array([[120.0, 0, 80], [0, 120, 60], [0, 0, 1]])
+    return PosedFrame(rgb, np.full((120, 160), depth, np.float32), K, T, stamp_ns=(index + 1) * 100_000_000)
+
+
+@pytest.fixture
+def frames() -> Iterator[list[PosedFrame]]:
+    yield [wall_frame(i) for i in range(3)]

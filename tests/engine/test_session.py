@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The way from frames to an answer, with a tiny random model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import astuple, replace
+from itertools import count
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from adatoken3d_ros.engine.answer import Answer, Question, Status
+from adatoken3d_ros.engine.session import SceneSession, SessionConfig, lorenz_share
+from adatoken3d_ros.pruning.schedule import Schedule, ScheduleError
+from adatoken3d_ros.pruning.strategy import Strategy, StrategyError, default_strategy
+from adatoken3d_ros.scene.frames import PosedFrame
+from adatoken3d_ros.scene.keyframes import KeyFrameConfig, Verdict
+
+from .conftest import wall_frame
+
+MakeSession = Callable[..., SceneSession]
+
+
+def looked(session: SceneSession, frames: list[PosedFrame]) -> SceneSession:
+    for frame in frames:
+        assert session.observe(frame) == Verdict.KEY_FRAME
+        session.encode_pending()
+    return session
+
+
+def same(a: Answer, b: Answer) -> bool:
+    assert a.report is not None and b.report is not None
+    return (a.text, a.status, a.spatial_tokens) == (b.text, b.status, b.spatial_tokens) and np.array_equal(
+        a.report.contribution, b.report.contribution
+    )
+
+
+def test_an_answer_accounts_for_its_tokens_times_and_stamp(make_session: MakeSession, frames: list[PosedFrame]) -> None:
+    session = looked(make_session(), frames)
+    answer = session.ask(Question("What is on the wall?", max_new_tokens=5))
+    scene = session.scene()
+    assert scene is not None and answer.report is not None
+    assert answer.status in (Status.OK, Status.TRUNCATED)
+    assert answer.stamp_ns == frames[-1].stamp_ns
+    assert answer.spatial_tokens == len(scene.xyz) == len(answer.report.xyz) > 10
+    assert answer.retained_tokens == answer.report.retained.sum() == answer.report.spatial_per_layer[-1]
+    assert answer.retained_tokens == max(1, math.floor(0.125 * answer.spatial_tokens))
+    assert answer.report.spatial_per_layer[0] == answer.spatial_tokens
+    assert answer.report.contribution.sum() == pytest.approx(1.0, abs=1e-4)
+    reached_the_end = answer.report.last_layer == session.n_layers - 1
+    assert np.array_equal(reached_the_end, answer.report.retained)
+    assert answer.prefill_flops < answer.prefill_flops_unpruned
+    *stages, total = astuple(answer.times)
+    assert sum(stages) == pytest.approx(total) and total > 0
+    # The wall stands at y = 2: that is where the tokens lie.
+    assert np.allclose(answer.report.xyz[:, 1], 2.0, atol=1e-4)
+
+
+def test_the_same_frames_and_question_give_the_same_answer(make_session: MakeSession, frames: list[PosedFrame]) -> None:
+    first = looked(make_session(), frames).ask(Question("What is this?", max_new_tokens=8))
+    again = looked(make_session(), frames)
+    assert same(first, again.ask(Question("What is this?", max_new_tokens=8)))
+    again.ask(Question("Something else?", max_new_tokens=3))
+    assert same(first, again.ask(Question("What is this?", max_new_tokens=8)))
+
+
+def test_pruning_nothing_equals_the_stock_language_model(make_session: MakeSession, frames: list[PosedFrame]) -> None:
+    session = looked(make_session(strategy=default_strategy("none", 8)), frames)
+    question = Question("How many chairs are there?", max_new_tokens=12)
+    spliced, _ = session.spliced(question)
+    with torch.inference_mode():
+        ids = session.model.language.generate(
+            inputs_embeds=spliced.embeds, attention_mask=torch.ones(spliced.embeds.shape[:2]), max_new_tokens=12
+        )[0]
+    expected = session.tokenizer.decode(ids, skip_special_tokens=True).strip().rstrip("\N{REPLACEMENT CHARACTER}")
+    assert session.ask(question).text == expected
+
+
+def test_a_frame_is_encoded_once(make_session: MakeSession, frames: list[PosedFrame], monkeypatch: Any) -> None:
+    session = make_session()
+    encoded: list[int] = []
+    original = session.model.encode_images
+
+    def spy(images: list[Any]) -> Any:
+        encoded.append(len(images))
+        return original(images)
+
+    monkeypatch.setattr(session.model, "encode_images", spy)
+    looked(session, frames)
+    assert session.observe(frames[0]) == Verdict.DUPLICATE_STAMP
+    session.ask(Question("One?", max_new_tokens=1))
+    session.ask(Question("Two?", max_new_tokens=1))
+    assert encoded == [1, 1, 1]
+
+
+def test_views_are_bounded_and_old_ones_leave_no_trace(make_session: MakeSession) -> None:
+    config = SessionConfig(key_frames=KeyFrameConfig(max_views=2))
+    session = looked(make_session(config), [wall_frame(i) for i in range(5)])
+    fresh = looked(make_session(config), [wall_frame(i) for i in (3, 4)])
+    a, b = session.scene(), fresh.scene()
+    assert a is not None and b is not None
+    assert sorted(session.poses) == sorted(fresh.poses) == [400_000_000, 500_000_000]
+    assert torch.equal(a.voxel, b.voxel)
+    assert torch.allclose(a.features, b.features, atol=1e-5)
+
+
+def test_the_origin_moves_what_the_model_sees_and_nothing_else(make_session: MakeSession) -> None:
+    here, there = wall_frame(0), wall_frame(0)
+    T = there.T_world_camera.copy()
+    T[:3, 3] += (40.0, -20.0, 0.0)
+    there = replace(there, T_world_camera=T)
+    question = Question("What is at [0.0, 2.0, 1.0]?", max_new_tokens=8)
+    far_question = Question("What is at [40.0, -18.0, 1.0]?", max_new_tokens=8)
+    a = looked(make_session(), [here]).ask(question)
+    b = looked(make_session(SessionConfig(origin=(40.0, -20.0, 0.0))), [there]).ask(far_question)
+    assert a.text == b.text and a.spatial_tokens == b.spatial_tokens
+    assert a.report is not None and b.report is not None
+    assert np.allclose(a.report.xyz + np.float32([40, -20, 0]), b.report.xyz, atol=1e-4)
+
+
+def test_no_scene_is_said(make_session: MakeSession) -> None:
+    session = make_session()
+    answer = session.ask(Question("Anything?"))
+    assert answer.status == Status.NO_SCENE and "no key frame" in answer.status_message
+    looked(session, [wall_frame(0)]).clear()
+    assert session.ask(Question("Anything?")).status == Status.NO_SCENE
+    assert session.observe(wall_frame(0)) == Verdict.KEY_FRAME
+
+
+@pytest.mark.parametrize(
+    ("question", "named"),
+    [
+        (Question(""), "empty"),
+        (Question("  \n"), "empty"),
+        (Question("What is <image> here?"), "<image>"),
+        (Question("Where is <boxes>?"), "<boxes>"),
+        (Question("x" * 1_000_000), "1000000"),
+        (Question("ok?", latency_budget_ms=-5.0), "-5.0"),
+        (Question("ok?", latency_budget_ms=math.nan), "nan"),
+        (Question("ok?", max_new_tokens=-1), "-1"),
+        (Question("ok?", clicks=np.array([[0.0, math.nan, 1.0]])), "nan"),
+        (Question("ok?", clicks=np.zeros((2, 2))), "(2, 2)"),
+        (Question("ok?", clicks=np.zeros((1000, 3))), "1000"),
+    ],
+)
+def test_a_bad_question_is_refused_by_name_and_the_next_is_answered(
+    make_session: MakeSession, question: Question, named: str
+) -> None:
+    session = looked(make_session(), [wall_frame(0)])
+    answer = session.ask(question)
+    assert answer.status == Status.INVALID_REQUEST
+    assert named in answer.status_message
+    assert session.ask(Question("ok?", max_new_tokens=1)).status in (Status.OK, Status.TRUNCATED)
+
+
+def test_the_budget_ends_the_answer_in_time_by_the_clock_it_is_given(make_session: MakeSession) -> None:
+    ticks = count()
+    session = looked(make_session(clock=lambda: next(ticks) * 0.010), [wall_frame(0)])  # each look takes 10 ms
+    unlimited = session.ask(Question("What is this?", max_new_tokens=20))
+    short = session.ask(Question("What is this?", max_new_tokens=20, latency_budget_ms=90.0))
+    assert short.status == Status.TRUNCATED and "90.0 ms" in short.status_message
+    assert unlimited.text.startswith(short.text) and short.text != unlimited.text
+    assert unlimited.budget_met
+
+
+def test_cancel_ends_the_answer_within_one_step(make_session: MakeSession) -> None:
+    session = looked(make_session(), [wall_frame(0)])
+    texts: list[str] = []
+    answer = session.ask(
+        Question("What is this?", max_new_tokens=50),
+        on_text=lambda text, n: texts.append(text),
+        should_stop=lambda: len(texts) >= 3,
+    )
+    assert answer.status == Status.CANCELLED and len(texts) == 3
+    assert answer.text == texts[-1] and all(b.startswith(a) for a, b in zip(texts, texts[1:], strict=False))
+    early = session.ask(Question("What is this?"), should_stop=lambda: True)
+    assert early.status == Status.CANCELLED and early.text == ""
+
+
+def test_stages_are_announced_in_order(make_session: MakeSession) -> None:
+    session = looked(make_session(), [wall_frame(0)])
+    stages: list[str] = []
+    session.ask(Question("What?", max_new_tokens=1), on_stage=stages.append)
+    assert stages == ["encode", "tokens", "prefill", "decode"]
+
+
+def test_a_strategy_for_another_model_or_too_deep_is_refused(make_session: MakeSession) -> None:
+    with pytest.raises(StrategyError, match="0123456789abcdef"):
+        make_session(strategy=replace(default_strategy("ours", 8), model_hash="0123456789abcdef"))
+    with pytest.raises(ScheduleError, match="31"):
+        make_session(strategy=replace(default_strategy("ours", 8), schedule=Schedule.of([31], [0.5])))
+
+
+def test_lorenz_share_by_hand() -> None:
+    assert lorenz_share(np.float32([0.1, 0.1, 0.1, 0.2, 0.5]), 0.6) == pytest.approx(0.3)
+    assert lorenz_share(np.float32([0.2] * 5), 0.6) == pytest.approx(0.6)
+    assert math.isnan(lorenz_share(np.zeros(5, np.float32), 0.6))
+
+
+def test_strategies_are_values(make_session: MakeSession) -> None:
+    strategy: Strategy = default_strategy("random", 8)
+    session = looked(make_session(SessionConfig(seed=3), strategy=strategy), [wall_frame(0)])
+    first = session.ask(Question("What?", max_new_tokens=4))
+    assert same(first, session.ask(Question("What?", max_new_tokens=4)))
+    assert first.strategy == strategy.name and first.seed == 3

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The worker's promises, with a session whose every step the test releases by hand. No sleeping."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from adatoken3d_ros.engine.answer import Answer, Question, Status
+from adatoken3d_ros.engine.worker import QuestionPolicy, Worker
+from adatoken3d_ros.scene.keyframes import Verdict
+
+LIMIT = 20.0  # seconds until a test that hangs fails
+
+
+class GatedSession:
+    """Answers when told to; notes what it was asked and shown."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.started = threading.Semaphore(0)
+        self.release = threading.Semaphore(0)
+
+    def observe(self, frame: Any) -> Verdict:
+        self.log.append(f"observe {frame.stamp_ns}")
+        return Verdict.KEY_FRAME
+
+    def encode_pending(self) -> int:
+        self.log.append("encode")
+        return 1
+
+    def ask(self, question: Question, *, should_stop: Callable[[], bool], **_: Any) -> Answer:
+        self.started.release()
+        if question.text == "explode":
+            raise MemoryError("no memory left")
+        assert self.release.acquire(timeout=LIMIT)
+        self.log.append(f"ask {question.text}")
+        return Answer(question, Status.CANCELLED if should_stop() else Status.OK)
+
+
+@pytest.fixture
+def session() -> GatedSession:
+    return GatedSession()
+
+
+@pytest.fixture
+def make_worker(session: GatedSession) -> Iterator[Callable[..., Worker]]:
+    workers: list[Worker] = []
+
+    def make(**options: Any) -> Worker:
+        worker = Worker(lambda: session, **options)  # type: ignore[arg-type, return-value]
+        worker.start()
+        worker.ready.result(LIMIT)
+        workers.append(worker)
+        return worker
+
+    yield make
+    for worker in workers:
+        session.release.release(100)
+        assert worker.stop(LIMIT)
+
+
+def ask_and_wait_until_it_runs(worker: Worker, session: GatedSession, text: str) -> Any:
+    ticket = worker.submit(Question(text))
+    assert session.started.acquire(timeout=LIMIT)
+    return ticket
+
+
+def test_queue_answers_in_order_and_refuses_past_its_limit(make_worker: Any, session: GatedSession) -> None:
+    worker = make_worker(policy=QuestionPolicy.QUEUE, queue_limit=1)
+    first = ask_and_wait_until_it_runs(worker, session, "first")
+    second = worker.submit(Question("second"))
+    third = worker.submit(Question("third")).result.result(0)
+    assert third.status == Status.BUSY and "1 questions are waiting" in third.status_message
+    assert worker.waiting == 2
+    session.release.release(2)
+    assert first.result.result(LIMIT).status == Status.OK
+    assert second.result.result(LIMIT).status == Status.OK
+    assert session.log == ["ask first", "ask second"]
+
+
+def test_reject_refuses_at_once_while_one_runs(make_worker: Any, session: GatedSession) -> None:
+    worker = make_worker(policy=QuestionPolicy.REJECT)
+    first = ask_and_wait_until_it_runs(worker, session, "first")
+    assert worker.submit(Question("second")).result.result(0).status == Status.BUSY
+    session.release.release()
+    assert first.result.result(LIMIT).status == Status.OK
+
+
+def test_replace_cancels_the_older_ones_and_each_is_answered(make_worker: Any, session: GatedSession) -> None:
+    worker = make_worker(policy=QuestionPolicy.REPLACE)
+    first = ask_and_wait_until_it_runs(worker, session, "first")
+    second, third = worker.submit(Question("second")), worker.submit(Question("third"))
+    session.release.release(3)
+    assert first.result.result(LIMIT).status == Status.CANCELLED
+    skipped = second.result.result(LIMIT)
+    assert skipped.status == Status.CANCELLED and "replaced by a newer question" in skipped.status_message
+    assert third.result.result(LIMIT).status == Status.OK
+    assert "ask second" not in session.log
+
+
+def test_cancelling_a_waiting_question_answers_it_without_running_it(make_worker: Any, session: GatedSession) -> None:
+    worker = make_worker()
+    first = ask_and_wait_until_it_runs(worker, session, "first")
+    second = worker.submit(Question("second"))
+    second.cancel()
+    session.release.release(2)
+    assert first.result.result(LIMIT).status == Status.OK
+    assert second.result.result(LIMIT).status == Status.CANCELLED
+    assert session.log == ["ask first"]
+
+
+def test_newest_frame_wins_and_every_frame_is_accounted_for(make_worker: Any, session: GatedSession) -> None:
+    outcomes: list[str] = []
+    worker = make_worker(on_frame=outcomes.append)
+    first = ask_and_wait_until_it_runs(worker, session, "first")
+    for stamp in (1, 2, 3):
+        worker.submit_frame(lambda stamp=stamp: SimpleNamespace(stamp_ns=stamp))
+    second = worker.submit(Question("second"))
+    session.release.release(2)
+    first.result.result(LIMIT), second.result.result(LIMIT)
+    # The frame that waits is seen before the next question, and only the newest of the three.
+    assert session.log == ["ask first", "observe 3", "ask second"]
+    assert outcomes == ["superseded", "superseded", Verdict.KEY_FRAME.value]
+    assert worker.frames.total() == 3
+
+
+def test_a_bad_frame_is_counted_with_its_reason_and_the_next_one_works(make_worker: Any, session: GatedSession) -> None:
+    outcomes: list[str] = []
+    worker = make_worker(on_frame=outcomes.append)
+
+    def bad() -> Any:
+        raise ValueError("encoding 'yuv422' is not supported")
+
+    worker.submit_frame(bad)
+    worker.call(lambda s: None).result(LIMIT)
+    ask_and_wait_until_it_runs(worker, session, "sync")
+    assert outcomes == ["error: encoding 'yuv422' is not supported"]
+    worker.submit_frame(lambda: SimpleNamespace(stamp_ns=7))
+    session.release.release(2)
+    worker.submit(Question("again")).result.result(LIMIT)
+    assert "observe 7" in session.log
+
+
+def test_an_exception_is_an_error_answer_and_the_worker_lives_on(make_worker: Any, session: GatedSession) -> None:
+    worker = make_worker()
+    answer = worker.submit(Question("explode")).result.result(LIMIT)
+    assert answer.status == Status.ERROR and "MemoryError: no memory left" in answer.status_message
+    session.release.release()
+    assert worker.submit(Question("fine")).result.result(LIMIT).status == Status.OK
+
+
+def test_stop_answers_everything(session: GatedSession) -> None:
+    worker = Worker(lambda: session)  # type: ignore[arg-type, return-value]
+    worker.start()
+    first = ask_and_wait_until_it_runs(worker, session, "first")
+    second = worker.submit(Question("second"))
+    stopper = threading.Thread(target=worker.stop)
+    stopper.start()
+    while not first.cancelled:
+        pass
+    session.release.release()
+    stopper.join(LIMIT)
+    assert first.result.result(0).status == Status.CANCELLED
+    assert second.result.result(0).status == Status.CANCELLED
+    assert worker.submit(Question("late")).result.result(0).status == Status.BUSY
+    with pytest.raises(RuntimeError, match="stopping"):
+        worker.call(lambda s: None).result(0)
+
+
+def test_a_model_that_cannot_be_loaded_is_reported_and_questions_are_answered() -> None:
+    def fail() -> Any:
+        raise OSError("no such directory: /models/none")
+
+    worker = Worker(fail)
+    early = worker.submit(Question("early"))
+    worker.start()
+    with pytest.raises(OSError, match="/models/none"):
+        worker.ready.result(LIMIT)
+    assert early.result.result(LIMIT).status == Status.ERROR
+    assert "/models/none" in early.result.result(LIMIT).status_message
+    assert worker.stop(LIMIT)
