@@ -1,0 +1,385 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Messages to numpy and back. No ROS import: the same code reads rclpy's messages and those of a bag reader.
+
+Every function takes a message by its fields (duck typing), reads without copying where the layout allows it, and raises
+ConversionError, which names the offending value, for anything that it cannot read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+
+class ConversionError(ValueError):
+    """A message that cannot be used; the text names the offending value."""
+
+
+# encoding -> (channels, the order that makes RGB of them)
+COLOUR_ENCODINGS: dict[str, tuple[int, tuple[int, int, int]]] = {
+    "rgb8": (3, (0, 1, 2)),
+    "bgr8": (3, (2, 1, 0)),
+    "rgba8": (4, (0, 1, 2)),
+    "bgra8": (4, (2, 1, 0)),
+    "mono8": (1, (0, 0, 0)),
+}
+# encoding -> (dtype without its byte order, metres for one unit); REP 118
+DEPTH_ENCODINGS: dict[str, tuple[str, float]] = {
+    "16UC1": ("u2", 0.001),
+    "mono16": ("u2", 0.001),
+    "32FC1": ("f4", 1.0),
+}
+# distortion model -> numbers of coefficients that it may have
+DISTORTION_MODELS: dict[str, tuple[int, ...]] = {
+    "plumb_bob": (4, 5),
+    "rational_polynomial": (8, 12, 14),
+    "equidistant": (4,),
+}
+# compressed_depth_image_transport puts an enum and two float32 quantisation parameters before the picture
+COMPRESSED_DEPTH_HEADER = 12
+QUATERNION_TOLERANCE = 0.02
+
+
+def stamp_to_ns(stamp: Any) -> int:
+    """builtin_interfaces/Time to nanoseconds."""
+    return int(stamp.sec) * 1_000_000_000 + int(stamp.nanosec)
+
+
+def ns_to_stamp(stamp: Any, stamp_ns: int) -> Any:
+    """Fills a builtin_interfaces/Time from nanoseconds and returns it."""
+    stamp.sec, stamp.nanosec = divmod(int(stamp_ns), 1_000_000_000)
+    return stamp
+
+
+def image_to_rgb(msg: Any) -> NDArray[np.uint8]:
+    """sensor_msgs/Image to (H, W, 3) uint8 RGB; a view of the message's own buffer for unpadded and padded rgb8.
+
+    Raises:
+        ConversionError: for an unknown encoding, an empty image, or a size, step and data length that disagree.
+    """
+    if msg.encoding not in COLOUR_ENCODINGS:
+        raise ConversionError(f"colour encoding {msg.encoding!r} is not one of {', '.join(COLOUR_ENCODINGS)}")
+    channels, order = COLOUR_ENCODINGS[msg.encoding]
+    pixels = _rows(msg, channels).reshape(int(msg.height), int(msg.width), channels)
+    if msg.encoding == "rgb8":
+        return pixels
+    return np.ascontiguousarray(pixels[:, :, list(order)])
+
+
+def depth_to_metres(msg: Any) -> NDArray[np.float32]:
+    """sensor_msgs/Image to (H, W) float32 metres, NaN where there is no measurement (REP 117 and 118).
+
+    The unit comes from the encoding: 16UC1 and mono16 are millimetres, 32FC1 metres. Zero, negative and non-finite
+    values become NaN.
+
+    Raises:
+        ConversionError: for an unknown encoding, an empty image, or a size, step and data length that disagree.
+    """
+    if msg.encoding not in DEPTH_ENCODINGS:
+        raise ConversionError(f"depth encoding {msg.encoding!r} is not one of {', '.join(DEPTH_ENCODINGS)}")
+    kind, unit = DEPTH_ENCODINGS[msg.encoding]
+    dtype = np.dtype((">" if msg.is_bigendian else "<") + kind)
+    rows = np.ascontiguousarray(_rows(msg, dtype.itemsize))
+    return _metres(rows.view(dtype).reshape(int(msg.height), int(msg.width)), unit)
+
+
+def compressed_to_rgb(msg: Any) -> NDArray[np.uint8]:
+    """sensor_msgs/CompressedImage (jpeg, png) to (H, W, 3) uint8 RGB. Raises ConversionError for what is no picture."""
+    picture = _decode(np.frombuffer(msg.data, np.uint8), msg.format, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)  # type: ignore[return-value]
+
+
+def compressed_to_metres(msg: Any) -> NDArray[np.float32]:
+    """sensor_msgs/CompressedImage with depth to (H, W) float32 metres, NaN where there is no measurement.
+
+    Reads 16 bit png (millimetres) and the compressedDepth transport: 12 bytes of header, then a png, which holds
+    millimetres for 16UC1 and, for 32FC1, the quantised inverse depth whose two parameters are in the header.
+
+    Raises:
+        ConversionError: for what is no 16 bit picture.
+    """
+    data = np.frombuffer(msg.data, np.uint8)
+    if "compressedDepth" not in msg.format:
+        return _metres(_one_channel_16(_decode(data, msg.format, cv2.IMREAD_UNCHANGED), msg.format), 0.001)
+    if data.size <= COMPRESSED_DEPTH_HEADER:
+        raise ConversionError(f"compressedDepth message of {data.size} bytes is shorter than its header")
+    picture = _one_channel_16(_decode(data[COMPRESSED_DEPTH_HEADER:], msg.format, cv2.IMREAD_UNCHANGED), msg.format)
+    if not msg.format.lstrip().startswith("32FC1"):
+        return _metres(picture, 0.001)
+    # Inverse depth coding of compressed_depth_image_transport: value = a / depth + b, 0 for no measurement.
+    a, b = (float(x) for x in data[4:COMPRESSED_DEPTH_HEADER].view("<f4"))
+    if not (np.isfinite(a) and np.isfinite(b) and a > 0):
+        raise ConversionError(f"compressedDepth quantisation parameters {a}, {b} are not finite and positive")
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        metres = np.where(picture == 0, np.nan, a / (picture.astype(np.float64) - b))
+    return _metres(metres, 1.0)
+
+
+def decode_rgb(msg: Any) -> NDArray[np.uint8]:
+    """Image or CompressedImage to (H, W, 3) uint8 RGB."""
+    return compressed_to_rgb(msg) if hasattr(msg, "format") else image_to_rgb(msg)
+
+
+def decode_depth(msg: Any) -> NDArray[np.float32]:
+    """Image or CompressedImage to (H, W) float32 metres with NaN."""
+    return compressed_to_metres(msg) if hasattr(msg, "format") else depth_to_metres(msg)
+
+
+@dataclass(frozen=True, eq=False)
+class Camera:
+    """The camera of an image as it was sent, binning and region of interest applied.
+
+    Attributes:
+        K: (3, 3) float64 pinhole matrix, pixels.
+        D: (n,) float64 distortion coefficients; empty when the image is rectified.
+        model: name of the distortion model, as in sensor_msgs/CameraInfo.
+        width, height: size of the image that it belongs to, pixels.
+    """
+
+    K: NDArray[np.float64]
+    D: NDArray[np.float64]
+    model: str
+    width: int
+    height: int
+
+
+def camera_info_to_camera(msg: Any, *, rectified: bool = False) -> Camera:
+    """sensor_msgs/CameraInfo to the camera of the image as it was sent.
+
+    The matrices of the message belong to the full sensor; the region of interest moves the principal point and binning
+    scales everything, in that order (as the message's definition says).
+
+    Args:
+        msg: the message.
+        rectified: the images were rectified before: use P and no distortion.
+
+    Raises:
+        ConversionError: for an uncalibrated camera (K[0] = 0), a non-finite number or an unknown distortion model.
+    """
+    name = "P" if rectified else "K"
+    values = np.asarray(msg.p if rectified else msg.k, dtype=np.float64)
+    if values.size != (12 if rectified else 9):
+        raise ConversionError(f"CameraInfo {name} has {values.size} numbers")
+    K = values.reshape(3, -1)[:, :3].copy()
+    if not np.isfinite(K).all():
+        raise ConversionError(f"CameraInfo {name} = {values.tolist()} is not finite")
+    if K[0, 0] <= 0 or K[1, 1] <= 0:
+        raise ConversionError(
+            f"CameraInfo is not calibrated: focal lengths {name}[0] = {K[0, 0]}, {name}[{5 if rectified else 4}] = "
+            f"{K[1, 1]} must be positive"
+        )
+    binning = max(1, int(msg.binning_x)), max(1, int(msg.binning_y))
+    roi = msg.roi
+    full = (int(roi.width) or int(msg.width), int(roi.height) or int(msg.height))
+    width, height = full[0] // binning[0], full[1] // binning[1]
+    if width <= 0 or height <= 0:
+        raise ConversionError(f"CameraInfo describes an image of {width}x{height} pixels")
+    K[0, 2] -= int(roi.x_offset)
+    K[1, 2] -= int(roi.y_offset)
+    K[0] /= binning[0]
+    K[1] /= binning[1]
+    K[2] = (0.0, 0.0, 1.0)
+    D = np.zeros(0) if rectified else _distortion(msg)
+    return Camera(K, D, msg.distortion_model, width, height)
+
+
+def check_size(what: str, shape: Sequence[int], camera: Camera) -> None:
+    """Raises ConversionError unless an image of `shape` (H, W, ...) has the size that its CameraInfo tells."""
+    if (shape[0], shape[1]) != (camera.height, camera.width):
+        raise ConversionError(
+            f"the {what} image is {shape[1]}x{shape[0]} but its CameraInfo describes {camera.width}x{camera.height}"
+        )
+
+
+def rectify(
+    rgb: NDArray[np.uint8], depth: NDArray[np.float32], camera: Camera
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Removes the lens distortion of a registered pair; afterwards `camera.K` alone describes both.
+
+    Args:
+        rgb: (H, W, 3) uint8, interpolated bilinearly.
+        depth: (H, W) float32 metres with NaN, taken from the nearest pixel (depths across an edge must not be mixed).
+        camera: the camera of both; nothing is done when its D is empty.
+    """
+    if camera.D.size == 0:
+        return rgb, depth
+    size = (camera.width, camera.height)
+    if camera.model == "equidistant":
+        maps = cv2.fisheye.initUndistortRectifyMap(camera.K, camera.D, np.eye(3), camera.K, size, cv2.CV_32FC1)
+    else:
+        maps = cv2.initUndistortRectifyMap(camera.K, camera.D, np.eye(3), camera.K, size, cv2.CV_32FC1)
+    flat = cv2.remap(rgb, maps[0], maps[1], cv2.INTER_LINEAR)
+    far = cv2.remap(depth, maps[0], maps[1], cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=np.nan)
+    return flat, far  # type: ignore[return-value]
+
+
+def quaternion_to_rotation(x: float, y: float, z: float, w: float) -> NDArray[np.float64]:
+    """Rotation matrix (3, 3) of a unit quaternion; small rounding is normalised away.
+
+    Raises:
+        ConversionError: for a quaternion that is not finite or whose length differs from 1 by more than 0.02.
+    """
+    q = np.array([x, y, z, w], dtype=np.float64)
+    length = float(np.sqrt(q @ q))
+    if not np.isfinite(length) or abs(length - 1.0) > QUATERNION_TOLERANCE:
+        raise ConversionError(f"quaternion {q.tolist()} has length {length:.4g}, not 1")
+    x, y, z, w = q / length
+    return np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+        ]
+    )
+
+
+def rotation_to_quaternion(R: NDArray[np.float64]) -> tuple[float, float, float, float]:
+    """Unit quaternion (x, y, z, w) of a rotation matrix (3, 3), w >= 0 (Shepperd's largest-component rule)."""
+    diagonal = R[0, 0], R[1, 1], R[2, 2]
+    trace = sum(diagonal)
+    candidates = np.array([1 + 2 * d - trace for d in diagonal] + [1 + trace]) / 4.0
+    largest = int(np.argmax(candidates))
+    main = float(np.sqrt(max(candidates[largest], 0.0)))
+    symmetric = {(0, 1): R[0, 1] + R[1, 0], (0, 2): R[0, 2] + R[2, 0], (1, 2): R[1, 2] + R[2, 1]}
+    skew = R[2, 1] - R[1, 2], R[0, 2] - R[2, 0], R[1, 0] - R[0, 1]
+    q = np.empty(4)
+    for i in range(4):
+        if i == largest:
+            q[i] = main
+        elif i == 3 or largest == 3:
+            q[i] = skew[min(i, largest)] / (4 * main)
+        else:
+            q[i] = symmetric[min(i, largest), max(i, largest)] / (4 * main)
+    q /= np.sqrt(q @ q)
+    x, y, z, w = (float(v) for v in (q if q[3] >= 0 else -q))
+    return x, y, z, w
+
+
+def pose_to_matrix(pose: Any) -> NDArray[np.float64]:
+    """geometry_msgs/Pose to a (4, 4) float64 matrix. Raises ConversionError for a pose that is not rigid."""
+    return _matrix(pose.position, pose.orientation)
+
+
+def transform_to_matrix(transform: Any) -> NDArray[np.float64]:
+    """geometry_msgs/Transform to a (4, 4) float64 matrix. Raises ConversionError for one that is not rigid."""
+    return _matrix(transform.translation, transform.rotation)
+
+
+def point_to_array(point: Any) -> NDArray[np.float64]:
+    """geometry_msgs/Point to (3,) float64. Raises ConversionError for one that is not finite."""
+    xyz = np.array([point.x, point.y, point.z], dtype=np.float64)
+    if not np.isfinite(xyz).all():
+        raise ConversionError(f"point ({point.x}, {point.y}, {point.z}) is not finite")
+    return xyz
+
+
+def fill_pose(pose: Any, T: NDArray[np.float64]) -> Any:
+    """Fills a geometry_msgs/Pose from a rigid (4, 4) matrix and returns it."""
+    pose.position.x, pose.position.y, pose.position.z = (float(v) for v in T[:3, 3])
+    q = pose.orientation
+    q.x, q.y, q.z, q.w = rotation_to_quaternion(T[:3, :3])
+    return pose
+
+
+def fill_image(msg: Any, pixels: NDArray[Any], encoding: str) -> Any:
+    """Fills a fresh sensor_msgs/Image from (H, W) or (H, W, C) pixels with one copy and returns it; the header stays.
+
+    Args:
+        msg: a new message.
+        pixels: uint8 for the 8 bit encodings, uint16 (mm) for 16UC1, float32 (m) for 32FC1.
+        encoding: one of COLOUR_ENCODINGS or DEPTH_ENCODINGS.
+    """
+    pixels = np.ascontiguousarray(pixels)
+    msg.height, msg.width = int(pixels.shape[0]), int(pixels.shape[1])
+    msg.encoding = encoding
+    msg.is_bigendian = 0
+    msg.step = int(pixels.nbytes // pixels.shape[0])
+    msg.data.frombytes(pixels.data.cast("B"))
+    return msg
+
+
+def fill_camera_info(msg: Any, K: NDArray[np.float64], width: int, height: int) -> Any:
+    """Fills a sensor_msgs/CameraInfo of a rectified camera and returns it; the header stays."""
+    msg.width, msg.height = int(width), int(height)
+    msg.distortion_model = "plumb_bob"
+    msg.d = [0.0] * 5
+    msg.k = [float(v) for v in K.reshape(-1)]
+    msg.r = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]
+    msg.p = [float(v) for v in np.hstack([K, np.zeros((3, 1))]).reshape(-1)]
+    return msg
+
+
+def _rows(msg: Any, pixel_bytes: int) -> NDArray[np.uint8]:
+    """The picture's bytes (H, W * pixel_bytes) uint8 without the padding of its rows; a view."""
+    width, height, step = int(msg.width), int(msg.height), int(msg.step)
+    if width <= 0 or height <= 0:
+        raise ConversionError(f"the {msg.encoding} image has a size of {width}x{height}")
+    if step < width * pixel_bytes:
+        raise ConversionError(
+            f"step {step} is too small for {width} pixels of {msg.encoding} ({width * pixel_bytes} bytes)"
+        )
+    data = np.frombuffer(msg.data, np.uint8)
+    if data.size != step * height:
+        raise ConversionError(
+            f"the {width}x{height} {msg.encoding} image has {data.size} bytes of data, step {step} times {height} rows "
+            f"are {step * height}"
+        )
+    return data.reshape(height, step)[:, : width * pixel_bytes]
+
+
+def _metres(values: NDArray[Any], unit: float) -> NDArray[np.float32]:
+    """Any depths to float32 metres; zero, negative and non-finite ones to NaN."""
+    # Dividing by 1000 rounds correctly, multiplying by 0.001 does not.
+    metres = values.astype(np.float32) if unit == 1.0 else values.astype(np.float32) / np.float32(1.0 / unit)
+    metres[~(metres > 0) | np.isinf(metres)] = np.nan
+    return metres
+
+
+def _decode(data: NDArray[np.uint8], fmt: str, flags: int) -> NDArray[Any]:
+    if data.size == 0:
+        raise ConversionError(f"the compressed image ({fmt!r}) is empty")
+    try:
+        picture = cv2.imdecode(data, flags)
+    except cv2.error as error:
+        raise ConversionError(f"the compressed image ({fmt!r}, {data.size} bytes) was refused: {error.err}") from error
+    if picture is None:
+        raise ConversionError(f"the compressed image ({fmt!r}, {data.size} bytes) is no readable picture")
+    return picture
+
+
+def _one_channel_16(picture: NDArray[Any], fmt: str) -> NDArray[np.uint16]:
+    if picture.ndim != 2 or picture.dtype != np.uint16:
+        raise ConversionError(
+            f"compressed depth ({fmt!r}) must be one channel of 16 bits, got {picture.dtype} {picture.shape}"
+        )
+    return picture
+
+
+def _distortion(msg: Any) -> NDArray[np.float64]:
+    """The coefficients that do something: empty for none or all zeros."""
+    D = np.asarray(msg.d, dtype=np.float64)
+    if not np.isfinite(D).all():
+        raise ConversionError(f"CameraInfo D = {D.tolist()} is not finite")
+    if not D.any():
+        return np.zeros(0)
+    allowed = DISTORTION_MODELS.get(msg.distortion_model)
+    if allowed is None:
+        known = ", ".join(DISTORTION_MODELS)
+        raise ConversionError(f"distortion model {msg.distortion_model!r} is not one of {known}")
+    if D.size not in allowed:
+        raise ConversionError(f"distortion model {msg.distortion_model!r} with {D.size} coefficients")
+    return D
+
+
+def _matrix(position: Any, orientation: Any) -> NDArray[np.float64]:
+    T = np.eye(4)
+    T[:3, 3] = (position.x, position.y, position.z)
+    if not np.isfinite(T[:3, 3]).all():
+        raise ConversionError(f"position ({position.x}, {position.y}, {position.z}) is not finite")
+    T[:3, :3] = quaternion_to_rotation(orientation.x, orientation.y, orientation.z, orientation.w)
+    return T

@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where was the camera when the picture was taken? Sources of poses for live topics and for bags; no ROS import.
+
+All of them answer `lookup(stamp_ns, camera_frame) -> T_world_camera`, (4, 4) float64, camera optical frame to scene
+frame. tf2 is imported when a TF source is made, because not every ROS installation brings it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation, Slerp
+
+from adatoken3d_ros.ros.conversions import pose_to_matrix, quaternion_to_rotation, stamp_to_ns, transform_to_matrix
+
+# A stamp that is this much older than the newest one is a clock that was set back (a bag that starts again).
+JUMP_BACK_NS = 1_000_000_000
+
+
+class PoseError(ValueError):
+    """There is no pose and there will be none; the message says for which stamp or frame."""
+
+
+class PoseUnavailable(PoseError):
+    """There is no pose yet, but one may still come."""
+
+
+class PoseSource(Protocol):
+    """Poses of the camera by time."""
+
+    def lookup(self, stamp_ns: int, camera_frame: str, *, final: bool = False) -> NDArray[np.float64]:
+        """T_world_camera (4, 4) at a stamp; `final` says that waiting for a better pose is over.
+
+        Raises PoseUnavailable (one may still come) or PoseError (never).
+        """
+
+    def reset(self, stamp_ns: int) -> None:
+        """Forgets what was received, after time has jumped back to about `stamp_ns`."""
+
+
+class PoseBuffer:
+    """Poses by stamp: exact, else interpolated between two neighbours, else the nearest within the tolerance.
+
+    Args:
+        tolerance_ns: how far the nearest pose may be where there is nothing to interpolate between, and how far apart
+            two neighbours may be to interpolate, is ten times this; nanoseconds.
+        capacity: poses that are remembered, the newest ones; None for all.
+    """
+
+    def __init__(self, tolerance_ns: int = 20_000_000, capacity: int | None = 2000) -> None:
+        self.tolerance_ns = tolerance_ns
+        self.capacity = capacity
+        self._stamps: list[int] = []
+        self._poses: list[NDArray[np.float64]] = []
+
+    def __len__(self) -> int:
+        return len(self._stamps)
+
+    def add(self, stamp_ns: int, T: NDArray[np.float64]) -> None:
+        """Remembers a pose; a second one for the same stamp replaces the first."""
+        at = bisect_left(self._stamps, stamp_ns)
+        if at < len(self._stamps) and self._stamps[at] == stamp_ns:
+            self._poses[at] = T
+            return
+        self._stamps.insert(at, stamp_ns)
+        self._poses.insert(at, T)
+        if self.capacity is not None and len(self._stamps) > self.capacity:
+            del self._stamps[0], self._poses[0]
+
+    def forget_after(self, stamp_ns: int) -> None:
+        """Forgets the poses that are newer than a stamp."""
+        keep = bisect_right(self._stamps, stamp_ns)
+        del self._stamps[keep:], self._poses[keep:]
+
+    def at(self, stamp_ns: int, *, final: bool = False) -> NDArray[np.float64]:
+        """The pose (4, 4) at a stamp.
+
+        Raises:
+            PoseUnavailable: nothing behind the stamp has come yet (with `final`: nothing near it).
+            PoseError: nothing can be near it any more; both say how far the nearest one is.
+        """
+        if not self._stamps:
+            raise PoseUnavailable("no pose has been received")
+        after = bisect_left(self._stamps, stamp_ns)
+        if after < len(self._stamps) and self._stamps[after] == stamp_ns:
+            return self._poses[after]
+        if 0 < after < len(self._stamps):
+            t0, t1 = self._stamps[after - 1], self._stamps[after]
+            if t1 - t0 <= 10 * self.tolerance_ns:
+                return interpolate(self._poses[after - 1], self._poses[after], (stamp_ns - t0) / (t1 - t0))
+        nearest = min(self._stamps[max(0, after - 1) : after + 1], key=lambda stamp: abs(stamp - stamp_ns))
+        gap = abs(nearest - stamp_ns)
+        text = f"the nearest pose is {gap / 1e6:.1f} ms away from the image at {stamp_ns / 1e9:.6f} s"
+        # A pose that lies behind the image may still come, and would do better than the nearest before it.
+        wait = after == len(self._stamps)
+        if gap <= self.tolerance_ns and (final or not wait):
+            return self._poses[self._stamps.index(nearest)]
+        if wait:
+            raise PoseUnavailable(f"{text}, which no pose has reached")
+        raise PoseError(f"{text}; at most {self.tolerance_ns / 1e6:.1f} ms are allowed")
+
+
+def interpolate(T0: NDArray[np.float64], T1: NDArray[np.float64], share: float) -> NDArray[np.float64]:
+    """Between two poses (4, 4): linear in position, spherical in rotation; share 0 gives T0, 1 gives T1."""
+    T = np.eye(4)
+    T[:3, 3] = (1.0 - share) * T0[:3, 3] + share * T1[:3, 3]
+    turns = Slerp([0.0, 1.0], Rotation.from_matrix(np.stack([T0[:3, :3], T1[:3, :3]])))
+    T[:3, :3] = turns(share).as_matrix()
+    return T
+
+
+class StaticPose:
+    """A camera that does not move."""
+
+    def __init__(self, T_world_camera: NDArray[np.float64]) -> None:
+        self._T = T_world_camera
+
+    def lookup(self, stamp_ns: int, camera_frame: str, *, final: bool = False) -> NDArray[np.float64]:
+        return self._T
+
+    def reset(self, stamp_ns: int) -> None:
+        """Nothing was received."""
+
+
+class BufferedPose:
+    """Poses of a body that arrive as messages (Odometry, PoseStamped), and where the camera sits on it.
+
+    Args:
+        scene_frame: frame that the poses must be in; messages with an empty frame_id are believed.
+        T_base_camera: (4, 4) camera optical frame in the body's frame; identity if the poses are the camera's own.
+        tolerance_ns, capacity: see PoseBuffer.
+    """
+
+    def __init__(
+        self,
+        scene_frame: str,
+        T_base_camera: NDArray[np.float64] | None = None,
+        *,
+        tolerance_ns: int = 20_000_000,
+        capacity: int | None = 2000,
+    ) -> None:
+        self.scene_frame = scene_frame
+        self.buffer = PoseBuffer(tolerance_ns, capacity)
+        self._T_base_camera = np.eye(4) if T_base_camera is None else T_base_camera
+
+    def add(self, message: Any) -> None:
+        """Takes a nav_msgs/Odometry or geometry_msgs/PoseStamped.
+
+        Raises:
+            ConversionError: for a pose that is not finite or not a rotation.
+            PoseError: for a pose in another frame.
+        """
+        pose = message.pose.pose if hasattr(message.pose, "pose") else message.pose
+        frame = message.header.frame_id
+        if frame and frame != self.scene_frame:
+            raise PoseError(
+                f"the pose is in frame {frame!r}, the scene in {self.scene_frame!r}: set scene.frame_id to {frame!r}"
+            )
+        self.buffer.add(stamp_to_ns(message.header.stamp), pose_to_matrix(pose))
+
+    def lookup(self, stamp_ns: int, camera_frame: str, *, final: bool = False) -> NDArray[np.float64]:
+        return self.buffer.at(stamp_ns, final=final) @ self._T_base_camera
+
+    def reset(self, stamp_ns: int) -> None:
+        self.buffer.forget_after(stamp_ns + JUMP_BACK_NS)
+
+
+class TransformTree:
+    """The transforms of /tf and /tf_static, without tf2: for bags on machines that have no ROS.
+
+    Args:
+        scene_frame: root that poses are given in.
+        tolerance_ns: see PoseBuffer.
+    """
+
+    def __init__(self, scene_frame: str, *, tolerance_ns: int = 20_000_000) -> None:
+        self.scene_frame = scene_frame
+        self._tolerance_ns = tolerance_ns
+        self._edges: dict[str, tuple[str, PoseBuffer | NDArray[np.float64]]] = {}
+
+    def add(self, message: Any, *, static: bool = False) -> None:
+        """Takes a tf2_msgs/TFMessage. Raises ConversionError for a transform that is not rigid."""
+        for transform in message.transforms:
+            child, parent = transform.child_frame_id.lstrip("/"), transform.header.frame_id.lstrip("/")
+            T = transform_to_matrix(transform.transform)
+            if static:
+                self._edges[child] = (parent, T)
+                continue
+            known = self._edges.get(child)
+            if known is None or known[0] != parent or not isinstance(known[1], PoseBuffer):
+                known = (parent, PoseBuffer(self._tolerance_ns, capacity=None))
+                self._edges[child] = known
+            known[1].add(stamp_to_ns(transform.header.stamp), T)  # type: ignore[union-attr]
+
+    def frames(self) -> list[str]:
+        """Names of all frames, sorted."""
+        return sorted({*self._edges, *(parent for parent, _ in self._edges.values())})
+
+    def lookup(self, stamp_ns: int, camera_frame: str, *, final: bool = False) -> NDArray[np.float64]:
+        """The transform from `camera_frame` to the scene frame.
+
+        Raises:
+            PoseError: if the frames are not connected, naming both and what is there.
+        """
+        camera_frame = camera_frame.lstrip("/")
+        up = self._to_ancestors(camera_frame, stamp_ns, final)
+        down = self._to_ancestors(self.scene_frame, stamp_ns, final)
+        for frame, T_frame_camera in up.items():
+            if frame in down:
+                return np.linalg.inv(down[frame]) @ T_frame_camera
+        raise PoseError(
+            f"no transform from {camera_frame!r} to {self.scene_frame!r}; the frames are {', '.join(self.frames())}"
+        )
+
+    def reset(self, stamp_ns: int) -> None:
+        for _, edge in self._edges.values():
+            if isinstance(edge, PoseBuffer):
+                edge.forget_after(stamp_ns + JUMP_BACK_NS)
+
+    def _to_ancestors(self, frame: str, stamp_ns: int, final: bool) -> dict[str, NDArray[np.float64]]:
+        """{ancestor: transform from `frame` to it}, nearest first; the frame itself included."""
+        chain = {frame: np.eye(4)}
+        T = np.eye(4)
+        while frame in self._edges:
+            parent, edge = self._edges[frame]
+            if parent in chain:
+                raise PoseError(f"the transforms run in a circle through {parent!r}")
+            T = (edge.at(stamp_ns, final=final) if isinstance(edge, PoseBuffer) else edge) @ T
+            frame = parent
+            chain[frame] = T
+        return chain
+
+
+class TfPose:
+    """TF at the acquisition stamp, through tf2_ros.
+
+    Args:
+        node: the ROS node that listens to /tf and /tf_static.
+        scene_frame: target frame.
+        T_base_camera: (4, 4) extra transform from the camera optical frame to the image's frame_id.
+
+    Raises:
+        PoseError: where this ROS installation has no tf2_ros; says what to use instead.
+    """
+
+    def __init__(self, node: Any, scene_frame: str, T_base_camera: NDArray[np.float64] | None = None) -> None:
+        try:
+            import rclpy.time
+            import tf2_ros
+        except ImportError as error:
+            raise PoseError(
+                "pose.source is 'tf', but tf2_ros cannot be imported "
+                f"({error}): install it, or set pose.source to 'odometry', 'pose_topic' or 'static'"
+            ) from error
+        self.scene_frame = scene_frame
+        self._T_base_camera = np.eye(4) if T_base_camera is None else T_base_camera
+        self._tf2 = tf2_ros
+        self._time = rclpy.time.Time
+        self._buffer = tf2_ros.Buffer()
+        self._listener = tf2_ros.TransformListener(self._buffer, node)
+
+    def lookup(self, stamp_ns: int, camera_frame: str, *, final: bool = False) -> NDArray[np.float64]:
+        if not camera_frame:
+            raise PoseError("the image has no frame_id, so TF cannot be asked")
+        try:
+            found = self._buffer.lookup_transform(self.scene_frame, camera_frame, self._time(nanoseconds=stamp_ns))
+        except self._tf2.TransformException as error:
+            raise PoseUnavailable(
+                f"no transform from {camera_frame!r} to {self.scene_frame!r} at {stamp_ns / 1e9:.6f} s: {error}"
+            ) from error
+        return transform_to_matrix(found.transform) @ self._T_base_camera
+
+    def reset(self, stamp_ns: int) -> None:
+        self._buffer.clear()
+
+    def close(self) -> None:
+        """Ends the subscriptions to /tf and /tf_static."""
+        self._listener.unregister()
+
+
+def pose_from_numbers(numbers: Sequence[float]) -> NDArray[np.float64]:
+    """A pose (4, 4) from a parameter: x y z roll pitch yaw (metres, radians) or x y z qx qy qz qw.
+
+    Raises:
+        ValueError: for another count, for numbers that are not finite and for a quaternion that is not a rotation.
+    """
+    if len(numbers) not in (6, 7) or not np.isfinite(numbers).all():
+        raise ValueError(f"a pose is x y z roll pitch yaw or x y z qx qy qz qw, got {list(numbers)}")
+    T = np.eye(4)
+    T[:3, 3] = numbers[:3]
+    if len(numbers) == 7:
+        T[:3, :3] = quaternion_to_rotation(*numbers[3:])
+    else:
+        # REP 103: fixed axes, in the order roll, pitch, yaw.
+        T[:3, :3] = Rotation.from_euler("xyz", list(numbers[3:])).as_matrix()
+    return T
