@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Image and camera geometry: what LLaVA-3D's resize and centre crop do to pixels and intrinsics, and back-projection.
+
+Pixel coordinates are integers at the pixel's index (no half-pixel term), as the weights were trained.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class GeometryError(ValueError):
+    """Sizes that cannot be resized, cropped or sampled; the message names the offending value."""
+
+
+@dataclass(frozen=True)
+class CropTransform:
+    """Resize to (`resized_width`, `resized_height`), then cut the square that begins at column `x0`, row `y0`.
+
+    A source pixel coordinate (x, y) becomes (scale_x * x - shift_x, scale_y * y - shift_y). The shift is the offset of
+    the crop, except in upstream's numbers, where it keeps the half pixel that an odd margin leaves.
+    """
+
+    scale_x: float
+    scale_y: float
+    x0: int
+    y0: int
+    resized_width: int
+    resized_height: int
+    shift_x: float
+    shift_y: float
+
+
+def crop_transform(width: int, height: int, size: int, *, upstream_numerics: bool = False) -> CropTransform:
+    """Short side to `size`, long side to int(size * long / short), centre crop of size x size pixels.
+
+    The crop begins at (long - size) // 2, as CLIP's image preprocessing does, so that depth and colour are cut alike.
+    Upstream rounds the depth's offset half to even and shifts cx by the unrounded half; `upstream_numerics` does too
+    (both differ only where the margin is odd; upstream's wrong cx of portrait images is not reproduced).
+
+    Raises:
+        GeometryError: for a size below 1.
+    """
+    if width < 1 or height < 1 or size < 1:
+        raise GeometryError(f"cannot crop a {width}x{height} image to {size}x{size}")
+    if width >= height:
+        resized_width, resized_height = int(size * width / height), size
+    else:
+        resized_width, resized_height = size, int(size * height / width)
+    margin_x, margin_y = resized_width - size, resized_height - size
+    shift_x, shift_y = (margin_x / 2, margin_y / 2) if upstream_numerics else (margin_x // 2, margin_y // 2)
+    return CropTransform(
+        scale_x=resized_width / width,
+        scale_y=resized_height / height,
+        x0=round(shift_x),
+        y0=round(shift_y),
+        resized_width=resized_width,
+        resized_height=resized_height,
+        shift_x=shift_x,
+        shift_y=shift_y,
+    )
+
+
+def cropped_intrinsics(K: NDArray[np.float64], crop: CropTransform) -> NDArray[np.float64]:
+    """The (3, 3) pinhole matrix of the crop: f' = s f, c' = s c - offset, per axis, in both orientations."""
+    cropped = np.array(K, dtype=np.float64)
+    cropped[0] *= crop.scale_x
+    cropped[1] *= crop.scale_y
+    cropped[0, 2] -= crop.shift_x
+    cropped[1, 2] -= crop.shift_y
+    return cropped
+
+
+@lru_cache(maxsize=64)
+def sample_pixels(
+    width: int, height: int, size: int, grid: int, *, upstream_numerics: bool = False
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Source rows (grid,) and columns (grid,) of the top-left pixel of each patch of the resized and cropped image.
+
+    Patch (i, j) is sampled at pixel (i * size // grid, j * size // grid) of the crop, which is what nearest
+    interpolation from `size` to `grid` picks (14 * i for 336 and 24). The arrays are shared and read-only.
+
+    Raises:
+        GeometryError: if `size` is not a multiple of `grid`.
+    """
+    crop = crop_transform(width, height, size, upstream_numerics=upstream_numerics)
+    if grid < 1 or size % grid:
+        raise GeometryError(f"an image of {size} pixels cannot be cut into {grid} patches of equal size")
+    picked = np.arange(grid) * (size // grid)
+    rows = _nearest(height, crop.resized_height)[picked + crop.y0]
+    cols = _nearest(width, crop.resized_width)[picked + crop.x0]
+    rows.setflags(write=False)
+    cols.setflags(write=False)
+    return rows, cols
+
+
+def _nearest(source: int, resized: int) -> NDArray[np.int64]:
+    """(resized,) source index of each pixel of Pillow's NEAREST resize: floor((x + 0.5) * source / resized).
+
+    Pillow steps along the source by adding the scale, and where (x + 0.5) * scale is a whole number the rounding of
+    that sum decides between two pixels; the same running sum gives the same pixel.
+    """
+    if resized == source:
+        return np.arange(source)
+    scale = source / resized
+    return np.add.accumulate(np.r_[scale * 0.5, np.full(resized - 1, scale)]).astype(np.int64)
+
+
+def backproject(
+    depth: NDArray[np.floating],
+    u: NDArray[np.number],
+    v: NDArray[np.number],
+    K: NDArray[np.float64],
+    T: NDArray[np.float64],
+) -> NDArray[np.float32]:
+    """Points of pixels (u, v), columns and rows, with z-depth `depth` (metres): T @ (K^-1 (u, v, 1) depth).
+
+    Args:
+        depth, u, v: broadcast to one shape (...).
+        K: (3, 3) pinhole matrix. T: (4, 4) camera to world.
+
+    Returns:
+        (..., 3) float32, world metres, computed in float64; NaN where the depth is NaN.
+    """
+    K, T = np.asarray(K, dtype=np.float64), np.asarray(T, dtype=np.float64)
+    rays = T[:3, :3] @ np.linalg.inv(K)
+    z = np.asarray(depth, dtype=np.float64)
+    xyz = [z * (rays[i, 0] * u + rays[i, 1] * v + rays[i, 2]) + T[i, 3] for i in range(3)]
+    return np.stack(np.broadcast_arrays(*xyz), axis=-1).astype(np.float32)

@@ -1,0 +1,387 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Voxel pooling of patches and the scene memory that keeps its sums up to date as views come and go."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+# A voxel is one int64: three signed 21-bit indices, x highest, so that numeric order is lexicographic (x, y, z) order.
+_BITS = 21
+_BIAS = 1 << (_BITS - 1)
+_MASK = (1 << _BITS) - 1
+
+
+class TokenMapError(ValueError):
+    """Points, features or views that cannot be pooled; the message names the offending value."""
+
+
+@dataclass(frozen=True, eq=False)
+class SpatialTokens:
+    """M voxels in lexicographic (x, y, z) order (a random order if the cap was random); tensors on one device.
+
+    Attributes:
+        features: (M, C) float32, mean of the patches' features.
+        xyz: (M, 3) float32, mean of the patches' points, scene frame, metres.
+        rgb: (M, 3) uint8, mean colour.
+        count: (M,) int64, patches in the voxel.
+        voxel: (M, 3) int64, index of the voxel: its centre is index * voxel_size + origin of the map.
+    """
+
+    features: Tensor
+    xyz: Tensor
+    rgb: Tensor
+    count: Tensor
+    voxel: Tensor
+
+    def __len__(self) -> int:
+        return len(self.count)
+
+
+def voxel_keys(xyz: Tensor, voxel_size: float) -> Tensor:
+    """(P,) int64 key of the voxel round_half_even(xyz / voxel_size), in the arithmetic of the dtype of xyz (P, 3).
+
+    Raises:
+        TokenMapError: for a point that is not finite or more than 2^20 voxels from the origin, or a bad voxel size.
+    """
+    if not 0 < voxel_size < float("inf"):
+        raise TokenMapError(f"voxel size {voxel_size} m must be positive and finite")
+    if xyz.ndim != 2 or xyz.shape[1] != 3 or not xyz.is_floating_point():
+        raise TokenMapError(f"points must be floating point of shape (P, 3), got {tuple(xyz.shape)} {xyz.dtype}")
+    index = torch.round(xyz / voxel_size)
+    # One comparison refuses NaN, infinity and what does not fit.
+    inside = (index.abs() < _BIAS).all(dim=1)
+    if not bool(inside.all()):
+        row = int(torch.nonzero(~inside)[0])
+        raise TokenMapError(
+            f"point {row} at {xyz[row].tolist()} m is not finite or more than {_BIAS} voxels of {voxel_size} m away"
+        )
+    biased = index.to(torch.int64) + _BIAS
+    return (biased[:, 0] << (2 * _BITS)) | (biased[:, 1] << _BITS) | biased[:, 2]
+
+
+def voxel_indices(keys: Tensor) -> Tensor:
+    """(M, 3) int64 voxel index of each key (M,): the inverse of the packing in `voxel_keys`."""
+    return torch.stack([(keys >> shift) & _MASK for shift in (2 * _BITS, _BITS, 0)], dim=1) - _BIAS
+
+
+def voxel_pool(
+    features: Tensor,
+    xyz: Tensor,
+    voxel_size: float = 0.2,
+    *,
+    valid: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Means of the features of the points that share a voxel.
+
+    Args:
+        features: (P, C). xyz: (P, 3) metres. Both on one device.
+        valid: (P,) bool; a row that is not valid belongs to no voxel and is never read as a number.
+        dtype: of the sums, the counts that divide them and the points; bfloat16 gives upstream's numbers, whose counts
+            stop at 256.
+
+    Returns:
+        mean (M, C) `dtype`, inverse (P,) int64 (row -> voxel, -1 where not valid), count (M,) int64 and voxel (M, 3)
+        int64, voxels in lexicographic order.
+    """
+    if features.ndim != 2 or len(features) != len(xyz):
+        raise TokenMapError(f"features {tuple(features.shape)} do not belong to points {tuple(xyz.shape)}")
+    rows = None if valid is None or bool(valid.all()) else torch.nonzero(valid)[:, 0]
+    points = xyz if rows is None else xyz[rows]
+    keys, inverse, count = torch.unique(
+        voxel_keys(points.to(dtype), voxel_size), return_inverse=True, return_counts=True
+    )
+    mean = _sum_rows(features, rows, inverse, len(keys), dtype)
+    if dtype == torch.float32:
+        mean /= count[:, None]
+    else:
+        mean /= torch.zeros(len(keys), dtype=dtype, device=xyz.device).index_add_(
+            0, inverse, torch.ones(len(inverse), dtype=dtype, device=xyz.device)
+        )[:, None]
+    if rows is not None:
+        inverse = torch.full((len(xyz),), -1, device=xyz.device).index_copy_(0, rows, inverse)
+    return mean, inverse, count, voxel_indices(keys)
+
+
+def _sum_rows(features: Tensor, rows: Tensor | None, inverse: Tensor, n: int, dtype: torch.dtype) -> Tensor:
+    """(n, C) sums over `inverse` of the given rows of the features (all if None), added in row order."""
+    sums = torch.zeros(n, features.shape[1], dtype=dtype, device=features.device)
+    chosen = features if rows is None else features[rows]
+    return sums.index_add_(0, inverse, chosen.to(dtype))
+
+
+@dataclass(frozen=True, eq=False)
+class _View:
+    """What one view adds: a row per voxel (a row per patch in upstream's numbers), voxels ascending.
+
+    keys (R,) int64, features (R, C) sums on the model's device; on the CPU count (R,), xyz (R, 3) and rgb (R, 3) sums.
+    """
+
+    keys: Tensor
+    features: Tensor
+    count: Tensor
+    xyz: Tensor
+    rgb: Tensor
+
+
+class _Sums:
+    """A growing table of sums, one row a voxel, rows given out and taken back."""
+
+    def __init__(self, channels: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.features = torch.zeros(0, channels, dtype=dtype, device=device)
+        self.weight = torch.zeros(0, dtype=dtype)  # the count that divides the features, in their arithmetic
+        self.count = torch.zeros(0, dtype=torch.int64)
+        self.xyz = torch.zeros(0, 3, dtype=torch.float64)
+        self.rgb = torch.zeros(0, 3, dtype=torch.float64)
+        self._free = torch.empty(0, dtype=torch.int64)
+
+    def take(self, n: int) -> Tensor:
+        """(n,) rows of zeros; the table doubles when it is full."""
+        if n > len(self._free):
+            size = len(self.count)
+            more = max(size, n - len(self._free), 256)
+            for name in ("features", "weight", "count", "xyz", "rgb"):
+                table = getattr(self, name)
+                setattr(self, name, torch.cat([table, table.new_zeros(more, *table.shape[1:])]))
+            self._free = torch.cat([self._free, torch.arange(size, size + more)])
+        taken, self._free = self._free[:n], self._free[n:]
+        return taken
+
+    def zero(self, rows: Tensor) -> None:
+        for table in (self.features, self.weight, self.count, self.xyz, self.rgb):
+            table.index_fill_(0, rows.to(table.device), 0)
+
+    def give_back(self, rows: Tensor) -> None:
+        """Free rows that are zero."""
+        self._free = torch.cat([self._free, rows])
+
+    def add(self, rows: Tensor, view: _View, chosen: Tensor | None = None) -> None:
+        """Add the view's rows (the `chosen` ones) to these rows of the table, one after the other."""
+        features, count, xyz, rgb = view.features, view.count, view.xyz, view.rgb
+        if chosen is not None:
+            features = features[chosen.to(features.device)]
+            count, xyz, rgb = count[chosen], xyz[chosen], rgb[chosen]
+        self.features.index_add_(0, rows.to(self.features.device), features)
+        self.weight.index_add_(0, rows, count.to(self.weight.dtype))
+        self.count.index_add_(0, rows, count)
+        self.xyz.index_add_(0, rows, xyz)
+        self.rgb.index_add_(0, rows, rgb)
+
+
+class TokenMap:
+    """Voxel means over a changing set of views, equal to pooling the same views from scratch.
+
+    Each view is reduced once to one row of sums per voxel. A voxel's sums are always its views' rows added in the order
+    of their keys: a view newer than the others is simply added; any other change adds up the touched voxels anew.
+    Nothing is ever subtracted, so no rounding stays behind and every history of the same views gives the same bits.
+    Views may come from inference mode or not: the map's own tensors are ordinary ones without gradients.
+
+    Args:
+        voxel_size: metres.
+        origin: scene-frame point, metres, that is the centre of voxel (0, 0, 0): the origin of the frame that the model
+            sees.
+        upstream_numerics: reproduce the published numbers: points, sums and the dividing counts in bfloat16, patch by
+            patch (on CUDA the order of these additions is up to the device, as it is upstream).
+    """
+
+    def __init__(
+        self,
+        voxel_size: float = 0.2,
+        origin: Sequence[float] | NDArray[np.floating] = (0.0, 0.0, 0.0),
+        *,
+        upstream_numerics: bool = False,
+    ) -> None:
+        if not 0 < voxel_size < float("inf"):
+            raise TokenMapError(f"voxel size {voxel_size} m must be positive and finite")
+        self.voxel_size = float(voxel_size)
+        self.origin = torch.as_tensor(np.asarray(origin, dtype=np.float64))
+        if self.origin.shape != (3,) or not bool(torch.isfinite(self.origin).all()):
+            raise TokenMapError(f"origin must be three finite numbers, got {list(origin)}")
+        self._dtype = torch.bfloat16 if upstream_numerics else torch.float32
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget every view."""
+        self._views: dict[int, _View] = {}
+        self._keys = torch.empty(0, dtype=torch.int64)  # occupied voxels, ascending, and the row of each in the sums
+        self._slots = torch.empty(0, dtype=torch.int64)
+        self._sums: _Sums | None = None  # grows with the scene, made when the first view tells C and the device
+
+    def __len__(self) -> int:
+        """Number of views."""
+        return len(self._views)
+
+    @property
+    def n_voxels(self) -> int:
+        """Number of occupied voxels: tokens without a cap."""
+        return len(self._keys)
+
+    def keys(self) -> tuple[int, ...]:
+        """Keys of the views, ascending."""
+        return tuple(sorted(self._views))
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def add_view(
+        self,
+        key: int,
+        features: Tensor,
+        xyz: Tensor | NDArray[np.floating],
+        rgb: Tensor | NDArray[np.uint8],
+        valid: Tensor | NDArray[np.bool_] | None = None,
+    ) -> None:
+        """Add one view's patches.
+
+        Args:
+            key: of the view, its stamp in nanoseconds.
+            features: (P, C), vision feature + position embedding; its device is where the sums live.
+            xyz: (P, 3) scene frame, metres. rgb: (P, 3) uint8.
+            valid: (P,) bool; other rows are left out and may hold anything. None: all.
+
+        Raises:
+            TokenMapError: for a key that is there already, shapes that disagree, a point that is not finite, or a
+                feature that is not (it would poison its voxel).
+        """
+        if key in self._views:
+            raise TokenMapError(f"view {key} is already in the map")
+        view = self._reduce(features, torch.as_tensor(xyz).cpu(), torch.as_tensor(rgb).cpu(), valid)
+        if self._sums is None:
+            self._sums = _Sums(view.features.shape[1], self._dtype, view.features.device)
+        have, want = view.features, self._sums.features
+        if have.shape[1] != want.shape[1] or have.device != want.device:
+            raise TokenMapError(
+                f"features have {have.shape[1]} channels on {have.device}, the map {want.shape[1]} on {want.device}"
+            )
+        newest = not self._views or key > max(self._views)
+        self._views[key] = view
+        touched = torch.unique_consecutive(view.keys)
+        self._allocate(touched)
+        if newest:
+            self._sums.add(self._rows_of(view.keys), view)
+        else:
+            self._rebuild(touched)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def remove_view(self, key: int) -> None:
+        """Take one view's patches out.
+
+        Raises:
+            TokenMapError: if there is no such view.
+        """
+        if key not in self._views:
+            raise TokenMapError(f"view {key} is not in the map")
+        touched = torch.unique_consecutive(self._views.pop(key).keys)
+        if not self._views:
+            self.clear()
+            return
+        self._rebuild(touched)
+        self._release(touched)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def tokens(self, max_tokens: int | None = None, *, generator: torch.Generator | None = None) -> SpatialTokens:
+        """The scene as tokens.
+
+        Args:
+            max_tokens: at most so many; the voxels with the most patches stay (ties: the first in order), in order.
+            generator: of the CPU; cap as upstream does instead, a random subset in random order.
+
+        Raises:
+            TokenMapError: if the map is empty or `max_tokens` is below 1.
+        """
+        if max_tokens is not None and max_tokens < 1:
+            raise TokenMapError(f"max_tokens {max_tokens} must be at least 1")
+        if self._sums is None:
+            raise TokenMapError("the token map is empty: no view was added")
+        keys, slots = self._keys, self._slots
+        if max_tokens is not None and len(keys) > max_tokens:
+            if generator is not None:
+                kept = torch.randperm(len(keys), generator=generator)[:max_tokens]
+            else:
+                by_count = torch.sort(self._sums.count[slots], descending=True, stable=True).indices
+                kept = by_count[:max_tokens].sort().values
+            keys, slots = keys[kept], slots[kept]
+        count = self._sums.count[slots]
+        device = self._sums.features.device
+        features = self._sums.features[slots.to(device)]
+        features /= self._sums.weight[slots].to(device)[:, None]
+        return SpatialTokens(
+            features=features.float(),
+            xyz=(self._sums.xyz[slots] / count[:, None]).float().to(device),
+            rgb=(self._sums.rgb[slots] / count[:, None]).round().to(torch.uint8).to(device),
+            count=count.to(device),
+            voxel=voxel_indices(keys).to(device),
+        )
+
+    def _reduce(self, features: Tensor, xyz: Tensor, rgb: Tensor, valid: Tensor | NDArray[np.bool_] | None) -> _View:
+        n = len(xyz)
+        if xyz.shape != (n, 3) or rgb.shape != (n, 3) or features.ndim != 2 or len(features) != n:
+            raise TokenMapError(
+                f"features {tuple(features.shape)}, points {tuple(xyz.shape)} and colours {tuple(rgb.shape)} disagree"
+            )
+        mask = torch.ones(n, dtype=torch.bool) if valid is None else torch.as_tensor(valid).cpu()
+        if mask.shape != (n,) or mask.dtype != torch.bool:
+            raise TokenMapError(f"valid must be ({n},) bool, got {tuple(mask.shape)} {mask.dtype}")
+        rows = torch.nonzero(mask)[:, 0]
+        if not len(rows):
+            raise TokenMapError(f"none of the {n} patches is valid")
+        features, xyz, rgb = features.detach()[rows.to(features.device)], xyz[rows].double(), rgb[rows].double()
+        points = (xyz - self.origin).to(self._dtype)
+        patch_keys = voxel_keys(points, self.voxel_size)
+        if not bool(torch.isfinite(features).all()):
+            bad = int(rows[int(torch.nonzero(~torch.isfinite(features).all(dim=1))[0])])
+            raise TokenMapError(f"the feature of patch {bad} is not finite")
+        if self._dtype != torch.float32:
+            order = torch.sort(patch_keys, stable=True).indices
+            return _View(
+                patch_keys[order],
+                features[order.to(features.device)].to(self._dtype),
+                torch.ones(len(order), dtype=torch.int64),
+                xyz[order],
+                rgb[order],
+            )
+        keys, inverse, count = torch.unique(patch_keys, return_inverse=True, return_counts=True)
+        zeros = torch.zeros(len(keys), 3, dtype=torch.float64)
+        sums = torch.zeros(len(keys), features.shape[1], dtype=self._dtype, device=features.device)
+        return _View(
+            keys,
+            sums.index_add_(0, inverse.to(features.device), features.to(self._dtype)),
+            count,
+            zeros.index_add(0, inverse, xyz),
+            zeros.index_add(0, inverse, rgb),
+        )
+
+    def _rows_of(self, keys: Tensor) -> Tensor:
+        """Rows of the sums of voxels that are all occupied."""
+        return self._slots[torch.searchsorted(self._keys, keys)]
+
+    def _allocate(self, touched: Tensor) -> None:
+        """Give a row to each voxel of `touched` (ascending) that has none."""
+        assert self._sums is not None
+        new = touched[~torch.isin(touched, self._keys, assume_unique=True)]
+        self._keys, order = torch.sort(torch.cat([self._keys, new]))
+        self._slots = torch.cat([self._slots, self._sums.take(len(new))])[order]
+
+    def _rebuild(self, touched: Tensor) -> None:
+        """Add up some voxels (ascending) anew from the rows of their views, in the order of the views' keys."""
+        assert self._sums is not None
+        self._sums.zero(self._rows_of(touched))
+        for key in self.keys():
+            view = self._views[key]
+            rows = torch.nonzero(torch.isin(view.keys, touched))[:, 0]
+            if len(rows):
+                self._sums.add(self._rows_of(view.keys[rows]), view, rows)
+
+    def _release(self, touched: Tensor) -> None:
+        """Give back the rows of voxels that no view holds any more."""
+        assert self._sums is not None
+        empty = (self._sums.count[self._slots] == 0) & torch.isin(self._keys, touched, assume_unique=True)
+        self._sums.give_back(self._slots[empty])
+        self._keys, self._slots = self._keys[~empty], self._slots[~empty]
