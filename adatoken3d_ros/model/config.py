@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sizes and constants of a LLaVA-3D model, read from the `config.json` of its checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from transformers import CLIPVisionConfig, LlamaConfig
+
+# Constants of the original implementation that its config.json does not carry.
+VOXEL_SIZE = 0.2
+MAX_SPATIAL_TOKENS = 2560
+NUM_VIEWS = 20
+
+# The published sizes of vision towers that checkpoints name without describing them.
+KNOWN_VISION: dict[str, dict[str, Any]] = {
+    "clip-vit-large-patch14-336": {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "projection_dim": 768,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "image_size": 336,
+        "patch_size": 14,
+        "hidden_act": "quick_gelu",
+        "layer_norm_eps": 1e-5,
+    },
+}
+
+_VISION_KEYS = (*KNOWN_VISION["clip-vit-large-patch14-336"],)
+_LANGUAGE_KEYS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "max_position_embeddings",
+    "head_dim",
+    "hidden_act",
+    "rms_norm_eps",
+    "tie_word_embeddings",
+    "attention_bias",
+    "mlp_bias",
+    "initializer_range",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+)
+_REQUIRED_VISION = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "image_size",
+    "patch_size",
+)
+_ATTENTION: dict[str, Any] = {"attn_implementation": "sdpa"}
+_REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+# Settings under which the published weights were trained; another value would need code that is not here.
+_FIXED = {
+    "model_type": ("llava_llama",),
+    "mm_projector_type": ("mlp2x_gelu",),
+    "mm_vision_select_feature": ("patch",),
+    "mm_use_im_start_end": (False,),
+    "mm_use_im_patch_token": (False,),
+    "mm_video_tower": ("SpatialAwareModule",),
+    "rope_scaling": (None,),
+}
+
+
+class ConfigError(ValueError):
+    """A config.json that describes no model we can build; the message names the key and its value."""
+
+
+@dataclass(frozen=True)
+class Llava3DConfig:
+    """What shapes a model.
+
+    Attributes:
+        language: sizes of the language model; D = `language.hidden_size`.
+        vision: sizes of the whole vision tower; C = `vision.hidden_size`.
+        select_layer: index into the tower's hidden states whose patches are used; -2: of the last layer but one.
+        num_views: how many views of a scene the weights were trained with.
+        voxel_size: edge of the voxels in which patches are averaged, metres.
+        max_spatial_tokens: most spatial tokens that reach the language model.
+        context_length: most tokens of prompt and answer together.
+    """
+
+    language: LlamaConfig
+    vision: CLIPVisionConfig
+    select_layer: int = -2
+    num_views: int = NUM_VIEWS
+    voxel_size: float = VOXEL_SIZE
+    max_spatial_tokens: int = MAX_SPATIAL_TOKENS
+    context_length: int = 4096
+
+    def __post_init__(self) -> None:
+        for key in ("image_size", "patch_size"):
+            if not isinstance(getattr(self.vision, key), int):
+                raise ConfigError(f"{key} of the vision tower must be one integer, got {getattr(self.vision, key)!r}")
+        if self.image_size % self.patch_size:
+            raise ConfigError(f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}")
+        if not 1 <= self.vision_layers <= self.vision.num_hidden_layers:
+            raise ConfigError(
+                f"mm_vision_select_layer {self.select_layer} is outside a tower of "
+                f"{self.vision.num_hidden_layers} layers"
+            )
+        for name in ("num_views", "voxel_size", "max_spatial_tokens", "context_length"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
+
+    @property
+    def image_size(self) -> int:
+        """Edge of the square image that the vision tower sees, pixels."""
+        return cast(int, self.vision.image_size)
+
+    @property
+    def patch_size(self) -> int:
+        """Edge of a patch, pixels."""
+        return cast(int, self.vision.patch_size)
+
+    @property
+    def grid(self) -> int:
+        """Patches along an edge of the image."""
+        return self.image_size // self.patch_size
+
+    @property
+    def vision_layers(self) -> int:
+        """Layers of the vision tower that have to run: hidden state k is the output of the k-th layer."""
+        layers = int(self.vision.num_hidden_layers)
+        return self.select_layer if self.select_layer >= 0 else layers + 1 + self.select_layer
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any], vision: Mapping[str, Any] | None = None) -> Llava3DConfig:
+        """From the content of a checkpoint's config.json.
+
+        The vision tower is described by an object `vision_config` inside `content`, else by the name in
+        `mm_vision_tower` if it is a known one, else by `vision`, the content of the vision tower's own config.json.
+
+        Raises:
+            ConfigError: for a missing key, a value of the wrong kind or a setting that is not supported.
+        """
+        for key, allowed in _FIXED.items():
+            if key in content and content[key] not in allowed:
+                raise ConfigError(f"{key} is {content[key]!r}, supported: {', '.join(map(repr, allowed))}")
+        try:
+            tower = _vision_config(content, vision)
+            language = _language_config(content)
+            config = cls(
+                language=language,
+                vision=tower,
+                select_layer=int(content.get("mm_vision_select_layer", -2)),
+                num_views=int(content.get("num_frames", NUM_VIEWS)),
+                voxel_size=float(content.get("voxel_size", VOXEL_SIZE)),
+                max_spatial_tokens=int(content.get("max_spatial_tokens", MAX_SPATIAL_TOKENS)),
+                context_length=min(
+                    int(content.get("tokenizer_model_max_length") or language.max_position_embeddings),
+                    int(language.max_position_embeddings),
+                ),
+            )
+        except ConfigError:
+            raise
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ConfigError(f"config.json has a value of the wrong kind: {error}") from error
+        width = content.get("mm_hidden_size", tower.hidden_size)
+        if width != tower.hidden_size:
+            raise ConfigError(f"mm_hidden_size is {width}, but the vision tower is {tower.hidden_size} wide")
+        return config
+
+    def shape(self) -> dict[str, Any]:
+        """Everything that shapes the model, as plain JSON values."""
+        language = {key: getattr(self.language, key) for key in _LANGUAGE_KEYS}
+        language["rope_theta"] = (self.language.rope_parameters or {})["rope_theta"]
+        return {
+            "language": language,
+            "vision": {key: getattr(self.vision, key) for key in _VISION_KEYS},
+            "select_layer": self.select_layer,
+            "num_views": self.num_views,
+            "voxel_size": self.voxel_size,
+            "max_spatial_tokens": self.max_spatial_tokens,
+            "context_length": self.context_length,
+        }
+
+    def hash(self) -> str:
+        """16 hexadecimal digits that tell models of different shape apart (not different weights)."""
+        canonical = json.dumps(self.shape(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def _vision_config(content: Mapping[str, Any], vision: Mapping[str, Any] | None) -> CLIPVisionConfig:
+    name = str(content.get("mm_vision_tower") or "")
+    described = content.get("vision_config")
+    if described is None:
+        described = KNOWN_VISION.get(name.rstrip("/").rsplit("/", 1)[-1])
+    if described is None and vision is not None:
+        described = vision.get("vision_config", vision)  # a whole CLIP model keeps it one level down
+    if not isinstance(described, Mapping):
+        raise ConfigError(
+            f"mm_vision_tower is {name!r}, which is not known here, and config.json has no object vision_config: "
+            "give the directory of the vision tower"
+        )
+    for key in _REQUIRED_VISION:
+        if key not in described:
+            raise ConfigError(f"the vision tower's configuration lacks {key}")
+    values = {key: described[key] for key in _VISION_KEYS if key in described}
+    return CLIPVisionConfig(**values, **_ATTENTION)
+
+
+def _language_config(content: Mapping[str, Any]) -> LlamaConfig:
+    for key in _REQUIRED:
+        if key not in content:
+            raise ConfigError(f"config.json lacks {key}")
+    rope = content.get("rope_parameters") or {}
+    if rope.get("rope_type", "default") != "default":
+        raise ConfigError(f"rope_type is {rope['rope_type']!r}, supported: 'default'")
+    values = {key: content[key] for key in _LANGUAGE_KEYS if content.get(key) is not None}
+    values.setdefault("rms_norm_eps", 1e-5)
+    values.setdefault("max_position_embeddings", 4096)
+    theta = float(content.get("rope_theta") or rope.get("rope_theta", 10000.0))
+    return LlamaConfig(
+        **values,
+        rope_parameters={"rope_type": "default", "rope_theta": theta},
+        **_ATTENTION,
+    )

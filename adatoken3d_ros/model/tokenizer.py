@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Llama's SentencePiece tokenizer as a `tokenizers` model, with the behaviour that LLaVA-3D was trained with.
+
+transformers 5 would need protobuf to read a `tokenizer.model`, and its Llama class does not prefix a text that begins
+with a space. The weights know the original behaviour: every text gets one word-start mark in front, whatever it begins
+with, and no text is read as a control token.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer, decoders, normalizers
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
+
+MARK = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's visible space
+CONTROL_TOKENS = ("<unk>", "<s>", "</s>")
+
+# Kinds of pieces and of models in SentencePiece's file format.
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
+_BPE = 2
+
+
+class TokenizerError(ValueError):
+    """A tokenizer file that cannot be used; the message names the file."""
+
+
+def load_tokenizer(directory: Path) -> tuple[PreTrainedTokenizerFast, Path]:
+    """Reads `tokenizer.model`, else `tokenizer.json`, of a checkpoint; returns the tokenizer and its file.
+
+    Raises:
+        TokenizerError: if there is neither, or the file is damaged or of another kind than Llama's.
+    """
+    for name, read in (("tokenizer.model", _read_sentencepiece), ("tokenizer.json", _read_json)):
+        path = directory / name
+        if path.is_file():
+            vocab, merges = read(path)
+            return llama_tokenizer(vocab, merges), path
+    raise TokenizerError(f"{directory} has neither tokenizer.model nor tokenizer.json")
+
+
+def llama_tokenizer(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> PreTrainedTokenizerFast:
+    """Byte-pair encoding with Llama's conventions: word-start marks, bytes for unknown characters, `<s>` and `</s>`."""
+    backend = Tokenizer(
+        BPE(vocab=dict(vocab), merges=list(merges), unk_token=CONTROL_TOKENS[0], byte_fallback=True, fuse_unk=True)
+    )
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend(MARK), normalizers.Replace(" ", MARK)])
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace(MARK, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in CONTROL_TOKENS])
+    unk, bos, eos = CONTROL_TOKENS
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        unk_token=unk,
+        bos_token=bos,
+        eos_token=eos,
+        padding_side="left",
+        split_special_tokens=True,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def merges_of(scores: Mapping[str, float]) -> list[tuple[str, str]]:
+    """The merges that build the given pieces out of each other, best score first (SentencePiece stores only scores)."""
+    ranked: list[tuple[float, int, int, str]] = []
+    for order, (piece, score) in enumerate(scores.items()):
+        ranked.extend(
+            (-score, order, cut, piece)
+            for cut in range(1, len(piece))
+            if piece[:cut] in scores and piece[cut:] in scores
+        )
+    return [(piece[:cut], piece[cut:]) for _, _, cut, piece in sorted(ranked)]
+
+
+def _read_json(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    try:
+        model = json.loads(path.read_text(encoding="utf-8"))["model"]
+        kind, fallback = model["type"], model.get("byte_fallback")
+        if kind != "BPE" or not fallback:
+            raise TokenizerError(f"{path} is a {kind} tokenizer, byte_fallback {fallback}; Llama's is BPE with bytes")
+        vocab = {str(piece): int(index) for piece, index in model["vocab"].items()}
+        merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
+    except TokenizerError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TokenizerError(f"{path} is no tokenizer file: {error!r}") from error
+    if bad := next((merge for merge in merges if len(merge) != 2), None):
+        raise TokenizerError(f"{path} has a merge of {len(bad)} pieces: {bad}")
+    _check_control_tokens(path, vocab)
+    return vocab, [(a, b) for a, b in merges]
+
+
+def _read_sentencepiece(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Pieces and merges of a SentencePiece model file: a protocol buffer of which a dozen fields matter here."""
+    vocab: dict[str, int] = {}
+    scores: dict[str, float] = {}
+    kind, byte_fallback, char_map = 0, False, b""
+    try:
+        for field, value in _fields(path.read_bytes()):
+            if field == 1 and isinstance(value, bytes):
+                piece, score, piece_kind = _piece(value)
+                if piece_kind == _NORMAL:
+                    scores[piece] = score
+                vocab[piece] = len(vocab)
+            elif field == 2 and isinstance(value, bytes):
+                trainer = dict(_fields(value))
+                kind, byte_fallback = int(trainer.get(3, 1)), bool(trainer.get(35, 0))
+            elif field == 3 and isinstance(value, bytes):
+                char_map = bytes(dict(_fields(value)).get(2, b""))
+    except (ValueError, struct.error, IndexError) as error:
+        raise TokenizerError(f"{path} is no SentencePiece model, or truncated: {error}") from error
+    if not vocab:
+        raise TokenizerError(f"{path} is no SentencePiece model: it has no pieces")
+    if kind != _BPE or not byte_fallback or char_map:
+        raise TokenizerError(
+            f"{path} is not a tokenizer of Llama's kind: model type {kind} (BPE is {_BPE}), byte fallback "
+            f"{byte_fallback}, {len(char_map)} bytes of character map"
+        )
+    _check_control_tokens(path, vocab)
+    return vocab, merges_of(scores)
+
+
+def _check_control_tokens(path: Path, vocab: Mapping[str, int]) -> None:
+    for token in CONTROL_TOKENS:
+        if token not in vocab:
+            raise TokenizerError(f"{path} lacks the control token {token}")
+    if missing := next((b for b in range(256) if f"<0x{b:02X}>" not in vocab), None):
+        raise TokenizerError(f"{path} lacks the byte token <0x{missing:02X}>")
+
+
+def _piece(message: bytes) -> tuple[str, float, int]:
+    text, score, kind = "", 0.0, _NORMAL
+    for field, value in _fields(message):
+        if field == 1 and isinstance(value, bytes):
+            text = value.decode("utf-8")
+        elif field == 2 and isinstance(value, bytes):
+            (score,) = struct.unpack("<f", value)
+        elif field == 3 and isinstance(value, int):
+            kind = value
+    return text, score, kind
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """Field numbers and values of a protocol buffer message: varints as int, everything else as bytes."""
+    at = 0
+    while at < len(message):
+        key, at = _varint(message, at)
+        wire = key & 7
+        if wire == 0:
+            value, at = _varint(message, at)
+            yield key >> 3, value
+            continue
+        if wire == 2:
+            length, at = _varint(message, at)
+        elif wire in (1, 5):
+            length = 8 if wire == 1 else 4
+        else:
+            raise ValueError(f"wire type {wire} at byte {at}")
+        if at + length > len(message):
+            raise ValueError(f"a field of {length} bytes at byte {at} runs past the end at {len(message)}")
+        yield key >> 3, message[at : at + length]
+        at += length
+
+
+def _varint(message: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = message[at]
+        value |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 0x80:
+            return value, at
+        if shift > 63:
+            raise ValueError(f"a number of more than 64 bits at byte {at}")

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images to patch features: CLIP's preprocessing and the layers of CLIP's vision tower that are needed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from transformers import CLIPVisionModel
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from adatoken3d_ros.model.config import Llava3DConfig
+
+
+class VisionTower(nn.Module):
+    """transformers' own CLIPVisionModel, built only as deep as `config.select_layer` looks."""
+
+    def __init__(self, config: Llava3DConfig) -> None:
+        super().__init__()
+        shallow = copy.deepcopy(config.vision)
+        shallow.num_hidden_layers = config.vision_layers
+        self.tower = CLIPVisionModel(shallow)
+        size = config.image_size
+        self._processor = CLIPImageProcessorPil(
+            size={"shortest_edge": size}, crop_size={"height": size, "width": size}, do_convert_rgb=False
+        )
+
+    @property
+    def width(self) -> int:
+        """C, the width of a patch feature."""
+        return int(self.tower.config.hidden_size)
+
+    @property
+    def patches(self) -> int:
+        """P, patches of an image."""
+        return int(self.tower.embeddings.num_patches)
+
+    def preprocess(self, rgb: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
+        """V images (H, W, 3) uint8 -> (V, 3, S, S) float32: short side to S (bicubic), centre crop, normalised.
+
+        Raises:
+            ValueError: for an image of another shape or dtype.
+        """
+        for image in rgb:
+            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+                raise ValueError(f"an image must be (H, W, 3) uint8, got {image.shape} {image.dtype}")
+        batch = self._processor(list(rgb), input_data_format="channels_last", return_tensors="pt")
+        pixels: torch.Tensor = batch["pixel_values"]
+        return pixels
+
+    @torch.no_grad()
+    def forward(self, rgb: Sequence[NDArray[np.uint8]], *, chunk: int = 8) -> torch.Tensor:
+        """V images (H, W, 3) uint8 -> (V, P, C) float32 patch features, row-major over the grid.
+
+        `chunk` images go through the tower at a time, which bounds the memory of the activations.
+        """
+        if chunk < 1:
+            raise ValueError(f"chunk must be at least 1, got {chunk}")
+        weight = self.tower.embeddings.patch_embedding.weight
+        features = torch.empty((len(rgb), self.patches, self.width), dtype=torch.float32, device=weight.device)
+        for start in range(0, len(rgb), chunk):
+            pixels = self.preprocess(rgb[start : start + chunk]).to(weight.device, weight.dtype)
+            hidden = self.tower(pixels).last_hidden_state  # the encoder's output, not passed through post_layernorm
+            features[start : start + chunk] = hidden[:, 1:]  # the first row is the class token
+        return features
