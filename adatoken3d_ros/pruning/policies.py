@@ -1,0 +1,448 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which tokens stay: our gate and its rivals behind one interface, so that a comparison is a loop over names.
+
+A policy sees one sample at one gate and returns the rows to keep; `gate.prefill` removes the others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+from .schedule import Schedule
+from .scores import (
+    attention_of_last_rows,
+    diverse_features,
+    farthest_points,
+    keep_top,
+    position_bias,
+    project_keys,
+    project_queries,
+    sink_tokens,
+)
+
+Rope = Literal["original", "renumber"]
+
+
+class PolicyError(ValueError):
+    """A policy that does not exist, or that was asked for what it cannot do; the message names the value."""
+
+
+@dataclass(frozen=True, eq=False)
+class SceneTokens:
+    """What is known of the N spatial tokens beforehand: centroids (N, 3) in metres, and features (N, C)."""
+
+    xyz: Tensor
+    features: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class GateView:
+    """One sample at the gate before decoder layer `layer`: S rows without padding, n of them spatial.
+
+    Attributes:
+        layer: the gate's layer g; layers < g have run.
+        n_keep: spatial tokens to keep, 0 < n_keep < n.
+        n_total: spatial tokens of the sample at the start, N.
+        alive: (n,) int64 original indices of the spatial tokens still there, rising.
+        start: row of the first spatial token.
+        n_question: rows after the last spatial token, at least 1.
+        hidden: (S, D) states that would enter layer g.
+        question: (n_question, D) states of the question rows that entered layer g-1; None at g = 0.
+        keys: (H_kv, S, head_dim) cached keys of layer g-1, rotated; None at g = 0.
+        cos, sin: (S, head_dim) of the rows' positions.
+        below, above: decoder layers g-1 (None at g = 0) and g.
+        scene: centroids and features of the N tokens, if the caller gave them.
+    """
+
+    layer: int
+    n_keep: int
+    n_total: int
+    alive: Tensor
+    start: int
+    n_question: int
+    hidden: Tensor
+    question: Tensor | None
+    keys: Tensor | None
+    cos: Tensor
+    sin: Tensor
+    below: LlamaDecoderLayer | None
+    above: LlamaDecoderLayer
+    scene: SceneTokens | None
+
+    @property
+    def spatial(self) -> slice:
+        """Rows of the spatial tokens."""
+        return slice(self.start, self.start + len(self.alive))
+
+    def xyz(self, policy: str) -> Tensor:
+        """Centroids (n, 3) of the tokens still there.
+
+        Raises:
+            PolicyError: the caller gave no scene.
+        """
+        if self.scene is None:
+            raise PolicyError(
+                f"{policy} at layer {self.layer} needs the tokens' positions: pass scene=SceneTokens(...)"
+            )
+        return self.scene.xyz[self.alive]
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """Tokens that stay.
+
+    Attributes:
+        keep: (n_keep,) int64 rising indices into `GateView.alive`.
+        scores: (n,) attention that the question paid to each token, not negative; None if it was not measured.
+        merged: (n_keep, D) states that replace the kept rows; None to keep them as they are.
+    """
+
+    keep: Tensor
+    scores: Tensor | None = None
+    merged: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class GateSize:
+    """Sizes that decide what a gate costs: S rows, n of them spatial, `n_question` after them, `n_keep` to keep."""
+
+    n_rows: int
+    n_spatial: int
+    n_keep: int
+    n_question: int
+
+
+class Policy(Protocol):
+    """What `gate.prefill` and the benchmarks need of a way to prune."""
+
+    @property
+    def name(self) -> str:
+        """One of POLICY_NAMES."""
+        ...
+
+    @property
+    def rope(self) -> Rope:
+        """Whether kept tokens keep their positions."""
+        ...
+
+    def select(self, view: GateView) -> Selection:
+        """The rows to keep at this gate."""
+        ...
+
+    def default_schedule(self, n_layers: int) -> Schedule:
+        """The method's own schedule, its layers scaled from the 32 of LLaMA-7B to `n_layers`."""
+        ...
+
+    def flops(self, config: LlamaConfig, size: GateSize) -> float:
+        """Operations of `select`, 2 per multiply-add, sorting and gathering not counted."""
+        ...
+
+
+def scaled_schedule(layers_of_32: list[int], ratios: list[float], n_layers: int) -> Schedule:
+    """A schedule for 32 layers on `n_layers`; gates that fall together take the later ratio, none moves to layer 0."""
+    stages: dict[int, float] = {}
+    for layer, ratio in zip(layers_of_32, ratios, strict=True):
+        stages[max(min(layer, 1), layer * n_layers // 32)] = ratio
+    return Schedule.of(list(stages), list(stages.values()))
+
+
+def _widths(config: LlamaConfig) -> tuple[int, int]:
+    """Columns of the query and of the key projection."""
+    head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
+    return config.num_attention_heads * head_dim, (config.num_key_value_heads or config.num_attention_heads) * head_dim
+
+
+@dataclass(frozen=True)
+class Unpruned:
+    """`none`: every token stays; its schedule has no gate (it may withdraw)."""
+
+    name: str = "none"
+    rope: Rope = "original"
+
+    def select(self, view: GateView) -> Selection:
+        raise PolicyError(
+            f"policy none was given a gate at layer {view.layer} that keeps {view.n_keep} of {view.n_total}"
+        )
+
+    def default_schedule(self, n_layers: int) -> Schedule:
+        return Schedule()
+
+    def flops(self, config: LlamaConfig, size: GateSize) -> float:
+        return 0.0
+
+
+@dataclass(frozen=True)
+class Random:
+    """`random`: a seeded uniform choice, the control of every comparison; by default on the schedule of `ours`."""
+
+    seed: int = 0
+    name: str = "random"
+    rope: Rope = "original"
+
+    def select(self, view: GateView) -> Selection:
+        generator = torch.Generator().manual_seed(self.seed * 1009 + view.layer)
+        keep = torch.randperm(len(view.alive), generator=generator)[: view.n_keep].sort().values
+        return Selection(keep.to(view.alive.device))
+
+    def default_schedule(self, n_layers: int) -> Schedule:
+        return Ours().default_schedule(n_layers)
+
+    def flops(self, config: LlamaConfig, size: GateSize) -> float:
+        return 0.0
+
+
+@dataclass(frozen=True)
+class CoarseVoxel:
+    """`coarse_voxel`: the finest cubic grid with at most k occupied cells, each cell one token, the mean of its tokens.
+
+    A grid seldom has exactly k occupied cells: slots left over go to further tokens of the fullest cells, which then
+    are not part of a mean. Means are of the states at the gate (before the language model: of projected features) and
+    stand at the row and position of the cell's first token.
+    """
+
+    name: str = "coarse_voxel"
+    rope: Rope = "original"
+
+    def select(self, view: GateView) -> Selection:
+        cell = coarsest_cells(view.xyz(self.name), view.n_keep)
+        n_cells, order = int(cell.max()) + 1, torch.arange(len(cell), device=cell.device)
+        first = torch.full((n_cells,), len(cell), device=cell.device).scatter_reduce(0, cell, order, "amin")
+        size = cell.bincount(minlength=n_cells)
+        spare = torch.ones_like(cell, dtype=torch.bool).index_fill(0, first, False)
+        extra = order[spare][size[cell[spare]].argsort(descending=True, stable=True)][: view.n_keep - n_cells]
+        cell = cell.index_put((extra,), n_cells + torch.arange(len(extra), device=cell.device))
+        keep, by_row = torch.cat([first, extra]).sort()
+        states = view.hidden[view.spatial].float()
+        sums = torch.zeros(view.n_keep, states.shape[-1], device=states.device).index_add_(0, cell, states)
+        means = sums / cell.bincount(minlength=view.n_keep)[:, None]
+        return Selection(keep, merged=means[by_row].to(view.hidden.dtype))
+
+    def default_schedule(self, n_layers: int) -> Schedule:
+        return Schedule.of([0], [0.36])
+
+    def flops(self, config: LlamaConfig, size: GateSize) -> float:
+        return float(size.n_spatial * config.hidden_size)
+
+
+def coarsest_cells(xyz: Tensor, k: int) -> Tensor:
+    """Cell (n,) of points `xyz` (n, 3) in the finest cubic grid with at most `k` cells occupied, by bisection."""
+    points = xyz.double() - xyz.double().amin(0)
+    coarse, fine = 2 * float(points.max()) + 1e-6, 0.0
+    best = torch.zeros(len(points), dtype=torch.long, device=points.device)
+    for _ in range(40):
+        size = (coarse + fine) / 2
+        cell = (points / size).floor().unique(dim=0, return_inverse=True)[1]
+        if int(cell.max()) + 1 <= k:
+            coarse, best = size, cell
+        else:
+            fine = size
+    return best
+
+
+@dataclass(frozen=True)
+class FastV:
+    """`fastv`: attention of the prompt's last row at layer g-1, mean over heads, positions kept (arXiv 2403.06764).
+
+    The original reads full attention maps from an eager layer; this one row from the cached keys is the same number, at
+    less than the original's cost.
+    """
+
+    name: str = "fastv"
+    rope: Rope = "original"
+
+    def select(self, view: GateView) -> Selection:
+        return _by_attention(self.name, view, rows=1)
+
+    def default_schedule(self, n_layers: int) -> Schedule:
+        return scaled_schedule([2], [0.5], n_layers)
+
+    def flops(self, config: LlamaConfig, size: GateSize) -> float:
+        return _cached_key_flops(config, size, rows=1)
+
+
+def question_scores(policy: str, view: GateView, rows: int) -> Tensor:
+    """Attention (n,) that the last `rows` question rows paid the tokens in layer g-1; only their queries are new.
+
+    Raises:
+        PolicyError: at g = 0 no layer has run.
+    """
+    if view.question is None or view.keys is None or view.below is None:
+        raise PolicyError(f"{policy} scores by the attention of the layer below; layer {view.layer} has none")
+    queries = project_queries(view.below, view.question[-rows:], view.cos[-rows:], view.sin[-rows:])
+    return attention_of_last_rows(queries, view.keys, view.below.self_attn.scaling)[view.spatial]
+
+
+def _by_attention(policy: str, view: GateView, rows: int) -> Selection:
+    scores = question_scores(policy, view, rows)
+    return Selection(keep_top(scores, view.n_keep), scores)
+
+
+def _cached_key_flops(config: LlamaConfig, size: GateSize, rows: int) -> float:
+    width, _ = _widths(config)
+    return 2.0 * rows * config.hidden_size * width + 2.0 * rows * size.n_rows * width
+
+
+@dataclass(frozen=True)
+class PyramidDrop:
+    """`pyramiddrop`: attention of the last question row in the *next* layer (arXiv 2410.17247).
+
+    Scored the method's own way: queries and keys of all rows are computed for one row's attention and thrown away, then
+    computed again by the layer. Positions are renumbered after each drop, as in its code.
+    """
+
+    name: str = "pyramiddrop"
+    rope: Rope = "renumber"
+    layers: tuple[int, ...] = (8, 16, 24)
+    ratios: tuple[float, ...] = (0.5, 0.25, 0.125)
+
+    def select(self, view: GateView) -> Selection:
+        keys = project_keys(view.above, view.hidden, view.cos, view.sin)
+        queries = project_queries(view.above, view.hidden, view.cos, view.sin)
+        scores = attention_of_last_rows(queries[:, -1:], keys, view.above.self_attn.scaling)[view.spatial]
+        return Selection(keep_top(scores, view.n_keep), scores)
+
+    def default_schedule(self, n_layers: int) -> Schedule:
+        return scaled_schedule(list(self.layers), list(self.ratios), n_layers)
+
+    def flops(self, config: LlamaConfig, size: GateSize) -> float:
+        width, kv_width = _widths(config)
+        return 2.0 * size.n_rows * (config.hidden_size * (width + kv_width) + width)
+
+
+RELEASED_LISTS: dict[str, tuple[tuple[int, ...], tuple[float, ...]]] = {
+    "model": ((8, 16, 24), (0.5, 0.25, 0.125)),
+    "run": ((8, 16, 24), (0.8, 0.5, 0.25)),
+    "scanqa": ((8, 16, 24), (0.8, 0.6, 0.4)),
+    "ate": ((4, 8, 12, 16, 18, 20, 22, 24, 26, 28), (0.9, 0.8, 0.75, 0.7, 0.6, 0.55, 0.5, 0.45, 0.4, 0.25)),
+    "plot": ((4, 8, 12, 16, 18, 20), (0.75, 0.5, 0.4, 0.3, 0.25, 0.15)),
+}
+
+
+def adatoken_release(lists: str = "ate", renumber: bool = True) -> PyramidDrop:
+    """`adatoken_release`: what the published code of AdaToken-3D runs, PyramidDrop's gate on its own lists.
+
+    Args:
+        lists: which of the lists found in its scripts, a key of RELEASED_LISTS.
+        renumber: renumber positions after each drop, as published.
+    """
+    if lists not in RELEASED_LISTS:
+        raise PolicyError(f"no released lists {lists!r}; there are {', '.join(RELEASED_LISTS)}")
+    layers, ratios = RELEASED_LISTS[lists]
+    return PyramidDrop("adatoken_release", "renumber" if renumber else "original", layers, ratios)
+
+
+@dataclass(frozen=True)
+class DivPrune:
+    """`divprune`: greedy max-min cosine distance of the tokens, before the language model (arXiv 2503.02175)."""
+
+    name: str = "divprune"
+    rope: Rope = "original"
+
+    def select(self, view: GateView) -> Selection:
+        return Selection(diverse_features(view.hidden[view.spatial], view.n_keep).sort().values)
+
+    def default_schedule(self, n_layers: int) -> Schedule:
+        return Schedule.of([0], [0.098])
+
+    def flops(self, config: LlamaConfig, size: GateSize) -> float:
+        return 2.0 * config.hidden_size * size.n_spatial * (size.n_spatial + 1.5 * size.n_keep)
+
+
+@dataclass(frozen=True, eq=False)
+class Ours:
+    """`ours`: attention that the whole question pays, read off the keys that layer g-1 has cached anyway.
+
+    At g = 0 nothing has been asked yet: farthest points, or diverse states where no positions are given.
+
+    Attributes:
+        rows: "question" for all rows after the spatial tokens, "last" for the last one.
+        coverage: share of the slots given to points far from every kept one, so that counting and grounding survive;
+            None for 0.1 where positions are given and 0 where they are not.
+        debias: (m,) mean score to expect along the relative position of a token, which the scores are divided by; None
+            for no correction.
+        sink_dims: activations that mark attention sinks, which then rank last; belongs to the language model.
+        sink_threshold: how huge such an activation is, as a multiple of the row's root mean square.
+    """
+
+    rows: Literal["question", "last"] = "question"
+    coverage: float | None = None
+    debias: Tensor | None = None
+    sink_dims: tuple[int, ...] = ()
+    sink_threshold: float = 20.0
+    name: str = "ours"
+    rope: Rope = "original"
+
+    def __post_init__(self) -> None:
+        if self.rows not in ("question", "last"):
+            raise PolicyError(f"rows {self.rows!r} is neither 'question' nor 'last'")
+        if self.coverage is not None and not 0.0 <= self.coverage <= 1.0:
+            raise PolicyError(f"coverage {self.coverage} is outside [0, 1]")
+        if self.debias is not None and not (self.debias.isfinite() & (self.debias > 0)).all():
+            raise PolicyError(f"the position curve must be positive and finite, its least value is {self.debias.min()}")
+
+    def select(self, view: GateView) -> Selection:
+        if view.layer == 0:
+            return Selection(self._spread(view).sort().values)
+        scores = question_scores(self.name, view, 1 if self.rows == "last" else view.n_question)
+        ranked = scores
+        if self.debias is not None:
+            ranked = ranked / position_bias(self.debias.to(scores), view.alive, view.n_total)
+        if self.sink_dims:
+            sinks = sink_tokens(view.hidden[view.spatial], self.sink_dims, self.sink_threshold)
+            ranked = ranked.masked_fill(sinks, -1.0)
+        n_spread = self._spread_slots(view)
+        keep = keep_top(ranked, view.n_keep - n_spread)
+        if n_spread > 0:
+            spread = farthest_points(view.xyz(self.name), n_spread, chosen=keep)
+            keep = torch.cat([keep, spread]).sort().values
+        return Selection(keep, scores)
+
+    def _spread_slots(self, view: GateView) -> int:
+        share = (0.0 if view.scene is None else 0.1) if self.coverage is None else self.coverage
+        return math.floor(share * view.n_keep)
+
+    def _spread(self, view: GateView) -> Tensor:
+        if view.scene is None:
+            return diverse_features(view.hidden[view.spatial], view.n_keep)
+        return farthest_points(view.xyz(self.name), view.n_keep)
+
+    def default_schedule(self, n_layers: int) -> Schedule:
+        return scaled_schedule([2, 8, 16], [0.5, 0.25, 0.125], n_layers)
+
+    def flops(self, config: LlamaConfig, size: GateSize) -> float:
+        return _cached_key_flops(config, size, 1 if self.rows == "last" else size.n_question)
+
+
+_POLICIES: dict[str, Callable[..., Policy]] = {
+    "none": Unpruned,
+    "random": Random,
+    "coarse_voxel": CoarseVoxel,
+    "fastv": FastV,
+    "pyramiddrop": PyramidDrop,
+    "adatoken_release": adatoken_release,
+    "divprune": DivPrune,
+    "ours": Ours,
+}
+POLICY_NAMES = tuple(_POLICIES)
+
+
+def make_policy(name: str, **options: Any) -> Policy:
+    """The policy called `name`, one of POLICY_NAMES.
+
+    Raises:
+        PolicyError: no such policy, or an option it does not have.
+    """
+    if name not in _POLICIES:
+        raise PolicyError(f"no policy {name!r}; there are {', '.join(POLICY_NAMES)}")
+    try:
+        return _POLICIES[name](**options)
+    except TypeError as error:
+        raise PolicyError(f"policy {name!r}: {error}") from error

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much a token matters: pure functions on tensors, no state, no randomness."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, apply_rotary_pos_emb
+
+ROWS_AT_ONCE = 64
+
+
+def project_queries(layer: LlamaDecoderLayer, rows: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Queries (H, R, head_dim) of `layer` for `rows` (R, D), its input; cos and sin (R, head_dim)."""
+    return _rotated(layer, layer.self_attn.q_proj, rows, cos, sin)
+
+
+def project_keys(layer: LlamaDecoderLayer, rows: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Keys (H_kv, n, head_dim) of `layer` for `rows` (n, D), its input; cos and sin (n, head_dim)."""
+    return _rotated(layer, layer.self_attn.k_proj, rows, cos, sin)
+
+
+def _rotated(layer: LlamaDecoderLayer, projection: nn.Module, rows: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    heads = projection(layer.input_layernorm(rows)).unflatten(-1, (-1, layer.self_attn.head_dim)).transpose(0, 1)
+    rotated, _ = apply_rotary_pos_emb(heads, heads[:0], cos, sin, unsqueeze_dim=0)
+    return rotated
+
+
+def attention_of_last_rows(queries: Tensor, keys: Tensor, scaling: float) -> Tensor:
+    """Attention (n,) that the last R of n rows pay each token: full causal softmax, mean over heads and rows.
+
+    Args:
+        queries: (H, R, head_dim), rotated, of the last R rows.
+        keys: (H_kv, n, head_dim), rotated; H is a multiple of H_kv (grouped queries), R <= n.
+        scaling: factor of the products, usually head_dim ** -0.5.
+
+    Computed in float32, ROWS_AT_ONCE rows at a time, so that no n x n map exists for any R.
+    """
+    n_heads, n_rows, _ = queries.shape
+    total = torch.zeros(keys.shape[1], device=keys.device)
+    for _, probabilities in causal_attention(queries, keys, scaling):
+        total += probabilities.sum((0, 1))
+    return total / (n_heads * n_rows)
+
+
+def causal_attention(queries: Tensor, keys: Tensor, scaling: float) -> Iterator[tuple[int, Tensor]]:
+    """Float32 attention of the last R of n rows in chunks: (index of the chunk's first row, (H, chunk, n)).
+
+    Arguments as in `attention_of_last_rows`.
+    """
+    (n_heads, n_rows, dim), (n_kv, n, _) = queries.shape, keys.shape
+    transposed = keys.float().transpose(1, 2)
+    column = torch.arange(n, device=keys.device)
+    for first in range(0, n_rows, ROWS_AT_ONCE):
+        chunk = queries[:, first : first + ROWS_AT_ONCE].float() * scaling
+        # The heads of a group are consecutive: (H_kv, group * chunk, head_dim) x (H_kv, head_dim, n).
+        logits = (chunk.reshape(n_kv, -1, dim) @ transposed).view(n_heads, -1, n)
+        last_seen = n - n_rows + first + torch.arange(chunk.shape[1], device=keys.device)
+        yield first, logits.masked_fill_(column > last_seen[:, None], -torch.inf).softmax(-1)
+
+
+def keep_top(scores: Tensor, k: int) -> Tensor:
+    """Indices (k,) of the k highest of `scores` (n,), in rising order; ties go to the earlier token."""
+    return scores.sort(descending=True, stable=True).indices[:k].sort().values
+
+
+def sink_tokens(hidden: Tensor, dims: tuple[int, ...], threshold: float) -> Tensor:
+    """Mask (n,) of attention sinks: tokens of `hidden` (n, D) whose RMS-normalised activation in one of `dims` is huge.
+
+    The dimensions belong to the language model (1415 and 2533 for LLaMA-2-7B, threshold 20; arXiv 2503.03321).
+    """
+    rows = hidden.float()
+    return (rows[:, list(dims)].abs() > threshold * rows.pow(2).mean(-1, keepdim=True).sqrt()).any(-1)
+
+
+def position_bias(curve: Tensor, index: Tensor, n: int) -> Tensor:
+    """Score (k,) to expect at tokens `index` (k,) of n: `curve` (m,) over the relative position, linear between."""
+    at = index.double() / max(1, n - 1) * (len(curve) - 1)
+    left = at.long().clamp(max=max(0, len(curve) - 2))
+    right = (left + 1).clamp(max=len(curve) - 1)
+    return torch.lerp(curve[left].double(), curve[right].double(), at - left).to(curve.dtype)
+
+
+def farthest_points(xyz: Tensor, k: int, chosen: Tensor | None = None) -> Tensor:
+    """Indices (k,) of points of `xyz` (n, 3), each as far as can be from those before it and from `chosen` (m,).
+
+    Without `chosen`, the point nearest to the centroid comes first. Greedy and deterministic: O(k n).
+    """
+    points = xyz.float()
+    if chosen is not None and len(chosen) > 0:
+        nearest = torch.cdist(points, points[chosen]).square().amin(1).index_fill(0, chosen, -1.0)
+        return _greedy_max_min(points, nearest, k)
+    first = (points - points.mean(0)).square().sum(-1).argmin()[None]
+    return torch.cat([first[:k], farthest_points(xyz, k - 1, first)]) if k > 0 else first[:0]
+
+
+def _greedy_max_min(points: Tensor, nearest: Tensor, k: int) -> Tensor:
+    """k points by largest squared distance `nearest` (n,) to the chosen ones, which are marked by -1."""
+    picked = torch.empty(k, dtype=torch.long, device=points.device)
+    for i in range(k):
+        picked[i] = best = nearest.argmax()
+        nearest = torch.minimum(nearest, (points - points[best]).square().sum(-1)).index_fill(0, best, -1.0)
+    return picked
+
+
+def diverse_features(features: Tensor, k: int) -> Tensor:
+    """Indices (k,) of rows of `features` (n, D) by greedy max-min cosine distance (DivPrune, arXiv 2503.02175).
+
+    The first is the row whose nearest neighbour is farthest. Between unit vectors the cosine distance is half the
+    squared Euclidean one, so the greedy choice is that of farthest points. O(n^2 D) for the first,
+    O(k n D) for the rest.
+    """
+    unit = normalize(features.float(), dim=-1)
+    if k == 0:
+        return torch.zeros(0, dtype=torch.long, device=unit.device)
+    first = (unit @ unit.T).fill_diagonal_(-1.0).amax(1).argmin()[None]
+    return torch.cat([first, farthest_points(unit, k - 1, first)])

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A small random Llama, prompts for it, and the oracle: the same model at full length with dropped tokens masked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from adatoken3d_ros.pruning.gate import GateTrace, Layout
+from adatoken3d_ros.pruning.policies import SceneTokens
+from torch import Tensor
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+
+N_LAYERS = 6
+
+
+def tiny_llama(n_kv_heads: int = 4, context: int = 512, seed: int = 0) -> LlamaForCausalLM:
+    """Six layers, hidden 64, four heads; fewer key/value heads for grouped queries. Float32 random weights."""
+    config = LlamaConfig(
+        vocab_size=199,
+        hidden_size=64,
+        intermediate_size=112,
+        num_hidden_layers=N_LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=n_kv_heads,
+        max_position_embeddings=context,
+        attn_implementation="sdpa",
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config).eval()
+        for parameter in model.parameters():
+            if parameter.ndim == 2:  # the default of 0.02 makes attention flat and a mistake invisible
+                torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+@dataclass
+class Prompt:
+    """Left-padded random embeddings with their layout, and a scene for each sample."""
+
+    embeds: Tensor
+    layout: Layout
+    scene: list[SceneTokens]
+
+
+def make_prompt(
+    n_before: tuple[int, ...], n_spatial: tuple[int, ...], n_after: tuple[int, ...], seed: int = 0
+) -> Prompt:
+    generator = torch.Generator().manual_seed(seed)
+    n_tokens = tuple(a + b + c for a, b, c in zip(n_before, n_spatial, n_after, strict=True))
+    embeds = torch.randn(len(n_tokens), max(n_tokens), 64, generator=generator)
+    scene = [SceneTokens(torch.rand(n, 3, generator=generator) * 5) for n in n_spatial]
+    return Prompt(embeds, Layout(n_before, n_spatial, n_tokens, max(n_tokens)), scene)
+
+
+class MaskedOracle:
+    """One sample at full length: nothing is removed, but a token that was dropped is hidden from the later layers' rows.
+
+    With `renumber` each layer sees the positions that a contiguous count of its visible tokens gives.
+    """
+
+    def __init__(self, language: LlamaForCausalLM, start: int, last_layer: Tensor, renumber: bool = False) -> None:
+        self.language, self.start, self.last_layer, self.renumber = language, start, last_layer, renumber
+        self.cache = DynamicCache()
+
+    @torch.no_grad()
+    def __call__(self, embeds: Tensor) -> Tensor:
+        """Logits (V,) of the last of (q, D) further embeddings."""
+        model, past = self.language.model, self.cache.get_seq_length()
+        n, hidden = past + len(embeds), embeds[None]
+        for i, layer in enumerate(model.layers):
+            visible = torch.ones(n, dtype=torch.bool)
+            visible[self.start : self.start + len(self.last_layer)] = self.last_layer >= i
+            positions = (visible.cumsum(0) - 1).clamp(min=0) if self.renumber else torch.arange(n)
+            mask = torch.ones(n, n, dtype=torch.bool).tril() & (visible | torch.eye(n, dtype=torch.bool))
+            hidden = layer(
+                hidden,
+                attention_mask=mask[None, None, past:],
+                position_embeddings=model.rotary_emb(hidden, positions[None, past:]),
+                past_key_values=self.cache,
+            )
+        return self.language.lm_head(model.norm(hidden[0, -1]))
+
+
+def oracle_logits(
+    language: LlamaForCausalLM, prompt: Prompt, trace: GateTrace, tokens: Tensor, renumber: bool = False
+) -> Tensor:
+    """Logits (1 + T, B, V) of the prompt and of each of `tokens` (T, B) after it, every sample on its own."""
+    samples = []
+    for b, (start, n_spatial, n_tokens) in enumerate(
+        zip(prompt.layout.spatial_start, prompt.layout.n_spatial, prompt.layout.n_tokens, strict=True)
+    ):
+        oracle = MaskedOracle(language, start, trace.last_layer[b, :n_spatial], renumber)
+        steps = [oracle(prompt.embeds[b, -n_tokens:])]
+        steps += [oracle(language.model.embed_tokens(token[None])) for token in tokens[:, b]]
+        samples.append(torch.stack(steps))
+    return torch.stack(samples, 1)
