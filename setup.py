@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What pip needs beyond pyproject.toml: the ROS part, built by CMakeLists.txt, the file that colcon uses.
 
-CMake runs against the ROS 2 prefix that holds `ament_package` (with pip: the wheels) and installs into a staging folder.
-What it staged (type supports, message modules, share/, executables) is packed as data files, which pip lays over the
+CMake runs against the ROS 2 prefix that holds `ament_package` (with pip: the wheels) and installs into a staging
+folder. What it staged (type supports, message modules, share/, executables) is packed as data files, which pip lays over the
 environment's prefix, where ROS looks for it. The Python sources are left to setuptools, so that `pip install -e` keeps
 them in place.
 """
@@ -14,6 +14,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import Command, Distribution, setup
@@ -42,6 +43,8 @@ def build_environment(prefix: Path) -> dict[str, str]:
         # Another distribution must not be mixed in: type supports would be linked against the wrong headers.
         belongs = any(Path(entry).resolve() == prefix for entry in sourced)
         environment[name] = os.pathsep.join(sourced if belongs else [str(prefix)])
+    # CMake and Ninja may be pip's, in an environment that is not activated.
+    environment["PATH"] = os.pathsep.join([environment.get("PATH", os.defpath), sysconfig.get_path("scripts")])
     return environment
 
 
@@ -65,9 +68,14 @@ class BuildRos(Command):
         shutil.rmtree(tree, ignore_errors=True)
         prefix = ros_prefix()
         environment = build_environment(prefix)
+        cmake = shutil.which("cmake", path=environment["PATH"])
+        if cmake is None:
+            raise SystemExit(
+                "The ROS interfaces are built by CMake, 3.20 or newer, and none is found: pip install cmake ninja"
+            )
         configure = [
-            *("cmake", "-S", str(SOURCE), "-B", str(tree)),
-            *(("-G", "Ninja") if shutil.which("ninja") else ()),
+            *(cmake, "-S", str(SOURCE), "-B", str(tree)),
+            *(("-G", "Ninja") if shutil.which("ninja", path=environment["PATH"]) else ()),
             "-DCMAKE_BUILD_TYPE=Release",
             "-DBUILD_TESTING=OFF",
             f"-DCMAKE_INSTALL_PREFIX={stage}",
@@ -77,8 +85,8 @@ class BuildRos(Command):
         ]
         jobs = str(os.cpu_count() or 1)
         subprocess.run(configure, env=environment, check=True)
-        subprocess.run(["cmake", "--build", str(tree), "--parallel", jobs], env=environment, check=True)
-        subprocess.run(["cmake", "--install", str(tree)], env=environment, check=True)
+        subprocess.run([cmake, "--build", str(tree), "--parallel", jobs], env=environment, check=True)
+        subprocess.run([cmake, "--install", str(tree)], env=environment, check=True)
         self.distribution.data_files = [*(self.distribution.data_files or []), *staged_files(stage)]
 
     def get_source_files(self) -> list[str]:

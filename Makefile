@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+# make demo | test | lint | env | clean | help
+#   PYTHON=python3.12      interpreter for the environment (3.10 or newer)
+#   VENV=.venv             folder of the environment
+#   TORCH_INDEX_URL=URL    package index with CPU builds of torch, where the default one has only CUDA builds
+#   NO_APT=1               name missing system packages instead of installing them
+#   PYTEST_ARGS="-k gate"  what pytest gets
+#   DEMO_ARGS="--help"     what `adatoken3d demo` gets
+
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+
+# The environment is whole in itself; a sourced ROS installation or workspace would be mixed into it.
+unexport PYTHONPATH PYTHONHOME AMENT_PREFIX_PATH CMAKE_PREFIX_PATH COLCON_PREFIX_PATH CMAKE_TOOLCHAIN_FILE
+unexport LD_LIBRARY_PATH _ROS_WHEELS_BOOTSTRAP_COMPLETE
+
+# Demo and tests stay off the network.
+export ROS_AUTOMATIC_DISCOVERY_RANGE ?= LOCALHOST
+
+.PHONY: help env demo test lint format clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^# \{0,1\}//; 2,8p' Makefile
+
+env:
+	@command -v $(PYTHON) > /dev/null || { echo "No '$(PYTHON)' here: install Python 3.10 or newer, or name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "'$(PYTHON)' is $$($(PYTHON) --version 2>&1), and 3.10 is the oldest that works: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) scripts/bootstrap.py --venv $(VENV)
+
+demo: env
+	@$(VENV)/bin/adatoken3d demo $(DEMO_ARGS)
+
+test: lint
+	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+lint: env
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: env
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean:
+	rm -rf $(VENV) build install log *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
