@@ -1,0 +1,321 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Strategies: which policy prunes which share of the spatial tokens where, for which model; YAML files and the fit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+
+from adatoken3d_ros.pruning.policies import make_policy
+from adatoken3d_ros.pruning.schedule import Schedule, ScheduleError, Stage
+
+FORMAT = "adatoken3d-strategy/1"
+MAX_BYTES = 64 * 1024
+_MAX_DEPTH = 16
+
+FloatArray = NDArray[np.float64]
+
+
+class StrategyError(ValueError):
+    """A strategy that cannot be read, or that was made for another model; the message names key and value."""
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A way to prune, and the model it was made for.
+
+    Attributes:
+        name: what answers and reports call it.
+        policy: name of the pruning policy (`policies.POLICY_NAMES`).
+        schedule: which share of the spatial tokens is left where.
+        model_hash: hash of the model's config; None for a strategy that was made for no model in particular.
+        options: keyword options of the policy, plain values.
+        info: how it was made, plain values.
+        model_id: name of the model, for people.
+    """
+
+    name: str
+    policy: str
+    schedule: Schedule
+    model_hash: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    info: Mapping[str, Any] = field(default_factory=dict)
+    model_id: str = ""
+
+    def check(self, model_hash: str) -> None:
+        """Raises StrategyError if the strategy was made for a model with another hash."""
+        if self.model_hash is not None and self.model_hash != model_hash:
+            known_as = f" ({self.model_id})" if self.model_id else ""
+            raise StrategyError(
+                f"strategy {self.name!r} was made for the model {self.model_hash}{known_as}, "
+                f"this model is {model_hash}: calibrate it for this model"
+            )
+
+    def save(self, path: Path | str) -> None:
+        """Writes the strategy as YAML, atomically."""
+        content = {
+            "format": FORMAT,
+            "name": self.name,
+            "policy": self.policy,
+            "options": dict(self.options),
+            "stages": [{"layer": stage.layer, "ratio": stage.ratio} for stage in self.schedule.stages],
+            "withdraw_layer": self.schedule.withdraw_layer,
+            "model": {"id": self.model_id, "hash": self.model_hash},
+            "info": dict(self.info),
+        }
+        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
+        if len(text.encode()) > MAX_BYTES:
+            raise StrategyError(f"strategy {self.name!r} takes {len(text.encode())} bytes, more than {MAX_BYTES}")
+        path = Path(path)
+        draft = path.with_name(path.name + ".part")
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
+
+    @classmethod
+    def load(cls, path: Path | str) -> Strategy:
+        """Reads a strategy. Raises StrategyError naming the file, the key and its value; OSError for files."""
+        with Path(path).open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        try:
+            if len(content) > MAX_BYTES:
+                raise StrategyError(f"the file is larger than {MAX_BYTES} bytes")
+            return parse(content.decode("utf-8"))
+        except ValueError as error:
+            raise StrategyError(f"{path}: {error}") from error
+
+
+def parse(text: str) -> Strategy:
+    """A strategy from its YAML. Raises StrategyError (or ScheduleError, PolicyError) naming key and value."""
+    content = _Keys(_safe_yaml(text), "")
+    if (found := content.take("format", str)) != FORMAT:
+        raise StrategyError(f"format is {found!r}, this program reads {FORMAT!r}")
+    stages = [_stage(entry, f"stages[{index}]") for index, entry in enumerate(content.take("stages", list))]
+    model = _Keys(content.take("model", dict), "model.")
+    policy, options = content.take("policy", str), content.take("options", dict, default={})
+    _check_plain(options, "options")
+    try:
+        make_policy(policy, **options)
+    except ValueError as error:
+        raise StrategyError(f"policy {policy!r} with options {options!r}: {error}") from error
+    try:
+        schedule = Schedule(tuple(stages), content.take("withdraw_layer", int, type(None), default=None))
+    except ScheduleError as error:
+        raise StrategyError(f"stages or withdraw_layer: {error}") from error
+    strategy = Strategy(
+        name=content.take("name", str),
+        policy=policy,
+        schedule=schedule,
+        model_hash=model.take("hash", str, type(None)),
+        options=options,
+        info=content.take("info", dict, default={}),
+        model_id=model.take("id", str, default=""),
+    )
+    model.end()
+    content.end()
+    return strategy
+
+
+def _stage(entry: Any, where: str) -> Stage:
+    if not isinstance(entry, dict):
+        raise StrategyError(f"{where} is {entry!r}, expected a mapping with layer and ratio")
+    keys = _Keys(entry, f"{where}.")
+    layer, ratio = keys.take("layer", int), keys.take("ratio", float, int)
+    keys.end()
+    try:
+        return Stage(layer, float(ratio))
+    except ScheduleError as error:
+        raise StrategyError(f"{where}: {error}") from error
+
+
+class _Keys:
+    """A mapping whose keys are taken one by one, each with its type; what is left over is unknown."""
+
+    def __init__(self, content: Any, prefix: str) -> None:
+        if not isinstance(content, dict):
+            raise StrategyError(f"expected a mapping of keys to values, not {content!r:.80}")
+        self._rest = dict(content)
+        self._prefix = prefix
+
+    def take(self, key: str, *kinds: type, default: Any = ...) -> Any:
+        if key not in self._rest:
+            if default is ...:
+                raise StrategyError(f"key {self._prefix}{key} is missing")
+            return default
+        value = self._rest.pop(key)
+        # In Python a bool is an int; in a strategy `layer: yes` is a mistake.
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            expected = " or ".join("nothing" if kind is type(None) else kind.__name__ for kind in kinds)
+            raise StrategyError(f"{self._prefix}{key} is {value!r:.80}, expected {expected}")
+        return value
+
+    def end(self) -> None:
+        if self._rest:
+            key, value = next(iter(self._rest.items()))
+            raise StrategyError(f"unknown key {self._prefix}{key} with value {value!r:.80}")
+
+
+def _check_plain(options: dict[Any, Any], where: str) -> None:
+    """Options are handed to a policy: keys are names, values are numbers, texts, switches or lists of them."""
+    for key, value in options.items():
+        if not isinstance(key, str):
+            raise StrategyError(f"{where} has the key {key!r}, expected a name")
+        for one in value if isinstance(value, list) else [value]:
+            if not isinstance(one, str | int | float | bool | None):
+                raise StrategyError(f"{where}.{key} is {value!r:.80}, expected a plain value or a list of them")
+
+
+def _safe_yaml(text: str) -> Any:
+    """The content of one YAML document of plain values, without anchors, deep nesting or keys given twice."""
+    try:
+        depth = 0
+        event: Any
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                raise StrategyError(f"line {event.start_mark.line + 1}: aliases (*{event.anchor}) are not allowed")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _MAX_DEPTH:
+                raise StrategyError(f"line {event.start_mark.line + 1}: nested deeper than {_MAX_DEPTH} levels")
+        _check_unique(yaml.compose(text, Loader=yaml.SafeLoader))
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise StrategyError(f"not valid YAML: {error}") from error
+
+
+def _check_unique(node: yaml.Node | None) -> None:
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise StrategyError(f"line {key.start_mark.line + 1}: key {key.value} is given twice")
+                seen.add(key.value)
+            _check_unique(value)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            _check_unique(value)
+
+
+# Schedules -------------------------------------------------------------------------------------------------------
+
+
+def default_strategy(policy: str, n_layers: int) -> Strategy:
+    """For a model that was not calibrated: a half, a quarter, an eighth from L/4, L/2, 3L/4 on (`none`: everything)."""
+    # By layer, so that in a model of fewer than four layers the later gate of two at the same layer holds.
+    by_layer = {max(1, math.floor(n_layers * k / 4 + 0.5)): 0.5**k for k in (1, 2, 3)} if policy != "none" else {}
+    stages = tuple(Stage(layer, ratio) for layer, ratio in by_layer.items())
+    return Strategy(f"{policy}-default", policy, Schedule(stages), info={"kind": "default"})
+
+
+@dataclass(frozen=True)
+class Decay:
+    """f(x) = A exp(-B (x - C)) + D over layers x = 1..L with f(1) = 1 and f(L) = end_share.
+
+    Only B shapes the curve: C = 1 can be chosen freely (it scales A), and the two conditions give A and D.
+    error: the sum of squares that the fit left.
+    """
+
+    B: float
+    end_share: float
+    n_layers: int
+    error: float = 0.0
+
+    @property
+    def A(self) -> float:
+        return (1.0 - self.end_share) / -math.expm1(-self.B * (self.n_layers - 1))
+
+    @property
+    def C(self) -> float:
+        return 1.0
+
+    @property
+    def D(self) -> float:
+        return 1.0 - self.A
+
+    def curve(self) -> FloatArray:
+        """(L,) share of tokens at decoder layers 0..L-1, which are x = 1..L; falls from 1 to end_share."""
+        return _decay_curve(self.B, self.end_share, self.n_layers)
+
+
+def _decay_curve(rate: float, end_share: float, n_layers: int) -> FloatArray:
+    x = np.arange(1, n_layers + 1)
+    fallen = np.expm1(-rate * (x - 1)) / np.expm1(-rate * (n_layers - 1))
+    return 1.0 - (1.0 - end_share) * fallen
+
+
+# B times L - 1: from a straight line to a curve that has fallen within the first layers.
+_RATES = np.geomspace(1e-4, 100.0, 400)
+
+
+def fit_decay(contribution: FloatArray, end_share: float = 0.10) -> Decay:
+    """Fits the decay to the contributions (L,) of the layers: least squares of values and of slopes between layers.
+
+    B is positive, so the curve always decays, fast at first; contributions that do not are fitted as well as that
+    allows (those that fall late by nearly a straight line), and the error tells. Raises StrategyError.
+    """
+    contribution = np.asarray(contribution, dtype=np.float64)
+    n_layers = len(contribution)
+    if contribution.ndim != 1 or n_layers < 2 or not np.isfinite(contribution).all():
+        raise StrategyError(f"a fit needs finite contributions of at least two layers, not {contribution!r}")
+    if not 0.0 < end_share < 1.0:
+        raise StrategyError(f"end share {end_share} is outside (0, 1)")
+
+    def error(log_rate: float) -> float:
+        curve = _decay_curve(math.exp(log_rate) / (n_layers - 1), end_share, n_layers)
+        return float(np.sum((curve - contribution) ** 2) + np.sum((np.diff(curve) - np.diff(contribution)) ** 2))
+
+    # The error may have several valleys: the lowest grid point tells which one to descend.
+    grid = np.log(_RATES)
+    best = int(np.argmin([error(rate) for rate in grid]))
+    low, high = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
+    found = minimize_scalar(error, bounds=(low, high), method="bounded", options={"xatol": 1e-10})
+    return Decay(math.exp(found.x) / (n_layers - 1), end_share, n_layers, float(found.fun))
+
+
+def gates_on_curve(curve: FloatArray, n_gates: int) -> Schedule:
+    """The staircase with at most n_gates steps that follows a falling curve (L,) from above with the least excess.
+
+    A gate before layer g keeps the curve's share at g, as the method has it, so no layer sees fewer tokens than the
+    curve says. Of all choices of gate layers the one with the smallest sum over layers of (staircase - curve) is
+    taken, by dynamic programming; among equals the earliest gates.
+    """
+    n_layers = len(curve)
+    if n_gates < 1:
+        raise StrategyError(f"{n_gates} gates: at least one is needed")
+    n_gates = min(n_gates, n_layers - 1)
+    # best[k][g]: least sum of the staircase over layers g.., when a gate stands at g and k more may follow.
+    tails = curve * np.arange(n_layers, 0, -1)
+    best, following = [tails], []
+    for _ in range(n_gates - 1):
+        gaps = np.arange(n_layers)[None, :] - np.arange(n_layers)[:, None]
+        after = np.where(gaps > 0, gaps * curve[:, None] + best[-1][None, :], np.inf)
+        choice = after.argmin(axis=1)
+        # The last layer has no layer after it.
+        best.append(np.append(after.min(axis=1)[:-1], tails[-1]))
+        following.append(choice)
+    layer = 1 + int(np.argmin(np.arange(1, n_layers) + best[-1][1:]))
+    layers = [layer]
+    for choice in reversed(following):
+        if layer == n_layers - 1:
+            break
+        layer = int(choice[layer])
+        layers.append(layer)
+    return Schedule.of(layers, [_rounded_up(curve[at]) for at in layers])
+
+
+def _rounded_up(ratio: float) -> float:
+    """Four decimals are plenty for a file people read; upwards, so that the staircase stays above the curve."""
+    return min(1.0, math.ceil(ratio * 1e4 - 1e-6) / 1e4)
+
+
+def adatoken_schedule(contribution: FloatArray, a: float = 0.10, n_gates: int = 3) -> tuple[Schedule, Decay]:
+    """AdaToken-3D's strategy: the decay fitted to the layers' contributions, and the gates that follow it."""
+    decay = fit_decay(contribution, a)
+    return gates_on_curve(decay.curve(), n_gates), decay

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adatoken3d_ros.pruning.schedule import Schedule, Stage
+from adatoken3d_ros.pruning.strategy import (
+    MAX_BYTES,
+    Decay,
+    Strategy,
+    StrategyError,
+    adatoken_schedule,
+    default_strategy,
+    fit_decay,
+    gates_on_curve,
+    parse,
+)
+
+EXAMPLE = Strategy(
+    name="example",
+    policy="ours",
+    schedule=Schedule.of([2, 5], [0.5, 0.125], withdraw_layer=7),
+    model_hash="00ff",
+    options={"rows": "last", "coverage": 0.1},
+    info={"kind": "adatoken", "figures": {"a": 0.1}},
+    model_id="tiny",
+)
+
+
+def text_with(**changes: object) -> str:
+    content = {
+        "format": "adatoken3d-strategy/1",
+        "name": "example",
+        "policy": "ours",
+        "options": {},
+        "stages": [{"layer": 2, "ratio": 0.5}, {"layer": 5, "ratio": 0.25}],
+        "withdraw_layer": None,
+        "model": {"id": "tiny", "hash": "00ff"},
+        "info": {},
+    }
+    content.update(changes)
+    return yaml.safe_dump({key: value for key, value in content.items() if value is not ...})
+
+
+def test_yaml_gives_back_what_was_saved(tmp_path: Path) -> None:
+    EXAMPLE.save(tmp_path / "s.yaml")
+    assert Strategy.load(tmp_path / "s.yaml") == EXAMPLE
+    assert [path.name for path in tmp_path.iterdir()] == ["s.yaml"]
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 40), st.floats(1e-3, 1.0)), max_size=5, unique_by=lambda pair: pair[0]),
+    st.none() | st.integers(0, 40),
+    st.none() | st.text(st.characters(codec="ascii", categories=("L", "N")), min_size=1, max_size=16),
+)
+def test_any_schedule_survives_yaml(pairs, withdraw, model_hash) -> None:
+    layers = sorted(layer for layer, _ in pairs)
+    ratios = sorted((ratio for _, ratio in pairs), reverse=True)
+    strategy = Strategy("s", "random", Schedule.of(layers, ratios, withdraw), model_hash)
+    content = yaml.safe_dump(
+        {
+            "format": "adatoken3d-strategy/1",
+            "name": "s",
+            "policy": "random",
+            "stages": [{"layer": a, "ratio": b} for a, b in zip(layers, ratios, strict=True)],
+            "withdraw_layer": withdraw,
+            "model": {"hash": model_hash},
+        }
+    )
+    assert parse(content) == strategy
+
+
+def test_a_strategy_for_another_model_is_refused() -> None:
+    EXAMPLE.check("00ff")
+    with pytest.raises(StrategyError, match=r"'example' was made for the model 00ff \(tiny\), this model is beef"):
+        EXAMPLE.check("beef")
+    default_strategy("ours", 8).check("beef")
+
+
+MALFORMED = {
+    "format": (text_with(format="other/2"), "format is 'other/2'"),
+    "missing format": (text_with(format=...), "key format is missing"),
+    "missing stages": (text_with(stages=...), "key stages is missing"),
+    "unknown key": (text_with(stagse=[]), "unknown key stagse"),
+    "policy": (text_with(policy="magic"), "'magic'"),
+    "policy option": (text_with(options={"colour": 1}), "colour"),
+    "policy option value": (text_with(options={"coverage": 7}), "coverage 7"),
+    "option kind": (text_with(options={"rows": {"a": 1}}), r"options\.rows"),
+    "option name": (text_with(options={3: 1}), "key 3"),
+    "stages kind": (text_with(stages={"layer": 2}), "stages is .* expected list"),
+    "stage kind": (text_with(stages=[8]), r"stages\[0\] is 8"),
+    "layer kind": (text_with(stages=[{"layer": 2.5, "ratio": 0.5}]), r"stages\[0\]\.layer is 2\.5, expected int"),
+    "layer switch": (text_with(stages=[{"layer": True, "ratio": 0.5}]), r"stages\[0\]\.layer is True"),
+    "layer": (text_with(stages=[{"layer": -2, "ratio": 0.5}]), r"stages\[0\].*-2"),
+    "ratio": (text_with(stages=[{"layer": 2, "ratio": 1.5}]), r"stages\[0\].*1\.5"),
+    "ratio not a number": (text_with(stages=[{"layer": 2, "ratio": float("nan")}]), "nan"),
+    "ratio text": (text_with(stages=[{"layer": 2, "ratio": "half"}]), r"ratio is 'half'"),
+    "ratio missing": (text_with(stages=[{"layer": 2}]), r"stages\[0\]\.ratio is missing"),
+    "stage key": (text_with(stages=[{"layer": 2, "ratio": 0.5, "x": 1}]), r"unknown key stages\[0\]\.x"),
+    "rising": (text_with(stages=[{"layer": 2, "ratio": 0.5}, {"layer": 3, "ratio": 0.6}]), "0.6 follows 0.5"),
+    "order": (text_with(stages=[{"layer": 3, "ratio": 0.5}, {"layer": 2, "ratio": 0.4}]), "2 follows 3"),
+    "withdraw": (text_with(withdraw_layer="late"), "withdraw_layer is 'late', expected int or nothing"),
+    "model": (text_with(model="7b"), "model is '7b'"),
+    "hash": (text_with(model={"id": "x"}), r"model\.hash is missing"),
+    "hash kind": (text_with(model={"hash": 12}), r"model\.hash is 12"),
+    "not a mapping": ("[1, 2]", "mapping"),
+    "empty": ("", "mapping"),
+    "broken": ("a: [1", "not valid YAML"),
+    "two documents": ("a: 1\n---\nb: 2", "not valid YAML"),
+    "tag": ("a: !!python/object/apply:os.getcwd []", "not valid YAML"),
+    "alias": ("a: &x [1]\nb: *x", r"aliases \(\*x\)"),
+    "twice": (text_with() + "name: other\n", "key name is given twice"),
+    "deep": ("a: " + "[" * 5000 + "]" * 5000, "nested deeper"),
+}
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+def test_malformed_yaml_is_refused_by_key_and_value(case: str, tmp_path: Path) -> None:
+    text, match = MALFORMED[case]
+    (tmp_path / "s.yaml").write_text(text)
+    with pytest.raises(StrategyError, match=match) as caught:
+        Strategy.load(tmp_path / "s.yaml")
+    assert "s.yaml" in str(caught.value)
+
+
+def test_files_that_are_no_strategy(tmp_path: Path) -> None:
+    (tmp_path / "large").write_text("#" * (MAX_BYTES + 1))
+    with pytest.raises(StrategyError, match=str(MAX_BYTES)):
+        Strategy.load(tmp_path / "large")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(StrategyError, match="binary"):
+        Strategy.load(tmp_path / "binary")
+    with pytest.raises(FileNotFoundError):
+        Strategy.load(tmp_path / "none")
+    with pytest.raises(StrategyError, match=str(MAX_BYTES)):
+        Strategy("s", "ours", Schedule(), info={"notes": "x" * MAX_BYTES}).save(tmp_path / "s")
+
+
+@pytest.mark.parametrize(
+    ("n_layers", "stages"),
+    [
+        (32, [(8, 0.5), (16, 0.25), (24, 0.125)]),
+        (10, [(3, 0.5), (5, 0.25), (8, 0.125)]),
+        (2, [(1, 0.25), (2, 0.125)]),
+        (1, [(1, 0.125)]),
+    ],
+)
+def test_default_strategy(n_layers: int, stages: list[tuple[int, float]]) -> None:
+    schedule = default_strategy("ours", n_layers).schedule
+    assert [(stage.layer, stage.ratio) for stage in schedule.stages] == stages
+    schedule.check(n_layers)
+
+
+def test_default_strategy_without_pruning() -> None:
+    assert default_strategy("none", 32).schedule == Schedule()
+
+
+def exponential(rate: float, n_layers: int = 32, end: float = 0.1) -> np.ndarray:
+    raw = np.exp(-rate * np.arange(n_layers))
+    return end + (1 - end) * (raw - raw[-1]) / (raw[0] - raw[-1])
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.05, 0.3, 1.0])
+@pytest.mark.parametrize("end", [0.05, 0.4])
+def test_the_fit_finds_a_known_exponential(rate: float, end: float) -> None:
+    decay = fit_decay(exponential(rate, end=end), end)
+    assert np.isclose(decay.B, rate, rtol=1e-5)
+    assert decay.curve() == pytest.approx(exponential(rate, end=end), abs=1e-6)
+    x = np.arange(1, 33)
+    assert decay.A * np.exp(-decay.B * (x - decay.C)) + decay.D == pytest.approx(decay.curve(), abs=1e-9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=40), st.floats(0.01, 0.9))
+def test_every_fit_falls_from_one_to_the_end_share(contribution: list[float], end: float) -> None:
+    decay = fit_decay(np.array(contribution), end)
+    curve = decay.curve()
+    assert curve[0] == pytest.approx(1.0) and curve[-1] == pytest.approx(end)
+    assert (np.diff(curve) <= 0).all()
+    assert fit_decay(np.array(contribution), end) == decay
+
+
+def test_the_fit_is_a_local_minimum() -> None:
+    contribution = np.array([1.0, 0.2, 0.35, 0.1, 0.15, 0.0, 0.3, 0.05])
+    best = fit_decay(contribution)
+
+    def error(rate: float) -> float:
+        curve = Decay(rate, 0.1, 8).curve()
+        return float(((curve - contribution) ** 2).sum() + (np.diff(curve - contribution) ** 2).sum())
+
+    assert best.error == pytest.approx(error(best.B))
+    assert all(error(best.B) <= error(rate) + 1e-12 for rate in np.geomspace(1e-4, 10, 3000))
+
+
+def test_contributions_that_fall_late_give_a_straight_line() -> None:
+    assert fit_decay(exponential(-0.3, 12), 0.1).curve() == pytest.approx(np.linspace(1, 0.1, 12), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("contribution", "end", "match"),
+    [([1.0], 0.1, "two layers"), ([1.0, np.nan], 0.1, "nan"), ([1.0, 0.5], 1.0, "end share 1.0"), ([1, 0], 0.0, "0.0")],
+)
+def test_what_cannot_be_fitted(contribution: list[float], end: float, match: str) -> None:
+    with pytest.raises(StrategyError, match=match):
+        fit_decay(np.array(contribution), end)
+
+
+def staircase(curve: np.ndarray, layers: tuple[int, ...]) -> float:
+    values = np.ones(len(curve))
+    for layer in layers:
+        values[layer:] = curve[layer]
+    return float(values.sum())
+
+
+@pytest.mark.parametrize("n_gates", [1, 2, 3, 4])
+@pytest.mark.parametrize("rate", [0.001, 0.1, 0.6])
+def test_gates_leave_the_least_excess_over_the_curve(n_gates: int, rate: float) -> None:
+    curve = exponential(rate, 9)
+    layers = tuple(stage.layer for stage in gates_on_curve(curve, n_gates).stages)
+    least = min(staircase(curve, some) for some in itertools.combinations(range(1, 9), n_gates))
+    assert len(layers) == n_gates
+    assert staircase(curve, layers) == pytest.approx(least)
+
+
+def test_gates_never_go_below_the_curve() -> None:
+    schedule, decay = adatoken_schedule(exponential(0.2) ** 2, a=0.07, n_gates=4)
+    counts = np.array(schedule.counts(10**6, 32)) / 10**6
+    assert (counts >= decay.curve() - 1e-6).all()
+    for stage in schedule.stages:
+        assert stage.ratio == pytest.approx(decay.curve()[stage.layer], abs=1e-4)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=34), st.floats(0.01, 0.9), st.integers(1, 40))
+def test_any_contributions_give_a_schedule_that_runs(contribution: list[float], end: float, n_gates: int) -> None:
+    schedule, _ = adatoken_schedule(np.array(contribution), end, n_gates)
+    schedule.check(len(contribution))
+    assert len(schedule.stages) == min(n_gates, len(contribution) - 1)
+    assert all(isinstance(stage, Stage) and 0 < stage.ratio <= 1 for stage in schedule.stages)
+
+
+def test_no_gates_are_no_schedule() -> None:
+    with pytest.raises(StrategyError, match="0 gates"):
+        gates_on_curve(np.array([1.0, 0.5]), 0)
