@@ -6,10 +6,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from adatoken3d_ros.pruning.gate import GateTrace, Layout
-from adatoken3d_ros.pruning.policies import SceneTokens
 from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+
+from adatoken3d_ros.pruning.gate import GateTrace, Layout
+from adatoken3d_ros.pruning.policies import SceneTokens
 
 N_LAYERS = 6
 
@@ -55,7 +56,7 @@ def make_prompt(
 
 
 class MaskedOracle:
-    """One sample at full length: nothing is removed, but a token that was dropped is hidden from the later layers' rows.
+    """One sample at full length: nothing is removed, but what was dropped is hidden from the rows of later layers.
 
     With `renumber` each layer sees the positions that a contiguous count of its visible tokens gives.
     """
