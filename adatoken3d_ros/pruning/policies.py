@@ -154,7 +154,7 @@ def scaled_schedule(layers_of_32: list[int], ratios: list[float], n_layers: int)
     return Schedule.of(list(stages), list(stages.values()))
 
 
-def _widths(config: LlamaConfig) -> tuple[int, int]:
+def projection_widths(config: LlamaConfig) -> tuple[int, int]:
     """Columns of the query and of the key projection."""
     head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
     return config.num_attention_heads * head_dim, (config.num_key_value_heads or config.num_attention_heads) * head_dim
@@ -286,7 +286,7 @@ def _by_attention(policy: str, view: GateView, rows: int) -> Selection:
 
 
 def _cached_key_flops(config: LlamaConfig, size: GateSize, rows: int) -> float:
-    width, _ = _widths(config)
+    width, _ = projection_widths(config)
     return 2.0 * rows * config.hidden_size * width + 2.0 * rows * size.n_rows * width
 
 
@@ -313,7 +313,7 @@ class PyramidDrop:
         return scaled_schedule(list(self.layers), list(self.ratios), n_layers)
 
     def flops(self, config: LlamaConfig, size: GateSize) -> float:
-        width, kv_width = _widths(config)
+        width, kv_width = projection_widths(config)
         return 2.0 * size.n_rows * (config.hidden_size * (width + kv_width) + width)
 
 

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Operations of a prefill, a decode and the vision encoder, in the conventions that papers and we use.
+
+"paper" is the formula of FastV, PyramidDrop and DivPrune, `4 n d^2 + 2 n^2 d + 2 n d m` a layer: multiply-adds, an MLP
+of two matrices, nothing else. "exact" counts two operations a multiply-add, grouped keys and values, the lower triangle of
+the attention, the three matrices of a gated MLP and the LM head on the last row. The third convention of a report is the
+sum of encoder, exact prefill and decode. Norms, softmax, activations and rotary positions are left out everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal
+
+from transformers import CLIPVisionConfig, LlamaConfig
+
+from .policies import GateSize, Policy, projection_widths
+
+Convention = Literal["exact", "paper"]
+
+
+class FlopsError(ValueError):
+    """Counts that belong to no model; the message names the value."""
+
+
+def layer_flops(config: LlamaConfig, n: int, convention: Convention = "exact") -> float:
+    """Prefill of `n` tokens in one decoder layer."""
+    d, m = config.hidden_size, config.intermediate_size
+    if convention == "paper":
+        return 4.0 * n * d * d + 2.0 * n * n * d + 2.0 * n * d * m
+    if convention != "exact":
+        raise FlopsError(f"no convention {convention!r}; there are 'exact' and 'paper'")
+    q, kv = projection_widths(config)
+    return 4.0 * n * d * q + 4.0 * n * d * kv + 2.0 * n * n * q + 6.0 * n * d * m
+
+
+def prefill_flops(
+    config: LlamaConfig, spatial_per_layer: Sequence[int], n_text: int, convention: Convention = "exact"
+) -> float:
+    """Prefill in which layer i sees `spatial_per_layer[i]` spatial tokens and `n_text` others; scoring not included."""
+    if len(spatial_per_layer) != config.num_hidden_layers:
+        raise FlopsError(f"counts for {len(spatial_per_layer)} layers, the model has {config.num_hidden_layers}")
+    head = 2.0 * config.hidden_size * config.vocab_size if convention == "exact" else 0.0
+    return sum(layer_flops(config, n + n_text, convention) for n in spatial_per_layer) + head
+
+
+def scoring_flops(
+    policy: Policy, config: LlamaConfig, n_spatial: int, spatial_per_layer: Sequence[int], n_text: int, n_question: int
+) -> float:
+    """What `policy` spends on choosing at the gates of a prefill that starts from `n_spatial` tokens, exact."""
+    return sum(
+        policy.flops(config, GateSize(n + n_text, n, kept, n_question))
+        for n, kept in pairwise((n_spatial, *spatial_per_layer))
+        if 0 < kept < n
+    )
+
+
+def decode_flops(config: LlamaConfig, spatial_per_layer: Sequence[int], n_text: int, n_new: int) -> float:
+    """`n_new` decode steps after such a prefill, each over all that its layer has cached, itself included."""
+    d, m = config.hidden_size, config.intermediate_size
+    q, kv = projection_widths(config)
+    linear = n_new * (len(spatial_per_layer) * (4.0 * d * q + 4.0 * d * kv + 6.0 * d * m) + 2.0 * d * config.vocab_size)
+    seen = sum(n_new * (n + n_text) + n_new * (n_new + 1) // 2 for n in spatial_per_layer)
+    return linear + 4.0 * q * seen
+
+
+def encoder_flops(config: CLIPVisionConfig, n_views: int, n_layers: int | None = None) -> float:
+    """CLIP tower on `n_views` images, `n_layers` of its layers (None: all); attention is not causal."""
+    d, m, patch = config.hidden_size, config.intermediate_size, config.patch_size
+    n_patches = (config.image_size // patch) ** 2
+    n = n_patches + 1
+    layer = 8.0 * n * d * d + 4.0 * n * n * d + 4.0 * n * d * m
+    embedding = 2.0 * n_patches * config.num_channels * patch * patch * d
+    return n_views * (embedding + layer * (config.num_hidden_layers if n_layers is None else n_layers))
+
+
+def reduction(pruned: float, full: float) -> float:
+    """Share of the operations that pruning saves, 1 - pruned / full."""
+    if full <= 0:
+        raise FlopsError(f"a full run of {full} operations")
+    return 1.0 - pruned / full
