@@ -189,7 +189,7 @@ def _safe_yaml(text: str) -> Any:
         raise StrategyError(f"not valid YAML: {error}") from error
 
 
-def _check_unique(node: yaml.Node | None) -> None:
+def _check_unique(node: Any) -> None:
     if isinstance(node, yaml.MappingNode):
         seen = set()
         for key, value in node.value:
