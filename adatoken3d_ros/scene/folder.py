@@ -114,9 +114,9 @@ def _frames(folder: Path, colors: list[Path], stamps: list[int], intrinsics: Fol
         depth[depth <= 0] = np.nan
         pixels = np.asarray(rgb)
         if maps is not None:
-            pixels = cv2.remap(pixels, *maps, interpolation=cv2.INTER_LINEAR)
-            nan = float("nan")
-            depth = cv2.remap(depth, *maps, interpolation=cv2.INTER_NEAREST, borderValue=(nan, nan, nan, nan))
+            pixels = np.asarray(cv2.remap(pixels, *maps, interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
+            border = (float("nan"),) * 4
+            depth = np.asarray(cv2.remap(depth, *maps, interpolation=cv2.INTER_NEAREST, borderValue=border), np.float32)
         yield PosedFrame(pixels, depth, intrinsics.K, _read_pose(folder / "pose" / f"{color.stem}.txt"), stamp)
 
 

@@ -89,31 +89,58 @@ def voxel_pool(
     Returns:
         mean (M, C) `dtype`, inverse (P,) int64 (row -> voxel, -1 where not valid), count (M,) int64 and voxel (M, 3)
         int64, voxels in lexicographic order.
+
+    Raises:
+        TokenMapError: if no row is valid, shapes disagree or a point has no voxel (see `voxel_keys`).
     """
     if features.ndim != 2 or len(features) != len(xyz):
         raise TokenMapError(f"features {tuple(features.shape)} do not belong to points {tuple(xyz.shape)}")
     rows = None if valid is None or bool(valid.all()) else torch.nonzero(valid)[:, 0]
     points = xyz if rows is None else xyz[rows]
-    keys, inverse, count = torch.unique(
-        voxel_keys(points.to(dtype), voxel_size), return_inverse=True, return_counts=True
-    )
-    mean = _sum_rows(features, rows, inverse, len(keys), dtype)
+    if not len(points):
+        raise TokenMapError(f"none of the {len(xyz)} points is valid")
+    order, sorted_inverse, keys, count = _group(voxel_keys(points.to(dtype), voxel_size))
+    rows = order if rows is None else rows[order]
     if dtype == torch.float32:
+        mean = _sum_groups(features, rows, count)
         mean /= count[:, None]
     else:
-        mean /= torch.zeros(len(keys), dtype=dtype, device=xyz.device).index_add_(
-            0, inverse, torch.ones(len(inverse), dtype=dtype, device=xyz.device)
-        )[:, None]
-    if rows is not None:
-        inverse = torch.full((len(xyz),), -1, device=xyz.device).index_copy_(0, rows, inverse)
+        mean, weight = (
+            features.new_zeros(len(keys), features.shape[1], dtype=dtype),
+            points.new_zeros(len(keys), dtype=dtype),
+        )
+        _add_in_order(mean, sorted_inverse, features[rows].to(dtype))
+        _add_in_order(weight, sorted_inverse, weight.new_ones(len(rows)))
+        mean /= weight[:, None]
+    inverse = torch.full((len(xyz),), -1, device=xyz.device).index_copy_(0, rows, sorted_inverse)
     return mean, inverse, count, voxel_indices(keys)
 
 
-def _sum_rows(features: Tensor, rows: Tensor | None, inverse: Tensor, n: int, dtype: torch.dtype) -> Tensor:
-    """(n, C) sums over `inverse` of the given rows of the features (all if None), added in row order."""
-    sums = torch.zeros(n, features.shape[1], dtype=dtype, device=features.device)
-    chosen = features if rows is None else features[rows]
-    return sums.index_add_(0, inverse, chosen.to(dtype))
+def _group(keys: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Brings equal keys (P,) together: a stable order (P,), each ordered row's group (P,), the keys and sizes (M,)."""
+    ordered, order = torch.sort(keys, stable=True)
+    unique, inverse, count = torch.unique_consecutive(ordered, return_inverse=True, return_counts=True)
+    return order, inverse, unique, count
+
+
+def _sum_groups(features: Tensor, rows: Tensor, count: Tensor) -> Tensor:
+    """(M, C) float32 sums of the features (P, C) of the first count[0] rows, of the next count[1] rows, and so on.
+
+    A bag of embeddings is exactly this sum, and reads each row once, in place and in order, on CUDA too.
+    """
+    return torch.nn.functional.embedding_bag(rows, features.float(), count.cumsum(0) - count, mode="sum")
+
+
+def _add_in_order(table: Tensor, rows: Tensor, values: Tensor) -> None:
+    """table[rows[i]] += values[i] for i = 0, 1, ... with a rounding to the table's dtype at each step.
+
+    index_add_ may keep wider sums. Here each pass takes the next value of every row.
+    """
+    order, group, _, count = _group(rows)
+    turn = torch.arange(len(rows), device=rows.device) - (count.cumsum(0) - count)[group]
+    for i in range(int(count.max())):
+        now = order[turn == i]
+        table.index_add_(0, rows[now], values[now])
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,8 +194,12 @@ class _Sums:
         if chosen is not None:
             features = features[chosen.to(features.device)]
             count, xyz, rgb = count[chosen], xyz[chosen], rgb[chosen]
-        self.features.index_add_(0, rows.to(self.features.device), features)
-        self.weight.index_add_(0, rows, count.to(self.weight.dtype))
+        if self.features.dtype == torch.float32:  # no row comes twice
+            self.features.index_add_(0, rows.to(self.features.device), features)
+            self.weight.index_add_(0, rows, count.to(self.weight.dtype))
+        else:
+            _add_in_order(self.features, rows.to(self.features.device), features)
+            _add_in_order(self.weight, rows, count.to(self.weight.dtype))
         self.count.index_add_(0, rows, count)
         self.xyz.index_add_(0, rows, xyz)
         self.rgb.index_add_(0, rows, rgb)
@@ -186,8 +217,8 @@ class TokenMap:
         voxel_size: metres.
         origin: scene-frame point, metres, that is the centre of voxel (0, 0, 0): the origin of the frame that the model
             sees.
-        upstream_numerics: reproduce the published numbers: points, sums and the dividing counts in bfloat16, patch by
-            patch (on CUDA the order of these additions is up to the device, as it is upstream).
+        upstream_numerics: reproduce the published numbers: points, sums and the dividing counts in bfloat16, rounded
+            patch by patch.
     """
 
     def __init__(
@@ -333,29 +364,21 @@ class TokenMap:
         if not len(rows):
             raise TokenMapError(f"none of the {n} patches is valid")
         features, xyz, rgb = features.detach()[rows.to(features.device)], xyz[rows].double(), rgb[rows].double()
-        points = (xyz - self.origin).to(self._dtype)
-        patch_keys = voxel_keys(points, self.voxel_size)
         if not bool(torch.isfinite(features).all()):
             bad = int(rows[int(torch.nonzero(~torch.isfinite(features).all(dim=1))[0])])
             raise TokenMapError(f"the feature of patch {bad} is not finite")
+        order, inverse, keys, count = _group(voxel_keys((xyz - self.origin).to(self._dtype), self.voxel_size))
+        device_order = order.to(features.device)
+        xyz, rgb = xyz[order], rgb[order]
         if self._dtype != torch.float32:
-            order = torch.sort(patch_keys, stable=True).indices
-            return _View(
-                patch_keys[order],
-                features[order.to(features.device)].to(self._dtype),
-                torch.ones(len(order), dtype=torch.int64),
-                xyz[order],
-                rgb[order],
-            )
-        keys, inverse, count = torch.unique(patch_keys, return_inverse=True, return_counts=True)
-        zeros = torch.zeros(len(keys), 3, dtype=torch.float64)
-        sums = torch.zeros(len(keys), features.shape[1], dtype=self._dtype, device=features.device)
+            return _View(keys[inverse], features[device_order].to(self._dtype), torch.ones_like(inverse), xyz, rgb)
+        sums = torch.zeros(len(keys), 3, dtype=torch.float64)
         return _View(
             keys,
-            sums.index_add_(0, inverse.to(features.device), features.to(self._dtype)),
+            _sum_groups(features, device_order, count.to(features.device)),
             count,
-            zeros.index_add(0, inverse, xyz),
-            zeros.index_add(0, inverse, rgb),
+            sums.index_add(0, inverse, xyz),
+            sums.index_add(0, inverse, rgb),
         )
 
     def _rows_of(self, keys: Tensor) -> Tensor:
