@@ -86,8 +86,10 @@ class SceneSession:
             upstream_numerics=self.config.upstream_numerics,
         )
         self._origin = np.asarray(self.config.origin, dtype=np.float64)
-        self._selector = KeyFrameSelector(self.config.key_frames)
-        self._map = TokenMap(model.config.voxel_size, self.config.origin)
+        self._selector = KeyFrameSelector(self.config.key_frames, self._patches)
+        self._map = TokenMap(
+            model.config.voxel_size, self.config.origin, upstream_numerics=self.config.upstream_numerics
+        )
         self._pending: list[PosedFrame] = []
         self.poses: dict[int, NDArray[np.float64]] = {}
         self.set_strategy(strategy or default_strategy("ours", self.n_layers))
@@ -98,13 +100,12 @@ class SceneSession:
 
     def set_strategy(self, strategy: Strategy) -> None:
         """Uses another pruning strategy from the next question on; raises as the constructor does."""
-        if strategy.model_hash:
-            strategy.check(self.model.config.hash())
+        strategy.check(self.model.config.hash())
         strategy.schedule.check(self.n_layers)
         self._policy = make_policy(strategy.policy, **{**strategy.options, **_seed(strategy, self.config.seed)})
         self.strategy = strategy
 
-    # --- the scene ---------------------------------------------------------------------------------------------------
+    # --- the scene ---
 
     def observe(self, frame: PosedFrame) -> Verdict:
         """Decides whether `frame` becomes a view of the scene; if so it waits for `encode_pending`."""
@@ -121,14 +122,10 @@ class SceneSession:
             return 0
         points = [patch_points(frame, self._patches) for frame in frames]
         with torch.inference_mode():
-            xyz = torch.stack([torch.from_numpy(p.xyz) for p in points]).to(self.model.device)
-            origin = torch.from_numpy(self._origin).to(xyz)
-            features = self.model.encode_images([frame.rgb for frame in frames])
-            features = features + self.model.position_embedding(xyz - origin).float()
-            for frame, point, view_features, view_xyz in zip(frames, points, features, xyz, strict=True):
-                valid = torch.from_numpy(point.valid).to(xyz.device)
-                colours = torch.from_numpy(point.rgb).to(xyz.device)
-                self._map.add_view(frame.stamp_ns, view_features[valid], view_xyz[valid], colours[valid])
+            xyz = torch.stack([torch.from_numpy(p.xyz) for p in points])
+            features = self.model.patch_features([frame.rgb for frame in frames], xyz - torch.from_numpy(self._origin))
+            for frame, point, view_features in zip(frames, points, features, strict=True):
+                self._map.add_view(frame.stamp_ns, view_features, point.xyz, point.rgb, point.valid)
                 self.poses[frame.stamp_ns] = frame.T_world_camera
         while (stamp := self._selector.evict()) is not None:
             self._map.remove_view(stamp)
@@ -137,8 +134,7 @@ class SceneSession:
 
     def scene(self) -> SpatialTokens | None:
         """The whole token map, or None while nothing has been seen."""
-        tokens = self._map.tokens(None) if len(self._map) else None
-        return tokens if tokens is not None and len(tokens.xyz) else None
+        return self._map.tokens() if len(self._map) else None
 
     @property
     def stamp_ns(self) -> int:
@@ -151,7 +147,7 @@ class SceneSession:
         self._pending.clear()
         self.poses.clear()
 
-    # --- questions ---------------------------------------------------------------------------------------------------
+    # --- questions ---
 
     def spliced(self, question: Question) -> tuple[Spliced, SpatialTokens]:
         """The model's input for a question about the scene as it is, [system | spatial tokens | question].
@@ -161,9 +157,10 @@ class SceneSession:
             LookupError: if the scene is empty.
         """
         check_question(question)
-        tokens = self._map.tokens(self.model.config.max_spatial_tokens) if len(self._map) else None
-        if tokens is None or not len(tokens.xyz):
+        if not len(self._map):
             raise LookupError("the scene is empty: no key frame with valid depth has been seen yet")
+        cap = torch.Generator().manual_seed(self.config.seed) if self.config.upstream_numerics else None
+        tokens = self._map.tokens(self.model.config.max_spatial_tokens, generator=cap)
         try:
             text, clicks = _clicks_of(question)
             prompt = build_prompt(self.tokenizer, text, n_clicks=len(clicks), template=self.config.template)
@@ -226,7 +223,7 @@ class SceneSession:
         limit = self._answer_limit(question, spliced)
 
         watch.begin("prefill")
-        layout = Layout.single(spliced.spatial_start, spliced.n_spatial, spliced.embeds.shape[1])
+        layout = Layout.single(spliced.spatial_start, spliced.n_spatial, spliced.n_tokens)
         with torch.inference_mode():
             filled = prefill(
                 self.model.language,
@@ -241,8 +238,8 @@ class SceneSession:
             answer = replace(
                 answer,
                 retained_tokens=int(report.retained.sum()),
-                prefill_flops=sum(report.flops_per_layer),
-                prefill_flops_unpruned=sum(self._flops((spliced.n_spatial,) * self.n_layers, spliced)),
+                prefill_flops=self._prefill_flops(filled.trace.spatial_per_layer, spliced),
+                prefill_flops_unpruned=self._prefill_flops((spliced.n_spatial,) * self.n_layers, spliced),
                 report=report,
             )
             watch.begin("decode")
@@ -250,11 +247,8 @@ class SceneSession:
             eos = set(_eos_ids(self.tokenizer))
             ids: list[int] = []
             text = ""
-            status, message = Status.TRUNCATED, f"the answer reached max_new_tokens = {limit}"
+            status, message = Status.OK, ""
             for token in generate(self.model.language, filled, max_new_tokens=limit, eos_ids=eos):
-                if token in eos:
-                    status, message = Status.OK, ""
-                    break
                 ids.append(token)
                 text = self._decode(ids)
                 if on_text is not None:
@@ -263,8 +257,11 @@ class SceneSession:
                     status, message = Status.CANCELLED, f"cancelled after {len(ids)} tokens"
                     break
                 if self._clock() >= deadline:
+                    status = Status.TRUNCATED
                     message = f"the latency budget of {question.latency_budget_ms} ms ended the answer"
                     break
+            if status == Status.OK and len(ids) == limit:
+                status, message = Status.TRUNCATED, f"the answer reached max_new_tokens = {limit}"
         boxes = tuple(
             Box(_triple(np.asarray(box[:3]) + self._origin), _triple(np.asarray(box[3:6]))) for box in parse_boxes(text)
         )
@@ -272,20 +269,22 @@ class SceneSession:
 
     def _answer_limit(self, question: Question, spliced: Spliced) -> int:
         context = self.model.config.context_length
-        room = context - spliced.embeds.shape[1]
+        room = context - spliced.n_tokens
         if room < 1:
-            raise InvalidRequest(f"the prompt of {spliced.embeds.shape[1]} tokens fills the context of {context}")
+            raise InvalidRequest(f"the prompt of {spliced.n_tokens} tokens fills the context of {context}")
         return min(question.max_new_tokens or self.config.max_new_tokens, room)
 
     def _decode(self, ids: list[int]) -> str:
         # A character may be spread over several byte tokens: hold an unfinished one back.
         return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip().rstrip("\N{REPLACEMENT CHARACTER}")
 
-    def _flops(self, spatial_per_layer: tuple[int, ...], spliced: Spliced) -> tuple[float, ...]:
-        n_text = spliced.embeds.shape[1] - spliced.n_spatial
-        return flops.layer_flops(self.model.config.language, spatial_per_layer, n_text)
+    def _prefill_flops(self, spatial_per_layer: tuple[int, ...], spliced: Spliced) -> float:
+        config, n_text = self.model.config.language, spliced.n_tokens - spliced.n_spatial
+        sizes = (config, spliced.n_spatial, spatial_per_layer, n_text, spliced.n_question)
+        return flops.prefill_flops(config, spatial_per_layer, n_text) + flops.scoring_flops(self._policy, *sizes)
 
     def _report(self, tokens: SpatialTokens, trace: GateTrace, spliced: Spliced) -> TokenReport:
+        config, n_text = self.model.config.language, spliced.n_tokens - spliced.n_spatial
         contribution = trace.contribution[0].float().cpu().numpy()
         return TokenReport(
             xyz=tokens.xyz.float().cpu().numpy(),
@@ -294,7 +293,7 @@ class SceneSession:
             last_layer=trace.last_layer[0].cpu().numpy(),
             retained=trace.retained[0].cpu().numpy(),
             spatial_per_layer=trace.spatial_per_layer,
-            flops_per_layer=self._flops(trace.spatial_per_layer, spliced),
+            flops_per_layer=tuple(flops.layer_flops(config, n + n_text) for n in trace.spatial_per_layer),
             lorenz_share_60=lorenz_share(contribution, 0.6),
         )
 

@@ -100,7 +100,7 @@ class Worker:
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
-    # --- called from any thread, return at once -------------------------------------------------------------------------
+    # --- called from any thread, return at once ---
 
     def submit_frame(self, source: Callable[[], PosedFrame]) -> None:
         """Offers the newest frame; `source` is called in the worker's thread and may raise ValueError."""
@@ -157,7 +157,7 @@ class Worker:
         with self._changed:
             return len(self._questions) + (self._running is not None)
 
-    # --- the thread -----------------------------------------------------------------------------------------------------
+    # --- the thread ---
 
     def _run(self) -> None:
         try:

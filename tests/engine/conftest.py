@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ def make_session(tiny: tuple[Any, Any]) -> Callable[..., SceneSession]:
     return make
 
 
-def wall_frame(index: int, *, depth: float = 2.0) -> PosedFrame:
+def _wall_frame(index: int, *, depth: float = 2.0) -> PosedFrame:
     """A camera at x = 0.5 * index, 1 m high, looking along +y at a wall `depth` metres away."""
     rgb = np.random.default_rng(index).integers(0, 255, (120, 160, 3), dtype=np.uint8)
     T = np.eye(4)
@@ -46,5 +46,10 @@ def wall_frame(index: int, *, depth: float = 2.0) -> PosedFrame:
 
 
 @pytest.fixture
-def frames() -> Iterator[list[PosedFrame]]:
-    yield [wall_frame(i) for i in range(3)]
+def wall_frame() -> Callable[..., PosedFrame]:
+    return _wall_frame
+
+
+@pytest.fixture
+def frames() -> list[PosedFrame]:
+    return [_wall_frame(i) for i in range(3)]

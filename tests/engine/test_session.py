@@ -20,9 +20,8 @@ from adatoken3d_ros.pruning.strategy import Strategy, StrategyError, default_str
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.keyframes import KeyFrameConfig, Verdict
 
-from .conftest import wall_frame
-
 MakeSession = Callable[..., SceneSession]
+WallFrame = Callable[..., PosedFrame]
 
 
 def looked(session: SceneSession, frames: list[PosedFrame]) -> SceneSession:
@@ -97,7 +96,7 @@ def test_a_frame_is_encoded_once(make_session: MakeSession, frames: list[PosedFr
     assert encoded == [1, 1, 1]
 
 
-def test_views_are_bounded_and_old_ones_leave_no_trace(make_session: MakeSession) -> None:
+def test_views_are_bounded_and_old_ones_leave_no_trace(make_session: MakeSession, wall_frame: WallFrame) -> None:
     config = SessionConfig(key_frames=KeyFrameConfig(max_views=2))
     session = looked(make_session(config), [wall_frame(i) for i in range(5)])
     fresh = looked(make_session(config), [wall_frame(i) for i in (3, 4)])
@@ -108,7 +107,9 @@ def test_views_are_bounded_and_old_ones_leave_no_trace(make_session: MakeSession
     assert torch.allclose(a.features, b.features, atol=1e-5)
 
 
-def test_the_origin_moves_what_the_model_sees_and_nothing_else(make_session: MakeSession) -> None:
+def test_the_origin_moves_what_the_model_sees_and_nothing_else(
+    make_session: MakeSession, wall_frame: WallFrame
+) -> None:
     here, there = wall_frame(0), wall_frame(0)
     T = there.T_world_camera.copy()
     T[:3, 3] += (40.0, -20.0, 0.0)
@@ -122,7 +123,7 @@ def test_the_origin_moves_what_the_model_sees_and_nothing_else(make_session: Mak
     assert np.allclose(a.report.xyz + np.float32([40, -20, 0]), b.report.xyz, atol=1e-4)
 
 
-def test_no_scene_is_said(make_session: MakeSession) -> None:
+def test_no_scene_is_said(make_session: MakeSession, wall_frame: WallFrame) -> None:
     session = make_session()
     answer = session.ask(Question("Anything?"))
     assert answer.status == Status.NO_SCENE and "no key frame" in answer.status_message
@@ -148,7 +149,7 @@ def test_no_scene_is_said(make_session: MakeSession) -> None:
     ],
 )
 def test_a_bad_question_is_refused_by_name_and_the_next_is_answered(
-    make_session: MakeSession, question: Question, named: str
+    make_session: MakeSession, question: Question, named: str, wall_frame: WallFrame
 ) -> None:
     session = looked(make_session(), [wall_frame(0)])
     answer = session.ask(question)
@@ -157,7 +158,9 @@ def test_a_bad_question_is_refused_by_name_and_the_next_is_answered(
     assert session.ask(Question("ok?", max_new_tokens=1)).status in (Status.OK, Status.TRUNCATED)
 
 
-def test_the_budget_ends_the_answer_in_time_by_the_clock_it_is_given(make_session: MakeSession) -> None:
+def test_the_budget_ends_the_answer_in_time_by_the_clock_it_is_given(
+    make_session: MakeSession, wall_frame: WallFrame
+) -> None:
     ticks = count()
     session = looked(make_session(clock=lambda: next(ticks) * 0.010), [wall_frame(0)])  # each look takes 10 ms
     unlimited = session.ask(Question("What is this?", max_new_tokens=20))
@@ -167,7 +170,7 @@ def test_the_budget_ends_the_answer_in_time_by_the_clock_it_is_given(make_sessio
     assert unlimited.budget_met
 
 
-def test_cancel_ends_the_answer_within_one_step(make_session: MakeSession) -> None:
+def test_cancel_ends_the_answer_within_one_step(make_session: MakeSession, wall_frame: WallFrame) -> None:
     session = looked(make_session(), [wall_frame(0)])
     texts: list[str] = []
     answer = session.ask(
@@ -181,7 +184,7 @@ def test_cancel_ends_the_answer_within_one_step(make_session: MakeSession) -> No
     assert early.status == Status.CANCELLED and early.text == ""
 
 
-def test_stages_are_announced_in_order(make_session: MakeSession) -> None:
+def test_stages_are_announced_in_order(make_session: MakeSession, wall_frame: WallFrame) -> None:
     session = looked(make_session(), [wall_frame(0)])
     stages: list[str] = []
     session.ask(Question("What?", max_new_tokens=1), on_stage=stages.append)
@@ -201,7 +204,7 @@ def test_lorenz_share_by_hand() -> None:
     assert math.isnan(lorenz_share(np.zeros(5, np.float32), 0.6))
 
 
-def test_strategies_are_values(make_session: MakeSession) -> None:
+def test_strategies_are_values(make_session: MakeSession, wall_frame: WallFrame) -> None:
     strategy: Strategy = default_strategy("random", 8)
     session = looked(make_session(SessionConfig(seed=3), strategy=strategy), [wall_frame(0)])
     first = session.ask(Question("What?", max_new_tokens=4))
