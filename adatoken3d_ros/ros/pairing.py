@@ -35,6 +35,7 @@ DEPTH_INFO = "depth/camera_info"
 
 # Pixels by which the depth camera's matrix may differ from the colour camera's before depth counts as unregistered.
 REGISTERED_PIXELS = 1.0
+NO_CAMERA_INFO = f"images have come, but no CameraInfo on {RGB_INFO}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,6 +148,9 @@ class LazyFrame:
 
     def __call__(self) -> PosedFrame:
         """Raises ConversionError or FrameError, which name the value that is wrong."""
+        frames = self.pair.rgb.header.frame_id, self.pair.depth.header.frame_id
+        if all(frames) and frames[0] != frames[1]:
+            raise ConversionError(f"depth is in frame {frames[1]!r}, colour in {frames[0]!r}: depth must be registered")
         camera = camera_info_to_camera(self.info, rectified=self.rectified)
         if self.depth_info is not None:
             check_registered(camera, camera_info_to_camera(self.depth_info, rectified=self.rectified))
@@ -184,7 +188,7 @@ class Assembler:
     Args:
         poses: where the camera was.
         slop_ns: see Pairer.
-        timeout_ns: a pair waits for its pose until one this much newer has come, nanoseconds; 0: poses are all there.
+        timeout_ns: a pair waits for its pose and calibration until one this much newer has come, nanoseconds; 0: never.
         rectified: images are rectified already (use P of CameraInfo).
         capacity: see Pairer; also the number of pairs that may wait for their pose.
         on_drop: told (reason, text with the offending value) of every pair that is dropped.
@@ -216,7 +220,7 @@ class Assembler:
 
     @property
     def waiting(self) -> int:
-        """Pairs that wait for their pose."""
+        """Pairs that wait for their pose or for a calibration."""
         return len(self._waiting)
 
     def add_info(self, stream: str, message: Any) -> None:
@@ -233,18 +237,21 @@ class Assembler:
             self._drop_waiting("time_jump", "time went back")
         if pair is not None:
             self.matched += 1
-            if RGB_INFO in self._info:
-                self._waiting.append(pair)
-            else:
-                self._drop("no_camera_info", f"no CameraInfo on {RGB_INFO} yet, but images")
+            self._waiting.append(pair)
         return self.poll()
 
     def poll(self) -> list[LazyFrame]:
-        """Looks again for the poses of the pairs that wait; call it after a pose has come."""
+        """Looks again for what the waiting pairs lack; call it after a pose or a calibration has come."""
         frames, waiting = [], []
         newest = self._waiting[-1].depth_ns if self._waiting else 0
         for index, pair in enumerate(self._waiting):
             overdue = newest - pair.depth_ns >= self.timeout_ns or len(self._waiting) - index > self.capacity
+            if RGB_INFO not in self._info:
+                if overdue:
+                    self._drop("no_camera_info", NO_CAMERA_INFO)
+                else:
+                    waiting.append(pair)
+                continue
             try:
                 T = self.poses.lookup(pair.depth_ns, _camera_frame(pair), final=overdue)
             except PoseUnavailable as error:
@@ -261,9 +268,11 @@ class Assembler:
         return frames
 
     def why_waiting(self) -> str:
-        """Why the newest pair still waits for its pose; empty if none does."""
+        """What the newest waiting pair lacks; empty if none waits."""
         if not self._waiting:
             return ""
+        if RGB_INFO not in self._info:
+            return NO_CAMERA_INFO
         pair = self._waiting[-1]
         try:
             self.poses.lookup(pair.depth_ns, _camera_frame(pair))

@@ -235,6 +235,18 @@ class TransformTree:
         return chain
 
 
+def require_tf2() -> Any:
+    """The module tf2_ros. Raises PoseError, which says what to use instead, where there is none."""
+    try:
+        import tf2_ros
+    except ImportError as error:
+        raise PoseError(
+            f"pose.source is 'tf', but tf2_ros cannot be imported ({error}): install it, or set pose.source to "
+            "'odometry', 'pose_topic' or 'static'"
+        ) from error
+    return tf2_ros
+
+
 class TfPose:
     """TF at the acquisition stamp, through tf2_ros.
 
@@ -248,31 +260,29 @@ class TfPose:
     """
 
     def __init__(self, node: Any, scene_frame: str, T_base_camera: NDArray[np.float64] | None = None) -> None:
-        try:
-            import rclpy.time
-            import tf2_ros
-        except ImportError as error:
-            raise PoseError(
-                "pose.source is 'tf', but tf2_ros cannot be imported "
-                f"({error}): install it, or set pose.source to 'odometry', 'pose_topic' or 'static'"
-            ) from error
+        self._tf2 = require_tf2()
+        from rclpy.time import Time
+
         self.scene_frame = scene_frame
         self._T_base_camera = np.eye(4) if T_base_camera is None else T_base_camera
-        self._tf2 = tf2_ros
-        self._time = rclpy.time.Time
-        self._buffer = tf2_ros.Buffer()
-        self._listener = tf2_ros.TransformListener(self._buffer, node)
+        self._time = Time
+        self._buffer = self._tf2.Buffer()
+        self._listener = self._tf2.TransformListener(self._buffer, node)
 
     def lookup(self, stamp_ns: int, camera_frame: str, *, final: bool = False) -> NDArray[np.float64]:
         if not camera_frame:
             raise PoseError("the image has no frame_id, so TF cannot be asked")
+        return self.transform(stamp_ns, camera_frame) @ self._T_base_camera
+
+    def transform(self, stamp_ns: int, frame: str) -> NDArray[np.float64]:
+        """From any frame to the scene frame, (4, 4); stamp 0 asks for the newest. Raises PoseUnavailable."""
         try:
-            found = self._buffer.lookup_transform(self.scene_frame, camera_frame, self._time(nanoseconds=stamp_ns))
+            found = self._buffer.lookup_transform(self.scene_frame, frame, self._time(nanoseconds=stamp_ns))
         except self._tf2.TransformException as error:
             raise PoseUnavailable(
-                f"no transform from {camera_frame!r} to {self.scene_frame!r} at {stamp_ns / 1e9:.6f} s: {error}"
+                f"no transform from {frame!r} to {self.scene_frame!r} at {stamp_ns / 1e9:.6f} s: {error}"
             ) from error
-        return transform_to_matrix(found.transform) @ self._T_base_camera
+        return transform_to_matrix(found.transform)
 
     def reset(self, stamp_ns: int) -> None:
         self._buffer.clear()

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Topics in, frames out. Callbacks only stamp and store; converting is left to the thread that takes the frame."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from geometry_msgs.msg import PoseStamped
+from nav_msgs.msg import Odometry
+from rclpy.callback_groups import CallbackGroup
+from rclpy.clock import Clock, ClockType
+from rclpy.node import Node
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+
+from adatoken3d_ros.ros.conversions import stamp_to_ns
+from adatoken3d_ros.ros.diagnostics import InputState
+from adatoken3d_ros.ros.pairing import DEPTH, DEPTH_INFO, RGB, RGB_INFO, Assembler, LazyFrame
+from adatoken3d_ros.ros.parameters import Parameters
+from adatoken3d_ros.ros.poses import BufferedPose, PoseSource, StaticPose, TfPose, pose_from_numbers, require_tf2
+
+POLL_PERIOD = 0.05  # seconds between two looks for the poses of images that wait
+QUEUE_DEPTH = 10  # messages that the middleware keeps for us while a callback runs
+POSE_TOPICS = {"odometry": ("odom", Odometry), "pose_topic": ("pose", PoseStamped)}
+
+
+class Inputs:
+    """The node's subscriptions, from `start` to `stop`.
+
+    Args:
+        node: carries the subscriptions.
+        parameters: the node's.
+        submit: takes each complete frame; called from the executor's thread.
+        group: callback group of the subscriptions.
+    """
+
+    def __init__(
+        self, node: Node, parameters: Parameters, submit: Callable[[LazyFrame], object], group: CallbackGroup
+    ) -> None:
+        self._node = node
+        self._parameters = parameters
+        self._submit = submit
+        self._group = group
+        self._lock = threading.Lock()
+        self._assembler: Assembler | None = None
+        self._entities: list[tuple[Callable[[Any], object], Any]] = []
+        self._seen: dict[str, float] = {}
+        self._counts: Counter[str] = Counter()
+        self._bad_poses = 0
+        self._needed: tuple[str, ...] = ()
+        self._started = 0.0
+        self._paired_at: float | None = None
+        self.fates: Counter[str] = Counter()
+        self.problem = ""
+
+    @property
+    def poses(self) -> PoseSource | None:
+        """The pose source while the inputs run."""
+        return self._assembler.poses if self._assembler is not None else None
+
+    def check(self) -> None:
+        """Raises PoseError if the chosen pose source cannot work on this machine."""
+        if self._parameters["pose.source"] == "tf":
+            require_tf2()
+
+    def start(self) -> None:
+        """Subscribes. Raises PoseError as `check`."""
+        settings = self._parameters
+        source = settings["pose.source"]
+        poses = self._make_poses(source)
+        self._assembler = Assembler(
+            poses,
+            slop_ns=round(settings["sync.slop"] * 1e9),
+            timeout_ns=round(settings["pose.timeout"] * 1e9),
+            rectified=settings["input.rectified"],
+            on_drop=self._dropped,
+        )
+        self._seen.clear()
+        self._counts.clear()
+        self.problem = ""
+        self._paired_at = None
+        self._started = time.monotonic()
+        image = CompressedImage if settings["input.transport"] == "compressed" else Image
+        self._needed = (RGB, RGB_INFO, DEPTH)
+        self._subscribe(image, RGB, self._on_image)
+        self._subscribe(image, DEPTH, self._on_image)
+        self._subscribe(CameraInfo, RGB_INFO, self._on_info)
+        self._subscribe(CameraInfo, DEPTH_INFO, self._on_info)
+        if source in POSE_TOPICS:
+            topic, kind = POSE_TOPICS[source]
+            self._needed += (topic,)
+            self._subscribe(kind, topic, self._on_pose)
+        # Steady, so that waiting images are looked at even while simulated time stands still.
+        clock = Clock(clock_type=ClockType.STEADY_TIME)
+        timer = self._node.create_timer(POLL_PERIOD, self._poll, callback_group=self._group, clock=clock)
+        self._entities.append((self._node.destroy_timer, timer))
+
+    def stop(self) -> None:
+        """Unsubscribes; images that still wait are counted as `stopped`. Does nothing when stopped."""
+        for destroy, entity in self._entities:
+            destroy(entity)
+        self._entities.clear()
+        if self._assembler is not None:
+            self._assembler.stop()
+            if isinstance(self._assembler.poses, TfPose):
+                self._assembler.poses.close()
+            self._assembler = None
+
+    def frame_done(self, fate: str) -> None:
+        """Counts what became of a frame that was handed over: a verdict, `superseded` or `error: ...`. Any thread."""
+        kind, _, text = fate.partition(": ")
+        with self._lock:
+            self.fates[kind] += 1
+            if kind == "superseded":
+                return
+            self.problem = {"error": text, "no_depth": "the last frame had no valid depth"}.get(kind, "")
+            problem = self.problem
+        if problem:
+            self._node.get_logger().warning(f"frame not used: {problem}", throttle_duration_sec=5.0)
+
+    def state(self) -> InputState:
+        """What diagnostics should know."""
+        now = time.monotonic()
+        assembler = self._assembler
+        if assembler is None:
+            return InputState(active=False, values=self._values())
+        newest = assembler.pairer.newest
+        return InputState(
+            active=True,
+            silent={name: now - self._seen[name] if name in self._seen else None for name in self._needed},
+            since_start=now - self._started,
+            since_pair=None if self._paired_at is None else now - self._paired_at,
+            apart=abs(newest[RGB] - newest[DEPTH]) / 1e9 if all(newest.values()) else None,
+            waiting=assembler.why_waiting(),
+            problem=self.problem,
+            values=self._values(),
+        )
+
+    def explain(self) -> str:
+        """Why there is no scene yet, in words."""
+        state = self.state()
+        if not state.active:
+            return "the inputs are not active"
+        missing = [name for name, silent in state.silent.items() if silent is None]
+        if missing:
+            return f"nothing has come on {', '.join(missing)}" + (f"; {state.problem}" if state.problem else "")
+        return state.problem or state.waiting or "no frame has been matched, or none was encoded yet"
+
+    def _make_poses(self, source: str) -> PoseSource:
+        settings = self._parameters
+        T_base_camera = pose_from_numbers(settings["pose.base_to_camera"])
+        if source == "static":
+            return StaticPose(pose_from_numbers(settings["pose.static"]) @ T_base_camera)
+        if source == "tf":
+            return TfPose(self._node, settings["scene.frame_id"], T_base_camera)
+        return BufferedPose(
+            settings["scene.frame_id"], T_base_camera, tolerance_ns=round(settings["pose.tolerance"] * 1e9)
+        )
+
+    def _subscribe(self, kind: Any, topic: str, callback: Callable[[str, Any], None]) -> None:
+        reliable = self._parameters["qos.reliability"] == "reliable"
+        profile = QoSProfile(
+            depth=QUEUE_DEPTH,
+            reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
+        )
+
+        def received(message: Any) -> None:
+            self._seen[topic] = time.monotonic()
+            self._counts[topic] += 1
+            callback(topic, message)
+
+        subscription = self._node.create_subscription(kind, topic, received, profile, callback_group=self._group)
+        self._entities.append((self._node.destroy_subscription, subscription))
+
+    def _on_image(self, topic: str, message: Any) -> None:
+        if self._assembler is not None:
+            before = self._assembler.matched
+            frames = self._assembler.add_image(topic, stamp_to_ns(message.header.stamp), message)
+            if self._assembler.matched > before:
+                self._paired_at = time.monotonic()
+            self._hand_over(frames)
+
+    def _on_info(self, topic: str, message: Any) -> None:
+        if self._assembler is not None:
+            self._assembler.add_info(topic, message)
+            self._poll()
+
+    def _on_pose(self, topic: str, message: Any) -> None:
+        if self._assembler is None or not isinstance(self._assembler.poses, BufferedPose):
+            return
+        try:
+            self._assembler.poses.add(message)
+        except ValueError as error:
+            self._bad_poses += 1
+            self._dropped("bad_pose", f"{topic}: {error}")
+        self._poll()
+
+    def _poll(self) -> None:
+        if self._assembler is not None and self._assembler.waiting:
+            self._hand_over(self._assembler.poll())
+
+    def _hand_over(self, frames: list[LazyFrame]) -> None:
+        for frame in frames:
+            self._submit(frame)
+
+    def _dropped(self, reason: str, text: str) -> None:
+        with self._lock:
+            self.problem = text
+        self._node.get_logger().warning(f"{reason}: {text}", throttle_duration_sec=5.0)
+
+    def _values(self) -> dict[str, Any]:
+        values: dict[str, Any] = {f"received.{name}": count for name, count in sorted(self._counts.items())}
+        assembler = self._assembler
+        if assembler is not None:
+            for name, counts in assembler.pairer.counts.items():
+                values[f"paired.{name}"] = counts.paired
+                values[f"pending.{name}"] = assembler.pairer.pending(name)
+                values.update({f"dropped.{name}.{reason}": n for reason, n in sorted(counts.dropped.items())})
+            values["pairs.matched"] = assembler.matched
+            values["pairs.waiting"] = assembler.waiting
+            values["pairs.handed_over"] = assembler.ready
+            values.update({f"pairs.dropped.{reason}": n for reason, n in sorted(assembler.dropped.items())})
+        values["poses.refused"] = self._bad_poses
+        return values

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From parameters to a session. torch and the model's code are imported when a model is loaded, not at the start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from adatoken3d_ros.engine.session import SceneSession
+    from adatoken3d_ros.pruning.strategy import Strategy
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """What `configure` reads; see the table of parameters for meaning and units."""
+
+    path: str
+    vision_path: str
+    dtype: str
+    device: str
+    template: str
+    seed: int
+    strategy: str
+    max_views: int
+    min_translation: float
+    min_rotation: float
+    max_depth: float
+    origin: tuple[float, float, float]
+
+    @classmethod
+    def from_parameters(cls, values: Mapping[str, Any] | Any) -> ModelSettings:
+        """Reads them by their parameters' names."""
+        x, y, z = values["scene.origin"]
+        return cls(
+            path=values["model.path"],
+            vision_path=values["model.vision_path"],
+            dtype=values["model.dtype"],
+            device=values["model.device"],
+            template=values["model.template"],
+            seed=values["seed"],
+            strategy=values["strategy"],
+            max_views=values["scene.max_views"],
+            min_translation=values["scene.min_translation"],
+            min_rotation=values["scene.min_rotation"],
+            max_depth=values["scene.max_depth"],
+            origin=(x, y, z),
+        )
+
+
+def load_session(settings: ModelSettings) -> SceneSession:
+    """Loads the checkpoint and makes a session of it.
+
+    Raises:
+        ValueError, OSError: for a path, device, checkpoint or strategy that cannot be used; the text names it.
+    """
+    if not settings.path:
+        raise ValueError("model.path is empty: set it to the directory of a checkpoint")
+    if not Path(settings.path).is_dir():
+        raise FileNotFoundError(f"model.path: {settings.path} is no directory")
+    import torch
+
+    from adatoken3d_ros.engine.session import SceneSession, SessionConfig
+    from adatoken3d_ros.model.checkpoint import load
+    from adatoken3d_ros.scene.keyframes import KeyFrameConfig
+
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif device != "cpu" and not torch.cuda.is_available():
+        raise ValueError(f"model.device is {device!r}, but torch sees no CUDA device")
+    if settings.dtype == "auto":
+        dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    else:
+        dtype = getattr(torch, settings.dtype)
+    model, tokenizer, _ = load(
+        Path(settings.path),
+        dtype=dtype,
+        device=device,
+        vision_path=Path(settings.vision_path) if settings.vision_path else None,
+    )
+    config = SessionConfig(
+        key_frames=KeyFrameConfig(settings.min_translation, settings.min_rotation, settings.max_views),
+        max_depth=settings.max_depth,
+        origin=settings.origin,
+        template=settings.template,
+        seed=settings.seed,
+    )
+    strategy = make_strategy(settings.strategy, int(model.config.language.num_hidden_layers), model.config.hash())
+    model_id = f"{Path(settings.path).resolve().name}@{model.config.hash()}"
+    return SceneSession(model, tokenizer, config, strategy=strategy, model_id=model_id)
+
+
+def make_strategy(name: str, n_layers: int, model_hash: str) -> Strategy:
+    """A strategy by its policy's name, or from a .yaml file.
+
+    Raises:
+        ValueError, OSError: for an unknown name, an unreadable file or a strategy that was made for another model.
+    """
+    from adatoken3d_ros.pruning.policies import POLICY_NAMES
+    from adatoken3d_ros.pruning.strategy import Strategy, default_strategy
+
+    if Path(name).suffix in (".yaml", ".yml"):
+        strategy = Strategy.load(name)
+        strategy.check(model_hash)
+        strategy.schedule.check(n_layers)
+        return strategy
+    if name not in POLICY_NAMES:
+        raise ValueError(f"strategy {name!r} is none of {', '.join(POLICY_NAMES)} and no .yaml file")
+    return default_strategy(name, n_layers)
+
+
+def free_gpu_memory() -> None:
+    """Gives memory that torch keeps for later back to the GPU."""
+    import torch
+
+    torch.cuda.empty_cache()
