@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`adatoken3d demo`: a camera in a synthetic room, the scene node, and a question, in separate processes over DDS."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.util
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from adatoken3d_ros.cli.processes import Processes
+
+if TYPE_CHECKING:
+    from adatoken3d_ros.ros.client import SceneClient
+
+T = TypeVar("T")
+
+QUESTION = "What is in the room?"
+DOMAINS = range(1, 102)  # above, the ports overlap with those that Linux hands out
+POLL_SECONDS = 0.1
+WRITE_TINY = "import sys; from adatoken3d_ros.model.tiny import write_tiny_checkpoint as w; w(sys.argv[1])"
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds the command's arguments."""
+    parser = subparsers.add_parser(
+        "demo", help="try everything with no robot and no camera (needs ROS 2)", description=__doc__
+    )
+    parser.add_argument(
+        "--question", action="append", metavar="TEXT", help=f"what to ask; may be repeated ({QUESTION})"
+    )
+    parser.add_argument("--model", type=Path, metavar="DIR", help="checkpoint; without it a tiny random one answers")
+    parser.add_argument("--budget-ms", type=float, default=0.0, metavar="MS", help="latency budget of each question")
+    parser.add_argument("--views", type=int, default=6, metavar="N", help="key frames to wait for (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=0.0, metavar="S", help="keep asking for this long")
+    parser.add_argument("--interactive", action="store_true", help="then ask what you type, until an empty line")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the last answer as JSON")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the room (%(default)s)")
+    parser.add_argument("--domain-id", type=int, metavar="ID", help="ROS domain; without it a free one is taken")
+    parser.add_argument("--rviz", action="store_true", help="start RViz, or say how, and stay until Ctrl-C")
+    parser.add_argument(
+        "--timeout", type=float, default=300.0, metavar="S", help="longest wait for a step (%(default)s)"
+    )
+    parser.add_argument("--verbose", action="store_true", help="show what the nodes write")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command; 0 if every question was answered, 1 if one was not."""
+    require_ros()
+    if args.model is not None and not args.model.is_dir():
+        raise NotADirectoryError(f"--model: {args.model} is no directory")
+    domain = free_domain() if args.domain_id is None else args.domain_id
+    os.environ["ROS_DOMAIN_ID"] = str(domain)
+    os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+
+    from adatoken3d_ros.ros.client import SceneClient
+
+    with Processes(show=args.verbose) as processes:
+        model = args.model or tiny_checkpoint_path()
+        start_nodes(processes, model, args.seed)
+        if args.model is None:
+            print(
+                "A tiny model with random weights answers until a trained one is given with --model: expect no sense."
+            )
+        # The client only: what could take long happens in the other processes.
+        with closing(SceneClient()) as client:
+            try:
+                return _converse(args, Demo(client, processes, args.timeout), model, domain)
+            finally:
+                processes.interrupt()
+
+
+def _converse(args: argparse.Namespace, demo: Demo, model: Path, domain: int) -> int:
+    from adatoken3d_ros.cli.output import print_answer, record_of_message, write_json
+
+    demo.bring_up(model, tiny=args.model is None, views=args.views)
+    view = f"ROS_DOMAIN_ID={domain} ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST rviz2 -d {share()}/config/adatoken3d.rviz"
+    if args.rviz:
+        if shutil.which("rviz2"):
+            demo.processes.start("rviz2", ["rviz2", "-d", str(share() / "config" / "adatoken3d.rviz")])
+        else:
+            print(f"rviz2 is not installed here; where it is, this shows the scene while the demo runs:\n  {view}")
+    answered = True
+    for question in _questions(args):
+        answer = demo.watch(demo.client.ask, question, latency_budget_ms=args.budget_ms, timeout=args.timeout)
+        record = record_of_message(answer)
+        print_answer(record)
+        answered &= answer.status in (answer.OK, answer.TRUNCATED)
+        if args.json is not None:
+            write_json(record, args.json)
+    while args.rviz:
+        demo.processes.check()
+        time.sleep(POLL_SECONDS)
+    return 0 if answered else 1
+
+
+def _questions(args: argparse.Namespace) -> Iterator[str]:
+    """The given questions once, then again until --seconds have passed, then those that are typed."""
+    given = args.question or [QUESTION]
+    end = time.monotonic() + args.seconds
+    yield from given
+    while time.monotonic() < end:
+        yield from given
+    while args.interactive:
+        try:
+            line = input("question (empty to end): ").strip()
+        except EOFError:
+            return
+        if not line:
+            return
+        yield line
+
+
+class Demo:
+    """The running nodes as the demo sees them: a client, and processes that must not end."""
+
+    def __init__(self, client: SceneClient, processes: Processes, timeout: float) -> None:
+        self.client = client
+        self.processes = processes
+        self._timeout = timeout
+        self._threads = ThreadPoolExecutor(max_workers=1)
+
+    def watch(self, call: Callable[..., T], *args: Any, **options: Any) -> T:
+        """Calls and waits, but not for a process that has died. Raises ProcessError and what the call raises."""
+        future: Future[T] = self._threads.submit(call, *args, **options)
+        while not future.done():
+            self.processes.check()
+            try:
+                return future.result(timeout=POLL_SECONDS)
+            except TimeoutError:
+                if future.done():
+                    raise
+        return future.result()
+
+    def bring_up(self, model: Path, *, tiny: bool, views: int) -> None:
+        """From started processes to a node that has seen `views` key frames, with a progress display."""
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        with Progress(*columns, TimeElapsedColumn()) as progress:
+            steps = progress.add_task("starting two nodes", total=3)
+            if tiny:
+                write_tiny(model, lambda command: self.processes.run("tiny_model", command))
+            self.watch(self.client.state, timeout=self._timeout)
+            progress.update(steps, advance=1, description="loading the model")
+            self.watch(self.client.configure, timeout=self._timeout)
+            progress.update(steps, advance=1, description="starting the inputs")
+            self.watch(self.client.activate, timeout=self._timeout)
+            progress.update(steps, advance=1, description="both nodes run")
+            frames = progress.add_task("looking around (key frames)", total=views)
+            deadline = time.monotonic() + self._timeout
+            seen = self._count_views()
+            while seen() < views:
+                self.processes.check()
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"only {seen()} of {views} key frames within {self._timeout:g} s")
+                progress.update(frames, completed=seen())
+                time.sleep(POLL_SECONDS)
+            progress.update(frames, completed=views)
+
+    def _count_views(self) -> Callable[[], int]:
+        """Follows /diagnostics; the function returned says how many key frames the scene has by now."""
+        from diagnostic_msgs.msg import DiagnosticArray
+
+        newest = [0]
+
+        def on_diagnostics(message: DiagnosticArray) -> None:
+            for status in message.status:
+                for value in status.values:
+                    if status.name.endswith(": scene") and value.key == "key_frames":
+                        newest[0] = int(value.value)
+
+        self.client.node.create_subscription(DiagnosticArray, "/diagnostics", on_diagnostics, 10)
+        return lambda: newest[0]
+
+
+def start_nodes(processes: Processes, model: Path, seed: int) -> None:
+    """The scene node and the camera, with the parameters of config/demo.yaml."""
+    parameters = ["--ros-args", "--params-file", str(share() / "config" / "demo.yaml")]
+    module = [sys.executable, "-m"]
+    node = ["adatoken3d_ros.ros.node", *parameters, "-p", f"model.path:={model}", "-p", "autostart:=false"]
+    camera = ["adatoken3d_ros.ros.demo_camera", *parameters, "-p", f"seed:={seed}"]
+    processes.start("adatoken3d", [*module, *node])
+    processes.start("demo_camera", [*module, *camera])
+
+
+def require_ros() -> None:
+    """Raises ModuleNotFoundError-like OSError that says what to install where ROS or the interfaces are missing."""
+    if importlib.util.find_spec("rclpy") is None:
+        raise OSError(
+            "the demo needs ROS 2, and this Python finds no rclpy: source a ROS 2 installation "
+            "(. /opt/ros/<distribution>/setup.bash), or run 'make demo', which installs it from PyPI (Linux, x86_64)"
+        )
+    if importlib.util.find_spec("adatoken3d") is None:
+        raise OSError(
+            "the ROS interfaces of adatoken3d are not built: run 'pip install .' in the package, or 'colcon build' and "
+            "source install/setup.bash"
+        )
+
+
+def share() -> Path:
+    """Folder with the package's `config` and `launch`: the source tree where that is what runs, else the ROS share."""
+    source = Path(__file__).resolve().parents[2]
+    if (source / "package.xml").is_file():
+        return source
+    prefixes = [*filter(None, os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep)), sys.prefix]
+    for prefix in prefixes:
+        folder = Path(prefix) / "share" / "adatoken3d"
+        if (folder / "package.xml").is_file():
+            return folder
+    raise FileNotFoundError(f"share/adatoken3d was not found below {', '.join(prefixes)}: is the package installed?")
+
+
+def free_domain() -> int:
+    """A ROS domain in which no participant runs on this machine, chosen at random.
+
+    The first participant of domain d listens on UDP port 7410 + 250 d (RTPS specification, well-known ports).
+
+    Raises:
+        OSError: if there is none.
+    """
+    for domain in random.sample(DOMAINS, len(DOMAINS)):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.bind(("", 7410 + 250 * domain))
+            except OSError:
+                continue
+            return domain
+    raise OSError("every ROS domain from 1 to 101 is in use on this machine: give one with --domain-id")
+
+
+def tiny_checkpoint_path() -> Path:
+    """Where the tiny random checkpoint is kept: one for each version of the code that writes and reads it."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    code = hashlib.sha256()
+    for source in sorted((Path(__file__).resolve().parents[1] / "model").glob("*.py")):
+        code.update(source.read_bytes())
+    return cache / "adatoken3d" / f"tiny-random-{code.hexdigest()[:12]}"
+
+
+def tiny_checkpoint() -> Path:
+    """The tiny random checkpoint, written if it is not there yet. Raises OSError when that fails."""
+    path = tiny_checkpoint_path()
+    write_tiny(path, lambda command: subprocess.run(command, check=True))
+    return path
+
+
+def write_tiny(path: Path, execute: Callable[[list[str]], object]) -> None:
+    """Has a process of its own (torch takes seconds to import) write the checkpoint, unless it is there.
+
+    It appears under its name when it is complete, so that an interrupted run leaves nothing half written.
+    """
+    if path.is_dir():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        written = Path(folder) / "checkpoint"
+        execute([sys.executable, "-c", WRITE_TINY, str(written)])
+        try:
+            written.rename(path)
+        except OSError:
+            # Another demo was faster.
+            if not path.is_dir():
+                raise

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`adatoken3d info`: what is installed, what is missing and how to get it, and what a model needs."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from adatoken3d_ros import __version__
+
+DISTRIBUTIONS = ("torch", "transformers", "numpy", "scipy", "open3d", "open3d-cpu", "rosbags", "opencv-python-headless")
+# (Python module or program, what it is for, how to get it)
+ROS_MODULES = (
+    ("rclpy", "the node and the demo", "source a ROS 2 installation, or pip install ros-kilted-rclpy (Linux, x86_64)"),
+    ("adatoken3d", "the interfaces (Answer, AskScene, ...)", "pip install . or colcon build, in this package"),
+    (
+        "tf2_ros",
+        "camera poses from TF",
+        "apt install ros-$ROS_DISTRO-tf2-ros-py; else pose.source odometry or pose_topic",
+    ),
+    ("launch_ros", "the launch files", "apt install ros-$ROS_DISTRO-launch-ros; 'adatoken3d demo' works without"),
+)
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds the command's arguments."""
+    parser = subparsers.add_parser("info", help="versions, what is missing, what a model needs", description=__doc__)
+    parser.add_argument("--model", type=Path, metavar="DIR", help="checkpoint to describe")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command; 0 even where things are missing: that is the information."""
+    if args.model is not None and not args.model.is_dir():
+        raise NotADirectoryError(f"--model: {args.model} is no directory")
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    sections = [("Versions", versions()), ("What is here", presence())]
+    if args.model is not None:
+        sections.append(("Model", model_facts(args.model)))
+    for title, facts in sections:
+        table = Table(show_header=False, title=title, title_justify="left")
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, value in facts:
+            table.add_row(name, Text(value))
+        console.print(table)
+    return 0
+
+
+def versions() -> list[tuple[str, str]]:
+    """(name, version) of this package, Python and the libraries that are installed."""
+    found = [("adatoken3d_ros", __version__), ("Python", f"{platform.python_version()} ({sys.executable})")]
+    for name in DISTRIBUTIONS:
+        try:
+            found.append((name, version(name)))
+        except PackageNotFoundError:
+            continue
+    return [*found, ("system", f"{platform.system()} {platform.release()} {platform.machine()}")]
+
+
+def presence() -> list[tuple[str, str]]:
+    """(part, "yes" or what is missing and how to get it)."""
+    found = [
+        (name, "yes" if importlib.util.find_spec(name) else f"missing, needed for {purpose}: {remedy}")
+        for name, purpose, remedy in ROS_MODULES
+    ]
+    rviz = shutil.which("rviz2")
+    found.append(("rviz2", rviz or "missing, needed to see the tokens: apt install ros-$ROS_DISTRO-rviz2"))
+    found.append(("ROS_DISTRO", os.environ.get("ROS_DISTRO") or "not set: no ROS installation is sourced"))
+    display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    found.append(("display", display or "none: RViz has no screen here"))
+    return [*found, ("CUDA", cuda())]
+
+
+def cuda() -> str:
+    """The GPUs that torch can use, with their memory, or why there is none."""
+    if importlib.util.find_spec("torch") is None:
+        return "unknown: torch is not installed"
+    import torch
+
+    if not torch.cuda.is_available():
+        if torch.version.cuda is None:
+            return "no: this torch was built for the CPU; the model runs there, slowly (pytorch.org has CUDA builds)"
+        return "no: torch finds no CUDA device (driver?); the model runs on the CPU, slowly"
+    devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    return ", ".join(f"{device.name}, {device.total_memory / 2**30:.0f} GiB" for device in devices)
+
+
+def model_facts(path: Path) -> list[tuple[str, str]]:
+    """(fact, value) of a checkpoint, from its files and headers: the weights are not loaded.
+
+    Raises:
+        CheckpointError: for a config.json that is missing or describes no model we can build.
+    """
+    import torch
+
+    from adatoken3d_ros.model.checkpoint import load_config
+    from adatoken3d_ros.model.llava3d import Llava3D
+
+    config = load_config(path)
+    with torch.device("meta"):
+        model = Llava3D(config)
+    parts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+    parameters = sum(p.numel() for p in model.parameters())
+    language = config.language
+    head = getattr(language, "head_dim", None) or language.hidden_size // language.num_attention_heads
+    # Keys and values of every layer, for a prompt with every spatial token and no pruning, filling the context.
+    heads = language.num_key_value_heads or language.num_attention_heads
+    cache = 2 * language.num_hidden_layers * heads * head * config.context_length
+    stored = sum(file.stat().st_size for file in path.glob("*.safetensors"))
+    return [
+        ("directory", str(path)),
+        ("shape", f"{language.num_hidden_layers} layers of {language.hidden_size}, hash {config.hash()}"),
+        ("vision", f"{config.image_size}x{config.image_size} pixels, {config.grid}x{config.grid} patches a view"),
+        ("spatial tokens", f"at most {config.max_spatial_tokens}, voxels of {config.voxel_size:g} m"),
+        ("context", f"{config.context_length} tokens"),
+        ("parameters", f"{parameters:,} ({', '.join(f'{name} {count:,}' for name, count in parts.items())})"),
+        ("weight files", f"{_size(stored)}" if stored else "missing: no safetensors file"),
+        *(
+            (f"memory, {name}", f"weights {_size(parameters * width)} + full KV cache {_size(cache * width)}")
+            for name, width in (("float32", 4), ("bfloat16", 2))
+        ),
+    ]
+
+
+def _size(count: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.3g} {unit}"
+        count /= 1024
+    return f"{count:.3g} GiB"

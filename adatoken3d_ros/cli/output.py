@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the commands show an answer: one record for the message and for the engine's own type, a table, JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from adatoken3d_ros.engine.answer import Answer, Status
+
+STAGES = ("queue", "encode", "tokens", "prefill", "decode", "total")
+Record = dict[str, Any]
+
+
+def record_of_answer(answer: Answer) -> Record:
+    """The engine's answer under the field names of adatoken3d/msg/Answer; no data age (None), as nothing is live."""
+    return {
+        "question": answer.question.text,
+        "text": answer.text,
+        "status": answer.status.name,
+        "status_message": answer.status_message,
+        "stamp_ns": answer.stamp_ns,
+        "boxes": [{"center": list(box.centre), "size": list(box.size)} for box in answer.boxes],
+        "data_age": None,
+        **{f"{stage}_ms": getattr(answer.times, stage) for stage in STAGES},
+        "latency_budget_ms": answer.question.latency_budget_ms or 0.0,
+        "budget_met": answer.budget_met,
+        "spatial_tokens": answer.spatial_tokens,
+        "retained_tokens": answer.retained_tokens,
+        "prefill_flops": answer.prefill_flops,
+        "prefill_flops_unpruned": answer.prefill_flops_unpruned,
+        "strategy": answer.strategy,
+        "model_id": answer.model_id,
+        "seed": answer.seed,
+    }
+
+
+def record_of_message(message: Any) -> Record:
+    """An adatoken3d/msg/Answer as plain values; a data age of NaN becomes None."""
+    same = (
+        *("question", "text", "status_message", "latency_budget_ms", "budget_met", "spatial_tokens", "retained_tokens"),
+        *("prefill_flops", "prefill_flops_unpruned", "strategy", "model_id", "seed"),
+        *(f"{stage}_ms" for stage in STAGES),
+    )
+    boxes = [
+        {
+            "center": [box.center.position.x, box.center.position.y, box.center.position.z],
+            "size": [box.size.x, box.size.y, box.size.z],
+        }
+        for box in message.boxes
+    ]
+    return {
+        **{name: getattr(message, name) for name in same},
+        "status": Status(message.status).name,
+        "stamp_ns": message.header.stamp.sec * 10**9 + message.header.stamp.nanosec,
+        "boxes": boxes,
+        "data_age": None if math.isnan(message.data_age) else message.data_age,
+    }
+
+
+def print_answer(record: Record, console: Console | None = None) -> None:
+    """Prints a record as a table for people."""
+    console = console or Console()
+    table = Table(show_header=False, title="Answer", title_justify="left")
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows(record):
+        # The text comes from a model: it is no markup.
+        table.add_row(name, Text(value))
+    console.print(table)
+
+
+def rows(record: Record) -> list[tuple[str, str]]:
+    """(name, value) pairs in the order in which people ask for them."""
+    status = record["status"] + (f": {record['status_message']}" if record["status_message"] else "")
+    before, after = record["spatial_tokens"], record["retained_tokens"]
+    full, run = record["prefill_flops_unpruned"], record["prefill_flops"]
+    age, budget = record["data_age"], record["latency_budget_ms"]
+    stages = ", ".join(f"{stage} {record[f'{stage}_ms']:.1f}" for stage in STAGES[:-1])
+    boxes = "; ".join(f"centre {_triple(box['center'])} size {_triple(box['size'])}" for box in record["boxes"])
+    return [
+        ("question", record["question"]),
+        ("answer", record["text"] or "(empty)"),
+        ("status", status),
+        *([("boxes (m)", boxes)] if boxes else []),
+        ("spatial tokens", f"{before} before, {after} after" + (f" ({after / before:.0%} kept)" if before else "")),
+        ("prefill FLOPs", f"{run:.3g} of {full:.3g} ({1 - run / full:.1%} saved)" if full else "none"),
+        ("time (ms)", f"{record['total_ms']:.1f} in all: {stages}"),
+        ("age of the data", "not live" if age is None else f"{age:.2f} s"),
+        ("latency budget", f"{budget:g} ms, {'met' if record['budget_met'] else 'missed'}" if budget else "none"),
+        ("strategy, model", f"{record['strategy']}, {record['model_id']}"),
+    ]
+
+
+def write_json(record: Record, path: Path) -> None:
+    """Writes a record as JSON; raises OSError when it cannot."""
+    path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _triple(values: list[float]) -> str:
+    return "(" + ", ".join(f"{value:.2f}" for value in values) + ")"

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Child processes that never outlive their parent, however it ends (Linux)."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+GRACE_SECONDS = 1.5  # between the interrupt and the kill
+PR_SET_PDEATHSIG = 1  # from linux/prctl.h
+LOG_LINES = 5
+
+
+class ProcessError(OSError):
+    """A process that should run has ended, or one that should have done its work has failed."""
+
+
+class Processes:
+    """Starts processes, each in a process group of its own, and ends them all on leaving.
+
+    Ctrl-C in a terminal thus reaches only the parent, which decides what happens. A parent that is killed takes its
+    children with it: the kernel is told so before each of them starts.
+
+    Args:
+        show: let the processes write to the terminal; otherwise into files, whose end is part of an error's message.
+    """
+
+    def __init__(self, *, show: bool = False) -> None:
+        self._show = show
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._logs = tempfile.TemporaryDirectory(prefix="adatoken3d-")
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self, name: str, command: Sequence[str]) -> subprocess.Popen[bytes]:
+        """Starts `command`; it should run until `stop`."""
+        # Loaded here: the child between fork and exec should do nothing but the system call.
+        prctl = ctypes.CDLL(None, use_errno=True).prctl
+        parent = os.getpid()
+
+        def die_with_parent() -> None:
+            prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            if os.getppid() != parent:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        with open(self.log(name), "wb") as log:
+            output = None if self._show else log
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT if output else None,
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
+        self._processes[name] = process
+        return process
+
+    def run(self, name: str, command: Sequence[str]) -> None:
+        """Runs `command` to its end. Raises ProcessError if it fails, or if another process ends meanwhile."""
+        process = self.start(name, command)
+        while process.poll() is None:
+            self._check(set(self._processes) - {name})
+            time.sleep(0.05)
+        del self._processes[name]
+        if process.returncode:
+            raise ProcessError(self._obituary(name, process.returncode))
+
+    def check(self) -> None:
+        """Raises ProcessError if a process has ended; the message has the end of what it wrote."""
+        self._check(set(self._processes))
+
+    def log(self, name: str) -> Path:
+        """Where the process's output goes."""
+        return Path(self._logs.name) / f"{name}.log"
+
+    def interrupt(self) -> None:
+        """SIGINT to every process; does not wait."""
+        for process in self._processes.values():
+            _signal_group(process, signal.SIGINT)
+
+    def stop(self) -> None:
+        """Interrupts every process and kills those that are still there after a while. Safe to call twice."""
+        # A second Ctrl-C must not leave half of them behind.
+        handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            self.interrupt()
+            deadline = time.monotonic() + GRACE_SECONDS
+            while time.monotonic() < deadline and any(process.poll() is None for process in self._processes.values()):
+                time.sleep(0.02)
+            for process in self._processes.values():
+                _signal_group(process, signal.SIGKILL)
+                process.wait()
+            self._processes.clear()
+            self._logs.cleanup()
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+    def _check(self, names: set[str]) -> None:
+        for name in sorted(names):
+            code = self._processes[name].poll()
+            if code is not None:
+                raise ProcessError(self._obituary(name, code))
+
+    def _obituary(self, name: str, code: int) -> str:
+        lines = self.log(name).read_text(errors="replace").splitlines()[-LOG_LINES:]
+        said = f"; it wrote last: {' | '.join(line.strip() for line in lines)}" if lines else ""
+        return f"the process {name} ended with status {code}{said}"
+
+
+def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """Signals the group of a process that has not been waited for, or what is left of the group."""
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        return

@@ -1,0 +1,431 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ask the node from plain Python, without futures, executors or spinning.
+
+    with SceneClient() as scene:
+        print(scene.ask("What is on the table?").text)
+        for piece in scene.stream("Describe the room."):
+            print(piece, end="", flush=True)
+
+A client may live in any process, also in one that already uses rclpy: it has its own context, executor and thread.
+Its methods may be called from any thread, but not from the callbacks of the executor of the context given to it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import rclpy
+from action_msgs.msg import GoalStatus
+from adatoken3d.action import AskSceneStream
+from adatoken3d.msg import Answer
+from adatoken3d.srv import AskScene
+from geometry_msgs.msg import Point
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState, GetState
+from rclpy.action import ActionClient
+from rclpy.context import Context
+from rclpy.exceptions import InvalidHandle
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.node import Node
+from std_srvs.srv import Trigger
+
+Clicks = Iterable[Sequence[float]]
+T = TypeVar("T")
+
+POLL_SECONDS = 0.2  # how often a waiting call looks whether the node and ROS are still there
+
+
+class LifecycleError(RuntimeError):
+    """The node refused a lifecycle transition; the message names the transition and the state the node is in."""
+
+
+class SceneClient:
+    """A connection to one node. Close it, or use it as a context manager.
+
+    Args:
+        node_name: name of the node.
+        namespace: namespace of the node, with or without a leading slash.
+        context: an initialised rclpy context to use and to leave open; None for a context of its own, which installs
+            no signal handlers and ignores ROS arguments of the process.
+
+    Attributes:
+        node: the rclpy node behind the client, for subscriptions of your own; their callbacks run in the client's thread.
+    """
+
+    def __init__(self, node_name: str = "adatoken3d", namespace: str = "", context: Context | None = None) -> None:
+        self._namespace = "/" + namespace.strip("/")
+        self._name = f"{self._namespace.rstrip('/')}/{node_name}"
+        self._node_name = node_name
+        self._owns_context = context is None
+        if context is None:
+            context = Context()
+            rclpy.init(args=[], context=context)
+        self._context = context
+        self.node = Node(
+            f"{node_name}_client_{os.getpid()}_{threading.get_native_id()}",
+            context=context,
+            use_global_arguments=False,
+            enable_rosout=False,
+            start_parameter_services=False,
+        )
+        self._ask: Any = self.node.create_client(AskScene, f"{self._name}/ask")
+        self._clear: Any = self.node.create_client(Trigger, f"{self._name}/clear_scene")
+        self._get_state: Any = self.node.create_client(GetState, f"{self._name}/get_state")
+        self._change_state: Any = self.node.create_client(ChangeState, f"{self._name}/change_state")
+        self._streaming: Any = ActionClient(self.node, AskSceneStream, f"{self._name}/ask_stream")
+        self._streams: set[AnswerStream] = set()
+        self._executor: Any = SingleThreadedExecutor(context=context)
+        self._executor.add_node(self.node)
+        self._closed = False
+        # A daemon thread does not keep a process alive that forgot to close; atexit joins it in time, because a
+        # spinning thread that is cut off by the end of the interpreter aborts the process.
+        self._thread = threading.Thread(target=self._spin, name=f"{node_name}_client", daemon=True)
+        self._thread.start()
+        atexit.register(self.close)
+
+    def __enter__(self) -> SceneClient:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the client's thread and node; cancels streams that are still open. Safe to call twice."""
+        if self._closed:
+            return
+        if self._alive():
+            self.cancel()
+        self._closed = True
+        atexit.unregister(self.close)
+        self._executor.shutdown()
+        self._thread.join()
+        self._streaming.destroy()
+        self.node.destroy_node()
+        if self._owns_context:
+            self._context.try_shutdown()
+
+    # --- questions -------------------------------------------------------------------------------------------------
+
+    def ask(
+        self,
+        question: str,
+        *,
+        clicks: Clicks = (),
+        latency_budget_ms: float = 0,
+        max_new_tokens: int = 0,
+        timeout: float | None = 30.0,
+    ) -> Answer:
+        """Asks and waits for the answer. Look at `answer.status` first: a question that the node could not answer
+        (no scene yet, busy, invalid, ...) comes back as an Answer too.
+
+        Args:
+            question: plain words.
+            clicks: points (x, y, z) that the question is about, scene frame, metres.
+            latency_budget_ms: time from arrival to answer, milliseconds; 0 for the node's default.
+            max_new_tokens: longest answer in tokens; 0 for the node's default.
+            timeout: seconds to wait in all; None to wait without a limit.
+
+        Raises:
+            TimeoutError: no answer in time; says whether the node is missing, not active or still answering.
+            ConnectionError: the node or ROS went away while the question was open.
+            ValueError: a click that is not three numbers, or a negative number of tokens.
+        """
+        request = _fill(AskScene.Request(), question, clicks, latency_budget_ms, max_new_tokens)
+        return self._call(self._ask, request, timeout, "answer").answer
+
+    def stream(
+        self,
+        question: str,
+        *,
+        clicks: Clicks = (),
+        latency_budget_ms: float = 0,
+        max_new_tokens: int = 0,
+        timeout: float | None = 30.0,
+    ) -> AnswerStream:
+        """Asks and returns an iterator over the pieces of the answer while it is written; see AnswerStream.
+
+        The arguments and errors are those of `ask`; the timeout covers everything up to the last piece, and a stream
+        that runs out of time is cancelled.
+        """
+        goal = _fill(AskSceneStream.Goal(), question, clicks, latency_budget_ms, max_new_tokens)
+        deadline = _deadline(timeout)
+        self._wait(self._streaming.server_is_ready, deadline, f"no answer within {timeout} s")
+        stream = AnswerStream(self, deadline, f"no answer within {timeout} s")
+        self._streams.add(stream)
+        self._send(
+            lambda: self._streaming.send_goal_async(goal, feedback_callback=stream._on_feedback), stream._on_goal
+        )
+        return stream
+
+    def cancel(self) -> int:
+        """Cancels every stream of this client that is still open; returns how many that were."""
+        streams = list(self._streams)
+        for stream in streams:
+            stream.cancel()
+        return len(streams)
+
+    def clear(self, *, timeout: float | None = 10.0) -> None:
+        """Forgets the scene. Raises RuntimeError with the node's reason if it does not, TimeoutError as `ask`."""
+        response = self._call(self._clear, Trigger.Request(), timeout, "reply")
+        if not response.success:
+            raise RuntimeError(f"{self._name} did not clear the scene: {response.message}")
+
+    # --- life cycle ------------------------------------------------------------------------------------------------
+
+    def state(self, *, timeout: float | None = 10.0) -> str:
+        """The node's lifecycle state: unconfigured, inactive, active or finalized (or a transition's name)."""
+        return str(self._call(self._get_state, GetState.Request(), timeout, "reply").current_state.label)
+
+    def configure(self, *, timeout: float | None = 600.0) -> None:
+        """Loads the model. Raises LifecycleError when the node refuses (its log says why), TimeoutError as `ask`."""
+        self._transition(Transition.TRANSITION_CONFIGURE, "configure", timeout)
+
+    def activate(self, *, timeout: float | None = 30.0) -> None:
+        """Starts the inputs. Raises as `configure`."""
+        self._transition(Transition.TRANSITION_ACTIVATE, "activate", timeout)
+
+    def deactivate(self, *, timeout: float | None = 30.0) -> None:
+        """Stops the inputs. Raises as `configure`."""
+        self._transition(Transition.TRANSITION_DEACTIVATE, "deactivate", timeout)
+
+    def cleanup(self, *, timeout: float | None = 30.0) -> None:
+        """Frees the model's memory. Raises as `configure`."""
+        self._transition(Transition.TRANSITION_CLEANUP, "cleanup", timeout)
+
+    def _transition(self, transition: int, label: str, timeout: float | None) -> None:
+        request = ChangeState.Request()
+        request.transition.id = transition
+        if not self._call(self._change_state, request, timeout, "reply").success:
+            raise LifecycleError(f"{self._name} could not {label}: it is {self.state()!r}; its log says why")
+
+    # --- waiting ---------------------------------------------------------------------------------------------------
+
+    def _spin(self) -> None:
+        # Another thread may shut ROS down at any moment; then the wait set, a handle or the context is gone.
+        try:
+            self._executor.spin()
+        except (ExternalShutdownException, InvalidHandle):
+            return
+        except RuntimeError:
+            if self._context.ok() and not self._closed:
+                raise
+
+    def _alive(self) -> bool:
+        return not self._closed and self._thread.is_alive() and self._context.ok()
+
+    def _send(self, send: Callable[[], Any], on_done: Callable[[Any], object]) -> None:
+        """Calls `send` in the spinning thread, so that a fast reply cannot overtake the bookkeeping of its request."""
+        if not self._alive():
+            raise ConnectionError(f"the connection to {self._name} is closed, or ROS was shut down")
+        self._executor.create_task(lambda: send().add_done_callback(on_done))
+
+    def _call(self, client: Any, request: Any, timeout: float | None, reply: str) -> Any:
+        deadline = _deadline(timeout)
+        self._wait(client.service_is_ready, deadline, f"no {reply} within {timeout} s")
+        done = threading.Event()
+        futures: list[Any] = []
+
+        def send() -> Any:
+            futures.append(client.call_async(request))
+            return futures[0]
+
+        self._send(send, lambda _: done.set())
+        try:
+            self._wait(
+                done.is_set, deadline, f"no {reply} within {timeout} s", wait=done.wait, present=client.service_is_ready
+            )
+        except BaseException:
+            for future in futures:
+                client.remove_pending_request(future)
+            raise
+        return futures[0].result()
+
+    def _wait(
+        self,
+        ready: Callable[[], bool],
+        deadline: float,
+        failure: str,
+        *,
+        wait: Callable[[float], object] = time.sleep,
+        present: Callable[[], bool] | None = None,
+    ) -> None:
+        """Returns once ready(). `present` says whether the other side is still there: then it is only slow."""
+        while not self._looked(ready):
+            remaining = deadline - time.monotonic()
+            if present is not None and not self._looked(present):
+                raise ConnectionError(f"{self._name} went away before it replied")
+            if remaining <= 0:
+                raise TimeoutError(f"{failure}: {self._diagnose(present is not None)}")
+            wait(min(remaining, POLL_SECONDS if present is not None else POLL_SECONDS / 10))
+
+    def _looked(self, condition: Callable[[], bool]) -> bool:
+        """condition(), which looks at handles that another thread may be closing."""
+        closed = f"the connection to {self._name} is closed, or ROS was shut down"
+        if not self._alive():
+            raise ConnectionError(closed)
+        try:
+            return condition()
+        except (InvalidHandle, RuntimeError) as error:
+            if self._alive():
+                raise
+            raise ConnectionError(closed) from error
+
+    def _diagnose(self, sent: bool) -> str:
+        """Why nothing came back, as far as this side can see, and what to do about it."""
+        if sent:
+            return (
+                f"{self._name} has the request and is still busy with it; give a longer timeout or a latency budget, "
+                "or use stream(), which can be cancelled"
+            )
+        domain = self._context.get_domain_id()
+        nodes = [f"{ns.rstrip('/')}/{name}" for name, ns in self.node.get_node_names_and_namespaces()]
+        others = sorted({name for name in nodes if "_client_" not in name and not name.startswith("/_")})
+        if self._name not in nodes:
+            seen = f"the nodes there are {', '.join(others)}" if others else "no node is there"
+            return (
+                f"no node {self._name} on ROS_DOMAIN_ID {domain}, {seen}; start it "
+                "(ros2 launch adatoken3d adatoken3d.launch.py), or check its name, namespace and domain"
+            )
+        if self._get_state.service_is_ready():
+            state = self.state(timeout=2.0)
+            if state != "active":
+                return (
+                    f"{self._name} is {state!r}, not 'active'; use configure() and activate(), or "
+                    f"ros2 lifecycle set {self._name} {'configure' if state == 'unconfigured' else 'activate'}"
+                )
+        return f"{self._name} is there, but it does not offer what was asked for (yet)"
+
+
+class AnswerStream(Iterator[str]):
+    """An answer while it is written: iterate over pieces of text, then look at `answer`.
+
+    Attributes:
+        text: the answer's text up to now.
+        stage: what the node is doing: queue, encode, tokens, prefill or decode; empty before the first feedback.
+        answer: the final Answer message; None until the node has sent it. Its text is the one that counts: a piece
+            may have been corrected after it was yielded, and cancelling cuts the text.
+    """
+
+    def __init__(self, client: SceneClient, deadline: float, failure: str) -> None:
+        self.text = ""
+        self.stage = ""
+        self.answer: Answer | None = None
+        self._client = client
+        self._deadline = deadline
+        self._failure = failure
+        self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._goal: Any = None
+        self._cancelled = False
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> AnswerStream:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self.answer is None:
+            self.cancel()
+
+    def __next__(self) -> str:
+        """The next piece of text. Raises as `SceneClient.ask`; RuntimeError when the node refused or failed."""
+        while self.answer is None:
+            event = self._next_event()
+            if isinstance(event, Answer):
+                self.answer = event
+                self._client._streams.discard(self)
+                piece = self._advance(event.text)
+            elif isinstance(event, Exception):
+                self._client._streams.discard(self)
+                raise event
+            else:
+                self.stage = event.stage
+                piece = self._advance(event.text_so_far)
+            if piece:
+                return piece
+        raise StopIteration
+
+    def result(self) -> Answer:
+        """Reads the stream to its end and returns the final answer. Raises as iterating does."""
+        for _ in self:
+            continue
+        assert self.answer is not None
+        return self.answer
+
+    def cancel(self) -> None:
+        """Asks the node to stop writing. The stream still ends with an answer, whose status is then CANCELLED."""
+        with self._lock:
+            self._cancelled = True
+            goal = self._goal
+        if goal is not None and self._client._alive():
+            self._client._send(goal.cancel_goal_async, lambda _: None)
+
+    def _advance(self, text: str) -> str:
+        kept = len(os.path.commonprefix([self.text, text]))
+        self.text = text
+        return text[kept:]
+
+    def _next_event(self) -> Any:
+        while True:
+            remaining = self._deadline - time.monotonic()
+            try:
+                return self._events.get(timeout=max(0.0, min(remaining, POLL_SECONDS)))
+            except queue.Empty:
+                if not self._client._looked(self._client._streaming.server_is_ready):
+                    raise ConnectionError(f"{self._client._name} went away before it replied") from None
+                if remaining <= 0:
+                    self.cancel()
+                    self._client._streams.discard(self)
+                    raise TimeoutError(f"{self._failure}: {self._client._diagnose(True)}") from None
+
+    # In the client's thread:
+
+    def _on_feedback(self, message: Any) -> None:
+        self._events.put(message.feedback)
+
+    def _on_goal(self, future: Any) -> None:
+        goal = future.result()
+        if not goal.accepted:
+            self._events.put(RuntimeError(f"{self._client._name} refused the question"))
+            return
+        with self._lock:
+            self._goal = goal
+            cancelled = self._cancelled
+        goal.get_result_async().add_done_callback(self._on_result)
+        if cancelled:
+            goal.cancel_goal_async()
+
+    def _on_result(self, future: Any) -> None:
+        response = future.result()
+        if response.status == GoalStatus.STATUS_UNKNOWN:
+            self._events.put(RuntimeError(f"{self._client._name} no longer knows the question"))
+        else:
+            self._events.put(response.result.answer)
+
+
+def _deadline(timeout: float | None) -> float:
+    return float("inf") if timeout is None else time.monotonic() + timeout
+
+
+def _fill(request: T, question: str, clicks: Clicks, latency_budget_ms: float, max_new_tokens: int) -> T:
+    """Sets the fields that the service's request and the action's goal share."""
+    if not isinstance(question, str):
+        raise ValueError(f"the question must be text, got {question!r}")
+    if not 0 <= max_new_tokens < 2**32:
+        raise ValueError(f"max_new_tokens must be 0 (the node's default) or more, got {max_new_tokens}")
+    points = []
+    for click in clicks:
+        if len(click) != 3:
+            raise ValueError(f"a click must be three numbers x, y, z in metres, got {click!r}")
+        x, y, z = (float(value) for value in click)
+        points.append(Point(x=x, y=y, z=z))
+    message: Any = request
+    message.question = question
+    message.clicks = points
+    message.latency_budget_ms = float(latency_budget_ms)
+    message.max_new_tokens = int(max_new_tokens)
+    return request

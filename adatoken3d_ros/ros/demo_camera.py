@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A moving RGB-D camera in a synthetic room, so that everything can be tried with no robot.
+
+Publishes `rgb/image`, `depth/image` and their `camera_info` (equal stamps, registered), and the pose of the camera's
+optical frame three ways: `pose`, `odom`, and TF where tf2_ros is installed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import sys
+from typing import Any
+
+import numpy as np
+import rclpy
+from geometry_msgs.msg import Pose, PoseStamped, TransformStamped
+from nav_msgs.msg import Odometry
+from numpy.typing import NDArray
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rclpy.exceptions import InvalidParameterValueException, NotInitializedException
+from rclpy.executors import ExternalShutdownException
+from rclpy.node import Node
+from rclpy.qos import QoSProfile, QoSReliabilityPolicy
+from rclpy.signals import SignalHandlerOptions
+from sensor_msgs.msg import CameraInfo, Image
+from std_msgs.msg import Header
+
+from adatoken3d_ros.ros.signals import StopSignals
+
+RELIABILITY = {
+    "reliable": QoSReliabilityPolicy.RELIABLE,
+    "best_effort": QoSReliabilityPolicy.BEST_EFFORT,
+}
+DEPTH_ENCODINGS = ("16UC1", "32FC1")
+
+
+class DemoCamera(Node):
+    """Renders a view on a timer and publishes it; every parameter is read once, at the start."""
+
+    def __init__(self) -> None:
+        super().__init__("demo_camera")
+        rate = self._number("rate", 10.0, 0.1, 60.0, "Views a second, hertz.")
+        self._width = self._integer("width", 320, 32, 1920, "Width of both images, pixels.")
+        self._height = self._integer("height", 240, 32, 1080, "Height of both images, pixels.")
+        view = self._number("field_of_view", 69.0, 20.0, 120.0, "Horizontal field of view, degrees.")
+        seed = self._integer("seed", 0, 0, 2**31 - 1, "Seed of the room: the same seed furnishes the same room.")
+        self._depth_encoding = self._choice(
+            "depth_encoding",
+            "16UC1",
+            DEPTH_ENCODINGS,
+            "Depth as 16UC1 (millimetres, 0 invalid) or 32FC1 (metres, NaN).",
+        )
+        reliability = self._choice(
+            "reliability", "reliable", tuple(RELIABILITY), "Reliability of the image topics: reliable or best_effort."
+        )
+        self._world_frame = self._text("world_frame", "map", "Frame in which the poses are given.")
+        self._camera_frame = self._text(
+            "camera_frame", "camera_optical_frame", "Optical frame of both images (x right, y down, z forward)."
+        )
+
+        # Open3D takes a second or two to import: by now a signal is answered.
+        rooms = importlib.import_module("adatoken3d_ros.synthetic.rooms")
+        self._render: Any = importlib.import_module("adatoken3d_ros.synthetic.render")
+        self._room = rooms.make_room(seed)
+        self._renderer = self._render.Renderer(self._room)
+        focal = self._width / 2 / math.tan(math.radians(view) / 2)
+        self._K = np.array([[focal, 0.0, (self._width - 1) / 2], [0.0, focal, (self._height - 1) / 2], [0.0, 0.0, 1.0]])
+
+        images = QoSProfile(depth=2, reliability=RELIABILITY[reliability])
+        self._rgb = self.create_publisher(Image, "rgb/image", images)
+        self._depth = self.create_publisher(Image, "depth/image", images)
+        self._rgb_info = self.create_publisher(CameraInfo, "rgb/camera_info", images)
+        self._depth_info = self.create_publisher(CameraInfo, "depth/camera_info", images)
+        self._pose = self.create_publisher(PoseStamped, "pose", 10)
+        self._odometry = self.create_publisher(Odometry, "odom", 10)
+        self._tf = _tf_broadcaster(self)
+
+        self._start = self.get_clock().now()
+        self._timer = self.create_timer(1.0 / rate, self._publish)
+        self.get_logger().info(
+            f"a synthetic room (seed {seed}), {self._width}x{self._height} at {rate:g} Hz, "
+            f"pose on 'pose' and 'odom'{' and TF' if self._tf else ' (no TF: tf2_ros is not installed)'}"
+        )
+
+    def _publish(self) -> None:
+        now = self.get_clock().now()
+        T_world_camera = self._render.orbit(self._room, (now - self._start).nanoseconds * 1e-9)
+        rgb, depth = self._renderer.render(self._K, self._width, self._height, T_world_camera)
+        pose = to_pose(T_world_camera)
+        stamp = now.to_msg()
+        optical = Header(stamp=stamp, frame_id=self._camera_frame)
+        world = Header(stamp=stamp, frame_id=self._world_frame)
+
+        # The pose first: whoever looks it up at the image's stamp should find it there.
+        if self._tf is not None:
+            transform = TransformStamped(header=world, child_frame_id=self._camera_frame)
+            p = pose.position
+            transform.transform.translation.x, transform.transform.translation.y = p.x, p.y
+            transform.transform.translation.z = p.z
+            transform.transform.rotation = pose.orientation
+            self._tf.sendTransform(transform)
+        self._pose.publish(PoseStamped(header=world, pose=pose))
+        odometry = Odometry(header=world, child_frame_id=self._camera_frame)
+        odometry.pose.pose = pose
+        self._odometry.publish(odometry)
+        info = camera_info(optical, self._K, self._width, self._height)
+        self._rgb_info.publish(info)
+        self._depth_info.publish(info)
+        self._rgb.publish(image(optical, rgb, "rgb8"))
+        self._depth.publish(image(optical, encode_depth(depth, self._depth_encoding), self._depth_encoding))
+
+    # --- parameters: all described, ranged and fixed at the start ---------------------------------------------------
+
+    def _number(self, name: str, default: float, low: float, high: float, description: str) -> float:
+        limits = [FloatingPointRange(from_value=low, to_value=high)]
+        descriptor = ParameterDescriptor(description=description, floating_point_range=limits, read_only=True)
+        return float(self.declare_parameter(name, default, descriptor).value)
+
+    def _integer(self, name: str, default: int, low: int, high: int, description: str) -> int:
+        limits = [IntegerRange(from_value=low, to_value=high, step=1)]
+        descriptor = ParameterDescriptor(description=description, integer_range=limits, read_only=True)
+        return int(self.declare_parameter(name, default, descriptor).value)
+
+    def _text(self, name: str, default: str, description: str) -> str:
+        descriptor = ParameterDescriptor(description=description, read_only=True)
+        return str(self.declare_parameter(name, default, descriptor).value)
+
+    def _choice(self, name: str, default: str, choices: tuple[str, ...], description: str) -> str:
+        descriptor = ParameterDescriptor(
+            description=description, additional_constraints=f"One of: {', '.join(choices)}.", read_only=True
+        )
+        value = str(self.declare_parameter(name, default, descriptor).value)
+        if value not in choices:
+            raise InvalidParameterValueException(name, value, f"must be one of {', '.join(choices)}")
+        return value
+
+
+def encode_depth(depth: NDArray[np.float32], encoding: str) -> NDArray[np.uint16] | NDArray[np.float32]:
+    """Depth (H, W) float32 metres, NaN where nothing was measured, as REP 118 wants it.
+
+    16UC1: millimetres, 0 for no measurement and for what does not fit (beyond 65.535 m). 32FC1: as it is.
+    """
+    if encoding == "32FC1":
+        return depth
+    millimetres = np.rint(depth * 1000.0)
+    return np.where(np.isfinite(millimetres) & (millimetres <= 65535), millimetres, 0).astype(np.uint16)
+
+
+def image(header: Header, pixels: NDArray[Any], encoding: str) -> Image:
+    """An Image of `pixels` (H, W) or (H, W, channels), copied once."""
+    pixels = np.ascontiguousarray(pixels)
+    message = Image(header=header, height=pixels.shape[0], width=pixels.shape[1], encoding=encoding)
+    message.is_bigendian = int(sys.byteorder == "big")
+    message.step = pixels.strides[0]
+    message.data.frombytes(pixels.view(np.uint8).data)
+    return message
+
+
+def camera_info(header: Header, K: NDArray[np.float64], width: int, height: int) -> CameraInfo:
+    """CameraInfo of an ideal pinhole: no distortion, no rectification, P = [K | 0]."""
+    message = CameraInfo(header=header, width=width, height=height, distortion_model="plumb_bob", d=[0.0] * 5)
+    message.k = K.ravel()
+    message.r = np.eye(3).ravel()
+    message.p = np.hstack([K, np.zeros((3, 1))]).ravel()
+    return message
+
+
+def to_pose(T: NDArray[np.float64]) -> Pose:
+    """A rigid transform (4, 4) as a Pose.
+
+    The quaternion is the eigenvector of the largest eigenvalue of Bar-Itzhack's symmetric matrix ("New method for
+    extracting the quaternion from a rotation matrix", 2000), which has no special cases.
+    """
+    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = T[:3, :3].tolist()
+    symmetric = np.array(
+        [
+            [xx - yy - zz, xy + yx, xz + zx, zy - yz],
+            [xy + yx, yy - xx - zz, yz + zy, xz - zx],
+            [xz + zx, yz + zy, zz - xx - yy, yx - xy],
+            [zy - yz, xz - zx, yx - xy, xx + yy + zz],
+        ]
+    )
+    x, y, z, w = np.linalg.eigh(symmetric)[1][:, -1].tolist()
+    pose = Pose()
+    pose.position.x, pose.position.y, pose.position.z = T[:3, 3].tolist()
+    pose.orientation.x, pose.orientation.y, pose.orientation.z, pose.orientation.w = x, y, z, w
+    return pose
+
+
+def _tf_broadcaster(node: Node) -> Any | None:
+    """A TransformBroadcaster, or None where tf2_ros is not installed."""
+    try:
+        tf2_ros = importlib.import_module("tf2_ros")
+    except ModuleNotFoundError:
+        return None
+    return tf2_ros.TransformBroadcaster(node)
+
+
+def main(args: list[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    with StopSignals(lambda _: rclpy.try_shutdown()):
+        try:
+            node = DemoCamera()
+            rclpy.spin(node)
+            node.destroy_node()
+        except (ExternalShutdownException, NotInitializedException):
+            return 0
+        except InvalidParameterValueException as error:
+            print(f"demo_camera: {error}", file=sys.stderr)
+            return 2
+        except RuntimeError:
+            # A signal ends the context at once: a publish that is under way then fails.
+            if rclpy.ok():
+                raise
+        finally:
+            rclpy.try_shutdown()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
