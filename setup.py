@@ -2,9 +2,9 @@
 """What pip needs beyond pyproject.toml: the ROS part, built by CMakeLists.txt, the file that colcon uses.
 
 CMake runs against the ROS 2 prefix that holds `ament_package` (with pip: the wheels) and installs into a staging
-folder. What it staged (type supports, message modules, share/, executables) is packed as data files, which pip lays over the
-environment's prefix, where ROS looks for it. The Python sources are left to setuptools, so that `pip install -e` keeps
-them in place.
+folder. What it staged (type supports, message modules, share/, executables) is packed as data files, which pip lays
+over the environment's prefix, where ROS looks for it. The Python sources are left to setuptools, so that
+`pip install -e` keeps them in place.
 """
 
 from __future__ import annotations
@@ -71,10 +71,10 @@ class BuildRos(Command):
         cmake = shutil.which("cmake", path=environment["PATH"])
         if cmake is None:
             raise SystemExit(
-                "The ROS interfaces are built by CMake, 3.20 or newer, and none is found: pip install cmake ninja"
+                "CMake 3.20 or newer builds the ROS interfaces, none is here: pip install cmake ninja"
             )
         configure = [
-            *(cmake, "-S", str(SOURCE), "-B", str(tree)),
+            *("-S", str(SOURCE), "-B", str(tree)),
             *(("-G", "Ninja") if shutil.which("ninja", path=environment["PATH"]) else ()),
             "-DCMAKE_BUILD_TYPE=Release",
             "-DBUILD_TESTING=OFF",
@@ -83,10 +83,11 @@ class BuildRos(Command):
             f"-DCMAKE_PROJECT_INCLUDE={SOURCE / 'cmake' / 'ros_wheels.cmake'}",
             f"-DPython3_EXECUTABLE={sys.executable}",
         ]
-        jobs = str(os.cpu_count() or 1)
-        subprocess.run(configure, env=environment, check=True)
-        subprocess.run([cmake, "--build", str(tree), "--parallel", jobs], env=environment, check=True)
-        subprocess.run([cmake, "--install", str(tree)], env=environment, check=True)
+        compile_all = ["--build", str(tree), "--parallel", str(os.cpu_count() or 1)]
+        for arguments in (configure, compile_all, ["--install", str(tree)]):
+            status = subprocess.run([cmake, *arguments], env=environment, check=False).returncode
+            if status:
+                raise SystemExit(f"cmake failed (exit status {status}, its reason is above): {' '.join(arguments)}")
         self.distribution.data_files = [*(self.distribution.data_files or []), *staged_files(stage)]
 
     def get_source_files(self) -> list[str]:

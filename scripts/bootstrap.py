@@ -123,7 +123,7 @@ def run_or_fail(
     """`run`, where `what` must succeed."""
     status, output = run(command, progress, environment)
     if status:
-        tail = "\n".join(output.splitlines()[-40:])
+        tail = "\n".join(output.splitlines()[-60:])
         raise BootstrapError(f"{tail}\n\n{what} failed (exit status {status}) in: {' '.join(command)}")
 
 
