@@ -166,6 +166,8 @@ def mine(
     """
     n_tokens, n_question = _check_layout(embeds, spatial_start, n_spatial)
     layers = _check_layers(language)
+    if n_tokens > language.config.max_position_embeddings:
+        raise InformationError(f"{n_tokens} tokens exceed the context of {language.config.max_position_embeddings}")
     positions = torch.arange(n_tokens, device=embeds.device)[None]
     rope = language.model.rotary_emb(embeds, position_ids=positions)
     mined = []

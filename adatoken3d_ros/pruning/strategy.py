@@ -176,13 +176,13 @@ def _safe_yaml(text: str) -> Any:
     """The content of one YAML document of plain values, without anchors, deep nesting or keys given twice."""
     try:
         depth = 0
-        event: Any
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            mark: Any = event.start_mark
             if isinstance(event, yaml.AliasEvent):
-                raise StrategyError(f"line {event.start_mark.line + 1}: aliases (*{event.anchor}) are not allowed")
+                raise StrategyError(f"line {mark.line + 1}: aliases (*{event.anchor}) are not allowed")
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > _MAX_DEPTH:
-                raise StrategyError(f"line {event.start_mark.line + 1}: nested deeper than {_MAX_DEPTH} levels")
+                raise StrategyError(f"line {mark.line + 1}: nested deeper than {_MAX_DEPTH} levels")
         _check_unique(yaml.compose(text, Loader=yaml.SafeLoader))
         return yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -246,6 +246,8 @@ def test_layouts_without_room_for_a_question_are_refused(start: int, n: int, mat
 def test_what_cannot_be_mined_is_refused() -> None:
     with pytest.raises(InformationError, match=r"\(2, 9, 32\)"):
         mine(model(config()), embeddings(9).expand(2, -1, -1), spatial_start=2, n_spatial=4)
+    with pytest.raises(InformationError, match="9 tokens exceed the context of 8"):
+        mine(model(config(max_position_embeddings=8)), embeddings(9), spatial_start=2, n_spatial=4)
     with pytest.raises(InformationError, match="'eager'"):
         mine(model(config(), "eager"), embeddings(9), spatial_start=2, n_spatial=4)
     with pytest.raises(InformationError, match="layer 0"):
