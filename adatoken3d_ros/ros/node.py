@@ -9,6 +9,7 @@ for it is pending; the node then still counts as being in the state that it leav
 from __future__ import annotations
 
 import gc
+import importlib
 import logging
 import os
 import sys
@@ -19,7 +20,7 @@ from collections.abc import Callable
 from concurrent.futures import Future as ThreadFuture
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import rclpy
@@ -42,7 +43,6 @@ from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
 from adatoken3d_ros.engine.answer import Answer, Question, Status
-from adatoken3d_ros.engine.worker import QuestionPolicy, Ticket, Worker
 from adatoken3d_ros.ros import diagnostics
 from adatoken3d_ros.ros.inputs import Inputs
 from adatoken3d_ros.ros.loading import ModelSettings, free_gpu_memory, load_session, make_strategy
@@ -50,6 +50,9 @@ from adatoken3d_ros.ros.parameters import Parameters
 from adatoken3d_ros.ros.poses import TfPose
 from adatoken3d_ros.ros.publishers import Publishers, SceneView
 from adatoken3d_ros.ros.signals import StopSignals
+
+if TYPE_CHECKING:
+    from adatoken3d_ros.engine.worker import Ticket, Worker
 
 T = TypeVar("T")
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
@@ -185,6 +188,8 @@ class SceneNode(LifecycleNodeMixin, Node):
 
     def _start_loading(self) -> Worker:
         if self._worker is None:
+            from adatoken3d_ros.engine.worker import Worker
+
             settings = ModelSettings.from_parameters(self.parameters)
             self._load_problem = ""
             self._loading_since = time.monotonic()
@@ -204,6 +209,8 @@ class SceneNode(LifecycleNodeMixin, Node):
         return session
 
     async def _load(self) -> None:
+        # The engine brings torch with it, seconds of importing: neither at the start nor in the executor's thread.
+        await self._beside(partial(importlib.import_module, "adatoken3d_ros.engine.worker"))
         worker = self._start_loading()
         done: ThreadFuture[None] = ThreadFuture()
         worker.ready.add_done_callback(lambda _: done.set_result(None))
@@ -212,10 +219,7 @@ class SceneNode(LifecycleNodeMixin, Node):
     async def _unload(self) -> None:
         """Ends the worker without keeping the executor waiting for the decode step that it is in."""
         if self._worker is not None:
-            done: ThreadFuture[bool] = ThreadFuture()
-            stop = self._worker.stop
-            threading.Thread(target=lambda: done.set_result(stop()), name="unload", daemon=True).start()
-            await self._completed(done)
+            await self._beside(self._worker.stop)
 
     def _drop_worker(self) -> None:
         worker, self._worker = self._worker, None
@@ -350,7 +354,7 @@ class SceneNode(LifecycleNodeMixin, Node):
             self._strategy = strategy
             chosen = make_strategy(strategy, self._layers, self._model_hash)
             await self._completed(self._worker.call(lambda session: session.set_strategy(chosen)))
-        self._worker.policy = QuestionPolicy(self.parameters["question_policy"])
+        self._worker.policy = type(self._worker.policy)(self.parameters["question_policy"])
         self._worker.queue_limit = self.parameters["queue_limit"]
         ticket = self._worker.submit(question, on_text=on_text, on_stage=on_stage)
         if on_ticket is not None:
@@ -370,6 +374,21 @@ class SceneNode(LifecycleNodeMixin, Node):
         """Raises ValueError for a strategy that the loaded model cannot use; without a model all may be set."""
         if self._model_id:
             make_strategy(name, self._layers, self._model_hash)
+
+    async def _beside(self, function: Callable[[], Any]) -> None:
+        """Awaits a call that takes long, in a thread of its own."""
+        done: ThreadFuture[None] = ThreadFuture()
+
+        def run() -> None:
+            try:
+                function()
+            except Exception as error:
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+
+        threading.Thread(target=run, name="adatoken3d-beside", daemon=True).start()
+        await self._completed(done)
 
     async def _completed(self, source: ThreadFuture[T]) -> T:
         """Awaits a future that another thread completes."""
@@ -444,17 +463,17 @@ class SceneNode(LifecycleNodeMixin, Node):
 
     # --- the end ------------------------------------------------------------------------------------------------------
 
-    def close(self) -> bool:
-        """Ends inputs and worker, and sends the answers that are still owed; False if the worker is still busy."""
+    def close(self) -> None:
+        """Ends inputs and worker and sends the answers still owed. A load that is under way is left behind."""
         self._inputs.stop()
-        ended = self._worker is None or self._worker.stop(STOP_SECONDS)
+        if self._worker is not None:
+            self._worker.stop(STOP_SECONDS)
         deadline = time.monotonic() + 0.3
         while self._open_answers and self.executor is not None and time.monotonic() < deadline:
             self.executor.spin_once(timeout_sec=0.01)
         logging.getLogger("adatoken3d_ros").removeHandler(self._forwarded_log)
         self._stream_server.destroy()
         self.destroy_node()
-        return ended
 
 
 _TRANSITION_NAMES = {
@@ -503,12 +522,13 @@ def main() -> int:
             node.get_logger().info("the ROS context was shut down")
         if stopped.done():
             node.get_logger().info(f"{stopped.result()}: ending")
-        ended = node.close()
+        node.close()
         executor.shutdown()
-    if not ended:
-        # A load or a layer cannot be broken off; nothing is lost by not waiting for it.
-        os._exit(0)
-    return 0
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Everything of ROS is closed. What the interpreter would still do, taking torch apart and waiting for a worker that
+    # cannot break off a load, takes seconds and serves nobody.
+    os._exit(0)
 
 
 if __name__ == "__main__":

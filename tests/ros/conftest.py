@@ -121,7 +121,7 @@ class Graph:
         self.context.try_shutdown()
         self._lock.close()
 
-    # --- waiting -------------------------------------------------------------------------------------------------------
+    # --- waiting
 
     def wait(self, condition: Callable[[], Any], what: str, timeout: float = DEADLINE) -> Any:
         """Spins until the condition is true and returns its value; fails with the processes' logs."""
@@ -137,7 +137,7 @@ class Graph:
         self.wait(future.done, what, timeout)
         return future.result()
 
-    # --- talking -------------------------------------------------------------------------------------------------------
+    # --- talking
 
     def client(self, kind: Any, name: str) -> Any:
         if name not in self._clients:
@@ -156,7 +156,7 @@ class Graph:
         self.node.create_subscription(kind, topic, messages.append, qos)
         return messages
 
-    # --- the node ------------------------------------------------------------------------------------------------------
+    # --- the node
 
     def start(self, module: str, *arguments: str) -> Process:
         log = self._folder / f"process-{len(self._processes)}.log"
