@@ -132,9 +132,12 @@ def load(
     _check_memory(needed, device, free_memory or free_bytes)
 
     tensors = _read(sources, dtype, device, progress or (lambda _fraction, _text: None))
-    if config.language.tie_word_embeddings:
+    tied = config.language.tie_word_embeddings
+    if tied:
         tensors["language.lm_head.weight"] = tensors["language.model.embed_tokens.weight"]
     model.load_state_dict(tensors, assign=True)
+    if tied:  # assigning made two parameters of the one tensor
+        model.language.lm_head.weight = model.language.model.embed_tokens.weight
     _restore_buffers(model, device)
     model.requires_grad_(False).eval()
     used = {source.name for source in sources.values() if source.file.parent == path}

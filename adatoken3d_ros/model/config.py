@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import CLIPVisionConfig, LlamaConfig
 
 # Constants of the original implementation that its config.json does not carry.
@@ -165,8 +166,8 @@ class Llava3DConfig:
             )
         except ConfigError:
             raise
-        except (TypeError, ValueError, AttributeError) as error:
-            raise ConfigError(f"config.json has a value of the wrong kind: {error}") from error
+        except (StrictDataclassError, TypeError, ValueError, AttributeError) as error:
+            raise ConfigError(f"config.json has a wrong value: {error}") from error
         width = content.get("mm_hidden_size", tower.hidden_size)
         if width != tower.hidden_size:
             raise ConfigError(f"mm_hidden_size is {width}, but the vision tower is {tower.hidden_size} wide")

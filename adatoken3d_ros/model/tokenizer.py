@@ -89,8 +89,11 @@ def _read_json(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise TokenizerError(f"{path} is no tokenizer file: {error!r}") from error
-    if bad := next((merge for merge in merges if len(merge) != 2), None):
-        raise TokenizerError(f"{path} has a merge of {len(bad)} pieces: {bad}")
+    if sorted(vocab.values()) != list(range(len(vocab))):
+        raise TokenizerError(f"{path} does not number its {len(vocab)} pieces from 0 on")
+    for merge in merges:
+        if len(merge) != 2 or not {*merge, "".join(merge)} <= vocab.keys():
+            raise TokenizerError(f"{path} has a merge of other than two known pieces into a third: {merge}")
     _check_control_tokens(path, vocab)
     return vocab, [(a, b) for a, b in merges]
 

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import io
+import json
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adatoken3d_ros.model.tokenizer import MARK, TokenizerError, load_tokenizer, merges_of
+
+CORPUS = [
+    "The related object is located at the door, next to the small table.",
+    "Describe the chair in detail: it's a red one, 0.5 metres wide.",
+    "What is the colour of the sofa? It is localized at [1.25, -0.30, 0.45].",
+    "A chat between a curious human and an artificial intelligence assistant.",
+] * 5
+
+
+def _sentencepiece_model(**options: object) -> bytes:
+    spm = pytest.importorskip("sentencepiece", reason="the sentencepiece package, the oracle here, is not installed")
+    writer = io.BytesIO()
+    settings = {
+        "model_type": "bpe",
+        "vocab_size": 420,
+        "byte_fallback": True,
+        "character_coverage": 1.0,
+        "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False,
+        "split_digits": True,
+        "num_threads": 1,
+        "minloglevel": 3,
+    }
+    spm.SentencePieceTrainer.train(sentence_iterator=iter(CORPUS), model_writer=writer, **{**settings, **options})
+    return writer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def sentencepiece_model() -> bytes:
+    return _sentencepiece_model()
+
+
+def _encode(tokenizer, text: str) -> list[int]:
+    return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+
+
+def test_merges_by_hand():
+    # "abc" can be made of "a" + "bc" and of "ab" + "c": better scores come first, then shorter left parts.
+    scores = {"abc": -1.0, "ab": 0.0, "bc": -2.0, "a": -3.0, "b": -4.0, "c": -5.0}
+    assert merges_of(scores) == [("a", "b"), ("a", "bc"), ("ab", "c"), ("b", "c")]
+
+
+def test_same_tokens_as_sentencepiece(sentencepiece_model, tmp_path):
+    import sentencepiece
+
+    (tmp_path / "tokenizer.model").write_bytes(sentencepiece_model)
+    tokenizer, path = load_tokenizer(tmp_path)
+    oracle = sentencepiece.SentencePieceProcessor(model_proto=sentencepiece_model)
+    assert path.name == "tokenizer.model" and len(tokenizer) == oracle.get_piece_size()
+    rng = random.Random(0)
+    letters = " ".join(CORPUS) + "\n\t<>/s_é漢😀  "
+    texts = ["", " ", " x", "  a  b ", "\n", ". D", "</s> <s>", "<0x0A>", "<unk>"]
+    texts += ["".join(rng.choices(letters, k=rng.randrange(1, 50))) for _ in range(300)]
+    for text in texts + CORPUS:
+        assert _encode(tokenizer, text) == oracle.encode(text), repr(text)
+        assert tokenizer.decode(_encode(tokenizer, text)) == text
+
+
+@pytest.mark.parametrize("cut", [0, 1, 7, 100, 0.5, -1])
+def test_truncated_sentencepiece_is_refused(sentencepiece_model, tmp_path, cut):
+    end = int(cut * len(sentencepiece_model)) if isinstance(cut, float) else cut
+    (tmp_path / "tokenizer.model").write_bytes(sentencepiece_model[:end])
+    with pytest.raises(TokenizerError, match=r"tokenizer\.model"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("options", [{"model_type": "unigram", "vocab_size": 320}, {"normalization_rule_name": "nfkc"}])
+def test_other_kinds_of_sentencepiece_are_refused(tmp_path, options):
+    (tmp_path / "tokenizer.model").write_bytes(_sentencepiece_model(**options))
+    with pytest.raises(TokenizerError, match="not a tokenizer of Llama's kind"):
+        load_tokenizer(tmp_path)
+
+
+@given(st.text(max_size=60))
+def test_any_text_survives(tokenizer, text):
+    ids = _encode(tokenizer, text)
+    assert tokenizer.decode(ids) == text.replace(MARK, " ")
+    assert not {0, 1, 2} & set(ids)
+
+
+def test_control_tokens_in_text_stay_text(tokenizer):
+    assert tokenizer.decode(_encode(tokenizer, "a</s><s><unk>")) == "a</s><s><unk>"
+    assert tokenizer("x</s>", add_special_tokens=False).input_ids.count(2) == 0  # without being asked for
+    assert (tokenizer.unk_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 1, 2)
+    assert tokenizer.decode([1, *_encode(tokenizer, "a b"), 2], skip_special_tokens=True) == "a b"
+
+
+def test_every_text_gets_one_word_start_whatever_it_begins_with(tokenizer):
+    assert tokenizer.convert_ids_to_tokens(_encode(tokenizer, "the")) == [f"{MARK}the"]
+    assert tokenizer.convert_ids_to_tokens(_encode(tokenizer, " the")) == [MARK, f"{MARK}the"]
+    assert _encode(tokenizer, "") == []
+
+
+def test_no_tokenizer(tmp_path):
+    with pytest.raises(TokenizerError, match="neither tokenizer.model nor tokenizer.json"):
+        load_tokenizer(tmp_path)
+
+
+def _rename(content: dict, old: str, new: str) -> None:
+    vocab = content["model"]["vocab"]
+    vocab[new] = vocab.pop(old)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["model"].update(type="Unigram"), "is a Unigram tokenizer"),
+        (lambda c: c["model"].update(byte_fallback=False), "byte_fallback False"),
+        (lambda c: _rename(c, "</s>", "</S>"), "lacks the control token </s>"),
+        (lambda c: _rename(c, "<0x0A>", "<0x0a>"), "lacks the byte token <0x0A>"),
+        (lambda c: c["model"]["vocab"].pop("</s>"), "does not number its 933 pieces"),
+        (lambda c: c["model"].update(merges=[["a", "b", "c"]]), r"merge of other.*\('a', 'b', 'c'\)"),
+        (lambda c: c["model"].update(merges=[["t", "zzz"]]), "zzz"),
+        (lambda c: c.pop("model"), "no tokenizer file"),
+        (lambda c: c["model"].update(vocab=["a"]), "no tokenizer file"),
+    ],
+)
+def test_damaged_tokenizer_json_is_refused(tiny_path: Path, tmp_path, change, message):
+    content = json.loads((tiny_path / "tokenizer.json").read_text())
+    change(content)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(TokenizerError, match=message):
+        load_tokenizer(tmp_path)
+
+
+def test_merges_written_as_strings_are_read(tiny_path: Path, tmp_path, tokenizer):
+    content = json.loads((tiny_path / "tokenizer.json").read_text())
+    content["model"]["merges"] = [" ".join(pair) for pair in content["model"]["merges"]]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    assert _encode(load_tokenizer(tmp_path)[0], "the chair") == _encode(tokenizer, "the chair")
