@@ -39,6 +39,7 @@ DEFAULT_QUESTIONS = (
 )
 MAX_QUESTIONS_BYTES = 1 << 20
 _TIMED_RUNS = 3
+_POOR_FIT = 0.5
 
 # (step, done, total), total None where nobody knows it.
 Report = Callable[[str, int, int | None], None]
@@ -344,8 +345,9 @@ def choose(
     if args.kind == "adatoken":
         end_share, max_gates = args.end_share or 0.10, args.max_gates or 3
         schedule, decay = adatoken_schedule(information.contribution, end_share, max_gates)
-        fit = {"end_share": end_share, "max_gates": max_gates, "fit_rate": decay.B, "fit_error": decay.error}
-        return schedule, fit, Extra(probe, decay=decay)
+        settings = {"end_share": end_share, "max_gates": max_gates}
+        fit = {"fit_rate": decay.B, "fit_error": decay.error, "fit_correlation": decay.correlation}
+        return schedule, settings | {name: round(value, 6) for name, value in fit.items()}, Extra(probe, decay=decay)
     by_latency = args.latency_reduction is not None
     cost = (
         LatencyCost(language, samples, progress=lambda done, total: report("latency", done, total))
@@ -444,6 +446,13 @@ def print_tables(console: Any, strategy: Any, concentration: dict[str, Any]) -> 
     table.add_row("answers move by (KL)", f"{figures['kl']:.2e} nats")
     if figures.get("cost_within_limit") is False:
         table.add_row("cost", f"{figures['cost_share']:.1%}, more than the {figures['cost_share_asked']:.1%} asked for")
+    correlation = strategy.info["settings"].get("fit_correlation", 1.0)
+    if correlation < _POOR_FIT:
+        table.add_row(
+            "note",
+            f"the contributions of this model's layers do not decay as AdaToken-3D supposes (correlation "
+            f"{correlation:.2f} with the fit): compare with --kind calibrated",
+        )
     console.print(table)
     claim = Table(title="The least contributing 60 % of the spatial tokens", title_justify="left")
     for heading in ("measure", "have in sum", "95 % interval", "below 5 %", "q with 5 %", "Gini"):

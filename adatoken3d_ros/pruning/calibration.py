@@ -360,8 +360,8 @@ def _check_grid(
 
 
 def scaled(schedule: Schedule, factor: float) -> Schedule:
-    """The schedule with all keep ratios times `factor`, at most 1."""
-    stages = tuple(Stage(stage.layer, min(1.0, stage.ratio * factor)) for stage in schedule.stages)
+    """The schedule with all keep ratios times `factor`, at most 1, rounded to six decimals for people to read."""
+    stages = tuple(Stage(stage.layer, round(min(1.0, stage.ratio * factor), 6)) for stage in schedule.stages)
     return Schedule(stages, schedule.withdraw_layer)
 
 

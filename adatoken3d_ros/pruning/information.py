@@ -511,7 +511,7 @@ def draw(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 5), layout="constrained")
+    figure = Figure(figsize=(13, 5.6), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     layers = np.arange(len(information.contribution))
@@ -532,15 +532,19 @@ def draw(
     if kept is not None:
         left.step(layers, kept, where="post", color="#dd8452", linewidth=2, label="share kept by the schedule")
     left.set(
-        title="Contribution by layer (each scaled to 0..1)", xlabel="decoder layer", ylabel="share", ylim=(-0.03, 1.05)
+        title="Information by decoder layer (mined figures scaled to 0..1)",
+        xlabel="decoder layer",
+        ylabel="scaled figure, share of tokens",
+        ylim=(-0.03, 1.05),
     )
     left.grid(alpha=0.3)
-    left.legend(fontsize=9)
+    left.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3)
     right.plot([0, 1], [0, 1], color="grey", linewidth=1, linestyle=":", label="all tokens equal")
-    for measure, colour in zip(MEASURES, ("#4c72b0", "#55a868", "#c44e52"), strict=True):
+    # Curves may coincide: the broad one below stays visible.
+    for measure, colour, width in zip(MEASURES, ("#4c72b0", "#55a868", "#c44e52"), (5.0, 2.0, 2.0), strict=True):
         found = information.concentration(measure)["lowest_share"].mean
         label = f"{measure} share: lowest 60 % have {found:.1%}"
-        right.plot(*information.lorenz(measure), color=colour, linewidth=2, label=label)
+        right.plot(*information.lorenz(measure), color=colour, linewidth=width, label=label)
     right.plot(CLAIMED_TOKENS, CLAIMED_SHARE, "k*", markersize=13, label="paper's claim: 60 % have less than 5 %")
     right.axhline(CLAIMED_SHARE, xmax=CLAIMED_TOKENS, color="black", linewidth=0.8, linestyle="--")
     right.axvline(CLAIMED_TOKENS, ymax=CLAIMED_SHARE, color="black", linewidth=0.8, linestyle="--")
@@ -553,5 +557,5 @@ def draw(
         ylim=(0, 1),
     )
     right.grid(alpha=0.3)
-    right.legend(fontsize=9, loc="upper left")
+    right.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
     figure.savefig(Path(path), dpi=130)

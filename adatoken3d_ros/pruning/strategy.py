@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -220,12 +220,14 @@ class Decay:
 
     Only B shapes the curve: C = 1 can be chosen freely (it scales A), and the two conditions give A and D.
     error: the sum of squares that the fit left.
+    correlation: of the curve with the contributions; near 1 if they decay as the method expects, negative if they rise.
     """
 
     B: float
     end_share: float
     n_layers: int
     error: float = 0.0
+    correlation: float = 1.0
 
     @property
     def A(self) -> float:
@@ -276,7 +278,15 @@ def fit_decay(contribution: FloatArray, end_share: float = 0.10) -> Decay:
     best = int(np.argmin([error(rate) for rate in grid]))
     low, high = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
     found = minimize_scalar(error, bounds=(low, high), method="bounded", options={"xatol": 1e-10})
-    return Decay(math.exp(found.x) / (n_layers - 1), end_share, n_layers, float(found.fun))
+    decay = Decay(math.exp(found.x) / (n_layers - 1), end_share, n_layers, float(found.fun))
+    return replace(decay, correlation=_correlation(decay.curve(), contribution))
+
+
+def _correlation(a: FloatArray, b: FloatArray) -> float:
+    if np.ptp(b) < 1e-9:
+        return 0.0
+    a, b = a - a.mean(), b - b.mean()
+    return float(a @ b / np.sqrt((a @ a) * (b @ b)))
 
 
 def gates_on_curve(curve: FloatArray, n_gates: int) -> Schedule:
@@ -307,7 +317,12 @@ def gates_on_curve(curve: FloatArray, n_gates: int) -> Schedule:
             break
         layer = int(choice[layer])
         layers.append(layer)
-    return Schedule.of(layers, [_rounded_up(curve[at]) for at in layers])
+    # Where the curve is flat, a gate would remove nothing.
+    by_ratio: dict[float, int] = {1.0: 0}
+    for at in layers:
+        by_ratio.setdefault(_rounded_up(curve[at]), at)
+    del by_ratio[1.0]
+    return Schedule.of(list(by_ratio.values()), list(by_ratio))
 
 
 def _rounded_up(ratio: float) -> float:

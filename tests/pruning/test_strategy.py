@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adatoken3d_ros.pruning.schedule import Schedule, Stage
+from adatoken3d_ros.pruning.schedule import Schedule
 from adatoken3d_ros.pruning.strategy import (
     MAX_BYTES,
     Decay,
@@ -200,6 +200,12 @@ def test_the_fit_is_a_local_minimum() -> None:
     assert all(error(best.B) <= error(rate) + 1e-12 for rate in np.geomspace(1e-4, 10, 3000))
 
 
+def test_the_fit_says_whether_contributions_decay() -> None:
+    assert fit_decay(exponential(0.3)).correlation == pytest.approx(1.0)
+    assert fit_decay(exponential(0.3)[::-1]).correlation < 0.0
+    assert fit_decay(np.full(5, 0.7)).correlation == 0.0
+
+
 def test_contributions_that_fall_late_give_a_straight_line() -> None:
     assert fit_decay(exponential(-0.3, 12), 0.1).curve() == pytest.approx(np.linspace(1, 0.1, 12), abs=1e-4)
 
@@ -243,8 +249,9 @@ def test_gates_never_go_below_the_curve() -> None:
 def test_any_contributions_give_a_schedule_that_runs(contribution: list[float], end: float, n_gates: int) -> None:
     schedule, _ = adatoken_schedule(np.array(contribution), end, n_gates)
     schedule.check(len(contribution))
-    assert len(schedule.stages) == min(n_gates, len(contribution) - 1)
-    assert all(isinstance(stage, Stage) and 0 < stage.ratio <= 1 for stage in schedule.stages)
+    assert len(schedule.stages) <= min(n_gates, len(contribution) - 1)
+    ratios = [1.0, *(stage.ratio for stage in schedule.stages)]
+    assert ratios == sorted(set(ratios), reverse=True)
 
 
 def test_no_gates_are_no_schedule() -> None:
