@@ -2,9 +2,9 @@
 """Operations of a prefill, a decode and the vision encoder, in the conventions that papers and we use.
 
 "paper" is the formula of FastV, PyramidDrop and DivPrune, `4 n d^2 + 2 n^2 d + 2 n d m` a layer: multiply-adds, an MLP
-of two matrices, nothing else. "exact" counts two operations a multiply-add, grouped keys and values, the lower triangle of
-the attention, the three matrices of a gated MLP and the LM head on the last row. The third convention of a report is the
-sum of encoder, exact prefill and decode. Norms, softmax, activations and rotary positions are left out everywhere.
+of two matrices, nothing else. "exact" counts two operations a multiply-add, grouped keys and values, the lower triangle
+of the attention, the three matrices of a gated MLP and the LM head on the last row. The third convention of a report is
+the sum of encoder, exact prefill and decode. Norms, softmax, activations and rotary positions are left out everywhere.
 """
 
 from __future__ import annotations
@@ -67,8 +67,10 @@ def decode_flops(config: LlamaConfig, spatial_per_layer: Sequence[int], n_text: 
 
 def encoder_flops(config: CLIPVisionConfig, n_views: int, n_layers: int | None = None) -> float:
     """CLIP tower on `n_views` images, `n_layers` of its layers (None: all); attention is not causal."""
-    d, m, patch = config.hidden_size, config.intermediate_size, config.patch_size
-    n_patches = (config.image_size // patch) ** 2
+    d, m, patch, side = config.hidden_size, config.intermediate_size, config.patch_size, config.image_size
+    if not isinstance(patch, int) or not isinstance(side, int):
+        raise FlopsError(f"patches of {patch} in images of {side}: both must be squares, given by one number")
+    n_patches = (side // patch) ** 2
     n = n_patches + 1
     layer = 8.0 * n * d * d + 4.0 * n * n * d + 4.0 * n * d * m
     embedding = 2.0 * n_patches * config.num_channels * patch * patch * d

@@ -21,6 +21,8 @@ from .policies import GateView, Policy, Rope, SceneTokens, Selection
 from .schedule import Schedule
 
 ShouldStop = Callable[[], bool]
+CosSin = tuple[Tensor, Tensor]
+BeforeLayer = Callable[[int, Tensor, CosSin], None]
 
 
 class GateError(ValueError):
@@ -159,7 +161,7 @@ def prefill(
             question = hidden[:, -max(layout.n_question) :].clone()  # a view would keep all of `hidden` alive
         cache.facts.append(LayerFacts(rows.pads, rows.shifts))
         hidden = layer(hidden, attention_mask=mask, position_embeddings=cos_sin, past_key_values=cache)
-    logits = language.lm_head(model.norm(hidden[:, -1])).float()
+    logits = last_logits(language, hidden)
     trace = journal.trace(tuple(max(at_layer) for at_layer in counts))
     return Prefill(logits, cache, torch.tensor(layout.n_tokens, device=embeds.device), trace)
 
@@ -234,14 +236,9 @@ class _Rows:
         return tuple(len(alive) for alive in self.alive)
 
     def mask(self) -> Tensor | None:
-        """Causal mask (B, 1, S, S), true where a row may look; None without padding, where SDPA's own is faster."""
-        if not any(self.pads):
-            return None
+        """Causal mask (B, 1, S, S); None without padding."""
         n = self.positions.shape[1]
-        row = torch.arange(n, device=self.positions.device)
-        unpadded = row >= torch.tensor(self.pads, device=row.device)[:, None, None]
-        # Padding looks at itself: a row that sees nothing would be NaN in some kernels.
-        return ((row <= row[:, None]) & (unpadded | (row == row[:, None])))[:, None]
+        return _chunk_mask(self.pads, n, n, self.positions.device)
 
 
 def _counted_from(pads: Sequence[int], n_rows: int, device: torch.device) -> Tensor:
@@ -266,7 +263,7 @@ class _Chooser:
         n_keep: int,
         hidden: Tensor,
         question: Tensor | None,
-        cos_sin: tuple[Tensor, Tensor],
+        cos_sin: CosSin,
         rows: _Rows,
     ) -> Selection:
         alive, pad, n_question = rows.alive[b], rows.pads[b], self.layout.n_question[b]
@@ -421,25 +418,63 @@ def _check_room(language: LlamaForCausalLM, prefilled: Prefill, max_new_tokens: 
 @torch.no_grad()
 def decode(language: LlamaForCausalLM, prefilled: Prefill, tokens: Tensor) -> Tensor:
     """One step: appends `tokens` (B,) to every layer of the cache; float32 logits (B, V) of what follows."""
-    model, cache = language.model, prefilled.cache
-    hidden = model.embed_tokens(tokens[:, None])
-    rotary: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}  # by position shift, one where positions are original
-    masks: dict[tuple[tuple[int, ...], int], Tensor | None] = {}  # by padding and length
-    for layer, cached, facts in zip(model.layers, cache.layers, cache.facts, strict=True):
-        if facts.shifts not in rotary:
-            shifts = torch.tensor(facts.shifts, device=hidden.device)
-            rotary[facts.shifts] = model.rotary_emb(hidden, (prefilled.next_position - shifts)[:, None])
-        n = cached.get_seq_length() + 1
-        if (facts.pads, n) not in masks:
-            masks[facts.pads, n] = _decode_mask(facts.pads, n, hidden.device)
-        mask, cos_sin = masks[facts.pads, n], rotary[facts.shifts]
-        hidden = layer(hidden, attention_mask=mask, position_embeddings=cos_sin, past_key_values=cache)
+    embeds = language.model.embed_tokens(tokens[:, None])
+    hidden = read_chunk(language, prefilled.cache, embeds, prefilled.next_position[:, None])
     prefilled.next_position = prefilled.next_position + 1
-    return language.lm_head(model.norm(hidden[:, -1])).float()
+    return last_logits(language, hidden)
 
 
-def _decode_mask(pads: tuple[int, ...], n: int, device: torch.device) -> Tensor | None:
-    """(B, 1, 1, n), false in the padding; None where there is none."""
-    if not any(pads):
+def last_logits(language: LlamaForCausalLM, hidden: Tensor) -> Tensor:
+    """Float32 logits (B, V) of the last row of the last layer's output (B, q, D)."""
+    return language.lm_head(language.model.norm(hidden[:, -1])).float()
+
+
+@torch.no_grad()
+def read_chunk(
+    language: LlamaForCausalLM,
+    cache: RaggedCache,
+    hidden: Tensor,
+    positions: Tensor,
+    *,
+    before_layer: BeforeLayer | None = None,
+    should_stop: ShouldStop | None = None,
+) -> Tensor:
+    """Appends a chunk (B, q, D) at original `positions` (B, q) to what each layer has cached; the last layer's output.
+
+    `before_layer(i, hidden, cos_sin)` is called before layer i, which then sees what its cache holds after the call.
+
+    Raises:
+        Cancelled: should_stop() was true before a layer.
+    """
+    model, q = language.model, hidden.shape[1]
+    rotary: dict[tuple[int, ...], CosSin] = {}  # by position shift, one where positions are original
+    masks: dict[tuple[tuple[int, ...], int], Tensor | None] = {}  # by padding and length
+    for i, (layer, cached, facts) in enumerate(zip(model.layers, cache.layers, cache.facts, strict=True)):
+        if should_stop is not None and should_stop():
+            raise Cancelled(f"stopped before layer {i} of {len(model.layers)}")
+        if facts.shifts not in rotary:
+            shifts = torch.tensor(facts.shifts, device=hidden.device)[:, None]
+            rotary[facts.shifts] = model.rotary_emb(hidden, positions - shifts)
+        if before_layer is not None:
+            before_layer(i, hidden, rotary[facts.shifts])
+        key = facts.pads, cached.get_seq_length() + q
+        if key not in masks:
+            masks[key] = _chunk_mask(*key, q, hidden.device)
+        hidden = layer(
+            hidden, attention_mask=masks[key], position_embeddings=rotary[facts.shifts], past_key_values=cache
+        )
+    return hidden
+
+
+def _chunk_mask(pads: tuple[int, ...], n: int, q: int, device: torch.device) -> Tensor | None:
+    """(B, 1, q, n) for the last q of n rows, true where a row may look.
+
+    None where that is all of them (q = 1) or SDPA's own causal mask (q = n). Never for a chunk over a prefix: with
+    None, SDPA would cut the keys to the first q.
+    """
+    if not any(pads) and q in (1, n):
         return None
-    return (torch.arange(n, device=device) >= torch.tensor(pads, device=device)[:, None])[:, None, None]
+    column, row = torch.arange(n, device=device), torch.arange(n - q, n, device=device)[:, None]
+    unpadded = column >= torch.tensor(pads, device=device)[:, None, None]
+    # Padding looks at itself: a row that sees nothing would be NaN in some kernels.
+    return ((column <= row) & (unpadded | (column == row)))[:, None]
