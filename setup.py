@@ -70,9 +70,7 @@ class BuildRos(Command):
         environment = build_environment(prefix)
         cmake = shutil.which("cmake", path=environment["PATH"])
         if cmake is None:
-            raise SystemExit(
-                "CMake 3.20 or newer builds the ROS interfaces, none is here: pip install cmake ninja"
-            )
+            raise SystemExit("CMake 3.20 or newer builds the ROS interfaces, none is here: pip install cmake ninja")
         configure = [
             *("-S", str(SOURCE), "-B", str(tree)),
             *(("-G", "Ninja") if shutil.which("ninja", path=environment["PATH"]) else ()),
