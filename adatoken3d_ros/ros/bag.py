@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ def read_bag(
         else:
             logger.warning("%s: %s: %s", path, reason, text)
 
-    with _open(path) as reader:
+    with closing(_open(path)) as reader:
         chosen = choose_topics(reader.connections, topics or Topics())
         poses = _read_poses(reader, pose_source, chosen.pose, scene_frame, T_base_camera, round(pose_tolerance * 1e9))
         assembler = Assembler(poses, slop_ns=round(slop * 1e9), timeout_ns=0, rectified=rectified, on_drop=drop)
@@ -187,9 +188,7 @@ def _read_poses(
         else:
             source = next((name for name, types in POSES.items() if _by_type(connections, types)), "auto")
     if source not in POSES:
-        raise BagError(
-            f"pose source {source!r} is not in the bag, it needs one of {list(POSES)}; {_listing(connections)}"
-        )
+        raise BagError(f"no poses for the source {source!r} (known are {', '.join(POSES)}); {_listing(connections)}")
     names = _by_type(connections, POSES[source])
     if source == "tf":
         wanted = [connection for connection in connections if connection.topic in names]
@@ -198,7 +197,7 @@ def _read_poses(
             tree.add(message, static=connection.topic.endswith(STATIC_TF))
         if tree.scene_frame not in tree.frames():
             raise BagError(f"the bag's TF has no frame {tree.scene_frame!r}, only {', '.join(tree.frames())}")
-        return _WithExtrinsics(tree, T_base_camera)
+        return _Whole(tree, T_base_camera)
     if topic and topic not in names:
         raise BagError(f"the bag has no pose topic {topic!r} for {source}; {_listing(connections)}")
     topic = topic or _only(f"topic for {source}", names, connections)
@@ -206,18 +205,18 @@ def _read_poses(
     for _, message in _messages(reader, [connection for connection in connections if connection.topic == topic]):
         if poses is None:
             frame = scene_frame or message.header.frame_id
-            poses = BufferedPose(frame, T_base_camera, tolerance_ns=tolerance_ns, capacity=None)
+            poses = BufferedPose(frame, tolerance_ns=tolerance_ns, capacity=None)
         try:
             poses.add(message)
         except (ConversionError, PoseError) as error:
             raise BagError(f"{topic} at {stamp_to_ns(message.header.stamp) / 1e9:.6f} s: {error}") from error
     if poses is None:
         raise BagError(f"the bag has no message on the pose topic {topic!r}")
-    return poses
+    return _Whole(poses, T_base_camera)
 
 
-class _WithExtrinsics:
-    """A pose source with one more transform at the camera's end."""
+class _Whole:
+    """All poses of a bag, whatever the order of its stamps, with one more transform at the camera's end."""
 
     def __init__(self, source: PoseSource, T_base_camera: NDArray[np.float64] | None) -> None:
         self._source = source
@@ -227,7 +226,7 @@ class _WithExtrinsics:
         return self._source.lookup(stamp_ns, camera_frame, final=final) @ self._T
 
     def reset(self, stamp_ns: int) -> None:
-        """A bag is read as a whole: nothing is forgotten."""
+        """The whole bag has been read: nothing is forgotten."""
 
 
 def _by_type(connections: list[Connection], types: tuple[str, ...]) -> list[str]:

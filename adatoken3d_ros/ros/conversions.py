@@ -7,6 +7,7 @@ ConversionError, which names the offending value, for anything that it cannot re
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -224,11 +225,10 @@ def quaternion_to_rotation(x: float, y: float, z: float, w: float) -> NDArray[np
     Raises:
         ConversionError: for a quaternion that is not finite or whose length differs from 1 by more than 0.02.
     """
-    q = np.array([x, y, z, w], dtype=np.float64)
-    length = float(np.sqrt(q @ q))
-    if not np.isfinite(length) or abs(length - 1.0) > QUATERNION_TOLERANCE:
-        raise ConversionError(f"quaternion {q.tolist()} has length {length:.4g}, not 1")
-    x, y, z, w = q / length
+    length = math.hypot(x, y, z, w)
+    if not abs(length - 1.0) <= QUATERNION_TOLERANCE:
+        raise ConversionError(f"quaternion ({x}, {y}, {z}, {w}) has length {length:.4g}, not 1")
+    x, y, z, w = x / length, y / length, z / length, w / length
     return np.array(
         [
             [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],

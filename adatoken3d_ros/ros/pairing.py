@@ -83,7 +83,7 @@ class Pairer:
 
     def add(self, stream: str, stamp_ns: int, message: Any) -> Pair | None:
         """Takes one message; returns the pair that it completes."""
-        counts, pending = self.counts[stream], self._pending[stream]
+        counts = self.counts[stream]
         counts.received += 1
         if stamp_ns <= 0:
             counts.dropped["no_stamp"] += 1
@@ -91,6 +91,7 @@ class Pairer:
         if stamp_ns < self.newest[stream] - JUMP_BACK_NS:
             self.jumps += 1
             self._forget("time_jump")
+        pending = self._pending[stream]
         if stamp_ns == self._used[stream] or any(waiting == stamp_ns for waiting, _ in pending):
             counts.dropped["duplicate_stamp"] += 1
             return None

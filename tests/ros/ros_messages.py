@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Messages by their fields alone, as the conversions read them."""
+
+from __future__ import annotations
+
+import array
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from adatoken3d_ros.ros.conversions import ns_to_stamp, rotation_to_quaternion
+
+MS = 1_000_000
+
+
+def at(x: float, yaw_degrees: float = 0.0) -> np.ndarray:
+    T = np.eye(4)
+    T[:3, :3] = Rotation.from_euler("z", yaw_degrees, degrees=True).as_matrix()
+    T[0, 3] = x
+    return T
+
+
+def pose_message(stamp_ns: int, T: np.ndarray, frame: str = "map") -> Any:
+    q = rotation_to_quaternion(T[:3, :3])
+    pose = SimpleNamespace(
+        position=SimpleNamespace(x=T[0, 3], y=T[1, 3], z=T[2, 3]),
+        orientation=SimpleNamespace(x=q[0], y=q[1], z=q[2], w=q[3]),
+    )
+    header = SimpleNamespace(stamp=ns_to_stamp(SimpleNamespace(), stamp_ns), frame_id=frame)
+    return SimpleNamespace(header=header, pose=pose)
+
+
+def transform(stamp_ns: int, parent: str, child: str, T: np.ndarray) -> Any:
+    message = pose_message(stamp_ns, T, parent)
+    parts = SimpleNamespace(translation=message.pose.position, rotation=message.pose.orientation)
+    return SimpleNamespace(header=message.header, child_frame_id=child, transform=parts)
+
+
+def image(encoding: str, width: int, height: int, step: int, data: bytes, big: int = 0) -> Any:
+    return SimpleNamespace(
+        encoding=encoding, width=width, height=height, step=step, data=array.array("B", data), is_bigendian=big
+    )
+
+
+def info(**changes: Any) -> Any:
+    fields: dict[str, Any] = {
+        "width": 640,
+        "height": 480,
+        "distortion_model": "plumb_bob",
+        "d": [0.0] * 5,
+        "k": [500.0, 0.0, 320.0, 0.0, 510.0, 240.0, 0.0, 0.0, 1.0],
+        "p": [400.0, 0.0, 310.0, 0.0, 0.0, 410.0, 230.0, 0.0, 0.0, 0.0, 1.0, 0.0],
+        "binning_x": 0,
+        "binning_y": 0,
+        "roi": SimpleNamespace(x_offset=0, y_offset=0, width=0, height=0),
+    }
+    return SimpleNamespace(**{**fields, **changes})

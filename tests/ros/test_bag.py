@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bags of both formats with each source of poses, and bags that cannot be used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ros_messages import MS, at
+from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.typesys import Stores, get_typestore
+
+from adatoken3d_ros.ros.bag import BagError, Topics, read_bag
+from adatoken3d_ros.ros.conversions import rotation_to_quaternion
+
+STORE = get_typestore(Stores.ROS2_KILTED)
+T = STORE.types
+K = np.array([50.0, 0, 3.5, 0, 50.0, 2.5, 0, 0, 1])
+
+
+def header(stamp: int, frame: str) -> Any:
+    time = T["builtin_interfaces/msg/Time"](*divmod(stamp, 10**9))
+    return T["std_msgs/msg/Header"](time, frame)
+
+
+def image(stamp: int, pixels: np.ndarray, encoding: str) -> Any:
+    data = np.ascontiguousarray(pixels).view(np.uint8).reshape(-1)
+    step = pixels.nbytes // pixels.shape[0]
+    return T["sensor_msgs/msg/Image"](header(stamp, "camera"), *pixels.shape[:2], encoding, 0, step, data)
+
+
+def info(stamp: int) -> Any:
+    roi = T["sensor_msgs/msg/RegionOfInterest"](0, 0, 0, 0, False)
+    return T["sensor_msgs/msg/CameraInfo"](
+        header(stamp, "camera"), 6, 8, "plumb_bob", np.zeros(5), K, np.eye(3).reshape(-1), np.zeros(12), 0, 0, roi
+    )
+
+
+def pose(x: float) -> Any:
+    q = rotation_to_quaternion(at(x)[:3, :3])
+    return T["geometry_msgs/msg/Pose"](T["geometry_msgs/msg/Point"](x, 0.0, 0.0), T["geometry_msgs/msg/Quaternion"](*q))
+
+
+def transform(stamp: int, parent: str, child: str, x: float) -> Any:
+    parts = T["geometry_msgs/msg/Transform"](
+        T["geometry_msgs/msg/Vector3"](x, 0.0, 0.0), T["geometry_msgs/msg/Quaternion"](0.0, 0.0, 0.0, 1.0)
+    )
+    stamped = T["geometry_msgs/msg/TransformStamped"](header(stamp, parent), child, parts)
+    return T["tf2_msgs/msg/TFMessage"]([stamped])
+
+
+def pose_messages(source: str, stamp: int, x: float) -> list[tuple[str, Any]]:
+    if source == "pose_topic":
+        return [("/pose", T["geometry_msgs/msg/PoseStamped"](header(stamp, "map"), pose(x)))]
+    if source == "odometry":
+        twist = T["geometry_msgs/msg/TwistWithCovariance"](
+            T["geometry_msgs/msg/Twist"](*(2 * [T["geometry_msgs/msg/Vector3"](0.0, 0.0, 0.0)])), np.zeros(36)
+        )
+        at_pose = T["geometry_msgs/msg/PoseWithCovariance"](pose(x), np.zeros(36))
+        return [("/odom", T["nav_msgs/msg/Odometry"](header(stamp, "map"), "camera", at_pose, twist))]
+    return [("/tf", transform(stamp, "map", "camera", x))]
+
+
+def write(path: Path, messages: list[tuple[str, Any, int]], plugin: StoragePlugin = StoragePlugin.MCAP) -> Path:
+    with Writer(path, version=9, storage_plugin=plugin) as writer:
+        connections: dict[str, Any] = {}
+        for topic, message, stamp in messages:
+            kind = message.__msgtype__
+            if topic not in connections:
+                connections[topic] = writer.add_connection(topic, kind, typestore=STORE)
+            writer.write(connections[topic], stamp, STORE.serialize_cdr(message, kind))
+    return path
+
+
+def frames(source: str = "pose_topic", count: int = 3) -> list[tuple[str, Any, int]]:
+    """Images first, then calibration and pose: a reader must not depend on the order."""
+    messages: list[tuple[str, Any, int]] = []
+    for i in range(count):
+        stamp = (i + 1) * 100 * MS
+        rgb = np.full((6, 8, 3), i, np.uint8)
+        depth = np.full((6, 8), 1000 + i, np.uint16)
+        messages.append(("/camera/color/image_raw", image(stamp, rgb, "rgb8"), stamp))
+        messages.append(("/camera/depth/image_raw", image(stamp, depth, "16UC1"), stamp))
+        messages.append(("/camera/color/camera_info", info(stamp), stamp))
+        messages += [(topic, message, stamp) for topic, message in pose_messages(source, stamp, float(i))]
+    return messages
+
+
+@pytest.mark.parametrize("plugin", list(StoragePlugin))
+@pytest.mark.parametrize("source", ["pose_topic", "odometry", "tf"])
+def test_every_frame_of_a_bag(tmp_path: Path, plugin: StoragePlugin, source: str) -> None:
+    found = list(read_bag(write(tmp_path / "bag", frames(source), plugin)))
+    assert [frame.stamp_ns for frame in found] == [100 * MS, 200 * MS, 300 * MS]
+    assert [frame.T_world_camera[0, 3] for frame in found] == [0.0, 1.0, 2.0]
+    assert [int(frame.rgb[0, 0, 0]) for frame in found] == [0, 1, 2]
+    np.testing.assert_array_equal(found[2].depth, np.full((6, 8), 1.002, np.float32))
+    assert found[0].K.reshape(-1).tolist() == K.tolist()
+
+
+def test_a_single_file_reads_the_same(tmp_path: Path) -> None:
+    folder = write(tmp_path / "bag", frames())
+    (file,) = folder.glob("*.mcap")
+    assert len(list(read_bag(file))) == 3
+
+
+def test_static_transforms_count_at_any_time(tmp_path: Path) -> None:
+    messages = frames("tf")
+    for i, (topic, _, stamp) in enumerate(messages):
+        if topic == "/tf":
+            messages[i] = (topic, transform(stamp, "map", "base", stamp / 1e9), stamp)
+    messages.append(("/tf_static", transform(0, "base", "camera", 10.0), 400 * MS))
+    found = list(read_bag(write(tmp_path / "bag", messages)))
+    np.testing.assert_allclose([frame.T_world_camera[0, 3] for frame in found], [10.1, 10.2, 10.3])
+
+
+def test_extrinsics_are_applied(tmp_path: Path) -> None:
+    (first, *_) = read_bag(write(tmp_path / "bag", frames()), T_base_camera=at(0.25))
+    assert first.T_world_camera[0, 3] == 0.25
+
+
+def test_an_ambiguous_bag_lists_its_topics(tmp_path: Path) -> None:
+    stamp = 100 * MS
+    other = ("/left/image_raw", image(stamp, np.zeros((6, 8, 3), np.uint8), "rgb8"), stamp)
+    path = write(tmp_path / "bag", [*frames(), other])
+    with pytest.raises(BagError, match=r"2 topics could be the colour image: /camera.*, /left.*sensor_msgs/msg/Image"):
+        list(read_bag(path))
+    assert len(list(read_bag(path, topics=Topics(rgb="/camera/color/image_raw")))) == 3
+    with pytest.raises(BagError, match="'/right'"):
+        list(read_bag(path, topics=Topics(rgb="/right")))
+
+
+@pytest.mark.parametrize(
+    ("missing", "named"),
+    [("depth/image_raw", "no depth image"), ("color/image_raw", "no colour image"), ("camera_info", "CameraInfo")],
+)
+def test_a_missing_stream_is_named(tmp_path: Path, missing: str, named: str) -> None:
+    path = write(tmp_path / "bag", [item for item in frames() if missing not in item[0]])
+    with pytest.raises(BagError, match=named):
+        list(read_bag(path))
+
+
+def test_without_poses(tmp_path: Path) -> None:
+    path = write(tmp_path / "bag", [item for item in frames() if item[0] != "/pose"])
+    with pytest.raises(BagError, match="no poses for the source 'auto'.*pose_topic, odometry, tf"):
+        list(read_bag(path))
+    with pytest.raises(BagError, match="'map', only base, odom"):
+        list(read_bag(write(tmp_path / "tf", [*frames()[:3], ("/tf", transform(1, "odom", "base", 1.0), 1)])))
+
+
+def test_a_bag_that_gives_no_frame_says_why(tmp_path: Path) -> None:
+    poses_only_later = [item for item in frames() if item[0] != "/pose"]
+    poses_only_later += [("/pose", message, 10**12) for _, message in pose_messages("pose_topic", 10**12, 0.0)]
+    dropped: list[str] = []
+    with pytest.raises(BagError, match="3 colour and 3 depth images, 3 pairs.*no_pose"):
+        list(read_bag(write(tmp_path / "bag", poses_only_later), on_drop=lambda reason, text: dropped.append(reason)))
+    assert dropped == ["no_pose"] * 3
+
+
+def test_a_frame_that_cannot_be_used_is_reported_and_the_rest_is_read(tmp_path: Path) -> None:
+    messages = frames()
+    messages[4] = (messages[4][0], image(200 * MS, np.zeros((6, 8), np.uint8), "strange"), 200 * MS)
+    messages[5] = (messages[5][0], image(200 * MS, np.zeros((6, 8), np.uint16), "16UC1"), 200 * MS)
+    dropped: list[tuple[str, str]] = []
+    found = list(read_bag(write(tmp_path / "bag", messages), on_drop=lambda *why: dropped.append(why)))
+    assert [frame.stamp_ns for frame in found] == [100 * MS, 300 * MS]
+    assert len(dropped) == 1 and "'strange'" in dropped[0][1]
+
+
+def test_what_is_no_bag(tmp_path: Path) -> None:
+    with pytest.raises(BagError, match="does not exist"):
+        list(read_bag(tmp_path / "none"))
+    (tmp_path / "broken.mcap").write_bytes(b"not a bag at all")
+    with pytest.raises(BagError, match=r"broken\.mcap"):
+        list(read_bag(tmp_path / "broken.mcap"))
+    folder = write(tmp_path / "cut", frames())
+    (file,) = folder.glob("*.mcap")
+    file.write_bytes(file.read_bytes()[:-200])
+    with pytest.raises(BagError):
+        list(read_bag(folder))

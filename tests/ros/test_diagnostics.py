@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each task in each of its levels."""
+
+from __future__ import annotations
+
+import pytest
+
+from adatoken3d_ros.engine.answer import Answer, Question, StageTimes, Status
+from adatoken3d_ros.ros import diagnostics as d
+
+
+def state(**changes: object) -> d.InputState:
+    good = {"active": True, "silent": {"rgb/image": 0.1, "depth/image": 0.1}, "since_start": 60.0, "since_pair": 0.1}
+    return d.InputState(**{**good, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "level", "text"),
+    [
+        ({}, d.OK, "frames arrive"),
+        ({"active": False}, d.OK, "not active"),
+        ({"silent": {"rgb/image": None}, "since_start": 0.5}, d.OK, "waiting for the first frame"),
+        ({"silent": {"rgb/image": None}, "since_start": 3.0}, d.WARN, "nothing on rgb/image yet"),
+        ({"silent": {"rgb/image": None}, "since_start": 5.0}, d.ERROR, "nothing on rgb/image yet"),
+        ({"silent": {"rgb/image": 2.6}}, d.WARN, "rgb/image has been silent for 2.6 s"),
+        ({"silent": {"rgb/image": 9.0}}, d.ERROR, "rgb/image has been silent for 9.0 s"),
+        ({"since_pair": 6.0, "apart": 0.25}, d.ERROR, "no synchronised pair for 6.0 s.*250.0 ms apart"),
+        ({"since_pair": None, "apart": None}, d.ERROR, "no synchronised pair for 60.0 s.*n/a"),
+        ({"waiting": "no transform from 'a' to 'b'"}, d.WARN, "no transform from 'a' to 'b'"),
+        ({"problem": "colour encoding 'x'"}, d.ERROR, "colour encoding 'x'"),
+    ],
+)
+def test_inputs(changes: dict[str, object], level: bytes, text: str) -> None:
+    import re
+
+    report = d.inputs(state(**changes), stale_after=5.0)
+    assert report.level == level
+    assert re.search(text, report.message)
+
+
+def test_scene() -> None:
+    assert d.scene(False, 0, 0, None, {}).level == d.OK
+    empty = d.scene(True, 0, 0, None, {"no_depth": 2})
+    assert (empty.level, empty.values["data_age_s"], empty.values["frames.no_depth"]) == (d.WARN, "n/a", 2)
+    assert d.scene(True, 3, 100, 0.5, {}).message == "3 key frames, 100 spatial tokens"
+
+
+def test_model() -> None:
+    assert d.model("unconfigured", "", "ours", None, "", 0).level == d.OK
+    assert d.model("unconfigured", "", "ours", 2.0, "", 0).message == "loading for 2.0 s"
+    assert d.model("unconfigured", "", "ours", None, "no such file", 0).level == d.ERROR
+    assert d.model("active", "tiny", "ours", None, "", 2).message == "answering"
+
+
+def answered(total: float, budget: float | None = None, met: bool = True, status: Status = Status.OK) -> Answer:
+    return Answer(Question("?", latency_budget_ms=budget), status, times=StageTimes(total=total), budget_met=met)
+
+
+def test_latency_before_and_after_answers() -> None:
+    window = d.LatencyWindow()
+    assert window.report().values["total_ms.p50"] == "n/a"
+    window.add(answered(0.0, status=Status.BUSY))
+    assert window.report().values["total_ms.p50"] == "n/a"
+    for total in range(1, 102):
+        window.add(answered(float(total)))
+    report = window.report()
+    assert (report.level, report.values["total_ms.p50"], report.values["budgets_missed"]) == (d.OK, "51.500", "n/a")
+    assert report.values["answers.BUSY"] == 1
+
+
+def test_latency_warns_about_missed_budgets() -> None:
+    window = d.LatencyWindow(10)
+    for met in [False] + 9 * [True]:
+        window.add(answered(1.0, 5.0, met))
+    assert window.report().level == d.WARN
+    for _ in range(5):
+        window.add(answered(1.0, 5.0, False))
+    assert window.report().level == d.ERROR
+    assert "50%" in window.report().message
+
+
+@pytest.mark.parametrize(("free", "level"), [(50, d.OK), (9, d.WARN), (2, d.ERROR)])
+def test_memory(free: int, level: bytes) -> None:
+    assert d.memory(d.Memory(1, free, 100)).level == level
+    assert d.memory(d.Memory(1, 50, 100, free, 100)).level == level
+
+
+def test_memory_of_this_machine() -> None:
+    found = d.read_memory(False)
+    assert 0 < found.process < found.total and 0 < found.free <= found.total
+
+
+def test_array_follows_the_convention() -> None:
+    message = d.array([d.Report("model", d.WARN, "m", {"a": 1})], "adatoken3d", "tiny", 3_000_000_001)
+    (status,) = message.status
+    assert (status.name, status.level, status.hardware_id) == ("adatoken3d: model", d.WARN, "tiny")
+    assert [(pair.key, pair.value) for pair in status.values] == [("a", "1")]
+    assert (message.header.stamp.sec, message.header.stamp.nanosec) == (3, 1)

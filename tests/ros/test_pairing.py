@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pairs and frames: which messages belong together, and that none is lost without being counted."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ros_messages import MS, at, image, info, pose_message
+
+from adatoken3d_ros.ros.conversions import ConversionError
+from adatoken3d_ros.ros.pairing import DEPTH, DEPTH_INFO, RGB, RGB_INFO, Assembler, Pairer
+from adatoken3d_ros.ros.poses import BufferedPose, StaticPose
+
+
+def test_equal_stamps_pair_in_either_order() -> None:
+    pairer = Pairer()
+    assert pairer.add(RGB, 10, "c10") is None
+    pair = pairer.add(DEPTH, 10, "d10")
+    assert pair is not None and (pair.rgb, pair.depth, pair.rgb_ns, pair.depth_ns) == ("c10", "d10", 10, 10)
+    assert pairer.add(DEPTH, 20, "d20") is None
+    assert pairer.add(RGB, 20, "c20") is not None
+
+
+def test_within_the_slop_the_nearest_partner_counts() -> None:
+    pairer = Pairer(slop_ns=5)
+    pairer.add(DEPTH, 100, "far")
+    pairer.add(DEPTH, 104, "near")
+    pair = pairer.add(RGB, 103, "colour")
+    assert pair is not None and pair.depth == "near"
+    assert pairer.counts[DEPTH].dropped == {"unmatched": 1}
+    assert pairer.add(RGB, 120, "x") is None
+    assert pairer.add(DEPTH, 126, "x") is None
+
+
+def test_no_stamp_is_used_twice() -> None:
+    pairer = Pairer()
+    pairer.add(RGB, 10, "a")
+    pairer.add(RGB, 10, "b")
+    pairer.add(DEPTH, 10, "a")
+    pairer.add(DEPTH, 10, "b")
+    assert pairer.counts[RGB].dropped == {"duplicate_stamp": 1}
+    assert pairer.counts[DEPTH].dropped == {"duplicate_stamp": 1}
+
+
+def test_what_is_older_than_a_pair_is_dropped() -> None:
+    pairer = Pairer()
+    for stamp in (10, 20, 30):
+        pairer.add(RGB, stamp, "")
+    pairer.add(DEPTH, 30, "")
+    pairer.add(DEPTH, 20, "")
+    assert pairer.counts[RGB].dropped == {"unmatched": 2}
+    assert pairer.counts[DEPTH].dropped == {"out_of_order": 1}
+    assert pairer.pending(RGB) == pairer.pending(DEPTH) == 0
+
+
+def test_a_stream_alone_is_bounded() -> None:
+    pairer = Pairer(capacity=3)
+    for stamp in range(1, 11):
+        pairer.add(RGB, stamp, "")
+    assert pairer.pending(RGB) == 3
+    assert pairer.counts[RGB].dropped == {"unmatched": 7}
+
+
+def test_time_that_goes_back_begins_again() -> None:
+    pairer = Pairer()
+    pairer.add(RGB, 50_000 * MS, "")
+    assert pairer.add(RGB, 10 * MS, "") is None
+    assert pairer.counts[RGB].dropped == {"time_jump": 1}
+    assert pairer.add(DEPTH, 10 * MS, "") is not None
+
+
+def test_without_a_stamp_nothing_pairs() -> None:
+    pairer = Pairer()
+    assert pairer.add(RGB, 0, "") is None
+    assert pairer.add(DEPTH, 0, "") is None
+    assert pairer.counts[RGB].dropped == {"no_stamp": 1}
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from([RGB, DEPTH]), st.integers(0, 40) | st.integers(0, 4000)), max_size=60),
+    st.integers(0, 5),
+    st.integers(1, 6),
+)
+def test_every_message_is_accounted_for(events: list[tuple[str, int]], slop: int, capacity: int) -> None:
+    pairer = Pairer(slop * MS, capacity)
+    pairs = [pair for stream, ms in events if (pair := pairer.add(stream, ms * MS, "")) is not None]
+    for stream, counts in pairer.counts.items():
+        assert counts.received == sum(name == stream for name, _ in events)
+        assert counts.received == counts.paired + sum(counts.dropped.values()) + pairer.pending(stream)
+        assert counts.paired == len(pairs)
+    assert all(abs(pair.rgb_ns - pair.depth_ns) <= slop * MS for pair in pairs)
+    if not pairer.jumps:
+        for stamps in ([pair.rgb_ns for pair in pairs], [pair.depth_ns for pair in pairs]):
+            assert stamps == sorted(set(stamps))
+    pairer.stop()
+    assert pairer.pending(RGB) == pairer.pending(DEPTH) == 0
+
+
+# --- frames
+
+
+def stamped(message: Any, frame: str = "camera") -> Any:
+    message.header = SimpleNamespace(frame_id=frame)
+    return message
+
+
+def colour() -> Any:
+    return stamped(image("rgb8", 2, 1, 6, bytes(6)))
+
+
+def depth() -> Any:
+    return stamped(image("16UC1", 2, 1, 4, np.array([1000, 0], "<u2").tobytes()))
+
+
+def small_info(**changes: Any) -> Any:
+    return info(**{"width": 2, "height": 1, **changes})
+
+
+def feed(assembler: Assembler, stamp: int) -> list[Any]:
+    assembler.add_image(RGB, stamp, colour())
+    return assembler.add_image(DEPTH, stamp, depth())
+
+
+def test_a_frame_has_the_stamp_the_metres_and_the_pose() -> None:
+    assembler = Assembler(StaticPose(at(3.0)))
+    assembler.add_info(RGB_INFO, small_info())
+    (lazy,) = feed(assembler, 7)
+    frame = lazy()
+    assert frame.stamp_ns == lazy.stamp_ns == 7
+    np.testing.assert_array_equal(frame.depth, np.array([[1.0, np.nan]], np.float32))
+    assert frame.T_world_camera[0, 3] == 3.0
+    assert frame.K[0, 0] == 500.0
+
+
+def test_a_frame_waits_for_its_pose() -> None:
+    poses = BufferedPose("map")
+    assembler = Assembler(poses, timeout_ns=100 * MS)
+    assembler.add_info(RGB_INFO, small_info())
+    assert feed(assembler, 10 * MS) == []
+    assert assembler.waiting == 1 and "no pose" in assembler.why_waiting()
+    poses.add(pose_message(10 * MS, at(1.0)))
+    (frame,) = assembler.poll()
+    assert frame.stamp_ns == 10 * MS
+    assert assembler.why_waiting() == ""
+
+
+def test_a_frame_waits_for_the_calibration() -> None:
+    assembler = Assembler(StaticPose(at(0.0)))
+    assert feed(assembler, 10) == []
+    assert RGB_INFO in assembler.why_waiting()
+    assembler.add_info(RGB_INFO, small_info())
+    assert len(assembler.poll()) == 1
+
+
+def test_what_stays_without_a_pose_is_dropped_with_the_reason() -> None:
+    reasons: list[tuple[str, str]] = []
+    assembler = Assembler(BufferedPose("map"), timeout_ns=100 * MS, on_drop=lambda *why: reasons.append(why))
+    assembler.add_info(RGB_INFO, small_info())
+    for i in range(1, 4):
+        feed(assembler, i * 60 * MS)
+    assert assembler.dropped == {"no_pose": 1}
+    assert reasons == [("no_pose", "no pose has been received")]
+    assembler.stop()
+    assert assembler.dropped == {"no_pose": 1, "stopped": 2}
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from("cdpi"), st.integers(1, 30)), max_size=60), st.integers(0, 200))
+def test_every_pair_is_accounted_for(events: list[tuple[str, int]], timeout_ms: int) -> None:
+    poses = BufferedPose("map")
+    assembler = Assembler(poses, slop_ns=5 * MS, timeout_ns=timeout_ms * MS, capacity=4)
+    frames = []
+    for kind, tens in events:
+        stamp = tens * 10 * MS
+        if kind == "p":
+            poses.add(pose_message(stamp, at(0.0)))
+            frames += assembler.poll()
+        elif kind == "i":
+            assembler.add_info(RGB_INFO, small_info())
+        else:
+            frames += assembler.add_image(RGB if kind == "c" else DEPTH, stamp, colour() if kind == "c" else depth())
+        assert assembler.matched == assembler.ready + sum(assembler.dropped.values()) + assembler.waiting
+        assert assembler.waiting <= 4
+    assert len(frames) == assembler.ready
+
+
+def spoiled(**messages: Any) -> Any:
+    assembler = Assembler(StaticPose(at(0.0)))
+    assembler.add_info(RGB_INFO, messages.get("info", small_info()))
+    if "depth_info" in messages:
+        assembler.add_info(DEPTH_INFO, messages["depth_info"])
+    assembler.add_image(RGB, 1, messages.get("rgb", colour()))
+    (frame,) = assembler.add_image(DEPTH, 1, messages.get("depth", depth()))
+    return frame
+
+
+@pytest.mark.parametrize(
+    ("messages", "named"),
+    [
+        ({"info": small_info(k=[0.0] * 9)}, "not calibrated"),
+        ({"info": small_info(width=4)}, "2x1 but its CameraInfo describes 4x1"),
+        ({"rgb": stamped(image("strange", 2, 1, 6, bytes(6)))}, "'strange'"),
+        ({"depth": stamped(image("16UC1", 1, 1, 2, bytes(2)))}, "1x1 but the colour image is 2x1"),
+        ({"depth": stamped(depth(), "depth_frame")}, "'depth_frame'.*'camera'"),
+        ({"depth_info": small_info(k=[600.0, 0, 320, 0, 510, 240, 0, 0, 1])}, "not registered.*600"),
+        ({"depth_info": small_info(width=1)}, "not registered.*1x1"),
+    ],
+)
+def test_frames_that_cannot_be_used_name_the_value(messages: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConversionError, match=named):
+        spoiled(**messages)()

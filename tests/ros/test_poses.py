@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Poses at a stamp: exact, between, near, not yet, never."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ros_messages import MS, at, pose_message, transform
+
+from adatoken3d_ros.ros import poses as p
+from adatoken3d_ros.ros.conversions import ConversionError
+
+
+def test_exact_and_between() -> None:
+    buffer = p.PoseBuffer(tolerance_ns=20 * MS)
+    buffer.add(100 * MS, at(0.0, 0.0))
+    buffer.add(200 * MS, at(1.0, 90.0))
+    np.testing.assert_array_equal(buffer.at(100 * MS), at(0.0, 0.0))
+    np.testing.assert_allclose(buffer.at(125 * MS), at(0.25, 22.5), atol=1e-12)
+
+
+def test_late_messages_are_sorted_in_and_replace_their_stamp() -> None:
+    buffer = p.PoseBuffer()
+    for stamp, x in ((300, 3.0), (100, 1.0), (200, 9.0), (200, 2.0)):
+        buffer.add(stamp * MS, at(x))
+    assert len(buffer) == 3
+    assert buffer.at(200 * MS)[0, 3] == 2.0
+
+
+def test_not_yet_near_and_never() -> None:
+    buffer = p.PoseBuffer(tolerance_ns=20 * MS)
+    with pytest.raises(p.PoseUnavailable, match="no pose has been received"):
+        buffer.at(5)
+    buffer.add(100 * MS, at(1.0))
+    with pytest.raises(p.PoseUnavailable, match=r"10\.0 ms"):
+        buffer.at(110 * MS)
+    assert buffer.at(110 * MS, final=True)[0, 3] == 1.0
+    with pytest.raises(p.PoseUnavailable, match=r"30\.0 ms"):
+        buffer.at(130 * MS, final=True)
+    assert buffer.at(85 * MS)[0, 3] == 1.0
+    with pytest.raises(p.PoseError, match=r"50\.0 ms away.*at most 20\.0 ms") as never:
+        buffer.at(50 * MS)
+    assert not isinstance(never.value, p.PoseUnavailable)
+
+
+def test_poses_too_far_apart_are_not_interpolated() -> None:
+    buffer = p.PoseBuffer(tolerance_ns=20 * MS)
+    buffer.add(1000 * MS, at(0.0))
+    buffer.add(1201 * MS, at(1.0))
+    with pytest.raises(p.PoseError):
+        buffer.at(1100 * MS)
+    assert buffer.at(1190 * MS)[0, 3] == 1.0
+
+
+def test_capacity_forgets_the_oldest() -> None:
+    buffer = p.PoseBuffer(tolerance_ns=0, capacity=2)
+    for stamp in (1, 2, 3):
+        buffer.add(stamp, at(stamp))
+    with pytest.raises(p.PoseError):
+        buffer.at(1)
+    assert buffer.at(2)[0, 3] == 2.0
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(1, 50), min_size=2, max_size=12, unique=True), st.integers(1, 50))
+def test_interpolation_agrees_with_a_line(stamps: list[int], when: int) -> None:
+    buffer = p.PoseBuffer(tolerance_ns=50)
+    for stamp in stamps:
+        buffer.add(stamp, at(2.0 * stamp, stamp))
+    if min(stamps) <= when <= max(stamps):
+        np.testing.assert_allclose(buffer.at(when), at(2.0 * when, when), atol=1e-9)
+
+
+def test_buffered_pose_applies_where_the_camera_sits() -> None:
+    source = p.BufferedPose("map", at(0.5))
+    source.add(pose_message(100 * MS, at(1.0, 90.0)))
+    found = source.lookup(100 * MS, "camera")
+    np.testing.assert_allclose(found[:3, 3], (1.0, 0.5, 0.0), atol=1e-12)
+
+
+def test_odometry_is_read_like_a_pose() -> None:
+    message = pose_message(7, at(1.0))
+    odometry = SimpleNamespace(header=message.header, pose=SimpleNamespace(pose=message.pose))
+    source = p.BufferedPose("map")
+    source.add(odometry)
+    assert source.lookup(7, "")[0, 3] == 1.0
+
+
+def test_a_pose_in_another_frame_names_both() -> None:
+    with pytest.raises(p.PoseError, match="'odom'.*'map'"):
+        p.BufferedPose("map").add(pose_message(7, at(1.0), "odom"))
+
+
+def test_a_pose_that_is_none_is_refused() -> None:
+    message = pose_message(7, at(1.0))
+    message.pose.orientation.w = 7.0
+    with pytest.raises(ConversionError, match="7"):
+        p.BufferedPose("map").add(message)
+
+
+def test_time_that_goes_back_forgets_the_future() -> None:
+    source = p.BufferedPose("map")
+    source.add(pose_message(100_000 * MS, at(5.0)))
+    source.add(pose_message(10 * MS, at(1.0)))
+    source.reset(20 * MS)
+    assert source.lookup(10 * MS, "")[0, 3] == 1.0
+    assert len(source.buffer) == 1
+
+
+def test_tree_chains_static_and_moving_transforms() -> None:
+    tree = p.TransformTree("map")
+    tree.add(SimpleNamespace(transforms=[transform(0, "base", "camera", at(0.5))]), static=True)
+    tree.add(SimpleNamespace(transforms=[transform(0, "/map", "odom", at(10.0))]), static=True)
+    for stamp, x in ((100, 0.0), (200, 1.0)):
+        tree.add(SimpleNamespace(transforms=[transform(stamp * MS, "odom", "/base", at(x, 90.0))]))
+    found = tree.lookup(150 * MS, "camera")
+    np.testing.assert_allclose(found[:3, 3], (10.5, 0.5, 0.0), atol=1e-12)
+    assert tree.frames() == ["base", "camera", "map", "odom"]
+
+
+def test_tree_goes_down_to_the_scene_frame_too() -> None:
+    tree = p.TransformTree("marker")
+    tree.add(SimpleNamespace(transforms=[transform(0, "world", "marker", at(2.0))]), static=True)
+    tree.add(SimpleNamespace(transforms=[transform(0, "world", "camera", at(5.0))]), static=True)
+    assert tree.lookup(1, "camera")[0, 3] == pytest.approx(3.0)
+
+
+def test_tree_names_frames_that_are_not_connected() -> None:
+    tree = p.TransformTree("map")
+    tree.add(SimpleNamespace(transforms=[transform(0, "odom", "camera", at(1.0))]), static=True)
+    with pytest.raises(p.PoseError, match="'camera' to 'map'.*camera, odom"):
+        tree.lookup(1, "camera")
+
+
+def test_tree_with_a_circle_ends() -> None:
+    tree = p.TransformTree("map")
+    tree.add(SimpleNamespace(transforms=[transform(0, "a", "b", at(1)), transform(0, "b", "a", at(1))]), static=True)
+    with pytest.raises(p.PoseError, match="circle"):
+        tree.lookup(1, "a")
+
+
+def test_without_tf2_the_error_says_what_to_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tf2_ros", None)
+    with pytest.raises(p.PoseError, match=r"pose\.source.*'odometry', 'pose_topic' or 'static'"):
+        p.TfPose(None, "map")
+
+
+def test_pose_from_numbers() -> None:
+    np.testing.assert_allclose(p.pose_from_numbers([1, 2, 3, 0, 0, np.pi / 2]) @ [1, 0, 0, 1], [1, 3, 3, 1])
+    np.testing.assert_allclose(p.pose_from_numbers([1, 2, 3, 0, 0, 0, 1])[:3, 3], [1, 2, 3])
+    for bad in ([1.0] * 5, [np.nan] * 6, [0.0] * 7):
+        with pytest.raises(ValueError):
+            p.pose_from_numbers(bad)
