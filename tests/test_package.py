@@ -56,7 +56,7 @@ def is_ros(module: str) -> bool:
 
 def imports(source: str) -> set[str]:
     """Every module that a source imports, anywhere in it: full dotted names."""
-    found = set()
+    found: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
