@@ -295,11 +295,7 @@ def plan(
         grown = {state: _Front.best(some).after_layer(level_cost[state[1]], most) for state, some in parts.items()}
         fronts = {state: front for state, front in grown.items() if len(front.cost)}
     if not fronts or budget < -_ROUNDING:
-        least = (end * min(level_cost) + (n_layers - end) * cost.of_layer(0.0)) / n_layers
-        raise CalibrationError(
-            f"a cost of at most {limit:.3f} of the unpruned one cannot be reached with {max_gates} gates at layers "
-            f"{layers[0]} to {layers[-1]} and ratios down to {ratios[-1]:g} (everywhere the lowest: {least:.3f})"
-        )
+        raise CalibrationError(_unreachable(limit, _cheapest(layers, ratios, withdraw_layer), cost, n_layers))
     # Rising order of gates, then ratios: of equally good schedules the simplest is taken.
     gates, front = min(((state[0], fronts[state]) for state in sorted(fronts)), key=lambda one: one[1].divergence.min())
     best = int(front.divergence.argmin())
@@ -309,6 +305,17 @@ def plan(
 
 
 _ROUNDING = 1e-9
+
+
+def _cheapest(layers: Sequence[int], ratios: Sequence[float], withdraw_layer: int | None) -> Schedule:
+    return Schedule(tuple(Stage(layer, ratios[-1]) for layer in layers[:1]), withdraw_layer)
+
+
+def _unreachable(limit: float, cheapest: Schedule, cost: Cost, n_layers: int) -> str:
+    least = cost_share(cost, cheapest, n_layers)
+    return (
+        f"a cost of at most {limit:.3f} of the unpruned one cannot be reached: the least is {least:.3f}, by {cheapest}"
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -344,11 +351,11 @@ class _Front:
 def _check_grid(
     divergences: FloatArray, layers: Sequence[int], ratios: Sequence[float], max_gates: int, n_layers: int
 ) -> None:
-    if divergences.shape != (len(layers), len(ratios)) or not divergences.size:
+    if divergences.shape != (len(layers), len(ratios)) or not ratios:
         raise CalibrationError(f"{divergences.shape} divergences for {len(layers)} layers and {len(ratios)} ratios")
     if not (np.isfinite(divergences).all() and (divergences >= 0).all()):
         raise CalibrationError("divergences must be finite and at least 0")
-    if list(layers) != sorted(set(layers)) or layers[0] < 0 or layers[-1] >= n_layers:
+    if list(layers) != sorted(set(layers)) or any(not 0 <= layer < n_layers for layer in layers):
         raise CalibrationError(f"gate layers {list(layers)} must rise within a model of {n_layers} layers")
     if list(ratios) != sorted(set(ratios), reverse=True) or not 0.0 < ratios[-1] <= ratios[0] < 1.0:
         raise CalibrationError(f"keep ratios {list(ratios)} must fall within (0, 1)")
@@ -439,10 +446,15 @@ def calibrate(
     def stage(name: str) -> Progress | None:
         return None if progress is None else lambda done, total: progress(name, done, total)
 
-    layers = tuple(range(1, n_layers) if layers is None else layers)
-    ratios = tuple(ratios)
+    layers, ratios = tuple(range(1, n_layers) if layers is None else layers), tuple(ratios)
+    _check_grid(np.zeros((len(layers), len(ratios))), layers, ratios, max_gates, n_layers)
     withdrawal = withdrawal_scan(probe, stage("withdrawal")) if withdraw else None
     withdraw_layer = None if withdrawal is None else horizon(withdrawal, eta)
+    if withdraw_layer is not None:
+        layers = tuple(layer for layer in layers if layer < withdraw_layer)
+    # Found out now, not after the long measurement.
+    if cost_share(cost, cheapest := _cheapest(layers, ratios, withdraw_layer), n_layers) > limit:
+        raise CalibrationError(_unreachable(limit, cheapest, cost, n_layers))
     gaps = sensitivity(probe, layers, ratios, stage("sensitivity"))
     planned = plan(gaps, layers, ratios, cost, limit, n_layers, max_gates=max_gates, withdraw_layer=withdraw_layer)
     base = planned.schedule

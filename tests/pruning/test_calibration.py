@@ -318,6 +318,22 @@ def test_calibrations_that_make_no_sense_are_refused(language: LlamaForCausalLM,
         calibrate(probe, LinearCost(), 0.5, max_divergence=-1)
     with pytest.raises(CalibrationError, match="0.110 .* cannot be reached"):
         calibrate(probe, LinearCost(), 0.11, ratios=(0.5, 0.1))
+    with pytest.raises(CalibrationError, match="9 gates"):
+        calibrate(probe, LinearCost(), 0.5, max_gates=9)
+
+
+def test_a_limit_out_of_reach_is_found_before_the_long_measurement(
+    probe: Probe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "sensitivity", lambda *arguments: pytest.fail("measured in vain"))
+    # One full layer and four that keep a tenth: (1 + 4 * 0.19) / 5
+    with pytest.raises(CalibrationError, match="least is 0.352"):
+        calibrate(probe, LinearCost(), 0.35, ratios=(0.5, 0.1))
+
+
+def test_no_gate_is_measured_past_the_horizon(probe: Probe) -> None:
+    found = calibrate(probe, LinearCost(), 0.6, ratios=(0.5, 0.1), withdraw=True, eta=1e6)
+    assert found.schedule == Schedule(withdraw_layer=0) and found.sensitivity.shape == (0, 2)
 
 
 def test_calibration_is_deterministic(language: LlamaForCausalLM) -> None:

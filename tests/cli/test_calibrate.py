@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from adatoken3d_ros.cli.calibrate import parse_gates, read_questions
+from adatoken3d_ros.cli.main import main
+from adatoken3d_ros.engine.answer import Question, Status
+from adatoken3d_ros.engine.session import SceneSession
+from adatoken3d_ros.model import checkpoint
+from adatoken3d_ros.model.tiny import write_tiny_checkpoint
+from adatoken3d_ros.pruning.information import InformationSet
+from adatoken3d_ros.pruning.schedule import Schedule
+from adatoken3d_ros.pruning.strategy import Strategy, StrategyError
+from adatoken3d_ros.scene.folder import read_folder
+from adatoken3d_ros.scene.frames import PosedFrame
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("model") / "tiny", seed=0, layers=5)
+
+
+def write_scene(folder: Path, seed: int) -> Path:
+    """Three views of a rough wall, the camera 1 m high and moving along x, looking along +y."""
+    random = np.random.default_rng(seed)
+    for name in ("color", "depth", "pose"):
+        (folder / name).mkdir(parents=True)
+    for index in range(3):
+        T = np.eye(4)
+        T[:3, :3] = [[1, 0, 0], [0, 0, 1], [0, -1, 0]]
+        T[:3, 3] = [0.5 * index, 0.0, 1.0]
+        Image.fromarray(random.integers(0, 255, (60, 80, 3), dtype=np.uint8)).save(folder / "color" / f"{index}.png")
+        depth = random.integers(1500, 2500, (60, 80)).astype(np.uint16)
+        Image.fromarray(depth).save(folder / "depth" / f"{index}.png")
+        np.savetxt(folder / "pose" / f"{index}.txt", T)
+    intrinsics = {"width": 80, "height": 60, "fx": 65, "fy": 65, "cx": 40, "cy": 30, "depth_scale": 1000}
+    (folder / "intrinsics.json").write_text(json.dumps(intrinsics))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    root = tmp_path_factory.mktemp("scenes")
+    return [write_scene(root / name, seed) for seed, name in enumerate(("kitchen", "office"))]
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    path = tmp_path / "questions.txt"
+    path.write_text("# about rooms\nWhat is here?\n\nWhere is the wall?\n")
+    return path
+
+
+def calibrate(model: Path, scenes: list[Path], questions: Path, *more: str) -> int:
+    folder = questions.parent
+    return main(
+        [
+            *("calibrate", "--model", str(model), "--folder", *map(str, scenes), "--questions", str(questions)),
+            *(
+                "--out",
+                str(folder / "strategy.yaml"),
+                "--report",
+                str(folder / "report"),
+                "--answer-tokens",
+                "2",
+                *more,
+            ),
+        ]
+    )
+
+
+def test_the_strategy_runs_on_its_model_and_on_no_other(
+    model: Path, scenes: list[Path], questions: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert calibrate(model, scenes, questions, "--end-share", "0.2", "--max-gates", "2") == 0
+    strategy = Strategy.load(questions.parent / "strategy.yaml")
+    assert 1 <= len(strategy.schedule.stages) <= 2
+    assert strategy.info["made_from"] == {"scenes": ["kitchen", "office"], "prompts": 4}
+    assert 0 < strategy.info["figures"]["flops_reduction"]["exact"] < 1
+    assert strategy.info["figures"]["kl"] > 0
+    shown = capsys.readouterr().out
+    assert "adatoken-ours" in shown and "projection" in shown
+
+    loaded, tokenizer, _ = checkpoint.load(model)
+    session = SceneSession(loaded, tokenizer, strategy=strategy)
+    for frame in read_folder(scenes[0]):
+        session.observe(frame)
+    answer = session.ask(Question("What is here?", max_new_tokens=2))
+    assert answer.status in (Status.OK, Status.TRUNCATED) and answer.strategy == "adatoken-ours"
+    assert answer.retained_tokens < answer.spatial_tokens
+    with pytest.raises(StrategyError, match="made for the model"):
+        strategy.check("0" * 16)
+
+
+def test_the_report_holds_what_was_mined(model: Path, scenes: list[Path], questions: Path) -> None:
+    assert calibrate(model, scenes, questions) == 0
+    report = questions.parent / "report"
+    mined = InformationSet.load(report / "information")
+    assert mined.questions == ("What is here?", "Where is the wall?") * 2
+    assert mined.scenes == ("kitchen", "kitchen", "office", "office")
+    assert mined.concentration("projection")["gini"].low is not None
+    assert (report / "information.png").read_bytes().startswith(b"\x89PNG")
+    assert len(json.loads((report / "calibration.json").read_text())["curve"]) == mined.prompts[0].n_layers
+
+
+def test_calibrated_strategies_save_what_was_asked(model: Path, scenes: list[Path], questions: Path) -> None:
+    questions.write_text("What is here?")
+    more = ("--kind", "calibrated", "--flops-reduction", "0.5", "--max-gates", "2", "--withdraw", "--horizon-kl", "9")
+    assert calibrate(model, scenes[:1], questions, *more) == 0
+    strategy = Strategy.load(questions.parent / "strategy.yaml")
+    assert strategy.schedule.withdraw_layer == 0  # nothing moves answers by 9 nats
+    assert strategy.info["figures"]["cost_within_limit"] is True
+    assert strategy.info["figures"]["cost_share"] <= 0.5
+    assert json.loads((questions.parent / "report" / "calibration.json").read_text())["withdrawal"][-1] == 0
+
+
+def test_given_lists_and_bags(
+    model: Path, scenes: list[Path], questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from adatoken3d_ros.ros import bag
+
+    def read_bag(path: Path) -> Iterator[PosedFrame]:
+        assert path == tmp_path / "room.mcap"
+        return read_folder(scenes[0])
+
+    monkeypatch.setattr(bag, "read_bag", read_bag)
+    (tmp_path / "room.mcap").touch()
+    arguments = ["--questions", str(questions), "--kind", "given", "--gates", "2:0.5,4:0.25", "--policy", "fastv"]
+    where = ["--out", str(tmp_path / "s.yaml"), "--report", str(tmp_path / "r")]
+    assert main(["calibrate", "--model", str(model), "--bag", str(tmp_path / "room.mcap"), *arguments, *where]) == 0
+    strategy = Strategy.load(tmp_path / "s.yaml")
+    assert strategy.schedule == Schedule.of([2, 4], [0.5, 0.25])
+    assert (strategy.name, strategy.policy) == ("given-fastv", "fastv")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--kind", "given", "--end-share", "0.1"), "--end-share is for --kind adatoken"),
+        (("--flops-reduction", "0.5"), "--flops-reduction is for --kind calibrated"),
+        (("--withdraw",), "--withdraw is for --kind calibrated"),
+        (("--end-share", "1.5"), "--end-share 1.5"),
+        (("--kind", "calibrated", "--flops-reduction", "nan"), "--flops-reduction nan"),
+        (("--kind", "calibrated", "--max-kl", "-1"), "--max-kl -1"),
+        (("--kind", "calibrated", "--flops-reduction", "0.999"), "cannot be reached"),
+        (("--kind", "given"), "needs --gates"),
+        (("--kind", "given", "--gates", "2:0.5,x"), "'x' is no LAYER:RATIO"),
+        (("--kind", "given", "--gates", "2:0.5,3:0.7"), "0.7 follows 0.5"),
+        (("--kind", "given", "--gates", "99:0.5"), "99 is outside a model"),
+        (("--policy", "magic"), "'magic'"),
+        (("--max-gates", "0"), "--max-gates 0"),
+    ],
+)
+def test_mistakes_are_named(
+    more: tuple[str, ...],
+    message: str,
+    model: Path,
+    scenes: list[Path],
+    questions: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    questions.write_text("What is here?")
+    assert calibrate(model, scenes[:1], questions, *more) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (questions.parent / "strategy.yaml").exists()
+
+
+def test_missing_input_is_named(
+    model: Path, scenes: list[Path], questions: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert calibrate(model, [scenes[0].parent / "garage"], questions) == 2
+    assert "garage does not exist" in capsys.readouterr().err
+    questions.write_text("\n# nothing\n")
+    assert calibrate(model, scenes, questions) == 2
+    assert "holds no question" in capsys.readouterr().err
+
+
+def test_question_files(tmp_path: Path) -> None:
+    path = tmp_path / "q"
+    path.write_text("  One? \n#two\n\nThree?")
+    assert read_questions(path) == ("One?", "Three?")
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="UTF-8"):
+        read_questions(path)
+    path.write_bytes(b"?" * (1 << 20) + b"?")
+    with pytest.raises(ValueError, match="larger"):
+        read_questions(path)
+
+
+def test_gates() -> None:
+    assert parse_gates("8:0.5,16:0.25") == Schedule.of([8, 16], [0.5, 0.25])
