@@ -50,8 +50,8 @@ def scoring_flops(
 ) -> float:
     """What `policy` spends on choosing at the gates of a prefill that starts from `n_spatial` tokens, exact."""
     return sum(
-        policy.flops(config, GateSize(n + n_text, n, kept, n_question))
-        for n, kept in pairwise((n_spatial, *spatial_per_layer))
+        policy.flops(config, GateSize(layer, n + n_text, n, kept, n_question))
+        for layer, (n, kept) in enumerate(pairwise((n_spatial, *spatial_per_layer)))
         if 0 < kept < n
     )
 

@@ -453,7 +453,7 @@ def read_chunk(
         if should_stop is not None and should_stop():
             raise Cancelled(f"stopped before layer {i} of {len(model.layers)}")
         if facts.shifts not in rotary:
-            shifts = torch.tensor(facts.shifts, device=hidden.device)[:, None]
+            shifts = torch.tensor(facts.shifts, device=hidden.device)[:, None] if any(facts.shifts) else 0
             rotary[facts.shifts] = model.rotary_emb(hidden, positions - shifts)
         if before_layer is not None:
             before_layer(i, hidden, rotary[facts.shifts])

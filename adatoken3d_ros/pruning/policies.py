@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, Protocol
 
 import torch
@@ -37,10 +38,18 @@ class PolicyError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class SceneTokens:
-    """What is known of the N spatial tokens beforehand: centroids (N, 3) in metres, and features (N, C)."""
+    """What is known of the N spatial tokens beforehand: centroids (N, 3) in metres, and features (N, C).
+
+    Keep one object as long as the scene stays the same: it remembers `spread_rank`.
+    """
 
     xyz: Tensor
     features: Tensor | None = None
+
+    @cached_property
+    def spread_rank(self) -> Tensor:
+        """(N,) int64 place of each token in the farthest-point order of the centroids, computed once, on the CPU."""
+        return farthest_points(self.xyz.cpu(), len(self.xyz)).argsort().to(self.xyz.device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,17 +91,17 @@ class GateView:
         """Rows of the spatial tokens."""
         return slice(self.start, self.start + len(self.alive))
 
-    def xyz(self, policy: str) -> Tensor:
-        """Centroids (n, 3) of the tokens still there.
+    def scene_for(self, policy: str) -> SceneTokens:
+        """The scene.
 
         Raises:
-            PolicyError: the caller gave no scene.
+            PolicyError: the caller gave none, or one of another number of tokens.
         """
         if self.scene is None:
-            raise PolicyError(
-                f"{policy} at layer {self.layer} needs the tokens' positions: pass scene=SceneTokens(...)"
-            )
-        return self.scene.xyz[self.alive]
+            raise PolicyError(f"{policy} at layer {self.layer} needs the tokens' positions: pass scene=...")
+        if self.scene.xyz.shape != (self.n_total, 3):
+            raise PolicyError(f"the scene's positions are {tuple(self.scene.xyz.shape)} for {self.n_total} tokens")
+        return self.scene
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,8 +121,9 @@ class Selection:
 
 @dataclass(frozen=True)
 class GateSize:
-    """Sizes that decide what a gate costs: S rows, n of them spatial, `n_question` after them, `n_keep` to keep."""
+    """What decides the cost of a gate: its layer, rows, how many are spatial or of the question, how many to keep."""
 
+    layer: int
     n_rows: int
     n_spatial: int
     n_keep: int
@@ -212,7 +222,7 @@ class CoarseVoxel:
     rope: Rope = "original"
 
     def select(self, view: GateView) -> Selection:
-        cell = coarsest_cells(view.xyz(self.name), view.n_keep)
+        cell = coarsest_cells(view.scene_for(self.name).xyz[view.alive], view.n_keep)
         n_cells, order = int(cell.max()) + 1, torch.arange(len(cell), device=cell.device)
         first = torch.full((n_cells,), len(cell), device=cell.device).scatter_reduce(0, cell, order, "amin")
         size = cell.bincount(minlength=n_cells)
@@ -353,7 +363,7 @@ class DivPrune:
         return Schedule.of([0], [0.098])
 
     def flops(self, config: LlamaConfig, size: GateSize) -> float:
-        return 2.0 * config.hidden_size * size.n_spatial * (size.n_spatial + 1.5 * size.n_keep)
+        return 2.0 * config.hidden_size * size.n_spatial**2 + 2.0 * size.n_keep * size.n_spatial
 
 
 @dataclass(frozen=True, eq=False)
@@ -364,8 +374,8 @@ class Ours:
 
     Attributes:
         rows: "question" for all rows after the spatial tokens, "last" for the last one.
-        coverage: share of the slots given to points far from every kept one, so that counting and grounding survive;
-            None for 0.1 where positions are given and 0 where they are not.
+        coverage: share of the slots given to tokens that are not among the best, in the farthest-point order of the
+            scene, so that counting and grounding survive; None for 0.1 where positions are given, 0 where they are not.
         debias: (m,) mean score to expect along the relative position of a token, which the scores are divided by; None
             for no correction.
         sink_dims: activations that mark attention sinks, which then rank last; belongs to the language model.
@@ -390,7 +400,7 @@ class Ours:
 
     def select(self, view: GateView) -> Selection:
         if view.layer == 0:
-            return Selection(self._spread(view).sort().values)
+            return Selection(self._spread(view))
         scores = question_scores(self.name, view, 1 if self.rows == "last" else view.n_question)
         ranked = scores
         if self.debias is not None:
@@ -401,8 +411,8 @@ class Ours:
         n_spread = self._spread_slots(view)
         keep = keep_top(ranked, view.n_keep - n_spread)
         if n_spread > 0:
-            spread = farthest_points(view.xyz(self.name), n_spread, chosen=keep)
-            keep = torch.cat([keep, spread]).sort().values
+            rank = view.scene_for(self.name).spread_rank[view.alive].index_fill(0, keep, view.n_total)
+            keep = torch.cat([keep, keep_top(-rank, n_spread)]).sort().values
         return Selection(keep, scores)
 
     def _spread_slots(self, view: GateView) -> int:
@@ -411,14 +421,14 @@ class Ours:
 
     def _spread(self, view: GateView) -> Tensor:
         if view.scene is None:
-            return diverse_features(view.hidden[view.spatial], view.n_keep)
-        return farthest_points(view.xyz(self.name), view.n_keep)
+            return diverse_features(view.hidden[view.spatial], view.n_keep).sort().values
+        return keep_top(-view.scene_for(self.name).spread_rank, view.n_keep)
 
     def default_schedule(self, n_layers: int) -> Schedule:
         return scaled_schedule([2, 8, 16], [0.5, 0.25, 0.125], n_layers)
 
     def flops(self, config: LlamaConfig, size: GateSize) -> float:
-        return _cached_key_flops(config, size, 1 if self.rows == "last" else size.n_question)
+        return _cached_key_flops(config, size, 1 if self.rows == "last" else size.n_question) if size.layer > 0 else 0.0
 
 
 _POLICIES: dict[str, Callable[..., Policy]] = {

@@ -84,37 +84,31 @@ def position_bias(curve: Tensor, index: Tensor, n: int) -> Tensor:
     return torch.lerp(curve[left].double(), curve[right].double(), at - left).to(curve.dtype)
 
 
-def farthest_points(xyz: Tensor, k: int, chosen: Tensor | None = None) -> Tensor:
-    """Indices (k,) of points of `xyz` (n, 3), each as far as can be from those before it and from `chosen` (m,).
+def farthest_points(xyz: Tensor, k: int) -> Tensor:
+    """Indices (k,) of points of `xyz` (n, 3): the nearest to the centroid, then always the farthest from all before.
 
-    Without `chosen`, the point nearest to the centroid comes first. Greedy and deterministic: O(k n).
+    Greedy and deterministic, so the first j of k are the answer for j. O(n^2) memory, O(k n) time in k small steps.
     """
-    points = xyz.float()
-    if chosen is not None and len(chosen) > 0:
-        nearest = torch.cdist(points, points[chosen]).square().amin(1).index_fill(0, chosen, -1.0)
-        return _greedy_max_min(points, nearest, k)
-    first = (points - points.mean(0)).square().sum(-1).argmin()[None]
-    return torch.cat([first[:k], farthest_points(xyz, k - 1, first)]) if k > 0 else first[:0]
-
-
-def _greedy_max_min(points: Tensor, nearest: Tensor, k: int) -> Tensor:
-    """k points by largest squared distance `nearest` (n,) to the chosen ones, which are marked by -1."""
-    picked = torch.empty(k, dtype=torch.long, device=points.device)
-    for i in range(k):
-        picked[i] = best = nearest.argmax()
-        nearest = torch.minimum(nearest, (points - points[best]).square().sum(-1)).index_fill(0, best, -1.0)
-    return picked
+    points = xyz.double()
+    first = (points - points.mean(0)).square().sum(-1).argmin(keepdim=True)
+    return _greedy_max_min(torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist"), first, k)
 
 
 def diverse_features(features: Tensor, k: int) -> Tensor:
     """Indices (k,) of rows of `features` (n, D) by greedy max-min cosine distance (DivPrune, arXiv 2503.02175).
 
-    The first is the row whose nearest neighbour is farthest. Between unit vectors the cosine distance is half the
-    squared Euclidean one, so the greedy choice is that of farthest points. O(n^2 D) for the first,
-    O(k n D) for the rest.
+    The first is the row whose nearest neighbour is farthest. O(n^2 D) for the distances, O(k n) for the choice.
     """
     unit = normalize(features.float(), dim=-1)
-    if k == 0:
-        return torch.zeros(0, dtype=torch.long, device=unit.device)
-    first = (unit @ unit.T).fill_diagonal_(-1.0).amax(1).argmin()[None]
-    return torch.cat([first, farthest_points(unit, k - 1, first)])
+    distance = (1 - unit @ unit.T).fill_diagonal_(torch.inf)
+    return _greedy_max_min(distance, distance.amin(1).argmax(0, keepdim=True), k)
+
+
+def _greedy_max_min(distance: Tensor, first: Tensor, k: int) -> Tensor:
+    """`first` (1,) and k - 1 further indices, each with the largest `distance` (n, n) to the nearest one before it."""
+    picked, nearest, best = [first], distance[first][0], first
+    for _ in range(k - 1):
+        nearest = torch.minimum(nearest, distance[best][0]).index_fill(0, best, -1.0)
+        best = nearest.argmax(0, keepdim=True)
+        picked.append(best)
+    return torch.cat(picked)[:k]

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import LlamaForCausalLM
+
+from adatoken3d_ros.pruning.gate import prefill
+from adatoken3d_ros.pruning.policies import (
+    POLICY_NAMES,
+    RELEASED_LISTS,
+    Ours,
+    Policy,
+    PolicyError,
+    SceneTokens,
+    coarsest_cells,
+    make_policy,
+)
+from adatoken3d_ros.pruning.schedule import Schedule
+from tests.pruning.oracle import N_LAYERS, make_prompt
+
+PROMPT = make_prompt((5,), (40,), (7,))
+BATCH = make_prompt((5, 3), (40, 17), (7, 2))
+
+
+def kept(language: LlamaForCausalLM, policy: Policy, schedule: Schedule) -> list[int]:
+    result = prefill(language, PROMPT.embeds, PROMPT.layout, schedule, policy, scene=PROMPT.scene)
+    return result.trace.retained[0].nonzero()[:, 0].tolist()
+
+
+@pytest.mark.parametrize("name", POLICY_NAMES)
+def test_one_loop_over_names(mha: LlamaForCausalLM, name: str) -> None:
+    policy = make_policy(name)
+    assert policy.name == name
+    schedule = policy.default_schedule(N_LAYERS)
+    first, second = (prefill(mha, BATCH.embeds, BATCH.layout, schedule, policy, scene=BATCH.scene) for _ in range(2))
+    assert first.logits.isfinite().all()
+    assert torch.equal(first.logits, second.logits)
+    assert first.trace.spatial_per_layer == schedule.counts(40, N_LAYERS)
+    for b, n in enumerate((40, 17)):
+        assert first.trace.retained[b].sum() == schedule.counts(n, N_LAYERS)[-1]
+
+
+@pytest.mark.parametrize("name", POLICY_NAMES)
+@pytest.mark.parametrize("n_layers", [1, 2, 6, 16, 32, 40])
+def test_default_schedules_fit_any_depth(name: str, n_layers: int) -> None:
+    make_policy(name).default_schedule(n_layers).check(n_layers)
+
+
+def test_default_schedules_at_32_layers() -> None:
+    def stages(name: str, **options: object) -> list[tuple[int, float]]:
+        return [(stage.layer, stage.ratio) for stage in make_policy(name, **options).default_schedule(32).stages]
+
+    assert stages("fastv") == [(2, 0.5)]
+    assert stages("pyramiddrop") == [(8, 0.5), (16, 0.25), (24, 0.125)]
+    assert stages("adatoken_release", lists="run") == [(8, 0.8), (16, 0.5), (24, 0.25)]
+    assert len(stages("adatoken_release")) == 10
+    assert stages("random") == stages("ours")
+    assert [stage.layer for stage in make_policy("pyramiddrop").default_schedule(16).stages] == [4, 8, 12]
+
+
+def test_release_runs_with_and_without_renumbered_positions() -> None:
+    assert make_policy("adatoken_release").rope == "renumber"
+    assert make_policy("adatoken_release", renumber=False).rope == "original"
+    assert {make_policy(name).rope for name in ("fastv", "ours", "random", "divprune")} == {"original"}
+    assert all(len(layers) == len(ratios) for layers, ratios in RELEASED_LISTS.values())
+
+
+def test_random_is_seeded_and_nested(mha: LlamaForCausalLM) -> None:
+    one, two = Schedule.of([1], [0.5]), Schedule.of([1, 3], [0.5, 0.2])
+    assert kept(mha, make_policy("random"), one) == kept(mha, make_policy("random"), one)
+    assert kept(mha, make_policy("random"), one) != kept(mha, make_policy("random", seed=1), one)
+    assert set(kept(mha, make_policy("random"), two)) < set(kept(mha, make_policy("random"), one))
+
+
+def test_fastv_is_ours_with_one_row_and_nothing_else(mha: LlamaForCausalLM) -> None:
+    schedule = Schedule.of([2], [0.3])
+    assert kept(mha, make_policy("fastv"), schedule) == kept(mha, Ours(rows="last", coverage=0.0), schedule)
+    assert kept(mha, make_policy("fastv"), schedule) != kept(mha, Ours(coverage=0.0), schedule)
+
+
+def test_pyramiddrop_scores_in_the_next_layer(language: LlamaForCausalLM) -> None:
+    # Without a drop so far, layer 3 of the unpruned model is the next layer of a gate at 3.
+    language.set_attn_implementation("eager")
+    try:
+        with torch.no_grad():
+            attention = language(inputs_embeds=PROMPT.embeds, output_attentions=True).attentions[3]
+    finally:
+        language.set_attn_implementation("sdpa")
+    best = attention[0, :, -1, 5:45].mean(0).topk(12).indices.sort().values
+    assert kept(language, make_policy("pyramiddrop"), Schedule.of([3], [0.3])) == best.tolist()
+
+
+# ours
+
+
+def test_coverage_gives_slots_to_the_farthest_point_order(mha: LlamaForCausalLM) -> None:
+    schedule = Schedule.of([2], [0.5])
+    best = kept(mha, Ours(coverage=0.0), schedule)
+    spread = kept(mha, Ours(coverage=1.0), schedule)
+    assert spread == PROMPT.scene[0].spread_rank.argsort()[:20].sort().values.tolist()
+    mixed = set(kept(mha, Ours(coverage=0.5), schedule))
+    top = set(kept(mha, Ours(coverage=0.0), Schedule.of([2], [0.25])))
+    assert top <= mixed and len(mixed) == 20 and mixed - top != set(best) - top
+    rank = PROMPT.scene[0].spread_rank.tolist()
+    assert max(rank[i] for i in mixed - top) < min(rank[i] for i in set(range(40)) - mixed)
+
+
+def test_coverage_is_a_tenth_where_positions_are_known(mha: LlamaForCausalLM) -> None:
+    schedule = Schedule.of([2], [0.5])
+    assert kept(mha, Ours(), schedule) == kept(mha, Ours(coverage=0.1), schedule)
+    blind = prefill(mha, PROMPT.embeds, PROMPT.layout, schedule, Ours())
+    assert blind.trace.retained[0].nonzero()[:, 0].tolist() == kept(mha, Ours(coverage=0.0), schedule)
+    with pytest.raises(PolicyError, match="needs the tokens' positions"):
+        prefill(mha, PROMPT.embeds, PROMPT.layout, schedule, Ours(coverage=0.1))
+    with pytest.raises(PolicyError, match=r"\(3, 3\) for 40 tokens"):
+        prefill(mha, PROMPT.embeds, PROMPT.layout, schedule, Ours(), scene=SceneTokens(torch.zeros(3, 3)))
+
+
+def test_before_the_model_ours_spreads(mha: LlamaForCausalLM) -> None:
+    schedule = Schedule.of([0], [0.25])
+    assert kept(mha, Ours(), schedule) == PROMPT.scene[0].spread_rank.argsort()[:10].sort().values.tolist()
+    blind = prefill(mha, PROMPT.embeds, PROMPT.layout, schedule, Ours()).trace.retained[0].nonzero()[:, 0].tolist()
+    assert blind == kept(mha, make_policy("divprune"), schedule)
+
+
+def test_debias_divides_by_the_curve(mha: LlamaForCausalLM) -> None:
+    schedule = Schedule.of([2], [0.5])
+    flat = Ours(coverage=0.0, debias=torch.ones(5))
+    assert kept(mha, flat, schedule) == kept(mha, Ours(coverage=0.0), schedule)
+    steep = Ours(coverage=0.0, debias=torch.cat([torch.full((20,), 1e-6), torch.ones(20)]))
+    assert kept(mha, steep, schedule) == list(range(20))
+
+
+def test_sinks_go_first(mha: LlamaForCausalLM) -> None:
+    # With a threshold below 1 some rows always have a "huge" activation; exactly those must rank last.
+    schedule = Schedule.of([2], [0.5])
+    plain = kept(mha, Ours(coverage=0.0), schedule)
+    assert kept(mha, Ours(coverage=0.0, sink_dims=(3,), sink_threshold=1e9), schedule) == plain
+    assert kept(mha, Ours(coverage=0.0, sink_dims=(3,), sink_threshold=0.0), schedule) == list(range(20))
+    assert kept(mha, Ours(coverage=0.0, sink_dims=(3,), sink_threshold=1.0), schedule) != plain
+
+
+# coarse voxels
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 9))
+def test_cells_are_at_most_as_many_as_asked(n: int, k: int, seed: int) -> None:
+    xyz = torch.rand(n, 3, generator=torch.Generator().manual_seed(seed)) * 7 - 3
+    cell = coarsest_cells(xyz, k)
+    assert sorted(set(cell.tolist())) == list(range(int(cell.max()) + 1))
+    assert int(cell.max()) < k
+
+
+def test_coarse_voxels_merge_by_hand(mha: LlamaForCausalLM) -> None:
+    # two coincident pairs and a lone point: three cells in any grid, so a fourth slot splits the first pair
+    xyz = torch.tensor([[0.0, 0, 0], [9, 0, 0], [0, 0, 0], [9, 0, 0], [0, 5, 0]])
+    prompt = make_prompt((2,), (5,), (3,))
+    seen: list[torch.Tensor] = []
+    hook = mha.model.layers[0].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    try:
+        for ratio in (0.6, 0.8):
+            schedule = Schedule.of([0], [ratio])
+            policy = make_policy("coarse_voxel")
+            prefill(mha, prompt.embeds, prompt.layout, schedule, policy, scene=SceneTokens(xyz))
+    finally:
+        hook.remove()
+    old = prompt.embeds[0, 2:7]
+    merged = torch.stack([(old[0] + old[2]) / 2, (old[1] + old[3]) / 2, old[4]])
+    torch.testing.assert_close(seen[0][0, 2:5], merged)
+    torch.testing.assert_close(seen[1][0, 2:6], torch.stack([old[0], merged[1], old[2], old[4]]))
+    assert torch.equal(seen[0][0, 5:], prompt.embeds[0, 7:])
+
+
+def test_bad_options() -> None:
+    with pytest.raises(PolicyError, match="no policy 'best'; there are none, random"):
+        make_policy("best")
+    with pytest.raises(PolicyError, match="'fastv'.*seed"):
+        make_policy("fastv", seed=1)
+    with pytest.raises(PolicyError, match="'train'; there are model"):
+        make_policy("adatoken_release", lists="train")
+    with pytest.raises(PolicyError, match="coverage 1.5"):
+        Ours(coverage=1.5)
+    with pytest.raises(PolicyError, match="rows 'some'"):
+        make_policy("ours", rows="some")
+    with pytest.raises(PolicyError, match="nan"):
+        Ours(debias=torch.tensor([1.0, torch.nan]))
