@@ -56,6 +56,12 @@ def add_parser(subparsers: Any) -> None:
     source.add_argument(
         "--folder", type=Path, nargs="+", metavar="DIR", help="one scene each: color/, depth/, pose/, intrinsics.json"
     )
+    parser.add_argument(
+        "--pose-source", default="auto", choices=["auto", "pose_topic", "odometry", "tf"], help="poses in the bag"
+    )
+    parser.add_argument("--scene-frame", default="", metavar="NAME", help="frame of the scene, for TF in a bag (map)")
+    for name in ("rgb", "depth", "pose"):
+        parser.add_argument(f"--{name}-topic", default="", metavar="NAME", help="in the bag, if it has several")
     parser.add_argument("--questions", type=Path, metavar="FILE", help="one a line (default: a few general ones)")
     parser.add_argument("--kind", choices=KINDS, default="adatoken", help="how gates are chosen (%(default)s)")
     parser.add_argument("--policy", default="ours", metavar="NAME", help="how tokens are chosen (%(default)s)")
@@ -241,16 +247,18 @@ def collect(session: SceneSession, args: argparse.Namespace, questions: tuple[st
     for name, path in zip(names, sources, strict=True):
         session.clear()
         one = {"folder": path, "bag": None} if args.folder else {"folder": None, "bag": path}
-        for frame in ask.frames(argparse.Namespace(**one, stride=args.stride)):
+        for frame in ask.frames(argparse.Namespace(**{**vars(args), **one})):
             session.observe(frame)
             session.encode_pending()
             n_frames += 1
             report("frames", n_frames, None)
         if session.scene() is None:
             raise ValueError(f"{path} has no frame with valid depth")
+        scene = None
         for question in questions:
             spliced, tokens = session.spliced(Question(question))
-            scene = SceneTokens(tokens.xyz, tokens.features)
+            # One object for all questions: it remembers what depends on the scene alone.
+            scene = scene or SceneTokens(tokens.xyz, tokens.features)
             prompts.samples.append(Sample(spliced.embeds, spliced.spatial_start, spliced.n_spatial, scene))
             prompts.scenes.append(name)
             prompts.questions.append(question)

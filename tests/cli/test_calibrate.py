@@ -126,7 +126,7 @@ def test_given_lists_and_bags(
 ) -> None:
     from adatoken3d_ros.ros import bag
 
-    def read_bag(path: Path) -> Iterator[PosedFrame]:
+    def read_bag(path: Path, **options: object) -> Iterator[PosedFrame]:
         assert path == tmp_path / "room.mcap"
         return read_folder(scenes[0])
 
