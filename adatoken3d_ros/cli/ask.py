@@ -7,6 +7,7 @@ No ROS is needed, and the same input gives the same answer every time.
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from adatoken3d_ros.engine.session import SceneSession
-    from adatoken3d_ros.pruning.strategy import Strategy
     from adatoken3d_ros.scene.frames import PosedFrame
 
 
@@ -30,6 +30,12 @@ def add_parser(subparsers: Any) -> None:
         "--click", type=float, nargs=3, action="append", default=[], metavar=("X", "Y", "Z"),
         help="point that the question is about, scene frame, metres; may be repeated",
     )  # fmt: skip
+    parser.add_argument(
+        "--pose-source", default="auto", choices=["auto", "pose_topic", "odometry", "tf"], help="poses in the bag"
+    )
+    parser.add_argument("--scene-frame", default="", metavar="NAME", help="frame of the scene, for TF in a bag (map)")
+    for name in ("rgb", "depth", "pose"):
+        parser.add_argument(f"--{name}-topic", default="", metavar="NAME", help="in the bag, if it has several")
     parser.add_argument("--strategy", default="", metavar="NAME|FILE", help="pruning strategy: a name or a YAML file")
     parser.add_argument("--budget-ms", type=float, default=0.0, metavar="MS", help="latency budget of the answer")
     parser.add_argument("--max-new-tokens", type=int, default=0, metavar="N", help="longest answer in tokens")
@@ -52,6 +58,8 @@ def run(args: argparse.Namespace) -> int:
     from adatoken3d_ros.engine.answer import Question, Status
     from adatoken3d_ros.engine.session import check_question
 
+    if args.stride < 1 or args.max_views < 1:
+        raise ValueError(f"--stride {args.stride} and --max-views {args.max_views} must be at least 1")
     question = Question(
         args.question,
         clicks=np.array(args.click, dtype=np.float64).reshape(-1, 3),
@@ -71,75 +79,60 @@ def run(args: argparse.Namespace) -> int:
 
 
 def open_session(args: argparse.Namespace) -> SceneSession:
-    """Loads the model. Raises CheckpointError, StrategyError or ValueError, which name what is wrong."""
-    import torch
-
-    from adatoken3d_ros.engine.session import SceneSession, SessionConfig
-    from adatoken3d_ros.model.checkpoint import load
-    from adatoken3d_ros.scene.keyframes import KeyFrameConfig
-
-    device = choose_device(args.device)
-    if args.dtype == "auto":
-        dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    else:
-        dtype = getattr(torch, args.dtype)
-    model, tokenizer, _ = load(args.model, dtype=dtype, device=device)
-    config = SessionConfig(key_frames=KeyFrameConfig(max_views=args.max_views))
-    strategy = choose_strategy(args.strategy, int(model.config.language.num_hidden_layers))
-    model_id = f"{args.model.resolve().name}@{model.config.hash()}"
-    return SceneSession(model, tokenizer, config, strategy=strategy, model_id=model_id)
-
-
-def choose_device(name: str) -> str:
-    """A torch device for `name`; auto takes the GPU where there is one.
+    """The session that the node would make, from --model, --device, --dtype, --max-views and --strategy.
 
     Raises:
-        ValueError: for a device that is not there.
+        ValueError, OSError: for a checkpoint, device or strategy that cannot be used; the text names it.
     """
-    import torch
+    from adatoken3d_ros.engine.session import SessionConfig
+    from adatoken3d_ros.ros.loading import ModelSettings, load_session
 
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    kind = name.partition(":")[0]
-    if kind not in ("cpu", "cuda"):
-        raise ValueError(f"--device {name!r} is none of auto, cpu, cuda, cuda:N")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device {name}: this machine has no CUDA device that torch can use")
-    return name
-
-
-def choose_strategy(name: str, n_layers: int) -> Strategy | None:
-    """A strategy by name, or from a YAML file; None for the session's default. Raises StrategyError."""
-    from adatoken3d_ros.pruning.strategy import Strategy, default_strategy
-
-    if not name:
-        return None
-    if Path(name).suffix in (".yaml", ".yml"):
-        return Strategy.load(Path(name))
-    return default_strategy(name, n_layers)
+    default = SessionConfig()
+    settings = ModelSettings(
+        path=str(args.model),
+        vision_path="",
+        dtype=args.dtype,
+        device=args.device,
+        template=default.template,
+        seed=default.seed,
+        strategy=args.strategy or "ours",
+        max_views=args.max_views,
+        min_translation=default.key_frames.min_translation,
+        min_rotation=default.key_frames.min_rotation,
+        max_depth=default.max_depth,
+        origin=default.origin,
+    )
+    return load_session(settings)
 
 
 def frames(args: argparse.Namespace) -> Iterator[PosedFrame]:
-    """The frames of --bag or --folder, in order."""
+    """Every --stride-th frame of --bag or --folder, in order. The bag options need not be among `args`."""
     if args.folder is not None:
         from adatoken3d_ros.scene.folder import read_folder
 
         yield from read_folder(args.folder, stride=args.stride)
         return
-    from adatoken3d_ros.ros.bag import read_bag
+    from adatoken3d_ros.ros.bag import Topics, read_bag
 
-    for index, frame in enumerate(read_bag(args.bag)):
-        if index % args.stride == 0:
-            yield frame
+    given = {name: getattr(args, f"{name}_topic", "") for name in ("rgb", "depth", "pose")}
+    source = read_bag(
+        args.bag,
+        topics=Topics(**given),
+        pose_source=getattr(args, "pose_source", "auto"),
+        scene_frame=getattr(args, "scene_frame", ""),
+    )
+    yield from itertools.islice(source, None, None, args.stride)
 
 
 def watch_all(session: SceneSession, source: Iterator[PosedFrame]) -> Counter[str]:
     """Shows every frame to the session, with a progress display; returns how many there were of each verdict."""
+    from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     verdicts: Counter[str] = Counter()
     columns = (SpinnerColumn(), TextColumn("{task.description}: {task.completed}"), TimeElapsedColumn())
-    with Progress(*columns, transient=True) as progress:
+    console = Console()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("frames", total=None)
         for frame in source:
             verdicts[session.observe(frame).value] += 1

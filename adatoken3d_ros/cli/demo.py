@@ -20,7 +20,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from adatoken3d_ros.cli.processes import Processes
+from adatoken3d_ros.cli.processes import ProcessError, Processes
 
 if TYPE_CHECKING:
     from adatoken3d_ros.ros.client import SceneClient
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 QUESTION = "What is in the room?"
+NODE = "adatoken3d"
 DOMAINS = range(1, 102)  # above, the ports overlap with those that Linux hands out
 POLL_SECONDS = 0.1
 WRITE_TINY = "import sys; from adatoken3d_ros.model.tiny import write_tiny_checkpoint as w; w(sys.argv[1])"
@@ -155,9 +156,9 @@ class Demo:
                 write_tiny(model, lambda command: self.processes.run("tiny_model", command))
             self.watch(self.client.state, timeout=self._timeout)
             progress.update(steps, advance=1, description="loading the model")
-            self.watch(self.client.configure, timeout=self._timeout)
+            self._change(self.client.configure)
             progress.update(steps, advance=1, description="starting the inputs")
-            self.watch(self.client.activate, timeout=self._timeout)
+            self._change(self.client.activate)
             progress.update(steps, advance=1, description="both nodes run")
             frames = progress.add_task("looking around (key frames)", total=views)
             deadline = time.monotonic() + self._timeout
@@ -169,6 +170,14 @@ class Demo:
                 progress.update(frames, completed=seen())
                 time.sleep(POLL_SECONDS)
             progress.update(frames, completed=views)
+
+    def _change(self, transition: Callable[..., None]) -> None:
+        from adatoken3d_ros.ros.client import LifecycleError
+
+        try:
+            self.watch(transition, timeout=self._timeout)
+        except LifecycleError as error:
+            raise ProcessError(f"{error}{self.processes.last_words(NODE)}") from error
 
     def _count_views(self) -> Callable[[], int]:
         """Follows /diagnostics; the function returned says how many key frames the scene has by now."""
@@ -192,7 +201,7 @@ def start_nodes(processes: Processes, model: Path, seed: int) -> None:
     module = [sys.executable, "-m"]
     node = ["adatoken3d_ros.ros.node", *parameters, "-p", f"model.path:={model}", "-p", "autostart:=false"]
     camera = ["adatoken3d_ros.ros.demo_camera", *parameters, "-p", f"seed:={seed}"]
-    processes.start("adatoken3d", [*module, *node])
+    processes.start(NODE, [*module, *node])
     processes.start("demo_camera", [*module, *camera])
 
 

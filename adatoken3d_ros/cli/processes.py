@@ -12,8 +12,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-GRACE_SECONDS = 1.5  # between the interrupt and the kill
+GRACE_SECONDS = 1.2  # between the interrupt and the kill: with what the parent itself needs, less than two in all
 PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 LOG_LINES = 5
 
@@ -35,6 +36,8 @@ class Processes:
     def __init__(self, *, show: bool = False) -> None:
         self._show = show
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._kill_at: float | None = None
+        self._handlers: dict[signal.Signals, Any] = {}
         self._logs = tempfile.TemporaryDirectory(prefix="adatoken3d-")
 
     def __enter__(self) -> Processes:
@@ -87,19 +90,29 @@ class Processes:
         """Where the process's output goes."""
         return Path(self._logs.name) / f"{name}.log"
 
+    def last_words(self, name: str) -> str:
+        """The end of what the process wrote, to be added to an error's message; empty if that is not known."""
+        lines = [line.strip() for line in self.log(name).read_text(errors="replace").splitlines() if line.strip()]
+        return f"; it wrote last: {' | '.join(lines[-LOG_LINES:])}" if lines else ""
+
     def interrupt(self) -> None:
-        """SIGINT to every process; does not wait."""
+        """SIGINT to every process, once; does not wait.
+
+        Until `stop` returns, signals to the parent are ignored: a second Ctrl-C must not leave half of them behind.
+        """
+        if self._kill_at is not None:
+            return
+        self._kill_at = time.monotonic() + GRACE_SECONDS
+        self._handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
         for process in self._processes.values():
             _signal_group(process, signal.SIGINT)
 
     def stop(self) -> None:
-        """Interrupts every process and kills those that are still there after a while. Safe to call twice."""
-        # A second Ctrl-C must not leave half of them behind.
-        handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+        """Interrupts every process and kills those that are still there GRACE_SECONDS later. Safe to call twice."""
+        self.interrupt()
+        assert self._kill_at is not None
         try:
-            self.interrupt()
-            deadline = time.monotonic() + GRACE_SECONDS
-            while time.monotonic() < deadline and any(process.poll() is None for process in self._processes.values()):
+            while time.monotonic() < self._kill_at and any(p.poll() is None for p in self._processes.values()):
                 time.sleep(0.02)
             for process in self._processes.values():
                 _signal_group(process, signal.SIGKILL)
@@ -107,7 +120,7 @@ class Processes:
             self._processes.clear()
             self._logs.cleanup()
         finally:
-            for number, handler in handlers.items():
+            for number, handler in self._handlers.items():
                 signal.signal(number, handler)
 
     def _check(self, names: set[str]) -> None:
@@ -117,9 +130,7 @@ class Processes:
                 raise ProcessError(self._obituary(name, code))
 
     def _obituary(self, name: str, code: int) -> str:
-        lines = self.log(name).read_text(errors="replace").splitlines()[-LOG_LINES:]
-        said = f"; it wrote last: {' | '.join(line.strip() for line in lines)}" if lines else ""
-        return f"the process {name} ended with status {code}{said}"
+        return f"the process {name} ended with status {code}{self.last_words(name)}"
 
 
 def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:

@@ -55,7 +55,7 @@ class SceneClient:
             no signal handlers and ignores ROS arguments of the process.
 
     Attributes:
-        node: the rclpy node behind the client, for subscriptions of your own; their callbacks run in the client's thread.
+        node: the rclpy node behind the client, for subscriptions of your own; callbacks run in the client's thread.
     """
 
     def __init__(self, node_name: str = "adatoken3d", namespace: str = "", context: Context | None = None) -> None:

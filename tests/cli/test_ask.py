@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`adatoken3d ask` on small folders and bags: the same answer twice, the node's figures, errors in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.typesys import Stores, get_typestore
+
+from adatoken3d_ros.cli.main import main
+from adatoken3d_ros.scene.folder import read_folder
+
+TIMES = {f"{stage}_ms" for stage in ("queue", "encode", "tokens", "prefill", "decode", "total")}
+
+
+@pytest.fixture(scope="session")
+def bag(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The frames of `folder` as an mcap bag with odometry."""
+    store = get_typestore(Stores.ROS2_KILTED)
+    kinds = store.types
+    path = tmp_path_factory.mktemp("bag") / "wall"
+    with Writer(path, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
+        names = {
+            "rgb/image": "sensor_msgs/msg/Image",
+            "depth/image": "sensor_msgs/msg/Image",
+            "rgb/camera_info": "sensor_msgs/msg/CameraInfo",
+            "odom": "nav_msgs/msg/Odometry",
+        }
+        topics = {name: writer.add_connection(f"/{name}", kind, typestore=store) for name, kind in names.items()}
+
+        def write(name: str, stamp_ns: int, **fields: Any) -> None:
+            message = kinds[names[name]](**fields)
+            writer.write(topics[name], stamp_ns, store.serialize_cdr(message, names[name]))
+
+        for frame in read_folder(folder):
+            stamp = kinds["builtin_interfaces/msg/Time"](*divmod(frame.stamp_ns, 10**9))
+            camera = kinds["std_msgs/msg/Header"](stamp=stamp, frame_id="camera")
+            world = kinds["std_msgs/msg/Header"](stamp=stamp, frame_id="map")
+            x, y, z = frame.T_world_camera[:3, 3]
+            pose = kinds["geometry_msgs/msg/Pose"](
+                position=kinds["geometry_msgs/msg/Point"](x, y, z),
+                # The folder's camera looks along x: rotation of the optical frame to a z-up world.
+                orientation=kinds["geometry_msgs/msg/Quaternion"](-0.5, 0.5, -0.5, 0.5),
+            )
+            zero = kinds["geometry_msgs/msg/Vector3"](0.0, 0.0, 0.0)
+            write(
+                "odom",
+                frame.stamp_ns,
+                header=world,
+                child_frame_id="camera",
+                pose=kinds["geometry_msgs/msg/PoseWithCovariance"](pose=pose, covariance=np.zeros(36)),
+                twist=kinds["geometry_msgs/msg/TwistWithCovariance"](
+                    twist=kinds["geometry_msgs/msg/Twist"](linear=zero, angular=zero), covariance=np.zeros(36)
+                ),
+            )
+            roi = kinds["sensor_msgs/msg/RegionOfInterest"](0, 0, 0, 0, False)
+            write(
+                "rgb/camera_info",
+                frame.stamp_ns,
+                header=camera,
+                height=48,
+                width=64,
+                distortion_model="plumb_bob",
+                d=np.zeros(5),
+                k=frame.K.ravel(),
+                r=np.eye(3).ravel(),
+                p=np.hstack([frame.K, np.zeros((3, 1))]).ravel(),
+                binning_x=0,
+                binning_y=0,
+                roi=roi,
+            )
+            depth = np.rint(frame.depth * 1000).astype(np.uint16)
+            for name, pixels, encoding in (("rgb/image", frame.rgb, "rgb8"), ("depth/image", depth, "16UC1")):
+                write(
+                    name,
+                    frame.stamp_ns,
+                    header=camera,
+                    height=48,
+                    width=64,
+                    encoding=encoding,
+                    is_bigendian=0,
+                    step=pixels.strides[0],
+                    data=np.frombuffer(pixels.tobytes(), np.uint8),
+                )
+    return path
+
+
+def ask(tmp_path: Path, *arguments: str) -> dict[str, Any]:
+    """The JSON record of a question that was answered, without the times."""
+    record = tmp_path / "record.json"
+    assert main(["ask", *arguments, "--max-new-tokens", "5", "--json", str(record)]) == 0
+    content = json.loads(record.read_text())
+    return {key: value for key, value in content.items() if key not in TIMES}
+
+
+def test_folder_gives_the_same_answer_twice(
+    tiny: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--model", str(tiny), "--folder", str(folder), "What is on the wall?")
+    first, second = ask(tmp_path, *arguments), ask(tmp_path, *arguments)
+    assert first == second
+    assert first["question"] == "What is on the wall?"
+    assert first["stamp_ns"] == 1_300_000_000
+    assert 0 < first["retained_tokens"] < first["spatial_tokens"]
+    assert first["prefill_flops"] < first["prefill_flops_unpruned"]
+    assert "frames: 4 key_frame" in capsys.readouterr().out
+
+
+def test_bag_gives_the_answer_of_the_folder_it_was_made_of(tiny: Path, folder: Path, bag: Path, tmp_path: Path) -> None:
+    from_folder = ask(tmp_path, "--model", str(tiny), "--folder", str(folder), "What is here?")
+    from_bag = ask(tmp_path, "--model", str(tiny), "--bag", str(bag), "What is here?")
+    assert from_bag == from_folder
+
+
+def test_options_reach_the_session(tiny: Path, folder: Path, tmp_path: Path) -> None:
+    common = ("--model", str(tiny), "--folder", str(folder), "What is this?")
+    plain = ask(tmp_path, *common)
+    unpruned = ask(tmp_path, *common, "--strategy", "none")
+    assert unpruned["retained_tokens"] == unpruned["spatial_tokens"] == plain["spatial_tokens"]
+    assert ask(tmp_path, *common, "--max-views", "1")["spatial_tokens"] < plain["spatial_tokens"]
+    assert ask(tmp_path, *common, "--stride", "3")["stamp_ns"] == 1_300_000_000
+    assert ask(tmp_path, *common, "--stride", "2")["stamp_ns"] == 1_200_000_000
+    assert ask(tmp_path, *common, "--budget-ms", "60000")["budget_met"]
+    assert ask(tmp_path, *common, "--click", "2", "0", "1")["status"] in ("OK", "TRUNCATED")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "NONE", "--folder", "FOLDER", "x"], "--model: NONE does not exist"),
+        (["--model", "TINY", "--folder", "NONE", "x"], "--folder: NONE does not exist"),
+        (["--model", "TINY", "--bag", "NONE", "x"], "--bag: NONE does not exist"),
+        (["--model", "FOLDER", "--folder", "FOLDER", "x"], "config.json is missing"),
+        (["--model", "TINY", "--folder", "TINY", "x"], "intrinsics.json"),
+        (["--model", "TINY", "--folder", "FOLDER", " "], "the question is empty"),
+        (["--model", "TINY", "--folder", "FOLDER", "x", "--budget-ms", "-1"], "got -1.0"),
+        (["--model", "TINY", "--folder", "FOLDER", "x", "--click", "0", "nan", "0"], "clicks must be finite"),
+        (["--model", "TINY", "--folder", "FOLDER", "x", "--strategy", "best"], "'best'"),
+        (["--model", "TINY", "--folder", "FOLDER", "x", "--stride", "0"], "--stride 0"),
+        (["--model", "TINY", "--folder", "FOLDER", "x", "--max-new-tokens", "-4"], "got -4"),
+        (["--model", "TINY", "--bag", "BAG", "x", "--rgb-topic", "/other"], "'/other'"),
+        (["--model", "TINY", "--bag", "BAG", "x", "--pose-source", "tf"], "the bag's TF has no frame 'map'"),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: list[str],
+    message: str,
+    tiny: Path,
+    folder: Path,
+    bag: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    paths = {"TINY": tiny, "FOLDER": folder, "BAG": bag, "NONE": tmp_path / "none"}
+    assert main(["ask", *(str(paths.get(argument, argument)) for argument in arguments)]) == 2
+    error = capsys.readouterr().err
+    assert message.replace("NONE", str(paths["NONE"])) in error
+    assert error.startswith("adatoken3d ask: ") and error.count("\n") == 1
+
+
+def test_question_that_the_session_refuses(
+    tiny: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["ask", "--model", str(tiny), "--folder", str(folder), "what is <image>"]) == 1
+    assert "INVALID_REQUEST" in capsys.readouterr().out
