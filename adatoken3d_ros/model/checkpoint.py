@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedTokenizerFast
+from transformers import CLIPVisionModel, PreTrainedTokenizerFast
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from adatoken3d_ros.model.config import ConfigError, Llava3DConfig
@@ -166,8 +166,8 @@ def load_config(path: Path, vision_dir: Path | None = None) -> Llava3DConfig:
         if vision is not None:
             # Heads leave no trace in the shapes of tensors: a tower with others would load and be wrong.
             given = Llava3DConfig.from_dict({**_json(path / "config.json"), "mm_vision_tower": "", **_only(vision)})
-            for key in ("num_attention_heads", "patch_size", "image_size", "hidden_act"):
-                ours, theirs = getattr(config.vision, key), getattr(given.vision, key)
+            for key in ("num_attention_heads", "patch_size", "image_size", "hidden_act", "taps"):
+                ours, theirs = getattr(config.vision, key, None), getattr(given.vision, key, None)
                 if ours != theirs:
                     raise CheckpointError(f"{vision_dir}: {key} is {theirs!r}, the checkpoint asks for {ours!r}")
     except ConfigError as error:
@@ -374,9 +374,10 @@ def _read(
 def _restore_buffers(model: Llava3D, device: torch.device) -> None:
     """Fills what is computed and not stored: rotary frequencies (float32 whatever the weights are), patch numbers."""
     model.language.model.rotary_emb = LlamaRotaryEmbedding(model.config.language).to(device)
-    embeddings = model.vision.tower.embeddings
-    numbers = torch.arange(embeddings.num_positions, device=device).expand((1, -1))
-    embeddings.register_buffer("position_ids", numbers, persistent=False)
+    if isinstance(model.vision.tower, CLIPVisionModel):
+        embeddings = model.vision.tower.embeddings
+        numbers = torch.arange(embeddings.num_positions, device=device).expand((1, -1))
+        embeddings.register_buffer("position_ids", numbers, persistent=False)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_meta:
             raise CheckpointError(f"{name} was left without a value")

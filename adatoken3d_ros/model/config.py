@@ -12,6 +12,11 @@ from typing import Any, cast
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CLIPVisionConfig, LlamaConfig
 
+from adatoken3d_ros.model import efficientnet
+from adatoken3d_ros.model.efficientnet import EfficientNetLiteConfig
+
+VisionConfig = CLIPVisionConfig | EfficientNetLiteConfig
+
 # Constants of the original implementation that its config.json does not carry.
 VOXEL_SIZE = 0.2
 MAX_SPATIAL_TOKENS = 2560
@@ -85,7 +90,7 @@ class Llava3DConfig:
     Attributes:
         language: sizes of the language model; D = `language.hidden_size`.
         vision: sizes of the whole vision tower; C = `vision.hidden_size`.
-        select_layer: index into the tower's hidden states whose patches are used; -2: of the last layer but one.
+        select_layer: index into a CLIP tower's hidden states whose patches are used; -2: of the last layer but one.
         num_views: how many views of a scene the weights were trained with.
         voxel_size: edge of the voxels in which patches are averaged, metres.
         max_spatial_tokens: most spatial tokens that reach the language model.
@@ -93,7 +98,7 @@ class Llava3DConfig:
     """
 
     language: LlamaConfig
-    vision: CLIPVisionConfig
+    vision: VisionConfig
     select_layer: int = -2
     num_views: int = NUM_VIEWS
     voxel_size: float = VOXEL_SIZE
@@ -106,7 +111,7 @@ class Llava3DConfig:
                 raise ConfigError(f"{key} of the vision tower must be one integer, got {getattr(self.vision, key)!r}")
         if self.image_size % self.patch_size:
             raise ConfigError(f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}")
-        if not 1 <= self.vision_layers <= self.vision.num_hidden_layers:
+        if isinstance(self.vision, CLIPVisionConfig) and not 1 <= self.vision_layers <= self.vision.num_hidden_layers:
             raise ConfigError(
                 f"mm_vision_select_layer {self.select_layer} is outside a tower of "
                 f"{self.vision.num_hidden_layers} layers"
@@ -132,7 +137,9 @@ class Llava3DConfig:
 
     @property
     def vision_layers(self) -> int:
-        """Layers of the vision tower that have to run: hidden state k is the output of the k-th layer."""
+        """Layers (or stages) of the vision tower that run; CLIP's hidden state k is the output of its k-th layer."""
+        if isinstance(self.vision, EfficientNetLiteConfig):
+            return self.vision.taps[-1]
         layers = int(self.vision.num_hidden_layers)
         return self.select_layer if self.select_layer >= 0 else layers + 1 + self.select_layer
 
@@ -179,7 +186,7 @@ class Llava3DConfig:
         language["rope_theta"] = (self.language.rope_parameters or {})["rope_theta"]
         return {
             "language": language,
-            "vision": {key: getattr(self.vision, key) for key in _VISION_KEYS},
+            "vision": self._vision_shape(),
             "select_layer": self.select_layer,
             "num_views": self.num_views,
             "voxel_size": self.voxel_size,
@@ -187,13 +194,18 @@ class Llava3DConfig:
             "context_length": self.context_length,
         }
 
+    def _vision_shape(self) -> dict[str, Any]:
+        if isinstance(self.vision, EfficientNetLiteConfig):
+            return self.vision.to_dict()
+        return {key: getattr(self.vision, key) for key in _VISION_KEYS}
+
     def hash(self) -> str:
         """16 hexadecimal digits that tell models of different shape apart (not different weights)."""
         canonical = json.dumps(self.shape(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-def _vision_config(content: Mapping[str, Any], vision: Mapping[str, Any] | None) -> CLIPVisionConfig:
+def _vision_config(content: Mapping[str, Any], vision: Mapping[str, Any] | None) -> VisionConfig:
     name = str(content.get("mm_vision_tower") or "")
     described = content.get("vision_config")
     if described is None:
@@ -205,6 +217,8 @@ def _vision_config(content: Mapping[str, Any], vision: Mapping[str, Any] | None)
             f"mm_vision_tower is {name!r}, which is not known here, and config.json has no object vision_config: "
             "give the directory of the vision tower"
         )
+    if described.get("model_type") == efficientnet.MODEL_TYPE:
+        return EfficientNetLiteConfig.from_dict(described)
     for key in _REQUIRED_VISION:
         if key not in described:
             raise ConfigError(f"the vision tower's configuration lacks {key}")

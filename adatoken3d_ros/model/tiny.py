@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import string
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from safetensors.torch import save_file
 from adatoken3d_ros.model.checkpoint import official_names
 from adatoken3d_ros.model.config import Llava3DConfig
 from adatoken3d_ros.model.llava3d import Llava3D
-from adatoken3d_ros.model.tokenizer import CONTROL_TOKENS, MARK, llama_tokenizer
+from adatoken3d_ros.model.tokenizer import llama_tokenizer, word_vocabulary
 
 WORDS = """
 A a an the The chat between curious human user and artificial intelligence assistant. assistant gives helpful, detailed,
@@ -62,7 +61,7 @@ def write_tiny_checkpoint(
         raise ValueError(f"shards must be at least 1, got {shards}")
     directory = Path(path)
     directory.mkdir(parents=True, exist_ok=True)
-    vocab, merges = _vocabulary()
+    vocab, merges = word_vocabulary(WORDS.split())
     content = {
         "architectures": ["LlavaLlamaForCausalLM"],
         "model_type": "llava_llama",
@@ -150,23 +149,3 @@ def _save(directory: Path, weights: dict[str, torch.Tensor], shards: int) -> Non
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     text = json.dumps(index, indent=2, sort_keys=True) + "\n"
     (directory / "model.safetensors.index.json").write_text(text, encoding="utf-8")
-
-
-def _vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Control tokens, all bytes, printable ASCII, and `WORDS` with all their beginnings.
-
-    A word is built letter by letter from its start, so the longest known beginning of a word becomes one token and the
-    rest single characters; other characters become bytes.
-    """
-    pieces = [*CONTROL_TOKENS, *(f"<0x{byte:02X}>" for byte in range(256)), MARK]
-    pieces += [c for c in string.digits + string.ascii_letters + string.punctuation]
-    vocab = {piece: index for index, piece in enumerate(pieces)}
-    merges: list[tuple[str, str]] = []
-    for word in WORDS.split():
-        piece = MARK
-        for letter in word:
-            if piece + letter not in vocab:
-                vocab[piece + letter] = len(vocab)
-                merges.append((piece, letter))
-            piece += letter
-    return vocab, merges

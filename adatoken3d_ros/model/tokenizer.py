@@ -9,8 +9,9 @@ with, and no text is read as a control token.
 from __future__ import annotations
 
 import json
+import string
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers
@@ -63,6 +64,27 @@ def llama_tokenizer(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]])
         split_special_tokens=True,
         clean_up_tokenization_spaces=False,
     )
+
+
+def word_vocabulary(words: Iterable[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Vocabulary and merges for a small model: control tokens, all bytes, printable ASCII, and `words` with all their
+    beginnings.
+
+    A word is built letter by letter from its start, so the longest known beginning of a word becomes one token and the
+    rest single characters; other characters become bytes.
+    """
+    pieces = [*CONTROL_TOKENS, *(f"<0x{byte:02X}>" for byte in range(256)), MARK]
+    pieces += [*string.digits, *string.ascii_letters, *string.punctuation]
+    vocab = {piece: index for index, piece in enumerate(pieces)}
+    merges: list[tuple[str, str]] = []
+    for word in words:
+        piece = MARK
+        for letter in word:
+            if piece + letter not in vocab:
+                vocab[piece + letter] = len(vocab)
+                merges.append((piece, letter))
+            piece += letter
+    return vocab, merges
 
 
 def merges_of(scores: Mapping[str, float]) -> list[tuple[str, str]]:

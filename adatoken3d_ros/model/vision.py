@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images to patch features: CLIP's preprocessing and the layers of CLIP's vision tower that are needed."""
+"""Images to patch features: CLIP's preprocessing, then as much of the vision tower as is needed."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,19 +15,31 @@ from transformers import CLIPVisionModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from adatoken3d_ros.model.config import Llava3DConfig
+from adatoken3d_ros.model.efficientnet import EfficientNetLite, EfficientNetLiteConfig
+
+# Of ImageNet's pictures, which EfficientNet was trained on.
+_IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 
 
 class VisionTower(nn.Module):
-    """transformers' own CLIPVisionModel, built only as deep as `config.select_layer` looks."""
+    """One of two towers: transformers' own CLIPVisionModel, only as deep as `config.select_layer` looks, or
+    EfficientNet-Lite."""
 
     def __init__(self, config: Llava3DConfig) -> None:
         super().__init__()
-        shallow = copy.deepcopy(config.vision)
-        shallow.num_hidden_layers = config.vision_layers
-        self.tower = CLIPVisionModel(shallow)
+        self.tower: CLIPVisionModel | EfficientNetLite
+        normal: dict[str, Any] = {}
+        if isinstance(config.vision, EfficientNetLiteConfig):
+            self.tower = EfficientNetLite(config.vision)
+            normal = _IMAGENET
+        else:
+            shallow = copy.deepcopy(config.vision)
+            shallow.num_hidden_layers = config.vision_layers
+            self.tower = CLIPVisionModel(shallow)
         size = config.image_size
+        self._patches = config.grid**2
         self._processor = CLIPImageProcessorPil(
-            size={"shortest_edge": size}, crop_size={"height": size, "width": size}, do_convert_rgb=False
+            size={"shortest_edge": size}, crop_size={"height": size, "width": size}, do_convert_rgb=False, **normal
         )
 
     @property
@@ -37,7 +50,7 @@ class VisionTower(nn.Module):
     @property
     def patches(self) -> int:
         """P, patches of an image."""
-        return int(self.tower.embeddings.num_patches)
+        return self._patches
 
     def preprocess(self, rgb: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
         """V images (H, W, 3) uint8 -> (V, 3, S, S) float32: short side to S (bicubic), centre crop, normalised.
@@ -60,10 +73,13 @@ class VisionTower(nn.Module):
         """
         if chunk < 1:
             raise ValueError(f"chunk must be at least 1, got {chunk}")
-        weight = self.tower.embeddings.patch_embedding.weight
+        weight = next(self.tower.parameters())
         features = torch.empty((len(rgb), self.patches, self.width), dtype=torch.float32, device=weight.device)
         for start in range(0, len(rgb), chunk):
             pixels = self.preprocess(rgb[start : start + chunk]).to(weight.device, weight.dtype)
+            if isinstance(self.tower, EfficientNetLite):
+                features[start : start + chunk] = self.tower(pixels)
+                continue
             hidden = self.tower(pixels).last_hidden_state  # the encoder's output, not passed through post_layernorm
             features[start : start + chunk] = hidden[:, 1:]  # the first row is the class token
         return features

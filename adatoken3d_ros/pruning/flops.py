@@ -15,6 +15,8 @@ from typing import Literal
 
 from transformers import CLIPVisionConfig, LlamaConfig
 
+from adatoken3d_ros.model.efficientnet import EfficientNetLiteConfig
+
 from .policies import GateSize, Policy, projection_widths
 
 Convention = Literal["exact", "paper"]
@@ -65,8 +67,12 @@ def decode_flops(config: LlamaConfig, spatial_per_layer: Sequence[int], n_text: 
     return linear + 4.0 * q * seen
 
 
-def encoder_flops(config: CLIPVisionConfig, n_views: int, n_layers: int | None = None) -> float:
-    """CLIP tower on `n_views` images, `n_layers` of its layers (None: all); attention is not causal."""
+def encoder_flops(
+    config: CLIPVisionConfig | EfficientNetLiteConfig, n_views: int, n_layers: int | None = None
+) -> float:
+    """Vision tower on `n_views` images, `n_layers` of CLIP's layers (None: all); its attention is not causal."""
+    if isinstance(config, EfficientNetLiteConfig):
+        return n_views * config.flops_per_view
     d, m, patch, side = config.hidden_size, config.intermediate_size, config.patch_size, config.image_size
     if not isinstance(patch, int) or not isinstance(side, int):
         raise FlopsError(f"patches of {patch} in images of {side}: both must be squares, given by one number")
