@@ -86,14 +86,15 @@ class Inputs:
         self._started = time.monotonic()
         image = CompressedImage if settings["input.transport"] == "compressed" else Image
         self._needed = (RGB, RGB_INFO, DEPTH)
-        self._subscribe(image, RGB, self._on_image)
-        self._subscribe(image, DEPTH, self._on_image)
+        # The executor looks at subscriptions in this order: what images need comes first.
         self._subscribe(CameraInfo, RGB_INFO, self._on_info)
         self._subscribe(CameraInfo, DEPTH_INFO, self._on_info)
         if source in POSE_TOPICS:
             topic, kind = POSE_TOPICS[source]
             self._needed += (topic,)
             self._subscribe(kind, topic, self._on_pose)
+        self._subscribe(image, RGB, self._on_image)
+        self._subscribe(image, DEPTH, self._on_image)
         # Steady, so that waiting images are looked at even while simulated time stands still.
         clock = Clock(clock_type=ClockType.STEADY_TIME)
         timer = self._node.create_timer(POLL_PERIOD, self._poll, callback_group=self._group, clock=clock)

@@ -49,11 +49,11 @@ def claim_domain() -> tuple[int, socket.socket]:
 class Process:
     """A program of the package, started with its output in a file."""
 
-    def __init__(self, module: str, arguments: list[str], environment: dict[str, str], log: Path) -> None:
+    def __init__(self, arguments: list[str], environment: dict[str, str], log: Path) -> None:
         self._log = log
         with log.open("wb") as output:
             self.popen = subprocess.Popen(
-                [sys.executable, "-m", module, *arguments],
+                [sys.executable, *arguments],
                 cwd=ROOT,
                 env=environment,
                 stdout=output,
@@ -96,6 +96,7 @@ class Graph:
             "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
             "OMP_NUM_THREADS": "1",
             "PYTHONUNBUFFERED": "1",
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         }
         # Discovery is set up by the environment of whoever initialises the context.
         before = os.environ.get("ROS_AUTOMATIC_DISCOVERY_RANGE")
@@ -156,16 +157,23 @@ class Graph:
     # --- the node
 
     def start(self, module: str, *arguments: str) -> Process:
+        """A module of the package as a program."""
+        return self._run("-m", module, *arguments)
+
+    def start_script(self, path: Path, *arguments: str) -> Process:
+        return self._run(str(path), *arguments)
+
+    def _run(self, *arguments: str) -> Process:
         log = self._folder / f"process-{len(self._processes)}.log"
-        process = Process(module, list(arguments), self.environment, log)
+        process = Process(list(arguments), self.environment, log)
         self._processes.append(process)
         return process
 
     def start_node(self, model: Path | str = "", **parameters: Any) -> Process:
-        """The scene node; `pose_source="static"` gives the parameter pose.source (a double underscore keeps one)."""
-        given = {"model.path": str(model), "pose.source": "pose_topic", "max_new_tokens": 8, **parameters}
+        """The scene node; `pose__source="static"` gives the parameter pose.source."""
+        given = {"model__path": str(model), "pose__source": "pose_topic", "max_new_tokens": 8, **parameters}
         arguments = ["--ros-args"]
-        for name, value in given.items():
+        for name, value in ((name.replace("__", "."), value) for name, value in given.items()):
             if value != "":
                 arguments += ["-p", f"{name}:={value}"]
         return self.start("adatoken3d_ros.ros.node", *arguments)

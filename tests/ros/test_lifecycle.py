@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""States, bad models, and the end of the process at any moment."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from adatoken3d.msg import Answer
+from adatoken3d.srv import AskScene
+from diagnostic_msgs.msg import DiagnosticArray
+from ros_graph import STOP_SECONDS, Camera, Graph, synthetic_frame
+
+NAME = "/adatoken3d"
+
+
+def ask(graph: Graph, question: str = "What?") -> Answer:
+    return graph.call(AskScene, f"{NAME}/ask", AskScene.Request(question=question)).answer
+
+
+def test_every_state_answers_and_the_way_round_works_twice(graph: Graph, tiny_model: Path) -> None:
+    process = graph.start_node(tiny_model)
+    assert graph.state() == "unconfigured"
+    refused = ask(graph)
+    assert refused.status == Answer.ERROR and "unconfigured" in refused.status_message
+    assert not graph.transition("activate")
+    for _ in range(2):
+        assert graph.transition("configure")
+        assert graph.state() == "inactive"
+        assert "inactive" in ask(graph).status_message
+        assert graph.transition("activate")
+        nothing = ask(graph)
+        assert nothing.status == Answer.NO_SCENE and "rgb/image" in nothing.status_message
+        camera = Camera(graph)
+        graph.wait(camera.matched, "the inputs")
+        camera.send(camera.messages(10**18, *synthetic_frame(0)))
+        graph.wait(lambda: ask(graph).status == Answer.TRUNCATED, "an answer")
+        assert graph.transition("deactivate")
+        graph.wait(lambda camera=camera: not camera.rgb.get_subscription_count(), "the inputs to stop")
+        assert graph.transition("cleanup")
+    assert graph.transition("shutdown")
+    assert graph.state() == "finalized"
+    status, seconds = process.stop(signal.SIGTERM)
+    assert status == 0 and seconds < STOP_SECONDS, process.log
+
+
+def test_bad_models_and_parameters_are_refused_by_name(graph: Graph, tiny_model: Path, tmp_path: Path) -> None:
+    from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
+    from rcl_interfaces.srv import SetParameters
+
+    process = graph.start_node()
+    diagnostics: list[Any] = graph.collect(DiagnosticArray, "/diagnostics", 10)
+
+    def give(path: Path | str, name: str = "model.path") -> None:
+        value = ParameterValue(type=ParameterType.PARAMETER_STRING, string_value=str(path))
+        request = SetParameters.Request(parameters=[Parameter(name=name, value=value)])
+        (result,) = graph.call(SetParameters, f"{NAME}/set_parameters", request).results
+        assert result.successful, result.reason
+
+    truncated = tmp_path / "truncated"
+    shutil.copytree(tiny_model, truncated)
+    weights = next(iter(sorted(truncated.glob("*.safetensors"))))
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for path, named in (
+        ("", "model.path is empty"),
+        ("/no/such/model", "/no/such/model"),
+        (empty, str(empty)),
+        (truncated, weights.name),
+    ):
+        give(path)
+        assert not graph.transition("configure")
+        assert graph.state() == "unconfigured"
+        assert named in process.log.splitlines()[-1]
+        assert named in ask(graph).status_message
+        graph.wait(
+            lambda named=named: any(named in s.message for s in diagnostics[-1].status) if diagnostics else False,
+            "the reason in the diagnostics",
+        )
+    give(tiny_model)
+    give("tf", "pose.source")
+    try:
+        import tf2_ros  # noqa: F401
+    except ImportError:
+        assert not graph.transition("configure")
+        assert "pose.source" in process.log.splitlines()[-1]
+    give("static", "pose.source")
+    assert graph.transition("configure")
+    assert process.stop()[0] == 0
+
+
+def test_autostart_brings_it_up(graph: Graph, tiny_model: Path) -> None:
+    process = graph.start_node(tiny_model, autostart="true")
+    graph.wait(lambda: graph.state() == "active", "the node to be active")
+    # In the middle of an answer, and more than once.
+    camera = Camera(graph)
+    graph.wait(camera.matched, "the inputs")
+    camera.send(camera.messages(10**18, *synthetic_frame(0)))
+    graph.wait(lambda: ask(graph).status == Answer.TRUNCATED, "an answer")
+    answers = graph.collect(Answer, f"{NAME}/answer")
+    graph.wait(lambda: answers, "the last answer, latched")
+    request = AskScene.Request(question="A long one", max_new_tokens=3000)
+    pending = graph.client(AskScene, f"{NAME}/ask").call_async(request)
+    graph.wait(lambda: "answering" in _model(graph), "the model to be answering")
+    status, seconds = process.stop(signal.SIGINT, signal.SIGINT, signal.SIGTERM)
+    assert status == 0 and seconds < STOP_SECONDS, process.log
+    answer = graph.result(pending, "the answer that was owed").answer
+    assert answer.status == Answer.CANCELLED
+
+
+_SEEN: dict[int, list[Any]] = {}
+
+
+def _model(graph: Graph) -> str:
+    seen = _SEEN.setdefault(id(graph), [])
+    if not seen:
+        graph.node.create_subscription(DiagnosticArray, "/diagnostics", seen.append, 10)
+    return next((s.message for s in seen[-1].status if s.name.endswith("model")), "") if seen else ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ended_while_the_model_loads(graph: Graph, tiny_model: Path, number: signal.Signals) -> None:
+    process = graph.start_node(tiny_model, autostart="true", diagnostics__period=0.05)
+    graph.wait(lambda: "loading" in _model(graph) or "ready" in _model(graph), "the load to begin")
+    status, seconds = process.stop(number)
+    assert status == 0 and seconds < STOP_SECONDS, process.log
+
+
+def test_a_bad_parameter_at_the_start_ends_with_a_reason(graph: Graph) -> None:
+    process = graph.start_node(queue_limit=-3)
+    assert process.popen.wait(timeout=60) == 1
+    assert "queue_limit" in process.log
