@@ -162,12 +162,11 @@ class Demo:
             progress.update(steps, advance=1, description="both nodes run")
             frames = progress.add_task("looking around (key frames)", total=views)
             deadline = time.monotonic() + self._timeout
-            seen = self._count_views()
-            while seen() < views:
+            while (seen := self._views()) < views:
                 self.processes.check()
                 if time.monotonic() > deadline:
-                    raise TimeoutError(f"only {seen()} of {views} key frames within {self._timeout:g} s")
-                progress.update(frames, completed=seen())
+                    raise TimeoutError(f"only {seen} of {views} key frames within {self._timeout:g} s")
+                progress.update(frames, completed=seen)
                 time.sleep(POLL_SECONDS)
             progress.update(frames, completed=views)
 
@@ -179,20 +178,8 @@ class Demo:
         except LifecycleError as error:
             raise ProcessError(f"{error}{self.processes.last_words(NODE)}") from error
 
-    def _count_views(self) -> Callable[[], int]:
-        """Follows /diagnostics; the function returned says how many key frames the scene has by now."""
-        from diagnostic_msgs.msg import DiagnosticArray
-
-        newest = [0]
-
-        def on_diagnostics(message: DiagnosticArray) -> None:
-            for status in message.status:
-                for value in status.values:
-                    if status.name.endswith(": scene") and value.key == "key_frames":
-                        newest[0] = int(value.value)
-
-        self.client.node.create_subscription(DiagnosticArray, "/diagnostics", on_diagnostics, 10)
-        return lambda: newest[0]
+    def _views(self) -> int:
+        return int(self.client.diagnostics("scene").get("key_frames", 0))
 
 
 def start_nodes(processes: Processes, model: Path, seed: int) -> None:

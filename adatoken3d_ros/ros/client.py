@@ -25,6 +25,7 @@ from action_msgs.msg import GoalStatus
 from adatoken3d.action import AskSceneStream
 from adatoken3d.msg import Answer
 from adatoken3d.srv import AskScene
+from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import Point
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
@@ -80,6 +81,8 @@ class SceneClient:
         self._change_state: Any = self.node.create_client(ChangeState, f"{self._name}/change_state")
         self._streaming: Any = ActionClient(self.node, AskSceneStream, f"{self._name}/ask_stream")
         self._streams: set[AnswerStream] = set()
+        self._diagnostics: dict[str, dict[str, str]] = {}
+        self._listening = False
         self._executor: Any = SingleThreadedExecutor(context=context)
         self._executor.add_node(self.node)
         self._closed = False
@@ -175,6 +178,20 @@ class SceneClient:
         response = self._call(self._clear, Trigger.Request(), timeout, "reply")
         if not response.success:
             raise RuntimeError(f"{self._name} did not clear the scene: {response.message}")
+
+    def diagnostics(self, task: str) -> dict[str, str]:
+        """Newest values that the node published on /diagnostics for a task (inputs, scene, model, latency, memory).
+
+        Empty until there are any: the first call only begins to listen.
+        """
+        if not self._listening:
+            self._listening = True
+            self.node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
+        return self._diagnostics.get(f"{self._name.lstrip('/')}: {task}", {})
+
+    def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        for status in message.status:
+            self._diagnostics[status.name] = {value.key: value.value for value in status.values}
 
     # --- life cycle ------------------------------------------------------------------------------------------------
 

@@ -15,10 +15,12 @@ import rclpy
 from adatoken3d.action import AskSceneStream
 from adatoken3d.msg import Answer
 from adatoken3d.srv import AskScene
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.node import Node
 from std_srvs.srv import Trigger
 
 
@@ -29,6 +31,8 @@ class FakeSceneNode(LifecycleNode):
         super().__init__("adatoken3d")
         group = ReentrantCallbackGroup()
         self._activations = 0
+        self._diagnostics = Node.create_publisher(self, DiagnosticArray, "/diagnostics", 10)
+        self.create_timer(0.1, self._diagnose)
         self.create_service(AskScene, "~/ask", self._ask, callback_group=group)
         self.create_service(Trigger, "~/clear_scene", self._clear, callback_group=group)
         self._streams = ActionServer(
@@ -40,6 +44,10 @@ class FakeSceneNode(LifecycleNode):
             goal_callback=self._accept,
             cancel_callback=lambda _: CancelResponse.ACCEPT,
         )
+
+    def _diagnose(self) -> None:
+        values = [KeyValue(key="key_frames", value="3")]
+        self._diagnostics.publish(DiagnosticArray(status=[DiagnosticStatus(name="adatoken3d: scene", values=values)]))
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         self._activations += 1

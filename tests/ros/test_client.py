@@ -148,6 +148,13 @@ def test_refusal_to_clear_is_an_error_with_the_reason(client: SceneClient) -> No
         client.clear()
 
 
+def test_diagnostics_of_a_task(client: SceneClient) -> None:
+    while not client.diagnostics("scene"):
+        client.state()
+    assert client.diagnostics("scene") == {"key_frames": "3"}
+    assert client.diagnostics("no such task") == {}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

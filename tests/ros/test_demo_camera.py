@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The demo camera: what it publishes is one consistent RGB-D frame with its pose, read back by the node's own code."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy")
+
+from geometry_msgs.msg import PoseStamped
+from hypothesis import given
+from hypothesis import strategies as st
+from nav_msgs.msg import Odometry
+from rcl_interfaces.srv import DescribeParameters, ListParameters, SetParameters
+from rclpy.parameter import Parameter
+from rclpy.qos import qos_profile_sensor_data
+from sensor_msgs.msg import CameraInfo, Image
+from std_msgs.msg import Header
+
+from adatoken3d_ros.cli.processes import Processes
+from adatoken3d_ros.ros.conversions import camera_info_to_camera, depth_to_metres, image_to_rgb, pose_to_matrix
+from adatoken3d_ros.ros.demo_camera import camera_info, encode_depth, image, to_pose
+from adatoken3d_ros.scene.frames import PosedFrame
+from adatoken3d_ros.scene.geometry import backproject
+from adatoken3d_ros.synthetic.render import Renderer
+from adatoken3d_ros.synthetic.rooms import make_room
+
+MODULE = "adatoken3d_ros.ros.demo_camera"
+TOPICS: dict[str, Any] = {
+    "rgb/image": Image,
+    "depth/image": Image,
+    "rgb/camera_info": CameraInfo,
+    "depth/camera_info": CameraInfo,
+    "pose": PoseStamped,
+    "odom": Odometry,
+}
+
+
+def test_depth_by_hand() -> None:
+    depth = np.array([[1.0, 0.0004, np.nan], [65.535, 65.5356, 2.0006]], dtype=np.float32)
+    assert encode_depth(depth, "16UC1").tolist() == [[1000, 0, 0], [65535, 0, 2001]]
+    assert encode_depth(depth, "32FC1") is depth
+
+
+def test_image_is_read_back() -> None:
+    rgb = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    message = image(Header(frame_id="c"), rgb, "rgb8")
+    assert (message.height, message.width, message.step, message.header.frame_id) == (2, 4, 12, "c")
+    np.testing.assert_array_equal(image_to_rgb(message), rgb)
+    # Rows that are not contiguous in memory.
+    np.testing.assert_array_equal(image_to_rgb(image(Header(), rgb[:, ::2], "rgb8")), rgb[:, ::2])
+    depth = np.array([[1.5, np.nan]], dtype=np.float32)
+    for encoding in ("16UC1", "32FC1"):
+        read = depth_to_metres(image(Header(), encode_depth(depth, encoding), encoding))
+        np.testing.assert_array_equal(read, depth)
+
+
+def test_camera_info_is_read_back() -> None:
+    K = np.array([[50.0, 0, 31.5], [0, 55.0, 23.5], [0, 0, 1]])
+    message = camera_info(Header(), K, 64, 48)
+    np.testing.assert_array_equal(camera_info_to_camera(message).K, K)
+    np.testing.assert_array_equal(np.array(message.p).reshape(3, 4)[:, :3], K)
+
+
+@given(st.lists(st.floats(-1, 1), min_size=4, max_size=4).filter(lambda q: np.linalg.norm(q) > 0.1))
+def test_pose_is_read_back(quaternion: list[float]) -> None:
+    x, y, z, w = np.array(quaternion) / np.linalg.norm(quaternion)
+    T = np.eye(4)
+    T[:3, :3] = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+        [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+        [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+    ]
+    T[:3, 3] = (1, -2, 3)
+    np.testing.assert_allclose(pose_to_matrix(to_pose(T)), T, atol=1e-9)
+
+
+@pytest.fixture(scope="module")
+def camera(shared_graph: Any) -> Iterator[Any]:
+    yield shared_graph.start(MODULE, "--ros-args", "-p", "width:=160", "-p", "height:=120", "-p", "rate:=20.0")
+
+
+@pytest.fixture(scope="module")
+def frames(camera: Any, shared_graph: Any) -> list[dict[str, Any]]:
+    """Three complete frames by topic, matched by stamp."""
+    received = {topic: shared_graph.collect(kind, f"/{topic}", 10) for topic, kind in TOPICS.items()}
+
+    def complete() -> list[dict[str, Any]]:
+        stamped = [
+            {(message.header.stamp.sec, message.header.stamp.nanosec): message for message in messages}
+            for messages in received.values()
+        ]
+        common = sorted(set.intersection(*map(set, stamped)))
+        return [dict(zip(TOPICS, (by[stamp] for by in stamped), strict=True)) for stamp in common]
+
+    shared_graph.wait(lambda: len(complete()) >= 3, "three frames with equal stamps")
+    return complete()[:3]
+
+
+def test_frames_and_names(frames: list[dict[str, Any]]) -> None:
+    for frame in frames:
+        for topic in ("rgb/image", "depth/image", "rgb/camera_info", "depth/camera_info"):
+            assert frame[topic].header.frame_id == "camera_optical_frame"
+            assert (frame[topic].width, frame[topic].height) == (160, 120)
+        assert frame["pose"].header.frame_id == frame["odom"].header.frame_id == "map"
+        assert frame["odom"].child_frame_id == "camera_optical_frame"
+        assert frame["odom"].pose.pose == frame["pose"].pose
+        assert (frame["rgb/image"].encoding, frame["depth/image"].encoding) == ("rgb8", "16UC1")
+
+
+def test_camera_moves(frames: list[dict[str, Any]]) -> None:
+    positions = [pose_to_matrix(frame["pose"].pose)[:3, 3] for frame in frames]
+    assert not np.array_equal(positions[0], positions[1])
+
+
+def test_picture_depth_and_pose_agree_with_the_room(frames: list[dict[str, Any]]) -> None:
+    """Rendered again at the pose that was received, the picture is the one that was received; so is the geometry."""
+    room = make_room(0)
+    for frame in frames:
+        K = camera_info_to_camera(frame["rgb/camera_info"]).K
+        T = pose_to_matrix(frame["pose"].pose)
+        posed = PosedFrame(image_to_rgb(frame["rgb/image"]), depth_to_metres(frame["depth/image"]), K, T, 1)
+        rgb, depth = Renderer(room).render(K, 160, 120, T)
+        assert np.mean(rgb == posed.rgb) > 0.999
+        np.testing.assert_allclose(posed.depth, depth, atol=0.0006)
+        rows, columns = np.nonzero(np.isfinite(posed.depth))
+        points = backproject(posed.depth[rows, columns], columns, rows, K, T)
+        assert points[:, 2].min() > -0.01 and np.abs(points[:, :2]).max() < max(room.size[:2]) / 2 + 0.01
+
+
+def test_parameters_are_described_ranged_and_fixed(camera: Any, shared_graph: Any) -> None:
+    names = shared_graph.call(ListParameters, "/demo_camera/list_parameters").result.names
+    own = [name for name in names if name not in ("use_sim_time", "start_type_description_service")]
+    described = shared_graph.call(
+        DescribeParameters, "/demo_camera/describe_parameters", DescribeParameters.Request(names=own)
+    ).descriptors
+    for descriptor in described:
+        assert descriptor.description.endswith("."), descriptor.name
+        assert descriptor.read_only
+        text = descriptor.name in ("world_frame", "camera_frame")
+        assert text or descriptor.additional_constraints or descriptor.integer_range or descriptor.floating_point_range
+    change = SetParameters.Request(parameters=[Parameter("rate", value=5.0).to_parameter_msg()])
+    assert not shared_graph.call(SetParameters, "/demo_camera/set_parameters", change).results[0].successful
+
+
+def test_float_depth_best_effort(graph: Any) -> None:
+    graph.start(
+        MODULE, "--ros-args", "-p", "depth_encoding:=32FC1", "-p", "reliability:=best_effort", "-p", "width:=64"
+    )
+    depth = graph.collect(Image, "/depth/image", qos_profile_sensor_data)
+    graph.wait(lambda: depth, "depth")
+    assert depth[0].encoding == "32FC1"
+    info = graph.node.get_publishers_info_by_topic("/depth/image")[0]
+    assert info.qos_profile.reliability.name == "BEST_EFFORT"
+    assert 0.3 < np.nanmedian(depth_to_metres(depth[0])) < 8
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ends_cleanly(graph: Any, number: signal.Signals) -> None:
+    process = graph.start(MODULE)
+    images = graph.collect(Image, "/rgb/image", 10)
+    graph.wait(lambda: images, "an image")
+    status, seconds = process.stop(number, number)
+    assert (status, "Traceback" in process.log) == (0, False)
+    assert seconds < 2.0
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [("depth_encoding:=8UC1", "8UC1"), ("rate:=0.0", "rate"), ("width:=5", "width"), ("reliability:=maybe", "maybe")],
+)
+def test_bad_parameter_is_one_line(tmp_path: Path, argument: str, message: str) -> None:
+    with Processes() as processes:
+        process = processes.start("camera", [sys.executable, "-m", MODULE, "--ros-args", "-p", argument])
+        assert process.wait(timeout=60) == 2
+        lines = processes.log("camera").read_text().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("demo_camera: ") and message in lines[0]
