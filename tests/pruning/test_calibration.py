@@ -342,3 +342,11 @@ def test_calibration_is_deterministic(language: LlamaForCausalLM) -> None:
         return calibrate(fresh, FlopsCost(language.config, samples()), 0.5, ratios=(0.5, 0.25, 0.1)).schedule
 
     assert once() == once()
+
+
+def test_only_partial_schedules_that_nothing_beats_go_on() -> None:
+    gates = np.arange(4).reshape(4, 1, 1).repeat(2, axis=2)
+    front = calibration._Front(np.array([3.0, 1.0, 2.0, 2.0]), np.array([3.0, 1.0, 5.0, 0.5]), gates)
+    best = calibration._Front.best([front, front])
+    assert best.cost.tolist() == [1.0, 2.0] and best.divergence.tolist() == [1.0, 0.5]
+    assert best.gates[:, 0, 0].tolist() == [1, 3]
