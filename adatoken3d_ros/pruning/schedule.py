@@ -53,7 +53,7 @@ class Schedule:
         return cls(tuple(Stage(layer, ratio) for layer, ratio in zip(layers, ratios, strict=True)), withdraw_layer)
 
     def check(self, n_layers: int) -> None:
-        """Raises ScheduleError if a gate lies past the last layer of a model with `n_layers` (n_layers itself: a no-op)."""
+        """Raises ScheduleError if a gate lies past the end of a model with `n_layers` (n_layers itself: a no-op)."""
         for layer in [s.layer for s in self.stages] + [self.withdraw_layer or 0]:
             if layer > n_layers:
                 raise ScheduleError(f"gate layer {layer} is outside a model of {n_layers} layers")

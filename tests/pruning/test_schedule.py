@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Counts by hand, and what no model can run."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adatoken3d_ros.pruning.schedule import Schedule, ScheduleError, Stage
+
+
+def test_counts_of_pyramiddrop_on_a_scannet_scene() -> None:
+    schedule = Schedule.of([8, 16, 24], [0.5, 0.25, 0.125])
+    assert schedule.counts(1659, 32) == (1659,) * 8 + (829,) * 8 + (414,) * 8 + (207,) * 8
+
+
+def test_withdrawal_leaves_none_and_a_gate_at_the_end_does_nothing() -> None:
+    assert Schedule.of([1], [0.5], withdraw_layer=3).counts(10, 4) == (10, 5, 5, 0)
+    assert Schedule.of([4], [0.5]).counts(10, 4) == (10, 10, 10, 10)
+    assert Schedule.of([0], [0.3]).counts(10, 2) == (3, 3)
+
+
+def test_a_token_is_always_left_unless_there_was_none() -> None:
+    assert Schedule.of([1], [0.01]).counts(5, 2) == (5, 1)
+    assert Schedule.of([1], [0.01]).counts(0, 2) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("layers", "ratios", "named"),
+    [
+        ([8, 8], [0.5, 0.25], "8 follows 8"),
+        ([8, 4], [0.5, 0.25], "4 follows 8"),
+        ([4, 8], [0.25, 0.5], "0.5 follows 0.25"),
+        ([4], [0.0], "0.0"),
+        ([4], [1.5], "1.5"),
+        ([4], [float("nan")], "nan"),
+        ([-1], [0.5], "-1"),
+        ([4, 8], [0.5], "2 gate layers but 1 keep ratios"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(layers: list[int], ratios: list[float], named: str) -> None:
+    with pytest.raises(ScheduleError, match=named.replace(".", r"\.")):
+        Schedule.of(layers, ratios)
+
+
+def test_a_gate_past_the_model_is_refused() -> None:
+    with pytest.raises(ScheduleError, match="gate layer 9 is outside a model of 8 layers"):
+        Schedule.of([9], [0.5]).counts(10, 8)
+    with pytest.raises(ScheduleError, match="withdraw layer -2"):
+        Schedule((Stage(1, 0.5),), -2)
+
+
+@given(
+    st.lists(st.integers(0, 12), unique=True, max_size=5).map(sorted),
+    st.lists(st.floats(0.01, 1.0), min_size=5, max_size=5).map(lambda r: sorted(r, reverse=True)),
+    st.integers(0, 3000),
+)
+def test_counts_never_rise(layers: list[int], ratios: list[float], n: int) -> None:
+    counts = Schedule.of(layers, ratios[: len(layers)]).counts(n, 12)
+    assert all(a >= b for a, b in zip((n, *counts), counts, strict=False))
+    assert n == 0 or min(counts) >= 1
