@@ -11,6 +11,7 @@ from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, LogI
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
 from adatoken3d_ros.cli.demo import tiny_checkpoint
@@ -70,12 +71,13 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
             },
         }.items(),
     )
+    seed = ParameterValue(LaunchConfiguration("seed"), value_type=int)
     camera = Node(
         package="adatoken3d",
         executable="demo_camera",
         name="demo_camera",
         namespace=LaunchConfiguration("namespace"),
-        parameters=[LaunchConfiguration("params_file"), {"seed": int(LaunchConfiguration("seed").perform(context))}],
+        parameters=[LaunchConfiguration("params_file"), {"seed": seed}],
         output="screen",
     )
     return [*notes, scene, camera]
