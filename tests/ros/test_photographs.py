@@ -87,7 +87,7 @@ def test_the_desk_is_seen_through_the_node(graph: Graph, tiny_model: Path) -> No
     assert len(tokens) >= answer.spatial_tokens >= 50
 
     views = next(marker for marker in markers[-1].markers if marker.ns == "views")
-    seen_from = np.array([(point.x, point.y, point.z) for point in views.points[::4]])
+    seen_from = np.array([(point.x, point.y, point.z) for point in views.points[::16]])
     others = [p for p in photographs if np.linalg.norm(seen_from - p[4][:3, 3], axis=1).min() > 1e-6]
     assert len(others) >= COUNT // 3
     distance, _ = cKDTree(surface(others)).query(tokens)

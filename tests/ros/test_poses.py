@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -156,3 +157,47 @@ def test_pose_from_numbers() -> None:
     for bad in ([1.0] * 5, [np.nan] * 6, [0.0] * 7):
         with pytest.raises(ValueError):
             p.pose_from_numbers(bad)
+
+
+class FakeBuffer:
+    """What tf2_ros.Buffer does, for one frame at one stamp."""
+
+    def lookup_transform(self, target: str, source: str, time: Any) -> Any:
+        if (target, source, time.nanoseconds) not in (("map", "camera", 7), ("map", "camera", 0)):
+            raise FakeTf2.TransformException(f"{source} does not exist")
+        return transform(7, target, source, at(2.0))
+
+    def clear(self) -> None:
+        self.cleared = True
+
+
+class FakeTf2:
+    """The parts of the module tf2_ros that are used."""
+
+    class TransformException(Exception):
+        pass
+
+    Buffer = FakeBuffer
+
+    class TransformListener:
+        def __init__(self, buffer: FakeBuffer, node: Any) -> None:
+            node.append("listening")
+            self._node = node
+
+        def unregister(self) -> None:
+            self._node.append("gone")
+
+
+def test_tf_is_asked_at_the_stamp(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tf2_ros", FakeTf2)
+    node: list[str] = []
+    source = p.TfPose(node, "map", at(0.5))
+    assert source.lookup(7, "camera")[0, 3] == 2.5
+    assert source.transform(0, "camera")[0, 3] == 2.0
+    with pytest.raises(p.PoseUnavailable, match="'camera' to 'map' at 0.000000 s.*does not exist"):
+        source.lookup(8, "camera")
+    with pytest.raises(p.PoseError, match="no frame_id"):
+        source.lookup(7, "")
+    source.reset(7)
+    source.close()
+    assert node == ["listening", "gone"]
