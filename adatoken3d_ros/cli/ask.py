@@ -85,7 +85,7 @@ def open_session(args: argparse.Namespace) -> SceneSession:
         ValueError, OSError: for a checkpoint, device or strategy that cannot be used; the text names it.
     """
     from adatoken3d_ros.engine.session import SessionConfig
-    from adatoken3d_ros.ros.loading import ModelSettings, load_session
+    from adatoken3d_ros.engine.loading import ModelSettings, load_session
 
     default = SessionConfig()
     settings = ModelSettings(

@@ -202,7 +202,7 @@ class SceneSession:
         except InvalidRequest as error:
             answer = replace(answer, status=Status.INVALID_REQUEST, status_message=str(error))
         except Cancelled:
-            answer = replace(answer, status=Status.CANCELLED, status_message="cancelled during prefill")
+            answer = replace(answer, status=Status.CANCELLED, status_message="ended during prefill")
         times = watch.finish()
         budget = question.latency_budget_ms or math.inf
         return replace(answer, times=times, budget_met=times.total <= budget)
@@ -254,7 +254,7 @@ class SceneSession:
                 if on_text is not None:
                     on_text(text, len(ids))
                 if should_stop():
-                    status, message = Status.CANCELLED, f"cancelled after {len(ids)} tokens"
+                    status, message = Status.CANCELLED, f"ended after {len(ids)} tokens"
                     break
                 if self._clock() >= deadline:
                     status = Status.TRUNCATED

@@ -9,13 +9,15 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from adatoken3d_ros.engine.answer import Answer, Question, StageTimes, Status
-from adatoken3d_ros.engine.session import SceneSession
-from adatoken3d_ros.scene.frames import PosedFrame
+
+if TYPE_CHECKING:  # the session brings torch with it, seconds of importing
+    from adatoken3d_ros.engine.session import SceneSession
+    from adatoken3d_ros.scene.frames import PosedFrame
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -38,13 +40,15 @@ class Ticket:
     on_text: Callable[[str, int], None] | None = None
     on_stage: Callable[[str], None] | None = None
     result: Future[Answer] = field(default_factory=Future)
+    withdraw: Callable[[Ticket], None] = field(default=lambda ticket: None, repr=False)
     _stop: threading.Event = field(default_factory=threading.Event)
     _why: str = ""
 
     def cancel(self, why: str = "cancelled by the caller") -> None:
-        """Ends the answer within one decode step; the answer then says CANCELLED."""
+        """Ends the answer: at once if the question waits, within one decode step if it runs; it then says CANCELLED."""
         self._why = self._why or why
         self._stop.set()
+        self.withdraw(self)
 
     @property
     def cancelled(self) -> bool:
@@ -119,8 +123,8 @@ class Worker:
         on_stage: Callable[[str], None] | None = None,
     ) -> Ticket:
         """Hands in a question under the policy; the ticket's result is completed in every case."""
-        ticket = Ticket(question, self._clock(), on_text, on_stage)
-        refusal = ""
+        ticket = Ticket(question, self._clock(), on_text, on_stage, withdraw=self._withdraw)
+        refusal, replaced = "", []
         with self._changed:
             busy = len(self._questions) + (self._running is not None)
             if self._stopping:
@@ -131,10 +135,11 @@ class Worker:
                 refusal = f"{self.queue_limit} questions are waiting already (question policy: queue)"
             else:
                 if self.policy is QuestionPolicy.REPLACE:
-                    for older in (*self._questions, *filter(None, [self._running])):
-                        older.cancel("replaced by a newer question")
+                    replaced = [*self._questions, *filter(None, [self._running])]
                 self._questions.append(ticket)
                 self._changed.notify()
+        for older in replaced:
+            older.cancel("replaced by a newer question")
         if refusal:
             ticket.result.set_result(self._unanswered(ticket, Status.BUSY, refusal))
         return ticket
@@ -192,6 +197,15 @@ class Worker:
                 ticket.result.set_result(answer)
         self._refuse_waiting(Status.CANCELLED, "the node is stopping")
 
+    def _withdraw(self, ticket: Ticket) -> None:
+        """Answers a cancelled question that waits; one that runs finds its flag set."""
+        with self._changed:
+            waits = ticket in self._questions
+            if waits:
+                self._questions.remove(ticket)
+        if waits:
+            ticket.result.set_result(self._unanswered(ticket, Status.CANCELLED, ticket._why))
+
     def _take_frame(self, session: SceneSession, *, encode: bool) -> None:
         with self._changed:
             source, self._frame = self._frame, None
@@ -209,8 +223,6 @@ class Worker:
         self._count(outcome)
 
     def _answer(self, session: SceneSession, ticket: Ticket) -> Answer:
-        if ticket.cancelled:
-            return self._unanswered(ticket, Status.CANCELLED, ticket._why)
         try:
             answer = session.ask(
                 ticket.question,
@@ -222,6 +234,8 @@ class Worker:
         except Exception as error:
             logger.exception("the question %r failed", ticket.question.text)
             return self._unanswered(ticket, Status.ERROR, f"{type(error).__name__}: {error}")
+        if answer.status == Status.CANCELLED:
+            answer = replace(answer, status_message=f"{ticket._why}: {answer.status_message}")
         return answer
 
     def _refuse_waiting(self, status: Status, why: str) -> None:

@@ -43,9 +43,9 @@ from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
 from adatoken3d_ros.engine.answer import Answer, Question, Status
+from adatoken3d_ros.engine.loading import ModelSettings, free_gpu_memory, load_session, make_strategy
 from adatoken3d_ros.ros import diagnostics
 from adatoken3d_ros.ros.inputs import Inputs
-from adatoken3d_ros.ros.loading import ModelSettings, free_gpu_memory, load_session, make_strategy
 from adatoken3d_ros.ros.parameters import Parameters
 from adatoken3d_ros.ros.poses import TfPose
 from adatoken3d_ros.ros.publishers import Publishers, SceneView

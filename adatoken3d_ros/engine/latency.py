@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long a question will take: a formula fitted to this machine, corrected by what is measured while it runs.
+
+    t = a_enc * new views + (p0 + p1 M + p2 M^2) + sum over layers of (a + b n + c n (n + kv)) + gates + T (e + f kv)
+
+M spatial tokens are built; a layer reads n rows after kv cached ones (0 but for a kept prefix); a gate costs a constant
+and something per row in front of it; T tokens are decoded over kv cached rows, summed over the layers. All coefficients
+are at least 0, in seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import nnls
+
+FloatArray = NDArray[np.float64]
+
+FORMAT = "adatoken3d-latency/1"
+# Terms of each stage; `follow_up` is a prefill of the question alone, over a kept prefix, with a ratio of its own.
+TERMS: Mapping[str, tuple[str, ...]] = {
+    "encode": ("view",),
+    "tokens": ("build", "token", "token^2"),
+    "prefill": ("layer", "row", "row^2", "gate", "gate row"),
+    "decode": ("step", "kv"),
+}
+FORMULA = {"encode": "encode", "tokens": "tokens", "prefill": "prefill", "follow_up": "prefill", "decode": "decode"}
+STAGES = tuple(FORMULA)
+
+
+class LatencyError(ValueError):
+    """Measurements that nothing can be fitted to, or a file that is not this machine's; the message names the value."""
+
+
+# The terms of a piece of work -------------------------------------------------------------------------------------
+
+
+def encode_terms(views: int) -> FloatArray:
+    return np.array([views], dtype=np.float64)
+
+
+def token_terms(n_tokens: int) -> FloatArray:
+    """Building and projecting `n_tokens` spatial tokens; 0: they are there already."""
+    return np.array([1.0, n_tokens, n_tokens**2]) if n_tokens else np.zeros(3)
+
+
+def read_terms(spatial_per_layer: Any, n_spatial: Any, n_text: int) -> FloatArray:
+    """(..., 5) of a prefill without a prefix.
+
+    Args:
+        spatial_per_layer: (..., L) spatial tokens seen by each layer.
+        n_spatial: (...) spatial tokens of the prompt.
+        n_text: its other rows.
+    """
+    counts = np.asarray(spatial_per_layer, dtype=np.float64)
+    before = np.concatenate([np.asarray(n_spatial, dtype=np.float64)[..., None], counts[..., :-1]], axis=-1)
+    gated = (counts != before) & (counts > 0)
+    rows = counts + n_text
+    layers = np.full(counts.shape[:-1], float(counts.shape[-1]))
+    gate_rows = ((before + n_text) * gated).sum(-1)
+    return np.stack([layers, rows.sum(-1), (rows**2).sum(-1), gated.sum(-1), gate_rows], axis=-1)
+
+
+def follow_up_terms(n_rows: int, n_cached: int, n_layers: int) -> FloatArray:
+    """(5,) of a chunk of `n_rows` after `n_cached` rows that each layer keeps."""
+    return np.array([n_layers, n_layers * n_rows, n_layers * n_rows * (n_rows + n_cached), 0.0, 0.0])
+
+
+def decode_terms(steps: Any, cached: Any, n_layers: int) -> FloatArray:
+    """(..., 2) of `steps` decode steps; `cached`: rows kept at the first, summed over the layers."""
+    steps, cached = np.broadcast_arrays(np.asarray(steps, np.float64), np.asarray(cached, np.float64))
+    return np.stack([steps, steps * cached + n_layers * steps * (steps - 1) / 2], axis=-1)
+
+
+# The fit ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What a warm-up found: by stage of FORMULA, the terms (m, k) and the seconds (m,)."""
+
+    terms: Mapping[str, FloatArray]
+    seconds: Mapping[str, FloatArray]
+
+
+def fit(stage: str, terms: FloatArray, seconds: FloatArray) -> FloatArray:
+    """Coefficients (k,) >= 0 with the least sum of squared relative errors (non-negative least squares).
+
+    Raises:
+        LatencyError: shapes that disagree, no measurement, or a time that is not positive.
+    """
+    terms, seconds = np.asarray(terms, np.float64), np.asarray(seconds, np.float64)
+    if terms.shape != (len(seconds), len(TERMS[stage])) or not len(seconds):
+        raise LatencyError(f"{stage}: terms {terms.shape} for {seconds.shape} times of {len(TERMS[stage])} terms")
+    if not (np.isfinite(seconds).all() and (seconds > 0).all() and np.isfinite(terms).all()):
+        raise LatencyError(f"{stage}: times must be positive and finite, got {seconds.tolist()}")
+    rows = terms / seconds[:, None]
+    scale = rows.max(axis=0)  # columns of size 1: the solver compares them
+    scale[scale == 0] = 1.0
+    found, _ = nnls(rows / scale, np.ones(len(seconds)))
+    return np.asarray(found / scale, dtype=np.float64)
+
+
+# Correction at run time -------------------------------------------------------------------------------------------
+
+
+class Ratio:
+    """Measured over fitted time of one stage: an exponentially weighted mean of its logarithm, and how it scatters.
+
+    One measurement that is off by more than `outlier` changes nothing; a second one on the same side right after it
+    does at once: then it is not an accident but another pace, as when another program starts.
+
+    Args:
+        scatter: measured / predicted of the warm-up, the first entries of the window.
+        weight: of a new measurement.
+        window: how many measurements the 95th percentile is taken of.
+        outlier: factor.
+    """
+
+    def __init__(
+        self, scatter: Iterable[float] = (), *, weight: float = 0.2, window: int = 64, outlier: float = 1.5
+    ) -> None:
+        self.value = 1.0
+        self.count = 0
+        self._weight = weight
+        self._outlier = math.log(outlier)
+        self._held: float | None = None
+        self._scatter: deque[float] = deque(scatter, maxlen=window)
+        self._guard = self._percentile()
+
+    @property
+    def guard(self) -> float:
+        """95th percentile of measured / predicted, at least 1: p95 over p50."""
+        return self._guard
+
+    def observe(self, ratio: float) -> None:
+        """Takes one measured / fitted time into account.
+
+        Raises:
+            LatencyError: for a ratio that is not positive and finite.
+        """
+        if not 0 < ratio < math.inf:
+            raise LatencyError(f"a ratio of {ratio}")
+        off = math.log(ratio / self.value)
+        self._scatter.append(ratio / self.value)
+        held, self._held = self._held, None
+        # The first measurement of all is no outlier: there is nothing yet that it could be compared with.
+        if abs(off) > self._outlier and self.count:
+            if held is None or held * off < 0:
+                self._held = off
+                self._guard = self._percentile()
+                return
+            step = (held + off) / 2
+            # What the old pace scattered by says nothing of the new one, nor do the two that led here.
+            self._scatter = deque([1.0], maxlen=self._scatter.maxlen)
+        else:
+            step = max(self._weight, 1 / (self.count + 1)) * off
+        self.value *= math.exp(step)
+        self.count += 1
+        self._guard = self._percentile()
+
+    def _percentile(self) -> float:
+        # Few measurements know little of their tail: as if one more had been somewhat late.
+        known = [*self._scatter, 1.1]
+        return max(1.0, float(np.percentile(known, 95)))
+
+
+class LatencyModel:
+    """Predicts the seconds of each stage.
+
+    Args:
+        coefficients: by formula (see TERMS), (k,) seconds per unit of each term.
+        key: the model, number type, device and machine that it was measured on.
+        scatter: by formula, measured / predicted of the fit.
+
+    Raises:
+        LatencyError: coefficients that are missing, of another length, negative or not finite.
+    """
+
+    def __init__(
+        self,
+        coefficients: Mapping[str, Sequence[float] | FloatArray],
+        key: Mapping[str, str] | None = None,
+        scatter: Mapping[str, Sequence[float]] | None = None,
+    ) -> None:
+        self.key = dict(key or {})
+        self.coefficients: dict[str, FloatArray] = {}
+        for name, terms in TERMS.items():
+            values = np.asarray(coefficients.get(name, ()), dtype=np.float64)
+            if values.shape != (len(terms),) or not np.isfinite(values).all() or (values < 0).any():
+                raise LatencyError(f"{name} needs {len(terms)} coefficients that are at least 0, got {values.tolist()}")
+            self.coefficients[name] = values
+        self._scatter = {name: list((scatter or {}).get(name, ())) for name in TERMS}
+        self.ratios = {stage: Ratio(self._scatter[name]) for stage, name in FORMULA.items()}
+        self.version = 0
+
+    @classmethod
+    def fitted(cls, measured: Measured, key: Mapping[str, str] | None = None) -> LatencyModel:
+        """From a warm-up."""
+        coefficients = {name: fit(name, measured.terms[name], measured.seconds[name]) for name in TERMS}
+        scatter = {}
+        for name, values in coefficients.items():
+            predicted = np.maximum(measured.terms[name] @ values, 1e-9)
+            scatter[name] = (measured.seconds[name] / predicted).tolist()
+        return cls(coefficients, key, scatter)
+
+    def fitted_seconds(self, stage: str, terms: FloatArray) -> Any:
+        """(...) seconds by the formula alone, of terms (..., k)."""
+        return terms @ self.coefficients[FORMULA[stage]]
+
+    def p50(self, stage: str, terms: FloatArray) -> Any:
+        """(...) seconds that half of such stages stay under."""
+        return self.fitted_seconds(stage, terms) * self.ratios[stage].value
+
+    def p95(self, stage: str, terms: FloatArray) -> Any:
+        """(...) seconds that 19 of 20 such stages stay under."""
+        return self.p50(stage, terms) * self.ratios[stage].guard
+
+    def observe(self, stage: str, terms: FloatArray, seconds: float) -> None:
+        """Takes into account that a stage took `seconds`; one with nothing to do says nothing."""
+        expected = float(self.fitted_seconds(stage, terms))
+        if expected > 0 and seconds > 0:
+            self.ratios[stage].observe(seconds / expected)
+            self.version += 1
+
+    @property
+    def drift(self) -> dict[str, float]:
+        """By stage, how many times slower it runs than when it was fitted; only stages that were measured."""
+        return {stage: ratio.value for stage, ratio in self.ratios.items() if ratio.count}
+
+    # --- files ---
+
+    def save(self, path: Path | str) -> None:
+        """Writes the fit (not the correction) as JSON, atomically."""
+        content = {
+            "format": FORMAT,
+            "key": self.key,
+            "coefficients": {name: values.tolist() for name, values in self.coefficients.items()},
+            "scatter": self._scatter,
+        }
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(path.name + ".part")
+        draft.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        draft.replace(path)
+
+    @classmethod
+    def load(cls, path: Path | str, key: Mapping[str, str]) -> LatencyModel:
+        """Reads a fit.
+
+        Raises:
+            LatencyError: no such format, or made for another key; the message names what differs.
+            OSError: for the file.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            if content["format"] != FORMAT:
+                raise LatencyError(f"format is {content['format']!r}, this program reads {FORMAT!r}")
+            for name, value in key.items():
+                if content["key"].get(name) != value:
+                    raise LatencyError(f"was measured for {name} {content['key'].get(name)!r}, this is {value!r}")
+            return cls(content["coefficients"], content["key"], content["scatter"])
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise LatencyError(f"{path}: {error}") from error
+
+
+@dataclass(frozen=True)
+class LatencyKey:
+    """What a fit holds for."""
+
+    model: str
+    dtype: str
+    device: str
+    machine: str
+    threads: str
+
+    def as_dict(self) -> dict[str, str]:
+        return asdict(self)
+
+    @property
+    def file_name(self) -> str:
+        return f"latency-{self.model}-{self.dtype}-{self.device.replace(':', '')}-{self.threads}.json"
