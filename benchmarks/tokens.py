@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How long does it take to turn posed views into spatial tokens, their features given?
 
-Three ways to the same tokens, measured in turn so that the machine's moods fall on all of them:
+Three ways to the same tokens, measured in turn and in random order, so that the machine's moods fall on all of them:
 
 * ours, from scratch: back-project the sampled pixels only, pool all patches at once;
 * ours, one view: what a robot pays for a key frame, the view added to a full map and the tokens taken;
@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -150,19 +151,25 @@ def same(a: Pooled, b: Pooled, tolerance: float = 1e-4) -> bool:
     return torch.equal(a[1], b[1]) and torch.allclose(a[0], b[0], rtol=0, atol=tolerance)
 
 
-def measure(ways: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[tuple[float, float]]]:
+def measure(
+    ways: list[dict[str, Callable[[], Any]]], repeats: int, seed: int = 0
+) -> dict[str, list[tuple[float, float]]]:
     """Milliseconds on the clock and of the processor: `repeats` rounds of all ways in turn, after one not counted.
 
-    A rest before each lets no way pay for the one before it: its threads that still spin, its share of a busy machine.
+    The order of the groups of ways is drawn anew for each round (within a group it stays), because a way finds the
+    caches and the memory as the one before it left them. A rest before each lets none pay for threads that still spin
+    or for its predecessor's share of a busy machine.
     """
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for group in ways for name in group}
+    order = random.Random(seed)
     for turn in range(repeats + 1):
-        for name, way in ways.items():
-            time.sleep(REST)
-            start, start_cpu = time.perf_counter(), time.process_time()
-            way()
-            if turn:
-                times[name].append((1e3 * (time.perf_counter() - start), 1e3 * (time.process_time() - start_cpu)))
+        for group in order.sample(ways, len(ways)):
+            for name, way in group.items():
+                time.sleep(REST)
+                start, start_cpu = time.perf_counter(), time.process_time()
+                way()
+                if turn:
+                    times[name].append((1e3 * (time.perf_counter() - start), 1e3 * (time.process_time() - start_cpu)))
     return times
 
 
@@ -174,15 +181,14 @@ def run(views: int, channels: int, repeats: int, seed: int) -> dict[str, Any]:
     valid = torch.from_numpy(np.concatenate([p.valid for p in points]))
     flat = case.features.flatten(0, 1)
     times = measure(
-        {
-            "ours": lambda: ours(case),
-            "upstream": lambda: upstream(case),
-            "ours_geometry": lambda: [patch_points(frame, case.config) for frame in case.frames],
-            "upstream_geometry": lambda: upstream_points(case),
-            "ours_pooling": lambda: voxel_pool(flat, xyz, VOXEL_SIZE, valid=valid),
-            "remove_view": incremental.take_out,
-            "add_view": incremental.add_back,
-        },
+        [
+            {"ours": lambda: ours(case)},
+            {"upstream": lambda: upstream(case)},
+            {"ours_geometry": lambda: [patch_points(frame, case.config) for frame in case.frames]},
+            {"upstream_geometry": lambda: upstream_points(case)},
+            {"ours_pooling": lambda: voxel_pool(flat, xyz, VOXEL_SIZE, valid=valid)},
+            {"remove_view": incremental.take_out, "add_view": incremental.add_back},
+        ],
         repeats,
     )
     medians = {name: statistics.median(clock for clock, _ in values) for name, values in times.items()}
