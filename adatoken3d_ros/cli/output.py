@@ -92,7 +92,7 @@ def rows(record: Record) -> list[tuple[str, str]]:
         ("spatial tokens", f"{before} before, {after} after" + (f" ({after / before:.0%} kept)" if before else "")),
         ("prefill FLOPs", f"{run:.3g} of {full:.3g} ({1 - run / full:.1%} saved)" if full else "none"),
         ("time (ms)", f"{record['total_ms']:.1f} in all: {stages}"),
-        ("age of the data", "not live" if age is None else f"{age:.2f} s"),
+        ("age of the data", "no live data" if age is None else f"{age:.2f} s"),
         ("latency budget", f"{budget:g} ms, {'met' if record['budget_met'] else 'missed'}" if budget else "none"),
         ("strategy, model", f"{record['strategy']}, {record['model_id']}"),
     ]

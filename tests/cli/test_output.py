@@ -57,7 +57,7 @@ def test_rows_by_hand() -> None:
         ("spatial tokens", "200 before, 25 after (12% kept)"),
         ("prefill FLOPs", "1e+09 of 4e+09 (75.0% saved)"),
         ("time (ms)", "15.0 in all: queue 1.0, encode 2.0, tokens 3.0, prefill 4.0, decode 5.0"),
-        ("age of the data", "not live"),
+        ("age of the data", "no live data"),
         ("latency budget", "300 ms, missed"),
         ("strategy, model", "ours, m@1"),
     ]

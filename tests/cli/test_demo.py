@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the demo decides before anything runs; the demo as a whole is tested with ROS."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+from adatoken3d_ros.cli import demo
+from adatoken3d_ros.cli.main import main
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [("rclpy", "the demo needs ROS 2, and this Python finds no rclpy"), ("adatoken3d", "interfaces .* are not built")],
+)
+def test_missing_ros_says_what_to_install(
+    missing: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo.importlib.util, "find_spec", lambda name: None if name == missing else object())
+    with pytest.raises(OSError, match=message):
+        demo.require_ros()
+    assert main(["demo"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_free_domain_passes_over_those_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "DOMAINS", range(97, 99))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as used:
+        used.bind(("", 7410 + 250 * 97))
+        assert {demo.free_domain() for _ in range(8)} == {98}
+        monkeypatch.setattr(demo, "DOMAINS", range(97, 98))
+        with pytest.raises(OSError, match="in use on this machine"):
+            demo.free_domain()
+
+
+def test_share_is_the_tree_that_runs_else_the_installed_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert (demo.share() / "config" / "demo.yaml").is_file()
+    # An installed copy has no package.xml two folders above.
+    monkeypatch.setattr(demo, "__file__", str(tmp_path / "site-packages" / "adatoken3d_ros" / "cli" / "demo.py"))
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "prefix"))
+    monkeypatch.setenv("AMENT_PREFIX_PATH", str(tmp_path / "overlay"))
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path}/overlay, {tmp_path}/prefix"):
+        demo.share()
+    for prefix in ("prefix", "overlay"):
+        folder = tmp_path / prefix / "share" / "adatoken3d"
+        folder.mkdir(parents=True)
+        (folder / "package.xml").touch()
+        assert demo.share() == folder
+
+
+def test_tiny_checkpoint_is_written_once_and_complete(tmp_path: Path) -> None:
+    path = tmp_path / "cache" / "tiny"
+    calls: list[Path] = []
+
+    def write(command: list[str]) -> None:
+        calls.append(Path(command[-1]))
+        calls[-1].mkdir()
+        assert not path.exists()
+
+    demo.write_tiny(path, write)
+    demo.write_tiny(path, write)
+    assert path.is_dir() and len(calls) == 1
+    assert [entry.name for entry in path.parent.iterdir()] == ["tiny"]
+
+
+def test_interrupted_writing_leaves_nothing(tmp_path: Path) -> None:
+    def interrupted(command: list[str]) -> None:
+        Path(command[-1]).mkdir()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        demo.write_tiny(tmp_path / "tiny", interrupted)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_checkpoint_written_by_another_demo_meanwhile_is_used(tmp_path: Path) -> None:
+    def slower(command: list[str]) -> None:
+        Path(command[-1]).mkdir()
+        (tmp_path / "tiny").mkdir()
+        (tmp_path / "tiny" / "config.json").touch()
+
+    demo.write_tiny(tmp_path / "tiny", slower)
+    assert (tmp_path / "tiny" / "config.json").is_file()
+
+
+def test_checkpoint_of_other_code_has_another_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "model").mkdir()
+    monkeypatch.setattr(demo, "__file__", str(tmp_path / "cli" / "demo.py"))
+    (tmp_path / "model" / "tiny.py").write_text("a = 1")
+    first = demo.tiny_checkpoint_path()
+    assert first.parent == tmp_path / "cache" / "adatoken3d"
+    assert demo.tiny_checkpoint_path() == first
+    (tmp_path / "model" / "tiny.py").write_text("a = 2")
+    assert demo.tiny_checkpoint_path() != first
+
+
+def test_questions_given_and_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    typed = iter(["Where is it?", ""])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(typed))
+    arguments = Namespace(question=["a?", "b?"], seconds=0.0, interactive=True)
+    assert list(demo._questions(arguments)) == ["a?", "b?", "Where is it?"]
+    arguments = Namespace(question=None, seconds=0.0, interactive=False)
+    assert list(demo._questions(arguments)) == [demo.QUESTION]
