@@ -25,7 +25,19 @@ FLOOR, WALL, CEILING, FIRST_ITEM = 0, 1, 2, 3
 MAX_ITEMS = 16
 TALL = 1.3  # what is taller keeps away from the room's centre, where a camera passes
 _GAP = 0.04  # between footprints, metres
-_STRETCHY = {"table", "coffee table", "desk", "bookshelf", "cabinet", "wardrobe", "bench", "bed", "sofa", "box", "piano"}
+_STRETCHY = {
+    "table",
+    "coffee table",
+    "desk",
+    "bookshelf",
+    "cabinet",
+    "wardrobe",
+    "bench",
+    "bed",
+    "sofa",
+    "box",
+    "piano",
+}
 _SUPPORTS = ("table", "table", "desk", "desk", "coffee table", "cabinet", "nightstand", "tv stand", "bookshelf")
 _COMMON = ("sofa", "bed", "wardrobe", "refrigerator", "armchair", "trash can", "box", "chair", "bookshelf")
 _FACING = {"television", "laptop", "computer", "printer", "phone", "microwave", "toaster", "coffee maker", "radio"}
@@ -80,17 +92,17 @@ class Item:
         """(V, 3) float32, world frame."""
         return _to_world(self.model, self.position, self.yaw, self.scale)
 
-    @property
+    @functools.cached_property
     def centre(self) -> NDArray[np.float64]:
         """(3,) of the box."""
         return (np.array(self.low) + np.array(self.high)) / 2
 
-    @property
+    @functools.cached_property
     def size(self) -> NDArray[np.float64]:
         """(3,) of the box, along the world's axes."""
         return np.array(self.high) - np.array(self.low)
 
-    @property
+    @functools.cached_property
     def footprint(self) -> Footprint:
         """The oriented rectangle it covers, with its height span."""
         hx, hy = self.model.size[0] * self.scale[0] / 2, self.model.size[1] * self.scale[1] / 2
@@ -276,6 +288,16 @@ def _pale(rng: np.random.Generator) -> tuple[int, int, int]:
     return _rgb(light + rng.uniform(-1, 1, 3) * 14)
 
 
+def draw_scale(kind: str, rng: np.random.Generator) -> tuple[float, float, float]:
+    """By how much a piece of the class is larger or smaller than its model, along the model's axes."""
+    if kind in _STRETCHY:
+        a, b, c = rng.uniform(0.86, 1.14, 3).tolist()
+        return a, b, c
+    spread = 0.05 if kind in ("person", "door", "bicycle") else 0.13
+    factor = float(rng.uniform(1 - spread, 1 + spread))
+    return factor, factor, factor
+
+
 @functools.lru_cache(maxsize=256)
 def _models(kind: str, held_out: bool) -> tuple[Model, ...]:
     return tuple(models_of(kind, held_out=held_out))
@@ -357,12 +379,7 @@ class _Layout:
         rng = self.rng
         models = _models(kind, self.held_out)
         model = models[int(rng.integers(len(models)))]
-        if kind in _STRETCHY:
-            a, b, c = rng.uniform(0.86, 1.14, 3).tolist()
-            return model, (a, b, c)
-        spread = 0.05 if kind in ("person", "door", "bicycle") else 0.13
-        factor = float(rng.uniform(1 - spread, 1 + spread))
-        return model, (factor, factor, factor)
+        return model, draw_scale(kind, rng)
 
     def add(
         self,
@@ -377,7 +394,7 @@ class _Layout:
         colour, rgb = None, None
         if like is not None:
             colour = like.colour
-        elif KINDS[model.kind].tint and rng.random() < 0.8:
+        elif KINDS[model.kind].tint and rng.random() < 0.7:
             colour = list(COLOURS)[int(rng.integers(len(COLOURS)))]
         if colour is not None:
             rgb = _rgb(np.array(COLOURS[colour]) * rng.uniform(0.94, 1.06) + rng.uniform(-5, 5, 3))
@@ -455,7 +472,9 @@ class _Layout:
             shift = half - 0.006 - thickness / 2 - abs(x * c + y * s)
             x, y = x - shift * c, y - shift * s
             reach = 0.7 if kind == "door" else 0.0
-            clear = Footprint(x + c * reach / 2, y + s * reach / 2, thickness / 2 + reach / 2, hy, yaw, base, base + height)
+            clear = Footprint(
+                x + c * reach / 2, y + s * reach / 2, thickness / 2 + reach / 2, hy, yaw, base, base + height
+            )
             if self.fits(clear, 0.02):
                 self.add(model, scale, (x, y, base), yaw, WALL)
                 if reach:
@@ -477,9 +496,9 @@ class _Layout:
         alike = rng.random() < 0.45
         first: Item | None = None
         for index in rng.permutation(len(spots))[: max(count, 0)]:
-            side, reach, along = spots[int(index)]
+            angle, reach, along = spots[int(index)]
             distance = reach + hx + float(rng.uniform(0.03, 0.2))
-            direction = box.yaw + side
+            direction = box.yaw + angle
             c, s = math.cos(direction), math.sin(direction)
             x, y = box.x + c * distance - s * along, box.y + s * distance + c * along
             yaw = direction + math.pi + float(rng.normal(0, 0.1))

@@ -33,7 +33,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "white": (238, 238, 236),
     "gray": (130, 131, 134),
 }
-_MAIN_SHARE = 0.7  # of a model's area is given the colour, the rest (screens, handles, legs) keeps its own
+_MAIN_SHARE = 0.7  # of what is seen of a model is given the colour, the rest (screens, handles, legs) keeps its own
 _CREASE = np.cos(np.radians(40.0))
 
 Place = Literal["wall", "free", "top", "door", "window"]
@@ -149,6 +149,7 @@ class Model:
         surface: what other things can stand on, if any.
         held_out: never in a training room.
         vertices: (V, 3) float32. faces: (F, 3) uint32. colour: (F,) uint8, row of `palette` (P, 3) uint8, sRGB.
+        shares: (P,) float64, of each colour in what can be seen of it from outside; they add up to 1.
     """
 
     id: str
@@ -164,6 +165,7 @@ class Model:
     faces: NDArray[np.uint32]
     colour: NDArray[np.uint8]
     palette: NDArray[np.uint8]
+    shares: NDArray[np.float64]
 
     @functools.cached_property
     def corner_normals(self) -> NDArray[np.float32]:
@@ -189,8 +191,7 @@ class Model:
     @functools.cached_property
     def main(self) -> NDArray[np.bool_]:
         """(P,) the palette's entries that make up most of the surface: those a named colour replaces."""
-        share = np.bincount(self.colour, self.areas, len(self.palette))
-        share = share / max(share.sum(), 1e-12)
+        share = self.shares
         order = np.argsort(-share, kind="stable")
         needed = int(np.searchsorted(np.cumsum(share[order]), _MAIN_SHARE)) + 1
         chosen = np.zeros(len(self.palette), bool)
@@ -204,7 +205,7 @@ class Model:
         """(P, 3) palette with the main surfaces in the colour `rgb`; light and dark shades stay visible."""
         palette = self.palette.astype(np.float64)
         light = palette @ (0.299, 0.587, 0.114)
-        share = np.bincount(self.colour, self.areas, len(palette)) * self.main
+        share = self.shares * self.main
         mean = float((light * share).sum() / max(share.sum(), 1e-12))
         factor = np.clip(1 + 0.35 * (light / max(mean, 1.0) - 1), 0.82, 1.12)
         painted = np.asarray(rgb, np.float64)[None] * factor[:, None]
@@ -212,10 +213,8 @@ class Model:
 
     def look(self, palette: NDArray[np.uint8]) -> frozenset[str]:
         """All colour names that somebody might give the model with this palette (P, 3)."""
-        share = np.bincount(self.colour, self.areas, len(self.palette))
-        share = share / max(share.sum(), 1e-12)
         names: set[str] = set()
-        for rgb, part in zip(palette, share, strict=True):
+        for rgb, part in zip(palette, self.shares, strict=True):
             if part > 0.08:
                 names |= colour_names(rgb)
         return frozenset(names)
@@ -225,7 +224,9 @@ def lab(rgb: NDArray[np.float64]) -> NDArray[np.float64]:
     """CIE L*a*b* (D65) of sRGB colours (..., 3) in 0..255 (IEC 61966-2-1, CIE 15)."""
     scaled = np.asarray(rgb, np.float64) / 255
     linear = np.where(scaled <= 0.04045, scaled / 12.92, ((scaled + 0.055) / 1.055) ** 2.4)
-    matrix = np.array([[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]])
+    matrix = np.array(
+        [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+    )
     ratio = linear @ matrix.T / np.array([0.95047, 1.0, 1.08883])
     f = np.where(ratio > (6 / 29) ** 3, np.cbrt(ratio), ratio / (3 * (6 / 29) ** 2) + 4 / 29)
     return np.stack([116 * f[..., 1] - 16, 500 * (f[..., 0] - f[..., 1]), 200 * (f[..., 1] - f[..., 2])], axis=-1)
@@ -279,6 +280,7 @@ def load_pack(path: Path = ASSETS / "furniture.npz") -> Mapping[str, Model]:
             faces=np.ascontiguousarray(faces, np.uint32),
             colour=arrays["colour"][at[1] : at[1] + n_faces],
             palette=arrays["palette"][at[2] : at[2] + n_colours],
+            shares=np.array(entry["shares"]),
         )
         at = [at[0] + n_vertices, at[1] + n_faces, at[2] + n_colours]
     return models
