@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Awaiting other threads from a coroutine that an rclpy executor runs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future as ThreadFuture
+from typing import Any, TypeVar
+
+from rclpy.node import Node
+from rclpy.task import Future
+
+T = TypeVar("T")
+
+
+async def completed(node: Node, source: ThreadFuture[T]) -> T:
+    """The result of a future that another thread completes, or its exception."""
+    mirror: Future = Future(executor=node.executor)
+
+    def done(_: ThreadFuture[T]) -> None:
+        mirror.set_result(None)
+        # A coroutine that awaits is looked at only when the executor wakes up.
+        if node.executor is not None:
+            node.executor.wake()
+
+    source.add_done_callback(done)
+    await mirror
+    return source.result()
+
+
+async def beside(node: Node, function: Callable[[], Any]) -> None:
+    """Awaits a call that takes long, in a thread of its own."""
+    done: ThreadFuture[None] = ThreadFuture()
+
+    def run() -> None:
+        try:
+            function()
+        except Exception as error:
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
+    threading.Thread(target=run, name="adatoken3d-beside", daemon=True).start()
+    await completed(node, done)

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every way to ask (service, action, topic, click), and one way from a question to its published answer."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from adatoken3d.action import AskSceneStream
+from adatoken3d.msg import Answer as AnswerMsg
+from adatoken3d.srv import AskScene
+from geometry_msgs.msg import PointStamped
+from rclpy.action import ActionServer, CancelResponse
+from rclpy.callback_groups import CallbackGroup
+from std_msgs.msg import String
+from std_srvs.srv import Trigger
+
+from adatoken3d_ros.engine.answer import Answer, Question, Status
+from adatoken3d_ros.engine.loading import make_strategy
+from adatoken3d_ros.ros.awaiting import completed
+from adatoken3d_ros.ros.diagnostics import LatencyWindow
+from adatoken3d_ros.ros.poses import TfPose
+
+if TYPE_CHECKING:
+    from adatoken3d_ros.engine.worker import Ticket
+    from adatoken3d_ros.ros.node import SceneNode
+
+
+class Questions:
+    """Takes questions for a node; each is answered and published exactly once, whatever happens to it.
+
+    Args:
+        node: whose worker answers.
+        group: reentrant, since a question is a coroutine that awaits its ticket.
+
+    Attributes:
+        open: questions that are not answered yet.
+        latency: how long the last answers took.
+    """
+
+    def __init__(self, node: SceneNode, group: CallbackGroup) -> None:
+        self._node = node
+        self._tickets: dict[bytes, Ticket] = {}
+        self.open = 0
+        self.latency = LatencyWindow()
+        node.create_service(AskScene, "~/ask", self._on_ask, callback_group=group)
+        node.create_service(Trigger, "~/clear_scene", self._on_clear, callback_group=group)
+        self._stream_server = ActionServer(
+            node,
+            AskSceneStream,
+            "~/ask_stream",
+            self._on_stream,
+            cancel_callback=self._on_cancel,
+            callback_group=group,
+        )
+        subscribe: Any = partial(node.create_subscription, qos_profile=10, callback_group=group)
+        subscribe(String, "question", self._on_question)
+        subscribe(PointStamped, "clicked_point", self._on_click)
+
+    def close(self) -> None:
+        """Takes no more goals; to be called before the node is destroyed."""
+        self._stream_server.destroy()
+
+    async def _on_ask(self, request: AskScene.Request, response: AskScene.Response) -> AskScene.Response:
+        response.answer = await self._answer(self._question_of(request))
+        return response
+
+    async def _on_question(self, message: String) -> None:
+        await self._answer(self._question(message.data))
+
+    async def _on_click(self, message: PointStamped) -> None:
+        question = self._question(self._node.parameters["click_question"])
+        point = np.array([message.point.x, message.point.y, message.point.z])
+        scene_frame, frame = self._node.parameters["scene.frame_id"], message.header.frame_id
+        if frame not in ("", scene_frame):
+            try:
+                if not isinstance(self._node.inputs.poses, TfPose):
+                    source = self._node.parameters["pose.source"]
+                    raise ValueError(f"pose.source is {source!r}, only 'tf' knows other frames")
+                T = self._node.inputs.poses.transform(0, frame)
+            except ValueError as error:
+                text = f"clicked_point is in frame {frame!r}, the scene in {scene_frame!r}: {error}"
+                self._publish(Answer(question, Status.INVALID_REQUEST, status_message=text))
+                return
+            point = T[:3, :3] @ point + T[:3, 3]
+        await self._answer(self._question(question.text, clicks=point[None]))
+
+    async def _on_stream(self, goal: Any) -> AskSceneStream.Result:
+        key = bytes(goal.goal_id.uuid)
+        feedback = AskSceneStream.Feedback(stage="queue")
+
+        def on_stage(stage: str) -> None:
+            feedback.stage = stage
+            goal.publish_feedback(feedback)
+
+        def on_text(text: str, tokens: int) -> None:
+            feedback.text_so_far, feedback.new_tokens = text, tokens
+            goal.publish_feedback(feedback)
+
+        def on_ticket(ticket: Ticket) -> None:
+            self._tickets[key] = ticket
+            if goal.is_cancel_requested:
+                ticket.cancel("cancelled by the client")
+
+        goal.publish_feedback(feedback)
+        answer = await self._answer(self._question_of(goal.request), on_text, on_stage, on_ticket)
+        self._tickets.pop(key, None)
+        if answer.status in (Status.OK, Status.TRUNCATED):
+            goal.succeed()
+        elif answer.status == Status.CANCELLED and goal.is_cancel_requested:
+            goal.canceled()
+        else:
+            goal.abort()
+        return AskSceneStream.Result(answer=answer)
+
+    def _on_cancel(self, goal: Any) -> CancelResponse:
+        ticket = self._tickets.get(bytes(goal.goal_id.uuid))
+        if ticket is not None:
+            ticket.cancel("cancelled by the client")
+        return CancelResponse.ACCEPT
+
+    async def _on_clear(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        if self._node.worker is None:
+            response.success, response.message = True, "there is no scene: the node is not configured"
+            return response
+        try:
+            await completed(self._node, self._node.worker.call(self._node.clear))
+        except RuntimeError as error:
+            response.success, response.message = False, str(error)
+        else:
+            response.success, response.message = True, "the scene is empty"
+        return response
+
+    def _question_of(self, request: Any) -> Question:
+        clicks = np.array([(point.x, point.y, point.z) for point in request.clicks]).reshape(-1, 3)
+        return self._question(request.question, clicks, request.latency_budget_ms, request.max_new_tokens)
+
+    def _question(self, text: str, clicks: Any = None, budget_ms: float = 0.0, max_new_tokens: int = 0) -> Question:
+        """A question with the node's defaults where it says nothing; the session checks whether it makes sense."""
+        return Question(
+            text,
+            np.zeros((0, 3)) if clicks is None else clicks,
+            budget_ms or self._node.parameters["latency_budget_ms"] or None,
+            max_new_tokens or self._node.parameters["max_new_tokens"],
+        )
+
+    async def _answer(
+        self,
+        question: Question,
+        on_text: Callable[[str, int], None] | None = None,
+        on_stage: Callable[[str], None] | None = None,
+        on_ticket: Callable[[Ticket], None] | None = None,
+    ) -> AnswerMsg:
+        """One question to one published answer, whatever happens."""
+        self.open += 1
+        try:
+            answer = await self._ask_worker(question, on_text, on_stage, on_ticket)
+        except Exception as error:
+            self._node.get_logger().error(traceback.format_exc())
+            answer = Answer(question, Status.ERROR, status_message=f"{type(error).__name__}: {error}")
+        finally:
+            self.open -= 1
+        if answer.status == Status.NO_SCENE:
+            answer = replace(answer, status_message=f"{answer.status_message}; {self._node.inputs.explain()}")
+        return self._publish(answer)
+
+    async def _ask_worker(
+        self,
+        question: Question,
+        on_text: Callable[[str, int], None] | None,
+        on_stage: Callable[[str], None] | None,
+        on_ticket: Callable[[Ticket], None] | None,
+    ) -> Answer:
+        if self._node.worker is None or self._node.lifecycle_state != "active":
+            why = f"the node is {self._node.lifecycle_state}, not active: configure and activate it first"
+            if self._node.load_problem:
+                why += f"; {self._node.load_problem}"
+            return Answer(question, Status.ERROR, status_message=why)
+        strategy = self._node.parameters["strategy"]
+        if strategy != self._node.strategy:
+            self._node.strategy = strategy
+            chosen = make_strategy(strategy, self._node.layers, self._node.model_hash)
+            await completed(self._node, self._node.worker.call(lambda session: session.set_strategy(chosen)))
+        self._node.worker.policy = type(self._node.worker.policy)(self._node.parameters["question_policy"])
+        self._node.worker.queue_limit = self._node.parameters["queue_limit"]
+        ticket = self._node.worker.submit(question, on_text=on_text, on_stage=on_stage)
+        if on_ticket is not None:
+            on_ticket(ticket)
+        answer = await completed(self._node, ticket.result)
+        if answer.report is not None and self._node.worker is not None:
+            # A question encodes what has come in; the scene that it saw is then new to the others, too.
+            self._node.worker.call(self._node.show_scene)
+        return answer
+
+    def _publish(self, answer: Answer) -> AnswerMsg:
+        self.latency.add(answer)
+        now_ns = self._node.get_clock().now().nanoseconds
+        return self._node.outputs.publish_answer(answer, self._node.parameters["scene.frame_id"], now_ns)
