@@ -47,7 +47,8 @@ def test_each_process_has_a_group_of_its_own_and_the_group_ends_with_it() -> Non
         process = processes.start("parent", python(code))
         while processes.log("parent").read_text().count("ready") < 2:
             processes.check()
-        group = process.pid
+        group = os.getpgid(process.pid)
+        assert group == process.pid
     with pytest.raises(ProcessLookupError):
         while True:
             # The group is gone when nobody in it is left to be reaped.

@@ -197,7 +197,13 @@ def test_shut_down_under_the_client(processes: Processes) -> None:
 
 
 def test_process_that_forgets_to_close_ends_well(processes: Processes) -> None:
-    code = "from adatoken3d_ros.ros.client import SceneClient\nprint(SceneClient().ask('say bye').text)"
+    # The timer keeps the client's thread busy, as a robot does.
+    code = (
+        "from adatoken3d_ros.ros.client import SceneClient\n"
+        "client = SceneClient()\n"
+        "client.node.create_timer(0.0005, lambda: None)\n"
+        "print(client.ask('say bye').text)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=os.environ)
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "bye", "")
 
