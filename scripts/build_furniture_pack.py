@@ -298,14 +298,15 @@ def placed(mesh: Mesh, entry: dict[str, str]) -> Mesh:
 def scene_of(vertices: NDArray[np.float64], faces: NDArray[np.int64]) -> o3d.t.geometry.RaycastingScene:
     scene = o3d.t.geometry.RaycastingScene(nthreads=1)
     scene.add_triangles(
-        o3d.core.Tensor(vertices.astype(np.float32)), o3d.core.Tensor(np.ascontiguousarray(faces.astype(np.uint32)))
+        o3d.core.Tensor.from_numpy(vertices.astype(np.float32)),
+        o3d.core.Tensor.from_numpy(np.ascontiguousarray(faces.astype(np.uint32))),
     )
     return scene
 
 
 def colours_at(mesh: Mesh, scene: o3d.t.geometry.RaycastingScene, points: NDArray[np.float64]) -> NDArray[np.float64]:
     """(N, 3) colours of the original surface nearest to the points (N, 3)."""
-    nearest = scene.compute_closest_points(o3d.core.Tensor(points.astype(np.float32)))
+    nearest = scene.compute_closest_points(o3d.core.Tensor.from_numpy(points.astype(np.float32)))
     face = nearest["primitive_ids"].numpy().astype(np.int64)
     v, w = nearest["primitive_uvs"].numpy().astype(np.float64).T
     corner = mesh.uv[face]
@@ -377,7 +378,7 @@ def decimated(mesh: Mesh, target: int, leafy: bool) -> tuple[NDArray[np.float64]
             if not 0 < len(candidate.triangles) <= target:
                 continue
             scene = scene_of(np.asarray(candidate.vertices), np.asarray(candidate.triangles))
-            distance = scene.compute_distance(o3d.core.Tensor(samples.astype(np.float32))).numpy()
+            distance = scene.compute_distance(o3d.core.Tensor.from_numpy(samples.astype(np.float32))).numpy()
             error = float(np.sqrt((distance**2).mean())) / extent
             if error < 0.9 * best:  # the earlier ways keep edges sharper: they win unless clearly worse
                 best, source = error, candidate
@@ -469,7 +470,7 @@ def support_of(vertices: NDArray[np.float64], faces: NDArray[np.int64], cell: fl
     grid = np.stack(np.meshgrid(xs, ys, indexing="ij"), -1)
     rays = np.zeros((*grid.shape[:2], 6), np.float32)
     rays[..., :2], rays[..., 2], rays[..., 5] = grid, high[2] + 1, -1
-    top = high[2] + 1 - scene_of(vertices, faces).cast_rays(o3d.core.Tensor(rays))["t_hit"].numpy()
+    top = high[2] + 1 - scene_of(vertices, faces).cast_rays(o3d.core.Tensor.from_numpy(rays))["t_hit"].numpy()
     finite = np.where(np.isfinite(top), top, -1.0)
     level = np.round(finite / 0.01).astype(np.int64)
     candidates = []
@@ -538,7 +539,7 @@ def exposure(vertices: NDArray[np.float64], faces: NDArray[np.int64], lowest: fl
         rays = np.empty((len(faces), count, 6), np.float32)
         rays[..., :3] = origin[:, None] + side[..., None] * normal[:, None] * 1e-4 * extent
         rays[..., 3:] = directions
-        free = ~scene.test_occlusions(o3d.core.Tensor(rays)).numpy()
+        free = ~scene.test_occlusions(o3d.core.Tensor.from_numpy(rays)).numpy()
         outside, inside = (free & (side > 0)).mean(axis=1), (free & (side < 0)).mean(axis=1)
         seen = np.maximum(seen, np.maximum(outside, inside))
     return seen
@@ -642,6 +643,13 @@ def write(out: Path, meta: list[dict], parts: list[tuple[NDArray, NDArray, NDArr
             info.compress_type = zipfile.ZIP_DEFLATED
             with archive.open(info, "w") as file:
                 np.lib.format.write_array(file, array, allow_pickle=False)
+    classes = len({m["class"] for m in meta})
+    print(f"{len(meta)} models in {classes} classes, {path.stat().st_size / 1e6:.2f} MB -> {path}", file=sys.stderr)
+    write_attribution(out, meta)
+
+
+def write_attribution(out: Path, meta: list[dict]) -> None:
+    """Write who made the models."""
     addresses = dict(LICENCES.values())
     lines = [
         "# Furniture models: who made them and under which licence",
@@ -650,14 +658,16 @@ def write(out: Path, meta: list[dict], parts: list[tuple[NDArray, NDArray, NDArr
         "Sweet Home 3D (https://www.sweethome3d.com), as Debian packages them in `sweethome3d-furniture` 1.8.",
         "**Changes made:** reduced to at most 3,000 faces, materials and textures averaged to one colour a face, faces",
         "that nobody can see removed, scaled to the catalogue's size in metres, turned to x forward and z up; the",
-        "rooms made of them recolour and scale them further. No creator endorses this project or its use of the models.",
+        "rooms made of them recolour and scale them further. No creator endorses this project or its use of the",
+        "models.",
         "",
         *(f"* {name}: {address}" for name, address in sorted(addresses.items())),
         "",
         "The Scopia library is (C) 2006-2020 Scopia Visual Interfaces Systems, s.l. (http://www.scopia.es) and, in",
         "part, (C) 2014-2020 Emmanuel Puybaret / eTeks <info@eteks.com>; the KatorLegaz library is (C) 2003-2008",
-        "Andrew Kator & Jennifer Legaz; the Reallusion library is (C) 2008-2011 Reallusion (http://www.reallusion.com); the",
-        "Blend Swap models are by the contributors named (http://www.blendswap.com).",
+        "Andrew Kator & Jennifer Legaz; the Reallusion library is (C) 2008-2011 Reallusion",
+        "(http://www.reallusion.com); the Blend Swap models are by the contributors named",
+        "(http://www.blendswap.com).",
         "",
         "| class here | model | name | creator | licence | source |",
         "|---|---|---|---|---|---|",
@@ -666,8 +676,6 @@ def write(out: Path, meta: list[dict], parts: list[tuple[NDArray, NDArray, NDArr
         source = m["source"] or "library"
         lines.append(f"| {m['class']} | `{m['id']}` | {m['name']} | {m['creator']} | {m['licence']} | {source} |")
     (out / "FURNITURE_ATTRIBUTION.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    classes = len({m["class"] for m in meta})
-    print(f"{len(meta)} models in {classes} classes, {path.stat().st_size / 1e6:.2f} MB -> {path}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -295,17 +295,17 @@ _MEASURES = {"taller": taller, "larger": larger}
 
 
 @functools.lru_cache(maxsize=200)
-def _sizes(kind: str, held_out: bool) -> NDArray[np.float64]:
-    """(60, 3) sizes that things of the class have in rooms."""
+def _sizes(kind: str) -> NDArray[np.float64]:
+    """(60, 3) sizes that things of the class have in training rooms."""
     rng = np.random.default_rng(0)
-    models = models_of(kind, held_out=held_out)
+    models = models_of(kind, held_out=False)
     return np.array([np.array(models[k % len(models)].size) * draw_scale(kind, rng) for k in range(60)])
 
 
 @functools.lru_cache(maxsize=20000)
-def _prior(measure: str, first: str, second: str, held_out: bool) -> float:
-    """How often something of the first class is the taller or larger one, where that is clear."""
-    a, b = _sizes(first, held_out)[:, None], _sizes(second, held_out)[None]
+def _prior(measure: str, first: str, second: str) -> float:
+    """How often something of the first class is the taller or larger one, where that is clear, in training rooms."""
+    a, b = _sizes(first)[:, None], _sizes(second)[None]
     wins, losses = (float(_MEASURES[measure](*pair).mean()) for pair in ((a, b), (b, a)))
     return wins / (wins + losses) if wins + losses > 0 else 0.5
 
@@ -683,7 +683,7 @@ class _Asker:
                 winner, loser = second, first
             else:
                 continue
-            expected = _prior(measure, winner.kind, loser.kind, self.held_out) if winner.kind != loser.kind else 0.5
+            expected = _prior(measure, winner.kind, loser.kind) if winner.kind != loser.kind else 0.5
             # What the classes make likely is asked more rarely, so that both outcomes are as frequent.
             if self.rng.random() < (1 - expected) / max(expected, 0.5):
                 return self.comparison(measure, winner, loser)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -244,6 +245,7 @@ def orbit(room: FurnishedRoom, t: float) -> NDArray[np.float64]:
     return look_at(eye, target)
 
 
+@functools.lru_cache(maxsize=16)
 def _free_radius(room: FurnishedRoom) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Phases (0..2 pi) and how much of the full ellipse is free of tall items there, smooth and periodic."""
     steps = 144

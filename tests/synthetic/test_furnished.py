@@ -43,7 +43,7 @@ def test_same_seed_same_bytes() -> None:
     assert contents(make_room(4)) != contents(make_room(4, "test"))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(rooms)
 def test_rooms_are_well_formed(room: FurnishedRoom) -> None:
     assert 6 <= len(room.items) <= MAX_ITEMS
@@ -58,7 +58,7 @@ def test_rooms_are_well_formed(room: FurnishedRoom) -> None:
         assert item.colour is None or item.looks == {item.colour}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(rooms)
 def test_nothing_overlaps(room: FurnishedRoom) -> None:
     for a, b in combinations(room.items, 2):
@@ -67,7 +67,7 @@ def test_nothing_overlaps(room: FurnishedRoom) -> None:
         assert not a.footprint.overlaps(b.footprint), f"{a.kind} and {b.kind}"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(rooms)
 def test_everything_stands_on_something(room: FurnishedRoom) -> None:
     for item in room.items:
