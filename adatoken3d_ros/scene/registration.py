@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Depth for the pixels of a camera that did not measure it: from another camera, a smaller image, or loose points."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adatoken3d_ros.scene.geometry import backproject
+
+NEAREST = 1e-3  # metres; a point closer to the image plane than this is not projected
+
+
+def z_buffer(
+    xyz: NDArray[np.floating], K: NDArray[np.float64], width: int, height: int, radius: int = 0
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Points drawn as squares of 2 * radius + 1 pixels; the nearest point wins (of equally near ones the first).
+
+    Args:
+        xyz: (N, 3) camera frame, metres; rows that are not finite or not in front of the camera are left out.
+        K: (3, 3) pinhole matrix. A point belongs to the pixel nearest to its projection.
+
+    Returns:
+        depth (height, width) float32, metres along the optical axis, NaN where no point is drawn, and the row of the
+        point (height, width) int64, -1 where there is none.
+    """
+    z = np.asarray(xyz[:, 2], dtype=np.float32)
+    rows = np.flatnonzero(np.isfinite(xyz).all(axis=1) & (z > NEAREST))
+    # In units of z first: a point of 1e30 m must not overflow.
+    ray = xyz[rows].astype(np.float64)
+    ray /= ray[:, 2:]
+    u, v = np.rint(ray @ K[0]), np.rint(ray @ K[1])
+    inside = (u >= -radius) & (u < width + radius) & (v >= -radius) & (v < height + radius)
+    rows = rows[inside]
+    # A margin of `radius` holds points whose square reaches into the picture.
+    wide, high = width + 2 * radius, height + 2 * radius
+    pixel = (v[inside].astype(np.int64) + radius) * wide + u[inside].astype(np.int64) + radius
+    depth = np.full(wide * high, np.inf, np.float32)
+    np.minimum.at(depth, pixel, z[rows])
+    nearest = z[rows] == depth[pixel]
+    none = len(xyz)
+    index = np.full(wide * high, none, np.int64)
+    np.minimum.at(index, pixel[nearest], rows[nearest])
+    depth, index = _spread(depth.reshape(high, wide), index.reshape(high, wide), radius)
+    inner = slice(radius, radius + height), slice(radius, radius + width)
+    depth, index = depth[inner], index[inner]
+    empty = index == none
+    return np.where(empty, np.float32(np.nan), depth), np.where(empty, -1, index)
+
+
+def _spread(
+    depth: NDArray[np.float32], index: NDArray[np.int64], radius: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Each pixel takes the nearest point of the square around it: first along the rows, then along the columns."""
+    for axis in (1, 0) if radius else ():
+        depth, index = np.moveaxis(depth, axis, 0), np.moveaxis(index, axis, 0)
+        best, who = depth.copy(), index.copy()
+        for shift in range(1, radius + 1):
+            for to, source in ((slice(shift, None), slice(None, -shift)), (slice(None, -shift), slice(shift, None))):
+                closer = (depth[source] < best[to]) | ((depth[source] == best[to]) & (index[source] < who[to]))
+                np.copyto(best[to], depth[source], where=closer)
+                np.copyto(who[to], index[source], where=closer)
+        depth, index = np.moveaxis(best, 0, axis), np.moveaxis(who, 0, axis)
+    return depth, index
+
+
+def splat_radius(n_points: int, width: int, height: int, largest: int = 8) -> int:
+    """Half the mean distance between `n_points` spread over an image, in whole pixels: squares that about touch."""
+    return min(largest, round(0.5 * math.sqrt(width * height / max(1, n_points))))
+
+
+def register_depth(
+    depth: NDArray[np.float32],
+    K_depth: NDArray[np.float64],
+    K: NDArray[np.float64],
+    T_camera_depth: NDArray[np.float64],
+    width: int,
+    height: int,
+) -> NDArray[np.float32]:
+    """Depth of another camera, seen by this one: each pixel is moved as a point, and the nearest one wins.
+
+    Where this camera has the finer pixels, each point fills its share of them, but never covers a measured one.
+
+    Args:
+        depth: (h, w) float32 metres, NaN for no measurement. K_depth: its (3, 3) pinhole matrix.
+        K: (3, 3) pinhole matrix of this camera's image of `width` x `height` pixels.
+        T_camera_depth: (4, 4) from the depth camera's optical frame to this one's.
+
+    Returns:
+        (height, width) float32, metres along this camera's optical axis, NaN where nothing was measured.
+    """
+    v, u = np.nonzero(depth > 0)
+    xyz = backproject(depth[v, u], u, v, K_depth, T_camera_depth)
+    found, _ = z_buffer(xyz, K, width, height)
+    finer = max(K[0, 0] / K_depth[0, 0], K[1, 1] / K_depth[1, 1])
+    radius = math.ceil((finer - 1) / 2 - 1e-6)
+    if radius > 0:
+        filled, _ = z_buffer(xyz, K, width, height, radius)
+        found = np.where(np.isnan(found), filled, found)
+    return found
+
+
+def resample_depth(
+    depth: NDArray[np.float32], K_depth: NDArray[np.float64], K: NDArray[np.float64], width: int, height: int
+) -> NDArray[np.float32]:
+    """Depth of another size or focal length but the same optical frame: each pixel looks up the nearest one on its ray.
+
+    Returns:
+        (height, width) float32 metres, NaN where the ray leaves the depth image or nothing was measured.
+    """
+    H = K_depth @ np.linalg.inv(K)
+    u, v = np.meshgrid(np.arange(width), np.arange(height))
+    x = np.rint(H[0, 0] * u + H[0, 1] * v + H[0, 2]).astype(np.int64)
+    y = np.rint(H[1, 1] * v + H[1, 2]).astype(np.int64)
+    inside = (x >= 0) & (x < depth.shape[1]) & (y >= 0) & (y < depth.shape[0])
+    found = np.full((height, width), np.nan, np.float32)
+    found[inside] = depth[y[inside], x[inside]]
+    return found
+
+
+def scaled_intrinsics(K: NDArray[np.float64], scale_x: float, scale_y: float) -> NDArray[np.float64]:
+    """K (3, 3) of the same picture with `scale_x` times as many columns and `scale_y` times as many rows.
+
+    Pixel centres have integer coordinates, so c' = s (c + 0.5) - 0.5.
+    """
+    scaled = np.array(K, dtype=np.float64)
+    scaled[0] *= scale_x
+    scaled[1] *= scale_y
+    scaled[0, 2] += 0.5 * (scale_x - 1)
+    scaled[1, 2] += 0.5 * (scale_y - 1)
+    return scaled
