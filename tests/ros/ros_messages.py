@@ -57,3 +57,26 @@ def info(**changes: Any) -> Any:
         "roi": SimpleNamespace(x_offset=0, y_offset=0, width=0, height=0),
     }
     return SimpleNamespace(**{**fields, **changes})
+
+
+def cloud_message(rgb: np.ndarray, depth: np.ndarray, K: np.ndarray) -> Any:
+    """An organised PointCloud2 of a colour (H, W, 3) and a depth image (H, W), metres; padding between z and rgb."""
+    height, width = depth.shape
+    v, u = np.mgrid[:height, :width]
+    points = np.zeros((height, width), np.dtype([("xyz", "<f4", 3), ("pad", "<u4"), ("rgb", "<u4")]))
+    points["xyz"] = np.stack([u - K[0, 2], v - K[1, 2], np.ones_like(depth)], -1) / (K[0, 0], K[1, 1], 1)
+    points["xyz"] *= depth[..., None]
+    red, green, blue = (rgb[..., i].astype(np.uint32) for i in range(3))
+    points["rgb"] = red << 16 | green << 8 | blue
+    fields = [("x", 0), ("y", 4), ("z", 8), ("rgb", 16)]
+    return SimpleNamespace(
+        header=SimpleNamespace(frame_id="camera"),
+        width=width,
+        height=height,
+        point_step=20,
+        row_step=20 * width,
+        fields=[SimpleNamespace(name=name, offset=at, datatype=7, count=1) for name, at in fields],
+        is_bigendian=False,
+        is_dense=False,
+        data=array.array("B", points.tobytes()),
+    )
