@@ -84,8 +84,8 @@ def open_session(args: argparse.Namespace) -> SceneSession:
     Raises:
         ValueError, OSError: for a checkpoint, device or strategy that cannot be used; the text names it.
     """
-    from adatoken3d_ros.engine.session import SessionConfig
     from adatoken3d_ros.engine.loading import ModelSettings, load_session
+    from adatoken3d_ros.engine.session import SessionConfig
 
     default = SessionConfig()
     settings = ModelSettings(
