@@ -132,7 +132,7 @@ def organised_frame(
         )
     rgb = _coloured(cloud)
     z = cloud.xyz[:, 2]
-    depth = np.where(np.isfinite(cloud.xyz).all(axis=1) & (z > 0), z, np.float32(np.nan))
+    depth = np.where(_finite(cloud.xyz) & (z > 0), z, np.float32(np.nan))
     shape = cloud.height, cloud.width
     if camera is not None:
         check_size("organised cloud's", shape, camera)
@@ -174,7 +174,7 @@ def virtual_frames(
         ConversionError: if the cloud has no colour or no finite point.
     """
     rgb = _coloured(cloud)
-    finite = np.isfinite(cloud.xyz).all(axis=1)
+    finite = _finite(cloud.xyz)
     if not finite.any():
         raise ConversionError(f"none of the cloud's {len(cloud.xyz)} points is finite")
     xyz, rgb = _moved(cloud.xyz[finite], T_world_cloud), rgb[finite]
@@ -182,7 +182,7 @@ def virtual_frames(
     K = np.array([[f, 0, c], [0, f, c], [0, 0, 1]])
     shown = []
     for T in _cameras_around(xyz) if is_map else _cameras_at(T_world_cloud[:3, 3]):
-        seen = _moved(xyz, np.linalg.inv(T).astype(np.float64))
+        seen = _moved(xyz, _inverse(T))
         depth, index = z_buffer(seen, K, VIRTUAL_SIZE, VIRTUAL_SIZE)
         radius = splat_radius(int((index >= 0).sum()), VIRTUAL_SIZE, VIRTUAL_SIZE)
         if radius:
@@ -223,8 +223,24 @@ def _level_camera(position: NDArray[np.float64], yaw: float) -> NDArray[np.float
 
 
 def _moved(xyz: NDArray[np.float32], T: NDArray[np.float64]) -> NDArray[np.float32]:
+    """(N, 3) points through T (4, 4), in float64. Column by column: a matrix product of this shape is slower."""
+    moved = np.empty_like(xyz)
+    x, y, z = (xyz[:, i].astype(np.float64) for i in range(3))
     with np.errstate(invalid="ignore", over="ignore"):
-        return (xyz.astype(np.float64) @ T[:3, :3].T + T[:3, 3]).astype(np.float32)
+        for i in range(3):
+            moved[:, i] = T[i, 0] * x + T[i, 1] * y + T[i, 2] * z + T[i, 3]
+    return moved
+
+
+def _finite(xyz: NDArray[np.float32]) -> NDArray[np.bool_]:
+    return np.isfinite(xyz[:, 0]) & np.isfinite(xyz[:, 1]) & np.isfinite(xyz[:, 2])
+
+
+def _inverse(T: NDArray[np.float64]) -> NDArray[np.float64]:
+    inverse = np.eye(4)
+    inverse[:3, :3] = T[:3, :3].T
+    inverse[:3, 3] = -T[:3, :3].T @ T[:3, 3]
+    return inverse
 
 
 def _coloured(cloud: Cloud) -> NDArray[np.uint8]:

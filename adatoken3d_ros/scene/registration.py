@@ -26,20 +26,20 @@ def z_buffer(
         depth (height, width) float32, metres along the optical axis, NaN where no point is drawn, and the row of the
         point (height, width) int64, -1 where there is none.
     """
-    z = np.asarray(xyz[:, 2], dtype=np.float32)
-    rows = np.flatnonzero(np.isfinite(xyz).all(axis=1) & (z > NEAREST))
+    x, y, z = (np.ascontiguousarray(xyz[:, i]) for i in range(3))
+    with np.errstate(invalid="ignore", over="ignore"):
+        rows = np.flatnonzero((z > NEAREST) & np.isfinite(x + y + z))
     # In units of z first: a point of 1e30 m must not overflow.
-    ray = xyz[rows].astype(np.float64)
-    ray /= ray[:, 2:]
-    u, v = np.rint(ray @ K[0]), np.rint(ray @ K[1])
+    x, y, z = x[rows].astype(np.float64) / z[rows], y[rows].astype(np.float64) / z[rows], z[rows].astype(np.float32)
+    u, v = np.rint(K[0, 0] * x + K[0, 1] * y + K[0, 2]), np.rint(K[1, 1] * y + K[1, 2])
     inside = (u >= -radius) & (u < width + radius) & (v >= -radius) & (v < height + radius)
-    rows = rows[inside]
+    rows, z = rows[inside], z[inside]
     # A margin of `radius` holds points whose square reaches into the picture.
     wide, high = width + 2 * radius, height + 2 * radius
     pixel = (v[inside].astype(np.int64) + radius) * wide + u[inside].astype(np.int64) + radius
     depth = np.full(wide * high, np.inf, np.float32)
-    np.minimum.at(depth, pixel, z[rows])
-    nearest = z[rows] == depth[pixel]
+    np.minimum.at(depth, pixel, z)
+    nearest = z == depth[pixel]
     none = len(xyz)
     index = np.full(wide * high, none, np.int64)
     np.minimum.at(index, pixel[nearest], rows[nearest])
