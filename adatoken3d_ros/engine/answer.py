@@ -42,7 +42,10 @@ class Question:
 
 @dataclass(frozen=True)
 class StageTimes:
-    """Disjoint stages in milliseconds; `total` runs from the question's arrival to its answer."""
+    """Disjoint stages in milliseconds; `total` runs from the question's arrival to its answer.
+
+    `queue` is waiting and choosing a plan.
+    """
 
     queue: float = 0.0
     encode: float = 0.0
@@ -87,7 +90,12 @@ class TokenReport:
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """An answer and what it cost; `stamp_ns` is the newest acquisition time in the scene that was used, 0 for none."""
+    """An answer and what it cost.
+
+    `stamp_ns` is the newest acquisition time in the scene that was used, 0 for none. `plan` says for people how the
+    question was answered and why so; `predicted` are the times that were expected (median, without the queue), None
+    where nothing was known about times.
+    """
 
     question: Question
     status: Status
@@ -105,3 +113,5 @@ class Answer:
     model_id: str = ""
     seed: int = 0
     report: TokenReport | None = None
+    plan: str = ""
+    predicted: StageTimes | None = None

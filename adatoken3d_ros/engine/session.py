@@ -5,20 +5,27 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from adatoken3d_ros.engine.answer import Answer, Box, Question, StageTimes, Status, TokenReport
+from adatoken3d_ros.engine.answer import Answer, Box, Question, Status, TokenReport
+from adatoken3d_ros.engine.budget import BudgetConfig, BudgetInfeasible, Controller, Pace, Reuse, Stopwatch
+from adatoken3d_ros.engine.latency import decode_terms, encode_terms, follow_up_terms, read_terms, token_terms
+from adatoken3d_ros.engine.plans import SHORTEST_ANSWER, Plan, Situation
+from adatoken3d_ros.engine.prepared import Block, Prepared, interruptible
+from adatoken3d_ros.engine.warmup import latency_model
 from adatoken3d_ros.model.llava3d import Llava3D, Spliced
-from adatoken3d_ros.model.prompt import build_prompt, parse_boxes, parse_clicks
+from adatoken3d_ros.model.prompt import Placeholder, PromptIds, build_prompt, parse_boxes, parse_clicks
 from adatoken3d_ros.pruning import flops
-from adatoken3d_ros.pruning.gate import Cancelled, GateTrace, Layout, SceneTokens, generate, prefill
-from adatoken3d_ros.pruning.policies import make_policy
+from adatoken3d_ros.pruning.gate import Cancelled, GateTrace, Layout, Prefill, generate, prefill
+from adatoken3d_ros.pruning.policies import Policy, make_policy
 from adatoken3d_ros.pruning.strategy import Strategy, default_strategy
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.keyframes import KeyFrameConfig, KeyFrameSelector, Verdict
@@ -42,6 +49,7 @@ class SessionConfig:
         template: prompt template, `llava_v1` or `vicuna_v1`.
         upstream_numerics: reproduce the bf16 geometry and unmasked depth of the original implementation.
         seed: of everything that draws random numbers (the random policy).
+        budget: how latency budgets are kept, and whether a scene's prefix is kept for the next question.
     """
 
     key_frames: KeyFrameConfig = field(default_factory=KeyFrameConfig)
@@ -51,13 +59,16 @@ class SessionConfig:
     template: str = "llava_v1"
     upstream_numerics: bool = False
     seed: int = 0
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
 
 
 class SceneSession:
     """A scene memory and the model that answers questions about it.
 
-    `observe` decides whether a frame is kept, `encode_pending` turns kept frames into spatial tokens (once each), and
-    `ask` answers. None of them is thread safe: `engine.worker.Worker` gives the session a thread of its own.
+    `observe` decides whether a frame is kept, `encode_pending` turns kept frames into spatial tokens (once each),
+    `prepare` does what can be done before a question, and `ask` answers. None of them is thread safe:
+    `engine.worker.Worker` gives the session a thread of its own. Budgets are kept by `controller`, which needs a
+    latency model (`engine.warmup`) to do more than end an answer at its deadline.
 
     Raises:
         StrategyError: if the strategy was made for another model.
@@ -90,9 +101,13 @@ class SceneSession:
         self._map = TokenMap(
             model.config.voxel_size, self.config.origin, upstream_numerics=self.config.upstream_numerics
         )
+        self.prepared = Prepared(model, self._map, self.config.seed if self.config.upstream_numerics else None)
         self._pending: list[PosedFrame] = []
+        self._eos = set(_eos_ids(tokenizer))
         self.poses: dict[int, NDArray[np.float64]] = {}
-        self.set_strategy(strategy or default_strategy("ours", self.n_layers))
+        strategy = strategy or default_strategy("ours", self.n_layers)
+        self.controller = Controller(strategy, self.n_layers, self.config.budget)
+        self.set_strategy(strategy)
 
     @property
     def n_layers(self) -> int:
@@ -102,8 +117,17 @@ class SceneSession:
         """Uses another pruning strategy from the next question on; raises as the constructor does."""
         strategy.check(self.model.config.hash())
         strategy.schedule.check(self.n_layers)
-        self._policy = make_policy(strategy.policy, **{**strategy.options, **_seed(strategy, self.config.seed)})
+        self._policy = self._make_policy(strategy)
         self.strategy = strategy
+        self.controller.set_strategy(strategy)
+
+    def warm_up(self, cache: Path | None = None, progress: Callable[[int, int], None] | None = None) -> bool:
+        """Learns how fast this machine is; see `engine.warmup.latency_model`. Returns whether it was known already."""
+        self.controller.latency, known = latency_model(self.model, self.tokenizer, self.strategy, cache, progress)
+        return known
+
+    def _make_policy(self, strategy: Strategy) -> Policy:
+        return make_policy(strategy.policy, **{**strategy.options, **_seed(strategy, self.config.seed)})
 
     # --- the scene ---
 
@@ -115,21 +139,30 @@ class SceneSession:
             self._pending.append(frame)
         return verdict
 
-    def encode_pending(self) -> int:
-        """Encodes the frames that wait, one vision pass each in its life; returns how many."""
-        frames, self._pending = self._pending, []
+    def encode_pending(self, limit: int | None = None, should_stop: Callable[[], bool] | None = None) -> int:
+        """Encodes the newest `limit` of the frames that wait (None: all), one vision pass each; returns how many.
+
+        Raises:
+            Cancelled: should_stop() was true before a layer of the vision tower; the frames still wait then.
+        """
+        first = 0 if limit is None else max(0, len(self._pending) - limit)
+        frames = self._pending[first:]
         if not frames:
             return 0
         points = [patch_points(frame, self._patches) for frame in frames]
         with torch.inference_mode():
-            xyz = torch.stack([torch.from_numpy(p.xyz) for p in points])
-            features = self.model.patch_features([frame.rgb for frame in frames], xyz - torch.from_numpy(self._origin))
+            xyz = torch.stack([torch.from_numpy(p.xyz) for p in points]) - torch.from_numpy(self._origin)
+            with interruptible(self.model.vision, should_stop):
+                features = self.model.patch_features([frame.rgb for frame in frames], xyz)
             for frame, point, view_features in zip(frames, points, features, strict=True):
                 self._map.add_view(frame.stamp_ns, view_features, point.xyz, point.rgb, point.valid)
                 self.poses[frame.stamp_ns] = frame.T_world_camera
+        del self._pending[first:]
         while (stamp := self._selector.evict()) is not None:
-            self._map.remove_view(stamp)
-            self.poses.pop(stamp, None)
+            self._pending = [frame for frame in self._pending if frame.stamp_ns != stamp]
+            if self.poses.pop(stamp, None) is not None:
+                self._map.remove_view(stamp)
+        self.prepared.forget()
         return len(frames)
 
     def scene(self) -> SpatialTokens | None:
@@ -146,6 +179,7 @@ class SceneSession:
         self._map.clear()
         self._pending.clear()
         self.poses.clear()
+        self.prepared.forget()
 
     # --- questions ---
 
@@ -156,18 +190,55 @@ class SceneSession:
             InvalidRequest: for a question that cannot be asked (see `check_question`), or too long for the context.
             LookupError: if the scene is empty.
         """
+        prompt, clicks = self._prompt(question)
+        self._check_scene()
+        block = self._block(None)
+        return self._splice(prompt, clicks, block), block.tokens
+
+    @property
+    def work_ahead(self) -> bool:
+        """Whether there is something left that `prepare` could do."""
+        if self._pending:
+            return True
+        size = self.prepared.size(None) if len(self._map) else 0
+        wants_prefix = self.config.budget.reuse is Reuse.PREFIX and self.prepared.prefix is None
+        return size > 0 and (size not in self.prepared.built or wants_prefix)
+
+    def prepare(self, should_stop: Callable[[], bool] | None = None) -> None:
+        """Does ahead of the next question what does not depend on it: new views, tokens, the scene's prefix.
+
+        Raises:
+            Cancelled: should_stop() was true before a layer of a model; what was finished is kept.
+        """
+        while self._pending:
+            self.encode_pending(1, should_stop)
+        if not self.work_ahead:
+            return
+        block = self._block(None)
+        if self.config.budget.reuse is Reuse.PREFIX:
+            prompt, clicks = self._prompt(Question("What is this?"))
+            self.prepared.read_prefix(self._splice(prompt, clicks, block), should_stop)
+
+    def _prompt(self, question: Question) -> tuple[PromptIds, NDArray[np.float64]]:
         check_question(question)
-        if not len(self._map):
-            raise LookupError("the scene is empty: no key frame with valid depth has been seen yet")
-        cap = torch.Generator().manual_seed(self.config.seed) if self.config.upstream_numerics else None
-        tokens = self._map.tokens(self.model.config.max_spatial_tokens, generator=cap)
         try:
             text, clicks = _clicks_of(question)
-            prompt = build_prompt(self.tokenizer, text, n_clicks=len(clicks), template=self.config.template)
+            return build_prompt(self.tokenizer, text, n_clicks=len(clicks), template=self.config.template), clicks
+        except ValueError as error:
+            raise InvalidRequest(str(error)) from error
+
+    def _check_scene(self) -> None:
+        if not len(self._map):
+            raise LookupError("the scene is empty: no key frame with valid depth has been seen yet")
+
+    def _block(self, max_tokens: int | None) -> Block:
+        return self.prepared.block(max_tokens, spread=self._policy.name == "ours")
+
+    def _splice(self, prompt: PromptIds, clicks: NDArray[np.float64], block: Block) -> Spliced:
+        try:
             with torch.inference_mode():
-                spatial = self.model.project(tokens.features)
                 click_xyz = torch.from_numpy(clicks - self._origin).float().to(self.model.device)
-                return self.model.splice(prompt, spatial, self.model.embed_clicks(click_xyz)), tokens
+                return self.model.splice(prompt, block.spatial, self.model.embed_clicks(click_xyz))
         except ValueError as error:
             raise InvalidRequest(str(error)) from error
 
@@ -193,86 +264,160 @@ class SceneSession:
             An answer with a status; what still raises is a defect of the model, the program or the machine.
         """
         now = self._clock()
-        watch = _Stopwatch(self._clock, now if arrived is None else arrived, on_stage or (lambda _: None))
+        watch = Stopwatch(self._clock, now if arrived is None else arrived, on_stage or (lambda _: None))
+        pace = self.controller.start(question, watch)
         answer = Answer(question, Status.OK, strategy=self.strategy.name, model_id=self.model_id, seed=self.config.seed)
         try:
-            answer = self._answer(answer, watch, on_text, should_stop or (lambda: False))
+            answer = self._answer(answer, watch, pace, on_text, should_stop or (lambda: False))
         except LookupError as error:
             answer = replace(answer, status=Status.NO_SCENE, status_message=str(error))
         except InvalidRequest as error:
             answer = replace(answer, status=Status.INVALID_REQUEST, status_message=str(error))
+        except BudgetInfeasible as error:
+            answer = replace(answer, status=Status.BUDGET_INFEASIBLE, status_message=str(error))
         except Cancelled:
-            answer = replace(answer, status=Status.CANCELLED, status_message="ended during prefill")
+            answer = replace(answer, status=Status.CANCELLED, status_message="cancelled during prefill")
         times = watch.finish()
-        budget = question.latency_budget_ms or math.inf
-        return replace(answer, times=times, budget_met=times.total <= budget)
+        met = times.total <= (question.latency_budget_ms or math.inf)
+        return replace(answer, times=times, budget_met=met, plan=pace.why, predicted=pace.predicted)
 
     def _answer(
         self,
         answer: Answer,
-        watch: _Stopwatch,
+        watch: Stopwatch,
+        pace: Pace,
         on_text: Callable[[str, int], None] | None,
         should_stop: Callable[[], bool],
     ) -> Answer:
         question = answer.question
+        prompt, clicks = self._prompt(question)
+        if not self._pending:
+            self._check_scene()
+        plan = pace.plan(self._situation(question, prompt, pending=len(self._pending)))
+
         watch.begin("encode")
-        self.encode_pending()
+        pace.took("encode", encode_terms(self.encode_pending(plan.new_views)))
+        self._check_scene()
+        plan = pace.plan(self._situation(question, prompt))
+
         watch.begin("tokens")
-        spliced, tokens = self.spliced(question)
+        built = self.prepared.size(plan.max_tokens) in self.prepared.built
+        block = self._block(plan.max_tokens)
+        spliced = self._splice(prompt, clicks, block)
         answer = replace(answer, stamp_ns=self.stamp_ns, spatial_tokens=spliced.n_spatial)
-        limit = self._answer_limit(question, spliced)
+        pace.took("tokens", token_terms(0 if built else spliced.n_spatial))
+        plan = pace.plan(self._situation(question, prompt, block))
+        limit = min(plan.answer_tokens, self._room(spliced))
+        asked = min(question.max_new_tokens or self.config.max_new_tokens, self._room(spliced))
 
         watch.begin("prefill")
-        layout = Layout.single(spliced.spatial_start, spliced.n_spatial, spliced.n_tokens)
-        with torch.inference_mode():
-            filled = prefill(
-                self.model.language,
-                spliced.embeds,
-                layout,
-                self.strategy.schedule,
-                self._policy,
-                scene=SceneTokens(tokens.xyz, tokens.features),
-                should_stop=should_stop,
-            )
-            report = self._report(tokens, filled.trace, spliced)
+        with torch.inference_mode(), self._read(plan, spliced, block, should_stop, pace) as filled:
+            report = self._report(block.tokens, filled.trace, spliced)
             answer = replace(
                 answer,
+                strategy="scene-prefix" if plan.reuse else plan.strategy.name,
                 retained_tokens=int(report.retained.sum()),
                 prefill_flops=self._prefill_flops(filled.trace.spatial_per_layer, spliced),
                 prefill_flops_unpruned=self._prefill_flops((spliced.n_spatial,) * self.n_layers, spliced),
                 report=report,
             )
             watch.begin("decode")
-            deadline = watch.arrived + (question.latency_budget_ms or math.inf) / 1e3
-            eos = set(_eos_ids(self.tokenizer))
-            ids: list[int] = []
-            text = ""
-            status, message = Status.OK, ""
-            for token in generate(self.model.language, filled, max_new_tokens=limit, eos_ids=eos):
-                ids.append(token)
-                text = self._decode(ids)
-                if on_text is not None:
-                    on_text(text, len(ids))
-                if should_stop():
-                    status, message = Status.CANCELLED, f"ended after {len(ids)} tokens"
-                    break
-                if self._clock() >= deadline:
-                    status = Status.TRUNCATED
-                    message = f"the latency budget of {question.latency_budget_ms} ms ended the answer"
-                    break
-            if status == Status.OK and len(ids) == limit:
-                status, message = Status.TRUNCATED, f"the answer reached max_new_tokens = {limit}"
+            return self._write(answer, filled, limit, asked, pace, on_text, should_stop)
+
+    @contextmanager
+    def _read(
+        self, plan: Plan, spliced: Spliced, block: Block, should_stop: Callable[[], bool], pace: Pace
+    ) -> Iterator[Prefill]:
+        """Reads the prompt as planned: over the scene's prefix, or in one go with the plan's gates."""
+        if plan.reuse:
+            ready = self.prepared.prefix is not None
+            prefix = self.prepared.read_prefix(spliced, should_stop)
+            rows = spliced.embeds[:, prefix.n_tokens :]
+            with prefix.asking(rows, should_stop=should_stop) as filled:
+                if ready:
+                    pace.took("follow_up", follow_up_terms(rows.shape[1], prefix.n_tokens, self.n_layers))
+                yield filled
+            return
+        layout = Layout.single(spliced.spatial_start, spliced.n_spatial, spliced.n_tokens)
+        schedule, n_text = plan.strategy.schedule, spliced.n_tokens - spliced.n_spatial
+        policy = self._policy if plan.strategy.policy == self.strategy.policy else self._make_policy(plan.strategy)
+        filled = prefill(
+            self.model.language, spliced.embeds, layout, schedule, policy, scene=block.scene, should_stop=should_stop
+        )
+        pace.took("prefill", read_terms(filled.trace.spatial_per_layer, spliced.n_spatial, n_text))
+        yield filled
+
+    def _write(
+        self,
+        answer: Answer,
+        filled: Prefill,
+        limit: int,
+        asked: int,
+        pace: Pace,
+        on_text: Callable[[str, int], None] | None,
+        should_stop: Callable[[], bool],
+    ) -> Answer:
+        """Decodes until the model ends, the limit (`asked` unless the plan is shorter), the deadline or a cancel."""
+        ids: list[int] = []
+        text, cached = "", sum(filled.cache.lengths)
+        status, message = Status.OK, pace.warning
+        for token in generate(self.model.language, filled, max_new_tokens=limit, eos_ids=self._eos):
+            ids.append(token)
+            text = self._decode(ids)
+            if on_text is not None:
+                on_text(text, len(ids))
+            if should_stop():
+                status, message = Status.CANCELLED, f"cancelled after {len(ids)} tokens"
+                break
+            least = min(limit, SHORTEST_ANSWER) if pace.warning else 1
+            step = decode_terms(1, sum(filled.cache.lengths), self.n_layers)
+            if least <= len(ids) < limit and pace.time_is_up(step):
+                status, text = Status.TRUNCATED, whole_words(text)
+                ended = f"the latency budget of {answer.question.latency_budget_ms} ms ended the answer"
+                message = pace.warning or ended
+                break
+        steps = len(ids) - (status is not Status.OK or len(ids) == limit)
+        pace.took("decode", decode_terms(max(0, steps), cached, self.n_layers))
+        if status is Status.OK and len(ids) == limit:
+            reached = f"the answer reached max_new_tokens = {limit}"
+            short = f"the latency budget of {answer.question.latency_budget_ms} ms leaves an answer of {limit} tokens"
+            status, message = Status.TRUNCATED, pace.warning or (reached if limit == asked else short)
+        if status is Status.OK or len(ids) == asked:
+            self.controller.answered(len(ids))
         boxes = tuple(
             Box(_triple(np.asarray(box[:3]) + self._origin), _triple(np.asarray(box[3:6]))) for box in parse_boxes(text)
         )
         return replace(answer, status=status, status_message=message, text=text, boxes=boxes)
 
-    def _answer_limit(self, question: Question, spliced: Spliced) -> int:
+    def _situation(
+        self, question: Question, prompt: PromptIds, block: Block | None = None, *, pending: int = 0
+    ) -> Situation:
+        """What is to be planned for: `pending` views may still be encoded, and `block` is built already."""
+        views, voxels = len(self._map), self._map.n_voxels
+        limit = question.max_new_tokens or self.config.max_new_tokens
+        n_system = _rows_before_image(prompt)
+        return Situation(
+            n_spatial=voxels if block is None else len(block.tokens),
+            max_spatial=self.model.config.max_spatial_tokens,
+            views=views,
+            pending=pending,
+            tokens_per_view=voxels / views if views else float(self._patches.grid**2),
+            n_system=n_system,
+            n_question=prompt.n_tokens - n_system,
+            answer_limit=limit,
+            answer_expected=self.controller.expected_tokens(limit),
+            built=self.prepared.built,
+            reuse=self.config.budget.reuse is Reuse.PREFIX,
+            prefix_ready=self.prepared.prefix is not None,
+            prunable=block is None,
+        )
+
+    def _room(self, spliced: Spliced) -> int:
         context = self.model.config.context_length
         room = context - spliced.n_tokens
         if room < 1:
             raise InvalidRequest(f"the prompt of {spliced.n_tokens} tokens fills the context of {context}")
-        return min(question.max_new_tokens or self.config.max_new_tokens, room)
+        return room
 
     def _decode(self, ids: list[int]) -> str:
         # A character may be spread over several byte tokens: hold an unfinished one back.
@@ -323,30 +468,20 @@ def lorenz_share(contribution: NDArray[np.float32], q: float) -> float:
     return float(smallest.sum() / total)
 
 
-class _Stopwatch:
-    """Disjoint stages from the question's arrival on."""
+def whole_words(text: str) -> str:
+    """The text without a last word that may be unfinished; all of it where there is only one."""
+    if not text or not text[-1].isalnum():
+        return text
+    return text.rsplit(maxsplit=1)[0] if len(text.split()) > 1 else text
 
-    def __init__(self, clock: Callable[[], float], arrived: float, on_stage: Callable[[str], None]) -> None:
-        self.arrived = arrived
-        self._clock = clock
-        self._on_stage = on_stage
-        self._stage = "queue"
-        self._since = arrived
-        self._ms: dict[str, float] = {}
 
-    def begin(self, stage: str) -> None:
-        self._close()
-        self._stage = stage
-        self._on_stage(stage)
-
-    def finish(self) -> StageTimes:
-        self._close()
-        return StageTimes(**self._ms, total=(self._since - self.arrived) * 1e3)
-
-    def _close(self) -> None:
-        now = self._clock()
-        self._ms[self._stage] = (now - self._since) * 1e3
-        self._since = now
+def _rows_before_image(prompt: PromptIds) -> int:
+    rows = 0
+    for piece in prompt.pieces:
+        if isinstance(piece, Placeholder):
+            break
+        rows += len(piece)
+    return rows
 
 
 def _clicks_of(question: Question) -> tuple[str, NDArray[np.float64]]:

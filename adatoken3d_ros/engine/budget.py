@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keeps questions within their latency budgets: a plan, another look at it after each stage, and what times teach."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+
+import numpy as np
+
+from adatoken3d_ros.engine.answer import Question, StageTimes
+from adatoken3d_ros.engine.latency import FloatArray, LatencyModel
+from adatoken3d_ros.engine.plans import RUNGS, Plan, Situation, Table, options
+from adatoken3d_ros.pruning.strategy import Strategy
+
+
+class Infeasible(str, Enum):
+    """What happens to a question whose budget no plan can keep."""
+
+    BEST_EFFORT = "best_effort"  # it is answered by the fastest plan, and told so
+    REFUSE = "refuse"  # it is answered BUDGET_INFEASIBLE at once
+
+
+class Reuse(str, Enum):
+    """Whether the keys and values of the scene are kept for the next question."""
+
+    OFF = "off"
+    PREFIX = "prefix"  # those of [system | all spatial tokens]; such an answer prunes nothing
+
+
+class BudgetInfeasible(Exception):
+    """No plan keeps the budget and the policy is to refuse; the message has the smallest feasible budget."""
+
+
+@dataclass(frozen=True)
+class BudgetConfig:
+    """How budgets are kept.
+
+    Attributes:
+        infeasible: what happens to a question whose budget cannot be kept.
+        reuse: of the scene's prefix.
+        reserve_ms: of each budget, for what is in no stage: handing the answer over.
+    """
+
+    infeasible: Infeasible = Infeasible.BEST_EFFORT
+    reuse: Reuse = Reuse.OFF
+    reserve_ms: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.reserve_ms < math.inf:
+            raise ValueError(f"reserve_ms must be at least 0, got {self.reserve_ms}")
+
+
+class Stopwatch:
+    """Disjoint stages from the question's arrival on."""
+
+    def __init__(self, clock: Callable[[], float], arrived: float, on_stage: Callable[[str], None]) -> None:
+        self.arrived = arrived
+        self.clock = clock
+        self._on_stage = on_stage
+        self.stage = "queue"
+        self._since = arrived
+        self._ms: dict[str, float] = {}
+
+    def begin(self, stage: str) -> None:
+        self._close()
+        self.stage = stage
+        self._on_stage(stage)
+
+    @property
+    def stage_seconds(self) -> float:
+        """Seconds since the present stage began."""
+        return self.clock() - self._since
+
+    def finish(self) -> StageTimes:
+        self._close()
+        return StageTimes(**self._ms, total=(self._since - self.arrived) * 1e3)
+
+    def _close(self) -> None:
+        now = self.clock()
+        self._ms[self.stage] = (now - self._since) * 1e3
+        self._since = now
+
+
+class Controller:
+    """What outlives a question: the latency model, the table of plans, the lengths of answers.
+
+    Without a latency model every question gets the configured plan, and its deadline only ends the answer.
+    """
+
+    _TABLES = 8
+    _LENGTHS = 32
+    _FEWEST_LENGTHS = 4
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        n_layers: int,
+        config: BudgetConfig | None = None,
+        calibrated: Sequence[Strategy] = (),
+    ) -> None:
+        self.n_layers = n_layers
+        self.config = config or BudgetConfig()
+        self.latency: LatencyModel | None = None
+        self._calibrated = tuple(calibrated)
+        self._tables: OrderedDict[tuple[Situation, int], Table] = OrderedDict()
+        self._lengths: deque[int] = deque(maxlen=self._LENGTHS)
+        self.set_strategy(strategy)
+
+    def set_strategy(self, strategy: Strategy, calibrated: Sequence[Strategy] | None = None) -> None:
+        """Plans around another configured strategy."""
+        if calibrated is not None:
+            self._calibrated = tuple(calibrated)
+        self.strategy = strategy
+        self.options = options(strategy, self.n_layers, self._calibrated)
+        self._tables.clear()
+
+    def table(self, situation: Situation) -> Table:
+        """The plans of a situation; kept until the latency model learns something new.
+
+        Raises:
+            ValueError: without a latency model.
+        """
+        if self.latency is None:
+            raise ValueError("there is no latency model to plan with")
+        key = situation, self.latency.version
+        if key not in self._tables:
+            self._tables[key] = Table(situation, self.options, self.latency, self.n_layers)
+            while len(self._tables) > self._TABLES:
+                self._tables.popitem(last=False)
+        return self._tables[key]
+
+    def expected_tokens(self, limit: int) -> int:
+        """How long an answer is likely to be at most: the 95th percentile of those that were not cut for time."""
+        if len(self._lengths) < self._FEWEST_LENGTHS:
+            return limit
+        return min(limit, math.ceil(float(np.percentile(list(self._lengths), 95))))
+
+    def answered(self, n_tokens: int) -> None:
+        """An answer was not cut for time."""
+        self._lengths.append(n_tokens)
+
+    def start(self, question: Question, watch: Stopwatch) -> Pace:
+        """Begins a question."""
+        return Pace(self, question.latency_budget_ms or None, watch)
+
+
+class Pace:
+    """One question on its way: `plan` before each stage, `took` after it."""
+
+    def __init__(self, controller: Controller, budget_ms: float | None, watch: Stopwatch) -> None:
+        self._controller = controller
+        self._watch = watch
+        self._budget_ms = budget_ms
+        self.deadline = math.inf if budget_ms is None else watch.arrived + budget_ms / 1e3
+        self.why = ""
+        self.warning = ""
+        self._predicted: StageTimes | None = None
+        self._given_up = 0
+
+    def plan(self, situation: Situation) -> Plan:
+        """The best plan from here on.
+
+        Raises:
+            BudgetInfeasible: the fastest plan is too slow and the policy is to refuse.
+        """
+        controller = self._controller
+        reuse = controller.config.reuse is Reuse.PREFIX
+        if controller.latency is None:
+            plan = Plan(controller.strategy, situation.pending, None, reuse, situation.answer_limit)
+            self.why = f"{plan.knobs}: as configured, nothing is known about times"
+            return plan
+        table = controller.table(situation)
+        if self._budget_ms is None:
+            plan = table.configured(controller.strategy, reuse)
+            self._note(plan, "as configured, no latency budget")
+            return plan
+        now, reserve = self._watch.clock(), controller.config.reserve_ms / 1e3
+        left = self.deadline - now - reserve
+        chosen = table.choose(left)
+        if chosen is None:
+            smallest = (now - self._watch.arrived + reserve + table.cheapest_seconds) * 1e3
+            self.warning = (
+                f"the latency budget of {self._budget_ms:g} ms cannot be kept: "
+                f"the smallest feasible one is {smallest:.0f} ms"
+            )
+            if controller.config.infeasible is Infeasible.REFUSE:
+                raise BudgetInfeasible(self.warning)
+            self._note(table.cheapest, f"the fastest plan, {max(0.0, left) * 1e3:.0f} ms are left")
+            return self._decided(table.cheapest, situation)
+        self._note(chosen, f"{RUNGS[max(chosen.rung, self._given_up)]}, {left * 1e3:.0f} ms are left")
+        return self._decided(chosen, situation)
+
+    def _decided(self, plan: Plan, situation: Situation) -> Plan:
+        """Remembers what no later plan can bring back."""
+        rung = 2 if plan.max_tokens is not None else 1 if plan.new_views < situation.pending else 0
+        self._given_up = max(self._given_up, rung)
+        return plan
+
+    def took(self, stage: str, terms: FloatArray) -> None:
+        """The present stage has done what `terms` describe."""
+        if self._controller.latency is not None:
+            self._controller.latency.observe(stage, terms, self._watch.stage_seconds)
+
+    def time_is_up(self, next_step: FloatArray) -> bool:
+        """Whether another decode step might end after the deadline."""
+        latency = self._controller.latency
+        step = 0.0 if latency is None else float(latency.p95("decode", next_step))
+        reserve = 0.0 if latency is None else self._controller.config.reserve_ms / 1e3
+        return self._watch.clock() + step + reserve >= self.deadline
+
+    @property
+    def predicted(self) -> StageTimes | None:
+        """By stage, what was predicted when it was last planned, p50 in milliseconds; None without a latency model."""
+        return self._predicted
+
+    def _note(self, plan: Plan, why: str) -> None:
+        """Keeps the first prediction of a stage that is over, and the last one of a stage to come."""
+        new, old = plan.predicted, self._predicted
+        assert new is not None
+        if old is not None:
+            # A stage that is done has no work left in the new plan.
+            new = replace(new, encode=old.encode, tokens=old.tokens if self._watch.stage == "tokens" else new.tokens)
+        new = replace(new, total=new.encode + new.tokens + new.prefill + new.decode)
+        self._predicted = new
+        self.why = f"{plan.knobs}: {why}; predicted {new.total:.0f} ms, p95 of the rest {plan.p95_ms:.0f} ms"

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can be done about a scene before anybody asks: its tokens, projected, and its prefix in the language model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from adatoken3d_ros.model.llava3d import Llava3D, Spliced
+from adatoken3d_ros.pruning.gate import Cancelled, SceneTokens
+from adatoken3d_ros.pruning.prefix import ScenePrefix
+from adatoken3d_ros.scene.token_map import SpatialTokens, TokenMap
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """M tokens of the scene, what the gate knows of them, and their (M, D) in the language model's space."""
+
+    tokens: SpatialTokens
+    scene: SceneTokens
+    spatial: Tensor
+
+
+class Prepared:
+    """Of one scene as it is; `forget` when it changes.
+
+    Args:
+        model: the model. token_map: the scene.
+        seed: of the random cap on the number of tokens, for upstream's numbers; None for ours.
+    """
+
+    def __init__(self, model: Llava3D, token_map: TokenMap, seed: int | None = None) -> None:
+        self._model = model
+        self._map = token_map
+        self._seed = seed
+        self._blocks: dict[int, Block] = {}
+        self.prefix: ScenePrefix | None = None
+
+    def forget(self) -> None:
+        """The scene has changed."""
+        self._blocks.clear()
+        self.prefix = None
+
+    @property
+    def built(self) -> frozenset[int]:
+        """Numbers of tokens for which `block` has nothing left to do."""
+        return frozenset(self._blocks)
+
+    def size(self, max_tokens: int | None) -> int:
+        """Tokens that `block(max_tokens)` has."""
+        return min(self._map.n_voxels, self._model.config.max_spatial_tokens, max_tokens or self._map.n_voxels)
+
+    @torch.inference_mode()
+    def block(self, max_tokens: int | None, *, spread: bool) -> Block:
+        """At most `max_tokens` of the scene's tokens, at most as many as the model takes.
+
+        `spread`: the policy will ask for the order of farthest points, so find it now.
+        """
+        size = self.size(max_tokens)
+        if size not in self._blocks:
+            generator = None if self._seed is None else torch.Generator().manual_seed(self._seed)
+            tokens = self._map.tokens(size, generator=generator)
+            block = Block(tokens, SceneTokens(tokens.xyz, tokens.features), self._model.project(tokens.features))
+            self._blocks[size] = block
+        if spread:
+            _ = self._blocks[size].scene.spread_rank
+        return self._blocks[size]
+
+    @torch.inference_mode()
+    def read_prefix(self, spliced: Spliced, should_stop: Callable[[], bool] | None = None) -> ScenePrefix:
+        """The prefix of a prompt with all of the scene's tokens, read if it was not yet.
+
+        Raises:
+            Cancelled: should_stop() was true before a layer.
+        """
+        if self.prefix is None:
+            rows = spliced.embeds[:, : spliced.spatial_start + spliced.n_spatial]
+            self.prefix = ScenePrefix(
+                self._model.language, rows, spliced.spatial_start, measure=True, should_stop=should_stop
+            )
+        return self.prefix
+
+
+@contextmanager
+def interruptible(module: nn.Module, should_stop: Callable[[], bool] | None) -> Iterator[None]:
+    """Within it, `module` raises Cancelled before the next of its innermost layers once should_stop() is true."""
+    if should_stop is None:
+        yield
+        return
+
+    def look(layer: nn.Module, _: object) -> None:
+        if should_stop():
+            raise Cancelled(f"stopped before a {type(layer).__name__}")
+
+    hooks = [part.register_forward_pre_hook(look) for part in module.modules() if not list(part.children())]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

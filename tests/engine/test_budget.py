@@ -1,0 +1,336 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Questions that keep their budgets, on a clock that only moves when the model works."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from adatoken3d_ros.engine import session as session_module
+from adatoken3d_ros.engine.answer import Answer, Question, Status
+from adatoken3d_ros.engine.budget import BudgetConfig, Infeasible, Reuse
+from adatoken3d_ros.engine.latency import LatencyModel
+from adatoken3d_ros.engine.session import SceneSession, SessionConfig, whole_words
+from adatoken3d_ros.scene.frames import PosedFrame
+
+# Seconds: 0.1 a view, 0.0001 a row and layer, 0.01 a decode step.
+COEFFICIENTS = {"encode": [0.1], "tokens": [0.0] * 3, "prefill": [0.0, 1e-4, 0.0, 0.0, 0.0], "decode": [0.01, 0.0]}
+Frames = list[PosedFrame]
+
+
+class World:
+    """A session and the seconds that its model takes; `pace` makes it slower than it was measured."""
+
+    def __init__(self, make_session: Callable[..., SceneSession], monkeypatch: Any, **budget: Any) -> None:
+        self.now = 100.0
+        self.pace = 1.0
+        self.words: list[str] | None = None
+        config = SessionConfig(max_new_tokens=16, budget=BudgetConfig(**{"reserve_ms": 0.0, **budget}))
+        self.session = make_session(config, clock=lambda: self.now)
+        self.session.controller.latency = LatencyModel(COEFFICIENTS)
+        for ratio in self.session.controller.latency.ratios.values():
+            ratio._guard = 1.0
+        self.reads: list[str] = []
+        monkeypatch.setattr(self.session.model, "patch_features", self._timed_features(self.session.model))
+        monkeypatch.setattr(session_module, "prefill", self._timed_prefill(session_module.prefill))
+        monkeypatch.setattr(session_module, "generate", self._generate)
+        read_prefix = self.session.prepared.read_prefix
+        monkeypatch.setattr(self.session.prepared, "read_prefix", self._timed_prefix(read_prefix))
+
+    def spend(self, seconds: float) -> None:
+        self.now += seconds * self.pace
+
+    def _timed_features(self, model: Any) -> Any:
+        original = model.patch_features
+
+        def timed(rgb: Any, xyz: Any) -> Any:
+            self.spend(0.1 * len(rgb))
+            return original(rgb, xyz)
+
+        return timed
+
+    def _timed_prefill(self, original: Any) -> Any:
+        def timed(language: Any, embeds: Any, *args: Any, **options: Any) -> Any:
+            filled = original(language, embeds, *args, **options)
+            self.reads.append("prompt")
+            n_text = embeds.shape[1] - len(options["scene"].xyz)
+            self.spend(1e-4 * sum(n + n_text for n in filled.trace.spatial_per_layer))
+            return filled
+
+        return timed
+
+    def _timed_prefix(self, original: Any) -> Any:
+        def timed(spliced: Any, *args: Any) -> Any:
+            if self.session.prepared.prefix is None:
+                self.reads.append("prefix")
+                self.spend(1e-4 * 8 * (spliced.spatial_start + spliced.n_spatial))
+            self.spend(1e-4 * 8 * spliced.n_question)
+            return original(spliced, *args)
+
+        return timed
+
+    def _generate(self, language: Any, filled: Any, *, max_new_tokens: int, eos_ids: Any) -> Iterator[int]:
+        """A model that would never end by itself; each step takes its time."""
+        for i in range(max_new_tokens):
+            yield 300 + i
+            if i + 1 < max_new_tokens:
+                self.spend(0.01)
+
+    def ask(self, budget_ms: float | None = None, waited: float = 0.0, **options: Any) -> Answer:
+        question = Question("What is this?", latency_budget_ms=budget_ms)
+        return self.session.ask(question, arrived=self.now - waited, **options)
+
+
+@pytest.fixture
+def make_world(make_session: Callable[..., SceneSession], monkeypatch: Any) -> Callable[..., World]:
+    return lambda **budget: World(make_session, monkeypatch, **budget)
+
+
+def layers(answer: Answer) -> tuple[int, ...]:
+    assert answer.report is not None
+    return answer.report.spatial_per_layer
+
+
+def test_without_a_budget_everything_is_as_configured(make_world: Any, frames: Frames) -> None:
+    world = make_world()
+    for frame in frames:
+        world.session.observe(frame)
+    answer = world.ask()
+    assert answer.strategy == "ours-default" and answer.budget_met and "no latency budget" in answer.plan
+    assert answer.times.encode == pytest.approx(300.0) and answer.times.decode == pytest.approx(150.0)
+    predicted = answer.predicted
+    assert predicted is not None
+    assert (predicted.encode, predicted.decode) == (pytest.approx(300.0), pytest.approx(150.0))
+    assert predicted.prefill == pytest.approx(answer.times.prefill)
+    assert predicted.total == pytest.approx(answer.times.total)
+
+
+def test_much_time_is_spent_on_accuracy(make_world: Any, frames: Frames) -> None:
+    world = make_world()
+    world.session.observe(frames[0])
+    answer = world.ask(60_000)
+    assert answer.strategy == "unpruned" and len(set(layers(answer))) == 1
+    assert answer.budget_met and answer.status is Status.TRUNCATED and "max_new_tokens = 16" in answer.status_message
+
+
+def test_every_budget_above_the_least_is_kept_and_spent(make_world: Any, frames: Frames) -> None:
+    world = make_world()
+    for frame in frames:
+        world.session.observe(frame)
+    world.session.encode_pending()
+    least = float(re.findall(r"feasible one is (\d+) ms", world.ask(1.0).status_message)[0])
+    full = world.ask(60_000).times.total
+    seen = []
+    for budget in np.linspace(least + 1.0, full, 30):
+        answer = world.ask(float(budget))
+        assert answer.budget_met and answer.times.total <= budget, answer.plan
+        assert answer.times.total >= 0.7 * budget, answer.plan
+        seen.append(answer.plan)
+    assert len(set(seen)) > 10
+
+
+def test_new_views_are_given_up_first_and_stay_for_later(make_world: Any, wall_frame: Any) -> None:
+    world = make_world()
+    world.session.observe(wall_frame(0))
+    world.session.encode_pending()
+    configured = world.ask().times.total
+    for i in (1, 2, 3):
+        world.session.observe(wall_frame(i))
+    answer = world.ask(configured + 290.0)
+    assert answer.budget_met and "fewer new views" in answer.plan
+    # The one that was there and the newest of the three: the time for a second new one buys more by pruning less.
+    assert sorted(world.session.poses) == [wall_frame(0).stamp_ns, wall_frame(3).stamp_ns]
+    assert answer.stamp_ns == wall_frame(3).stamp_ns
+    assert world.session.work_ahead
+    world.session.prepare()
+    assert len(world.session.poses) == 4 and not world.session.work_ahead
+
+
+def test_what_encoding_takes_too_long_the_language_model_gives_back(make_world: Any, frames: Frames) -> None:
+    world = make_world()
+    world.session.observe(frames[0])
+    world.session.encode_pending()
+    world.session.observe(frames[1])
+    free = world.ask(60_000)
+    world.session.clear()
+    world.session.observe(frames[0])
+    world.session.encode_pending()
+    world.session.observe(frames[1])
+    original = world.session.model.patch_features
+
+    def late(*args: Any) -> Any:
+        world.spend(0.05)
+        return original(*args)
+
+    world.session.model.patch_features = late
+    answer = world.ask(free.times.total + 1.0 + 100.0)
+    assert answer.times.encode == pytest.approx(150.0)
+    assert answer.budget_met and answer.predicted is not None and answer.predicted.encode == pytest.approx(100.0)
+
+
+def test_an_answer_that_runs_out_of_time_ends_with_a_whole_word(make_world: Any, frames: Frames) -> None:
+    world = make_world()
+    world.session.observe(frames[0])
+    world.session.encode_pending()
+    budget = world.ask(60_000).times.total + 1.0
+    world.session._decode = lambda ids: " ".join(f"word{i}" for i in ids)[:-1]  # the last one is unfinished
+
+    def slow(text: str, n: int) -> None:
+        world.spend(0.015)
+
+    answer = world.ask(budget, on_text=slow)
+    assert answer.status is Status.TRUNCATED and f"{budget}" in answer.status_message
+    assert answer.budget_met and answer.times.total <= budget
+    assert re.fullmatch(r"(word3\d\d )*word3\d\d", answer.text), answer.text
+
+
+def test_whole_words() -> None:
+    assert whole_words("a red cha") == "a red"
+    assert whole_words("a red chair.") == "a red chair."
+    assert whole_words("cha") == "cha"
+    assert whole_words("") == ""
+
+
+def test_a_budget_that_cannot_be_kept_is_refused_with_the_least_that_can(make_world: Any, frames: Frames) -> None:
+    world = make_world(infeasible=Infeasible.REFUSE)
+    world.session.observe(frames[0])
+    world.session.encode_pending()
+    before = world.now
+    answer = world.ask(5.0)
+    assert answer.status is Status.BUDGET_INFEASIBLE and answer.text == "" and answer.budget_met
+    assert world.now == before
+    least = float(re.findall(r"smallest feasible one is (\d+) ms", answer.status_message)[0])
+    assert world.ask(least - 2.0).status is Status.BUDGET_INFEASIBLE
+    assert world.ask(least + 2.0).budget_met
+
+
+def test_best_effort_answers_fast_and_says_so(make_world: Any, frames: Frames) -> None:
+    world = make_world(infeasible=Infeasible.BEST_EFFORT)
+    world.session.observe(frames[0])
+    world.session.encode_pending()
+    answer = world.ask(5.0)
+    assert answer.status is Status.TRUNCATED and "smallest feasible" in answer.status_message and answer.text
+    assert not answer.budget_met and "the fastest plan" in answer.plan
+
+
+@pytest.mark.parametrize("infeasible", list(Infeasible))
+def test_a_question_that_waited_too_long_is_never_silently_late(
+    make_world: Any, frames: Frames, infeasible: Infeasible
+) -> None:
+    world = make_world(infeasible=infeasible)
+    world.session.observe(frames[0])
+    world.session.encode_pending()
+    assert world.ask(1000.0).budget_met
+    late = world.ask(1000.0, waited=1.5)
+    assert late.times.queue == pytest.approx(1500.0) and not late.budget_met
+    assert "1000 ms cannot be kept" in late.status_message
+    assert (late.status is Status.BUDGET_INFEASIBLE) == (infeasible is Infeasible.REFUSE)
+    # One that still can be answered gets what is left.
+    waited = world.ask(1000.0, waited=0.8)
+    assert waited.budget_met and waited.times.total <= 1000.0 and waited.status_message
+
+
+def test_a_slower_machine_is_noticed_and_planned_for(make_world: Any, frames: Frames) -> None:
+    world = make_world()
+    world.session.observe(frames[0])
+    world.session.encode_pending()
+    budget = 1.2 * world.ask(60_000).times.total
+    world.pace = 3.0
+    for _ in range(3):
+        world.ask(budget)
+    after = [world.ask(budget) for _ in range(10)]
+    assert all(answer.budget_met for answer in after)
+    assert world.session.controller.latency.drift["prefill"] == pytest.approx(3.0, rel=0.1)
+    assert after[-1].strategy != "unpruned" or after[-1].report is not None
+    world.pace = 1.0
+    for _ in range(3):
+        world.ask(budget)
+    assert world.session.controller.latency.drift["prefill"] == pytest.approx(1.0, rel=0.1)
+
+
+# Kept prefixes --------------------------------------------------------------------------------------------------
+
+
+def test_a_prefix_is_read_once_and_follow_ups_equal_a_fresh_run(make_world: Any, frames: Frames) -> None:
+    world = make_world(reuse=Reuse.PREFIX)
+    world.session.observe(frames[0])
+    world.session.prepare()
+    assert world.reads == ["prefix"] and not world.session.work_ahead
+    first, second = world.ask(), world.ask()
+    assert world.reads == ["prefix"]
+    fresh = make_world(reuse=Reuse.PREFIX)
+    fresh.session.observe(frames[0])
+    third = fresh.ask()
+    assert fresh.reads == ["prefix"]
+    for answer in (first, second):
+        assert (answer.text, answer.strategy) == (third.text, "scene-prefix")
+        assert answer.report is not None and third.report is not None
+        assert np.array_equal(answer.report.contribution, third.report.contribution)
+    assert first.times.prefill < third.times.prefill
+
+
+def test_a_kept_prefix_answers_as_the_unpruned_model_does(make_session: Any, frames: Frames) -> None:
+    texts = []
+    for reuse in Reuse:
+        session = make_session(SessionConfig(max_new_tokens=12, budget=BudgetConfig(reuse=reuse)))
+        session.controller.latency = LatencyModel(COEFFICIENTS)
+        session.observe(frames[0])
+        session.prepare()
+        answer = session.ask(Question("What is this?", latency_budget_ms=1e6))
+        assert answer.strategy == ("unpruned" if reuse is Reuse.OFF else "scene-prefix")
+        texts.append(answer.text)
+    assert texts[0] == texts[1]
+
+
+def test_a_new_view_makes_the_prefix_stale(make_world: Any, frames: Frames) -> None:
+    world = make_world(reuse=Reuse.PREFIX)
+    world.session.observe(frames[0])
+    world.session.prepare()
+    world.session.observe(frames[1])
+    assert world.session.work_ahead
+    answer = world.ask()
+    assert world.reads == ["prefix", "prefix"] and answer.strategy == "scene-prefix"
+    world.session.clear()
+    assert world.session.prepared.prefix is None
+
+
+# Work ahead -----------------------------------------------------------------------------------------------------
+
+
+def test_work_ahead_stops_within_a_layer_and_keeps_what_is_finished(make_session: Any, frames: Frames) -> None:
+    session = make_session(SessionConfig(budget=BudgetConfig(reuse=Reuse.PREFIX)))
+    session.observe(frames[0])
+    looks: list[int] = []
+
+    def stop_at(n: int) -> Callable[[], bool]:
+        looks.clear()
+        return lambda: looks.append(1) is None and len(looks) > n
+
+    with pytest.raises(session_module.Cancelled):
+        session.prepare(stop_at(2))
+    assert len(looks) == 3 and not session.poses
+    # Nothing of the model is left changed: the view is encoded as if it had never been interrupted.
+    session.prepare(None)
+    assert session.prepared.prefix is not None
+    fresh = make_session()
+    fresh.observe(frames[0])
+    fresh.encode_pending()
+    a, b = session.scene(), fresh.scene()
+    assert a is not None and b is not None and torch.equal(a.features, b.features)
+
+    session.observe(frames[1])
+    session.encode_pending()
+    with pytest.raises(session_module.Cancelled, match="layer 2"):
+        session.prepare(stop_at(2))
+    assert len(looks) == 3 and session.prepared.prefix is None and session.work_ahead
+    assert len(session.prepared.built) == 1
+
+
+def test_a_budget_says_what_is_wrong_with_it() -> None:
+    with pytest.raises(ValueError, match="-1"):
+        BudgetConfig(reserve_ms=-1)
