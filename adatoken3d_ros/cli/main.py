@@ -16,7 +16,7 @@ from types import FrameType, ModuleType
 
 from adatoken3d_ros import __version__
 
-COMMANDS = ("demo", "ask", "calibrate", "info")
+COMMANDS = ("demo", "ask", "calibrate", "train", "info")
 USAGE_ERROR = 2
 INTERRUPTED = 128 + signal.SIGINT
 

@@ -80,6 +80,7 @@ def word_vocabulary(words: Iterable[str]) -> tuple[dict[str, int], list[tuple[st
     for word in words:
         piece = MARK
         for letter in word:
+            vocab.setdefault(letter, len(vocab))
             if piece + letter not in vocab:
                 vocab[piece + letter] = len(vocab)
                 merges.append((piece, letter))

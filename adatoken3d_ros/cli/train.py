@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`adatoken3d train`: the small embedded model, trained on furnished rooms.
+
+Renders the rooms and encodes their views once (kept in --scenes), then trains the language model, position embedding,
+projector and click encoder; the vision tower stays as it is. Ctrl-C saves; --resume goes on, with the same or more
+--steps. The checkpoint runs in the node and in every command as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from dataclasses import asdict, fields
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from adatoken3d_ros.training.data import Scene
+    from adatoken3d_ros.training.language import ModelSize
+    from adatoken3d_ros.training.train import Report, Trainer
+
+VALIDATION_SEED = 5_000_000  # of the training split, far above every room that is trained on
+_SIZES = {"layers": int, "width": int, "heads": int, "intermediate": int, "views": int, "voxel_size": float}
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds the command's arguments."""
+    parser = subparsers.add_parser("train", help="train the small embedded model", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the checkpoint")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    parser.add_argument("--scenes", type=Path, metavar="DIR", help="where rendered scenes are kept (OUT/scenes)")
+    parser.add_argument(
+        "--vision",
+        type=Path,
+        metavar="PATH",
+        help="vision tower: a checkpoint of this kind (the embedded one), or the package's efficientnet-lite0-*.pth",
+    )
+    parser.add_argument("--rooms", type=int, default=1400, metavar="N", help="training rooms (1400)")
+    parser.add_argument("--first-room", type=int, default=0, metavar="SEED", help="seed of the first of them (0)")
+    parser.add_argument("--validation-rooms", type=int, default=24, metavar="N", help="rooms for the curves (24)")
+    parser.add_argument("--steps", type=int, default=20000, metavar="N", help="optimizer steps in all (20000)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random (0)")
+    parser.add_argument("--scenes-per-step", type=int, default=4, metavar="N", help="rooms in a step (4)")
+    parser.add_argument("--rate", type=float, default=1.5e-3, metavar="R", help="learning rate (0.0015)")
+    parser.add_argument("--early", type=int, default=800, metavar="N", help="steps with simple questions first (800)")
+    parser.add_argument("--decay", type=float, default=0.25, metavar="P", help="last part of the steps, rate falling")
+    parser.add_argument("--blind", action="store_true", help="without spatial tokens: what can be guessed")
+    parser.add_argument("--no-autocast", action="store_true", help="float32 throughout, not bfloat16 matrix products")
+    parser.add_argument("--device", default="cpu", metavar="D", help="cpu or cuda (cpu)")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (torch's own choice)")
+    parser.add_argument("--minutes", type=float, metavar="M", help="save and end after so long, whatever the steps")
+    parser.add_argument("--save-every", type=int, default=100, metavar="N", help="steps between checkpoints (100)")
+    parser.add_argument("--evaluate-every", type=int, default=200, metavar="N", help="steps between evaluations (200)")
+    parser.add_argument("--prepare-only", action="store_true", help="render and encode the rooms, then end")
+    for name, kind in _SIZES.items():
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=kind, metavar="N", help="size of the model, see the docs"
+        )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command; 0 when all steps are done or the time is up."""
+    import torch
+    from rich.console import Console
+
+    from adatoken3d_ros.training.language import ModelSize
+    from adatoken3d_ros.training.train import TrainConfig, Trainer, TrainingError
+
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    if (args.out / "config.json").is_file() and not args.resume:
+        raise TrainingError(f"{args.out} holds a checkpoint already: --resume goes on with it")
+    console = Console()
+    size = _size(args, ModelSize)
+    config = TrainConfig(
+        steps=args.steps,
+        seed=args.seed,
+        scenes_per_step=args.scenes_per_step,
+        rate=args.rate,
+        early=args.early,
+        decay=args.decay,
+        blind=args.blind,
+        autocast=not args.no_autocast,
+    )
+    vision, training, validation = scenes(args, size, console)
+    if args.prepare_only:
+        return 0
+    recipe = {
+        "machine": f"{platform.machine()}, {args.device}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "first_room": args.first_room,
+        "size": asdict(size),
+    }
+    trainer = Trainer(config, size, vision, training, device=args.device, recipe=recipe)
+    if args.resume:
+        trainer.resume(args.out)
+    console.print(
+        f"{sum(p.numel() for p in trainer.model.parameters()) / 1e6:.1f} M parameters, of which "
+        f"{sum(p.numel() for p in trainer.model.language.parameters()) / 1e6:.1f} M in the language model; "
+        f"{len(training)} rooms; step {trainer.step} of {args.steps}"
+    )
+    loop(trainer, validation, args, console)
+    return 0
+
+
+def _size(args: argparse.Namespace, kind: type[ModelSize]) -> ModelSize:
+    """The sizes given, the rest those of the checkpoint that is resumed, or the defaults."""
+    values: dict[str, Any] = {}
+    if args.resume:
+        content = json.loads((args.out / "config.json").read_text(encoding="utf-8"))
+        known = {f.name for f in fields(kind)}
+        values = {name: value for name, value in content["training"]["size"].items() if name in known}
+        values["taps"] = tuple(values["taps"])
+    values.update({name: getattr(args, name) for name in _SIZES if getattr(args, name) is not None})
+    return kind(**values)
+
+
+def scenes(args: argparse.Namespace, size: ModelSize, console: Console) -> tuple[Any, list[Scene], list[Scene]]:
+    """The vision tower, and the training and validation scenes, made where they are not there yet."""
+    from dataclasses import replace
+
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from adatoken3d_ros.model.config import Llava3DConfig
+    from adatoken3d_ros.models import embedded_path
+    from adatoken3d_ros.training.data import SceneConfig, prepare, read_scene
+    from adatoken3d_ros.training.language import config_content
+    from adatoken3d_ros.training.pretrained import fingerprint, load_vision
+
+    sizes = Llava3DConfig.from_dict(config_content(size, 512))
+    source = args.vision or (args.out if args.resume else embedded_path())
+    vision = load_vision(source, sizes)
+    settings = SceneConfig(
+        size.views, size.image_size, sizes.grid, size.voxel_size, size.max_tokens, fingerprint(vision)
+    )
+    folder = args.scenes or args.out / "scenes"
+    found: list[list[Scene]] = []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        for what, first, count in (
+            ("training rooms", args.first_room, args.rooms),
+            ("validation rooms", VALIDATION_SEED, args.validation_rooms),
+        ):
+            task = bar.add_task(what, total=2 * count)
+            seeds = range(first, first + count)
+            paths = prepare(folder, "train", seeds, vision, settings, partial(_show, bar, task))
+            loaded = []
+            for path in [] if args.prepare_only else paths:
+                scene = read_scene(path, "train")
+                loaded.append(replace(scene, features=scene.features.half()))
+                bar.advance(task)
+            found.append(loaded)
+    return vision, found[0], [replace(s, features=s.features.float()) for s in found[1]]
+
+
+def _show(bar: Any, task: Any, done: int, total: int) -> None:
+    bar.update(task, completed=done)
+
+
+def loop(trainer: Trainer, validation: list[Scene], args: argparse.Namespace, console: Console) -> None:
+    """Trains to the last step; saves now and then, at the end, and when it is interrupted."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    log = args.out / "training" / "log.jsonl"
+    args.out.mkdir(parents=True, exist_ok=True)
+    log.parent.mkdir(exist_ok=True)
+    until = time.monotonic() + 60 * args.minutes if args.minutes is not None else float("inf")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    saved = trainer.step
+    try:
+        with Progress(*columns, console=console) as bar, log.open("a", encoding="utf-8") as lines:
+            task = bar.add_task("training", total=trainer.config.steps, completed=trainer.step)
+            while trainer.step < trainer.config.steps and time.monotonic() < until:
+                report = trainer.train_step()
+                bar.update(task, completed=trainer.step, description=f"loss {report.losses.get('answer', 0.0):.3f}")
+                lines.write(json.dumps(_line(report)) + "\n")
+                if trainer.step % args.evaluate_every == 0 and validation:
+                    right = trainer.evaluate(validation)
+                    lines.write(json.dumps({"step": trainer.step, "right": right}) + "\n")
+                    shown = ", ".join(f"{family} {share:.2f}" for family, share in right.items())
+                    console.print(f"step {trainer.step}: {shown}")
+                if trainer.step % 10 == 0:
+                    lines.flush()
+                if trainer.step % args.save_every == 0:
+                    trainer.save(args.out)
+                    saved = trainer.step
+    finally:
+        if trainer.step > saved:
+            trainer.save(args.out)
+            console.print(f"saved at step {trainer.step} in {args.out}")
+
+
+def _line(report: Report) -> dict[str, Any]:
+    losses = {name: round(value, 4) for name, value in report.losses.items()}
+    return {"step": report.step, "rate": report.rate, "seconds": round(report.seconds, 2), **losses}

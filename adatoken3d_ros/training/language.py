@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The small model: its sizes, its vocabulary, and a checkpoint in the loader's layout."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from transformers import PreTrainedTokenizerFast
+
+from adatoken3d_ros.model.checkpoint import official_names
+from adatoken3d_ros.model.config import Llava3DConfig
+from adatoken3d_ros.model.efficientnet import EfficientNetLiteConfig
+from adatoken3d_ros.model.llava3d import Llava3D
+from adatoken3d_ros.model.prompt import TEMPLATES
+from adatoken3d_ros.model.tokenizer import llama_tokenizer, word_vocabulary
+from adatoken3d_ros.model.vision import VisionTower
+from adatoken3d_ros.synthetic.furniture import COLOURS, KINDS
+from adatoken3d_ros.synthetic.questions import DIRECTIONS, STANDPOINTS, WORDINGS, article, plural
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """What can be chosen about the model.
+
+    Attributes:
+        layers, width, heads, intermediate: of the language model; its heads are width / heads wide.
+        rope_theta: base of the rotary frequencies. Large, because a word must find its tokens wherever they stand:
+            with the usual 10,000, positions up to 1,000 turn most of a small head's dimensions.
+        image_size, taps: of the vision tower. voxel_size: metres. views: of a scene. max_tokens: of a scene.
+    """
+
+    layers: int = 12
+    width: int = 192
+    heads: int = 4
+    intermediate: int = 512
+    rope_theta: float = 1e8
+    image_size: int = 224
+    taps: tuple[int, ...] = (0, 3, 5, 7)
+    voxel_size: float = 0.2
+    views: int = 8
+    max_tokens: int = 1600
+    context_length: int = 2048
+
+
+def words() -> Iterator[str]:
+    """Every word of questions and answers, beginnings of sentences, parts of numbers; in a fixed order."""
+    yield from ",.?:;[]()"
+    for before, after in TEMPLATES.values():
+        yield from before.split()
+        yield from after.format(question="").split()
+    texts = [text for group in (WORDINGS, STANDPOINTS) for wording in group.values() for text in wording]
+    texts += [name for kind in KINDS for name in (article(kind), plural(kind))]
+    texts += [*COLOURS, *DIRECTIONS, "yes no floor wall ceiling the colour color I metres"]
+    for text in texts:
+        for word in re.sub(r"\{\w\}|[?,.:]", " ", text).split():
+            yield word
+            # Without a space before it after the line break that a question begins with, in both cases.
+            yield "\n" + word[0].upper() + word[1:]
+            yield word[0].lower() + word[1:]
+            yield "\n" + word[0].lower() + word[1:]
+    for sign in ("", "-", "[", "[-"):
+        yield from (f"{sign}{digit}." for digit in range(10))
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Words as single tokens, digits after the decimal point one by one, letters and bytes for the rest."""
+    return llama_tokenizer(*word_vocabulary(words()))
+
+
+def config_content(size: ModelSize, vocab_size: int) -> dict[str, Any]:
+    """The config.json of such a model."""
+    vision = EfficientNetLiteConfig(size.image_size, size.taps)
+    return {
+        "architectures": ["LlavaLlamaForCausalLM"],
+        "model_type": "llava_llama",
+        "vocab_size": vocab_size,
+        "hidden_size": size.width,
+        "intermediate_size": size.intermediate,
+        "num_hidden_layers": size.layers,
+        "num_attention_heads": size.heads,
+        "num_key_value_heads": size.heads,
+        "max_position_embeddings": size.context_length,
+        "tokenizer_model_max_length": size.context_length,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-5,
+        "rope_theta": size.rope_theta,
+        "rope_scaling": None,
+        "tie_word_embeddings": True,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+        "torch_dtype": "float32",
+        "mm_hidden_size": vision.hidden_size,
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_vision_tower": "efficientnet-lite0",
+        "mm_vision_select_feature": "patch",
+        "mm_video_tower": "SpatialAwareModule",
+        "num_frames": size.views,
+        "voxel_size": size.voxel_size,
+        "max_spatial_tokens": size.max_tokens,
+        "vision_config": vision.to_dict(),
+    }
+
+
+def new_model(content: Mapping[str, Any], vision: VisionTower, seed: int) -> Llava3D:
+    """Random weights everywhere but in the vision tower, which is `vision` itself, frozen."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Llava3D(Llava3DConfig.from_dict(content))
+    model.vision = vision
+    for module in (model.projector, model.position, model.click):
+        for layer in module.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.zeros_(layer.bias)
+    return model.train()
+
+
+def save_model(
+    model: Llava3D,
+    content: Mapping[str, Any],
+    words: PreTrainedTokenizerFast,
+    directory: Path,
+    recipe: Mapping[str, Any],
+) -> None:
+    """Writes config.json (with the recipe), tokenizer.json and model.safetensors, each complete or not at all."""
+    directory.mkdir(parents=True, exist_ok=True)
+    state = model.state_dict()
+    weights = {theirs: state[ours].detach().float().contiguous() for ours, theirs in official_names(model).items()}
+    partial = directory / "model.safetensors.part"
+    save_file(weights, partial, metadata={"format": "pt"})
+    partial.replace(directory / "model.safetensors")
+    text = json.dumps({**content, "training": dict(recipe)}, indent=2, sort_keys=True) + "\n"
+    partial = directory / "config.json.part"
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(directory / "config.json")
+    words.backend_tokenizer.save(str(directory / "tokenizer.json"))

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the model is asked for besides the answer: what each spatial token shows, and where a word's tokens are.
+
+The ray caster knows which item every patch shows. From answers alone a small model finds neither the classes nor the
+tokens that a word means in any reasonable time; with these losses it does. The heads are not part of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from adatoken3d_ros.synthetic.furnished import FIRST_ITEM
+from adatoken3d_ros.synthetic.furniture import COLOURS, KINDS
+from adatoken3d_ros.training.data import Scene
+from adatoken3d_ros.training.packing import Encoder, Packed
+
+_KINDS = {kind: k for k, kind in enumerate(KINDS)}
+_COLOURS = {colour: k for k, colour in enumerate(COLOURS)}
+_BACKGROUND_WEIGHT = 0.2  # most tokens show floor and walls
+
+
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """What the M tokens of a scene show; I items, the last column of `share` is everything else.
+
+    Attributes:
+        share: (M, I + 1) float32, part of the token's patches that shows each item.
+        kind: (I,) int64. colour: (I,) int64, -1 where the item was given none.
+        box: (I, 6) float32, centre and size, metres.
+        xyz: (M, 3) float32, mean point.
+    """
+
+    share: Tensor
+    kind: Tensor
+    colour: Tensor
+    box: Tensor
+    xyz: Tensor
+
+    @classmethod
+    def of(cls, scene: Scene) -> Truth:
+        items, m = scene.room.items, len(scene.features)
+        column = torch.where(scene.instance < FIRST_ITEM, len(items), scene.instance - FIRST_ITEM)
+        votes = torch.zeros(m, len(items) + 1)
+        votes.index_put_((scene.voxel, column), torch.ones(len(column)), accumulate=True)
+        count = votes.sum(dim=1, keepdim=True)
+        return cls(
+            votes / count,
+            torch.tensor([_KINDS[i.kind] for i in items]),
+            torch.tensor([-1 if i.colour is None else _COLOURS[i.colour] for i in items]),
+            torch.tensor([[*i.centre, *i.size] for i in items], dtype=torch.float32),
+            torch.zeros(m, 3).index_add_(0, scene.voxel, scene.xyz) / count,
+        )
+
+    def to(self, device: torch.device | str) -> Truth:
+        """On another device."""
+        return Truth(*(t.to(device) for t in (self.share, self.kind, self.colour, self.box, self.xyz)))
+
+
+class DenseHead(nn.Module):
+    """From a token's hidden state: class and colour, by the embeddings of their words, and the item's box.
+
+    Because a class is told by its word's own embedding, the word can later find the token by likeness.
+    """
+
+    def __init__(self, width: int, words: Encoder) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.kind = nn.Linear(width, width)
+        self.colour = nn.Linear(width, width)
+        self.box = nn.Linear(width, 6)
+        self.nothing = nn.Parameter(torch.zeros(width))
+        self._kinds = [list(words.text(kind)) for kind in KINDS]
+        self._colours = [list(words.text(colour)) for colour in COLOURS]
+
+    def forward(self, hidden: Tensor, truth: Truth, table: Tensor) -> dict[str, Tensor]:
+        """Losses of the tokens' hidden states (M, D), given the embedding table (V, D)."""
+        h = self.norm(hidden.float())
+        kinds = torch.stack([table[ids].mean(dim=0) for ids in self._kinds])
+        colours = torch.stack([table[ids].mean(dim=0) for ids in self._colours])
+        inside = 1 - truth.share[:, -1]
+        # (M, K + 1): the share of each class
+        target = torch.zeros(len(h), len(kinds) + 1, device=h.device)
+        target.index_add_(1, truth.kind, truth.share[:, :-1])
+        target[:, -1] = truth.share[:, -1]
+        log_kind = functional.log_softmax(
+            self.kind(h).float() @ torch.cat([kinds, self.nothing[None]]).T.float(), dim=1
+        )
+        weight = torch.where(inside > 0, 1.0, _BACKGROUND_WEIGHT)
+        losses = {"kind": -((target * log_kind).sum(dim=1) * weight).sum() / weight.sum()}
+        shown = inside > 0.25
+        item = truth.share[:, :-1].argmax(dim=1)
+        if bool(shown.any()):
+            box = self.box(h[shown]).float()
+            wanted = truth.box[item[shown]].clone()
+            wanted[:, :3] -= truth.xyz[shown]
+            losses["box"] = functional.smooth_l1_loss(box, wanted, beta=0.2)
+        painted = shown & (truth.colour[item] >= 0)
+        if bool(painted.any()):
+            logits = self.colour(h[painted]).float() @ colours.T.float()
+            losses["colour"] = functional.cross_entropy(logits, truth.colour[item[painted]])
+        return losses
+
+
+def share_of(truth: Truth, instances: Sequence[int]) -> Tensor:
+    """(M,) part of each token that shows one of these items."""
+    return truth.share[:, [i - FIRST_ITEM for i in instances]].sum(dim=1)
+
+
+def pointing_loss(
+    queries: Tensor, keys: Tensor, scaling: float, truth: Truth, targets: Sequence[tuple[int, Sequence[int]]]
+) -> Tensor:
+    """-log of the attention that some rows pay the tokens of some items, out of that paid to all spatial tokens.
+
+    Args:
+        queries: (rows, heads, d). keys: (M, heads, d) of the spatial tokens. targets: (row, instances).
+    """
+    wanted = {instances: share_of(truth, instances) for instances in {tuple(i) for _, i in targets}}
+    wanted = {instances: share for instances, share in wanted.items() if float(share.sum()) > 0}
+    pairs = [(row, tuple(instances)) for row, instances in targets if tuple(instances) in wanted]
+    if not pairs:
+        return queries.new_zeros((), dtype=torch.float32)
+    rows = queries[[row for row, _ in pairs]].float()
+    attention = torch.einsum("rhd,mhd->rhm", rows, keys.float()).mul(scaling).softmax(dim=2)
+    share = torch.stack([wanted[instances] for _, instances in pairs])
+    return -torch.einsum("rhm,rm->rh", attention, share).clamp_min(1e-6).log().mean()
+
+
+def answer_loss(logits: Tensor, packed: Packed, labelled: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over the questions of the mean cross entropy of the answer's tokens, and that of each question (Q,)."""
+    loss = functional.cross_entropy(logits.float(), packed.label[labelled], reduction="none")
+    question = packed.question[labelled]
+    n = torch.zeros(len(packed.questions), device=loss.device).index_add(0, question, torch.ones_like(loss))
+    per_question = torch.zeros_like(n).index_add(0, question, loss) / n
+    return per_question.mean(), per_question.detach()

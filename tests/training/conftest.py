@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small rooms, a small model and a tower with random weights: everything that training needs, in seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from adatoken3d_ros.model.config import Llava3DConfig
+from adatoken3d_ros.model.vision import VisionTower
+from adatoken3d_ros.training.data import Scene, SceneConfig, build_scene
+from adatoken3d_ros.training.language import ModelSize, config_content
+from adatoken3d_ros.training.pretrained import fingerprint
+from adatoken3d_ros.training.train import TrainConfig, Trainer
+
+SIZE = ModelSize(
+    layers=4, width=48, heads=2, intermediate=64, image_size=96, taps=(0, 3), voxel_size=0.4, views=3, max_tokens=200
+)
+
+
+@pytest.fixture(scope="session")
+def vision() -> VisionTower:
+    torch.manual_seed(0)
+    return VisionTower(Llava3DConfig.from_dict(config_content(SIZE, 512))).requires_grad_(False).eval()
+
+
+@pytest.fixture(scope="session")
+def scene_config(vision: VisionTower) -> SceneConfig:
+    return SceneConfig(SIZE.views, SIZE.image_size, 6, SIZE.voxel_size, SIZE.max_tokens, fingerprint(vision))
+
+
+@pytest.fixture(scope="session")
+def scenes(vision: VisionTower, scene_config: SceneConfig) -> list[Scene]:
+    return [build_scene(seed, "train", vision, scene_config) for seed in range(4)]
+
+
+@pytest.fixture
+def make_trainer(vision: VisionTower, scenes: list[Scene]) -> Callable[..., Trainer]:
+    def make(**settings: object) -> Trainer:
+        config = TrainConfig(**{"steps": 20, "scenes_per_step": 2, "warmup": 2, "early": 10, **settings})  # type: ignore[arg-type]
+        return Trainer(config, SIZE, vision, scenes)
+
+    return make

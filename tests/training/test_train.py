@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from adatoken3d_ros.engine.answer import Question, Status
+from adatoken3d_ros.engine.session import SceneSession
+from adatoken3d_ros.model import checkpoint
+from adatoken3d_ros.synthetic.questions import FAMILIES, generate
+from adatoken3d_ros.synthetic.views import render_views
+from adatoken3d_ros.training.data import Scene
+from adatoken3d_ros.training.losses import Truth, pointing_loss
+from adatoken3d_ros.training.train import TrainConfig, Trainer, TrainingError
+
+MakeTrainer = Callable[..., Trainer]
+
+
+def test_the_loss_falls(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(steps=20, decay=0.0, rate=3e-3)
+    reports = [trainer.train_step() for _ in range(20)]
+    assert [r.step for r in reports] == list(range(1, 21))
+    for name in ("answer", "kind@1", "kind@2", "box@1", "pointing"):
+        values = [r.losses[name] for r in reports]
+        assert np.mean(values[-4:]) < 0.95 * np.mean(values[:4]), (name, values)
+    right = trainer.evaluate(trainer.scenes[:1])
+    assert set(right) <= {*FAMILIES, "macro"} and all(0 <= share <= 1 for share in right.values())
+
+
+def test_a_resumed_run_is_the_run_that_was_not_interrupted(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    through = make_trainer(steps=6)
+    for _ in range(6):
+        through.train_step()
+    first = make_trainer(steps=6)
+    for _ in range(3):
+        first.train_step()
+    first.save(tmp_path)
+    second = make_trainer(steps=6)
+    second.resume(tmp_path)
+    assert second.step == 3
+    for _ in range(3):
+        second.train_step()
+    for name, parameter in through.parameters.items():
+        assert torch.equal(parameter, second.parameters[name]), name
+
+
+def test_the_checkpoint_answers_in_a_session(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    """The loader's layout, and the same answers as the training code's teacher-forced ones."""
+    trainer = make_trainer()
+    for _ in range(2):
+        trainer.train_step()
+    trainer.save(tmp_path)
+    model, tokenizer, report = checkpoint.load(tmp_path)
+    assert report.ignored == [] and report.vision == "embedded"
+    content = json.loads((tmp_path / "config.json").read_text())
+    assert content["training"]["step"] == 2 and content["training"]["seed"] == 0
+    room = trainer.scenes[0].room
+    session = SceneSession(model, tokenizer)
+    for view in render_views(room, seed=0, count=3):
+        session.observe(view.frame)
+    qa = generate(room, np.random.default_rng(0), families=("class",))[0]
+    answer = session.ask(Question(qa.question, max_new_tokens=4))
+    assert answer.status in (Status.OK, Status.TRUNCATED)
+    assert model.config.hash() == trainer.model.config.hash()
+
+
+def test_what_cannot_be_resumed_is_refused(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    trainer = make_trainer()
+    with pytest.raises(TrainingError, match="cannot be resumed"):
+        trainer.resume(tmp_path)
+    trainer.train_step()
+    trainer.save(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    content["training"]["step"] = 7
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(TrainingError, match="of step 1, config.json of 7"):
+        trainer.resume(tmp_path)
+    content["training"]["step"], content["hidden_size"] = 1, 64
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(TrainingError, match="other sizes"):
+        trainer.resume(tmp_path)
+
+
+def test_a_blind_model_sees_one_empty_token(make_trainer: MakeTrainer, scenes: list[Scene]) -> None:
+    trainer = make_trainer(blind=True)
+    prefixes = [trainer.prefix(scene) for scene in scenes[:2]]
+    assert torch.equal(prefixes[0], prefixes[1]) and len(prefixes[0]) == len(trainer.encoder.system) + 1
+    report = trainer.train_step()
+    assert "pointing" not in report.losses and not any(name.startswith("kind@") for name in report.losses)
+
+
+def test_the_rate_rises_stays_and_falls() -> None:
+    config = TrainConfig(steps=100, rate=1.0, warmup=10, decay=0.2)
+    assert [config.rate_at(s) for s in (0, 9, 50, 80, 90, 99)] == pytest.approx([0.1, 1.0, 1.0, 1.0, 0.5, 0.05])
+    with pytest.raises(TrainingError, match="steps must be positive, got 0"):
+        TrainConfig(steps=0)
+
+
+def test_truth_of_tokens_by_hand(scenes: list[Scene]) -> None:
+    """Shares are counted patch by patch, slowly."""
+    scene = scenes[1]
+    truth = Truth.of(scene)
+    items = scene.room.items
+    for token in range(0, len(scene.features), 17):
+        rows = [p for p in range(len(scene.voxel)) if int(scene.voxel[p]) == token]
+        for column, item in enumerate(items):
+            n = sum(int(scene.instance[p]) == item.instance for p in rows)
+            assert float(truth.share[token, column]) == pytest.approx(n / len(rows))
+        mean = scene.xyz[rows].double().mean(dim=0)
+        assert truth.xyz[token].double().tolist() == pytest.approx(mean.tolist(), abs=1e-5)
+    assert truth.share.sum(dim=1).tolist() == pytest.approx([1.0] * len(truth.share))
+    assert truth.box[2].tolist() == pytest.approx([*items[2].centre, *items[2].size], abs=1e-5)
+
+
+def test_pointing_loss_by_hand() -> None:
+    """Two tokens with logits 0 and ln 3: the second, which is the item, gets 3/4 of the attention."""
+    truth = Truth(
+        torch.tensor([[0.0, 1.0], [1.0, 0.0]]),
+        torch.tensor([0]),
+        torch.tensor([-1]),
+        torch.zeros(1, 6),
+        torch.zeros(2, 3),
+    )
+    queries = torch.tensor([[[1.0]], [[0.0]]])
+    keys = torch.log(torch.tensor([[[1.0]], [[3.0]]]))
+    loss = pointing_loss(queries, keys, 1.0, truth, [(0, (3,))])
+    assert float(loss) == pytest.approx(-np.log(0.75), abs=1e-6)
+    both = pointing_loss(queries, keys, 1.0, truth, [(0, (3,)), (1, (3,))])
+    assert float(both) == pytest.approx(-(np.log(0.75) + np.log(0.5)) / 2, abs=1e-6)
+    assert float(pointing_loss(queries, keys, 1.0, truth, [])) == 0.0
