@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -142,8 +142,7 @@ class SceneSession:
     def encode_pending(self, limit: int | None = None, should_stop: Callable[[], bool] | None = None) -> int:
         """Encodes the newest `limit` of the frames that wait (None: all), one vision pass each; returns how many.
 
-        Raises:
-            Cancelled: should_stop() was true before a layer of the vision tower; the frames still wait then.
+        Where should_stop() is true before a layer of the vision tower, none is encoded and all still wait.
         """
         first = 0 if limit is None else max(0, len(self._pending) - limit)
         frames = self._pending[first:]
@@ -152,8 +151,11 @@ class SceneSession:
         points = [patch_points(frame, self._patches) for frame in frames]
         with torch.inference_mode():
             xyz = torch.stack([torch.from_numpy(p.xyz) for p in points]) - torch.from_numpy(self._origin)
-            with interruptible(self.model.vision, should_stop):
-                features = self.model.patch_features([frame.rgb for frame in frames], xyz)
+            try:
+                with interruptible(self.model.vision, should_stop):
+                    features = self.model.patch_features([frame.rgb for frame in frames], xyz)
+            except Cancelled:
+                return 0
             for frame, point, view_features in zip(frames, points, features, strict=True):
                 self._map.add_view(frame.stamp_ns, view_features, point.xyz, point.rgb, point.valid)
                 self.poses[frame.stamp_ns] = frame.T_world_camera
@@ -207,17 +209,18 @@ class SceneSession:
     def prepare(self, should_stop: Callable[[], bool] | None = None) -> None:
         """Does ahead of the next question what does not depend on it: new views, tokens, the scene's prefix.
 
-        Raises:
-            Cancelled: should_stop() was true before a layer of a model; what was finished is kept.
+        Ends within a layer of a model where should_stop() is true; what was finished by then is kept.
         """
         while self._pending:
-            self.encode_pending(1, should_stop)
+            if not self.encode_pending(1, should_stop):
+                return
         if not self.work_ahead:
             return
         block = self._block(None)
         if self.config.budget.reuse is Reuse.PREFIX:
             prompt, clicks = self._prompt(Question("What is this?"))
-            self.prepared.read_prefix(self._splice(prompt, clicks, block), should_stop)
+            with suppress(Cancelled):
+                self.prepared.read_prefix(self._splice(prompt, clicks, block), should_stop)
 
     def _prompt(self, question: Question) -> tuple[PromptIds, NDArray[np.float64]]:
         check_question(question)

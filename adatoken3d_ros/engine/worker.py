@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import Counter, deque
@@ -55,14 +56,42 @@ class Ticket:
         return self._stop.is_set()
 
 
+class DutyCycle:
+    """Bounds the share of time that background work takes: after each piece it rests as long as that asks for.
+
+    Args:
+        share: 0 (never) to 1 (always).
+    """
+
+    def __init__(self, share: float) -> None:
+        if not 0 <= share <= 1:
+            raise ValueError(f"a share of time must be between 0 and 1, got {share}")
+        self.share = share
+        self._free_at = -math.inf
+
+    def worked(self, began: float, ended: float) -> None:
+        """A piece of work was done between these times, seconds."""
+        if self.share:
+            self._free_at = ended + (ended - began) * (1 / self.share - 1)
+
+    def rest(self, now: float) -> float | None:
+        """Seconds until the next piece may begin; None for never."""
+        return max(0.0, self._free_at - now) if self.share else None
+
+
 class Worker:
     """Runs a SceneSession in a thread: newest frame wins, questions go first, calls in between.
+
+    While nobody wants anything, the session works ahead: whatever the next question needs that does not depend on it.
+    A question ends that within one layer of a model.
 
     Args:
         make_session: builds the session (loads the model) inside the thread.
         policy: for questions that arrive during another.
         queue_limit: questions that may wait under QuestionPolicy.QUEUE.
         on_frame: told the fate of every frame: a verdict's value, `superseded`, or `error: ...`; any thread.
+        ahead: largest share of the time that is spent on working ahead, 0 for none; encoding a key frame as it comes
+            does not count.
         clock: seconds, monotonic; the session must be built with the same.
     """
 
@@ -73,6 +102,7 @@ class Worker:
         policy: QuestionPolicy = QuestionPolicy.QUEUE,
         queue_limit: int = 8,
         on_frame: Callable[[str], None] | None = None,
+        ahead: float = 0.5,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.policy = policy
@@ -88,6 +118,8 @@ class Worker:
         self._running: Ticket | None = None
         self._calls: deque[tuple[Callable[[SceneSession], Any], Future[Any]]] = deque()
         self._stopping = False
+        self._duty = DutyCycle(ahead)
+        self._cannot_prepare = False
         self._thread = threading.Thread(target=self._run, name="adatoken3d-worker", daemon=True)
 
     def start(self) -> None:
@@ -176,7 +208,9 @@ class Worker:
         self.ready.set_result(None)
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._stopping or self._calls or self._questions or self._frame)
+                rest = self._duty.rest(self._clock()) if session.work_ahead and not self._cannot_prepare else None
+                # A bool: the queues that it is made of are emptied below.
+                wanted = self._changed.wait_for(lambda: self._frame is not None or self._is_wanted(), timeout=rest)
                 if self._stopping:
                     break
                 call = self._calls.popleft() if self._calls else None
@@ -188,6 +222,9 @@ class Worker:
                     future.set_result(function(session))
                 except Exception as error:
                     future.set_exception(error)
+                continue
+            if not wanted:
+                self._work_ahead(session)
                 continue
             self._take_frame(session, encode=ticket is None)
             if ticket is not None:
@@ -211,16 +248,31 @@ class Worker:
             source, self._frame = self._frame, None
         if source is None:
             return
+        self._cannot_prepare = False
         try:
             outcome = session.observe(source()).value
             if encode:
-                session.encode_pending()
+                # A view that a question interrupts waits on: the question's plan says whether it is encoded for it.
+                session.encode_pending(should_stop=self._is_wanted)
         except ValueError as error:
             outcome = f"error: {error}"
         except Exception as error:
             logger.exception("a frame could not be encoded")
             outcome = f"error: {type(error).__name__}: {error}"
         self._count(outcome)
+
+    def _work_ahead(self, session: SceneSession) -> None:
+        began = self._clock()
+        try:
+            session.prepare(self._is_wanted)
+        except Exception:
+            self._cannot_prepare = True  # until the scene changes: a question will say what is wrong
+            logger.exception("working ahead failed")
+        self._duty.worked(began, self._clock())
+
+    def _is_wanted(self) -> bool:
+        """Whether somebody waits for what the thread does in the background to end; frames do not count."""
+        return bool(self._questions or self._calls or self._stopping)
 
     def _answer(self, session: SceneSession, ticket: Ticket) -> Answer:
         try:

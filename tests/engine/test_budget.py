@@ -311,9 +311,8 @@ def test_work_ahead_stops_within_a_layer_and_keeps_what_is_finished(make_session
         looks.clear()
         return lambda: looks.append(1) is None and len(looks) > n
 
-    with pytest.raises(session_module.Cancelled):
-        session.prepare(stop_at(2))
-    assert len(looks) == 3 and not session.poses
+    session.prepare(stop_at(2))
+    assert len(looks) == 3 and not session.poses and session.work_ahead
     # Nothing of the model is left changed: the view is encoded as if it had never been interrupted.
     session.prepare(None)
     assert session.prepared.prefix is not None
@@ -325,8 +324,7 @@ def test_work_ahead_stops_within_a_layer_and_keeps_what_is_finished(make_session
 
     session.observe(frames[1])
     session.encode_pending()
-    with pytest.raises(session_module.Cancelled, match="layer 2"):
-        session.prepare(stop_at(2))
+    session.prepare(stop_at(2))
     assert len(looks) == 3 and session.prepared.prefix is None and session.work_ahead
     assert len(session.prepared.built) == 1
 

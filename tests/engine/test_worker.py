@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from adatoken3d_ros.engine.answer import Answer, Question, Status
-from adatoken3d_ros.engine.worker import QuestionPolicy, Worker
+from adatoken3d_ros.engine.worker import DutyCycle, QuestionPolicy, Worker
 from adatoken3d_ros.scene.keyframes import Verdict
 
 LIMIT = 20.0  # seconds until a test that hangs fails
@@ -24,12 +24,23 @@ class GatedSession:
         self.log: list[str] = []
         self.started = threading.Semaphore(0)
         self.release = threading.Semaphore(0)
+        self.work_ahead = False
+        self.preparing = threading.Semaphore(0)
+
+    def prepare(self, should_stop: Callable[[], bool]) -> None:
+        """Works until it is told to stop, or breaks."""
+        self.log.append("prepare")
+        self.preparing.release()
+        if self.work_ahead == "broken":
+            raise RuntimeError("no memory left")
+        while not should_stop():
+            pass
 
     def observe(self, frame: Any) -> Verdict:
         self.log.append(f"observe {frame.stamp_ns}")
         return Verdict.KEY_FRAME
 
-    def encode_pending(self) -> int:
+    def encode_pending(self, should_stop: Callable[[], bool]) -> int:
         self.log.append("encode")
         return 1
 
@@ -184,3 +195,51 @@ def test_a_model_that_cannot_be_loaded_is_reported_and_questions_are_answered() 
     assert early.result.result(LIMIT).status == Status.ERROR
     assert "/models/none" in early.result.result(LIMIT).status_message
     assert worker.stop(LIMIT)
+
+
+def test_a_question_ends_the_work_ahead_and_is_answered(make_worker: Any, session: GatedSession) -> None:
+    session.work_ahead = True
+    worker = make_worker()
+    assert session.preparing.acquire(timeout=LIMIT)
+    session.release.release()
+    ticket = worker.submit(Question("now"))
+    assert ticket.result.result(LIMIT).status == Status.OK
+    assert session.log[:2] == ["prepare", "ask now"]
+    # Calls do not wait for it either.
+    assert worker.call(lambda s: "called").result(LIMIT) == "called"
+
+
+def test_without_a_share_of_time_nothing_is_done_ahead(make_worker: Any, session: GatedSession) -> None:
+    session.work_ahead = True
+    worker = make_worker(ahead=0.0)
+    session.release.release()
+    assert worker.submit(Question("now")).result.result(LIMIT).status == Status.OK
+    worker.call(lambda s: None).result(LIMIT)
+    assert session.log == ["ask now"]
+
+
+def test_work_ahead_that_fails_is_tried_again_with_the_next_frame(make_worker: Any, session: GatedSession) -> None:
+    session.work_ahead = "broken"  # type: ignore[assignment]
+    worker = make_worker(ahead=1.0)
+    assert session.preparing.acquire(timeout=LIMIT)
+    for _ in range(3):
+        worker.call(lambda s: None).result(LIMIT)
+    assert session.log == ["prepare"]
+    worker.submit_frame(lambda: SimpleNamespace(stamp_ns=1))
+    assert session.preparing.acquire(timeout=LIMIT)
+    session.release.release()
+    assert worker.submit(Question("fine")).result.result(LIMIT).status == Status.OK
+
+
+def test_the_duty_cycle_by_hand() -> None:
+    duty = DutyCycle(0.25)
+    assert duty.rest(10.0) == 0.0
+    duty.worked(10.0, 12.0)  # 2 s are a quarter of 8 s
+    assert (duty.rest(12.0), duty.rest(15.0), duty.rest(18.0), duty.rest(30.0)) == (6.0, 3.0, 0.0, 0.0)
+    assert DutyCycle(0.0).rest(0.0) is None
+    always = DutyCycle(1.0)
+    always.worked(0.0, 5.0)
+    assert always.rest(5.0) == 0.0
+    for share in (-0.1, 1.1):
+        with pytest.raises(ValueError, match=str(share)):
+            DutyCycle(share)
