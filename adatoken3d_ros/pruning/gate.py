@@ -24,6 +24,8 @@ ShouldStop = Callable[[], bool]
 CosSin = tuple[Tensor, Tensor]
 BeforeLayer = Callable[[int, Tensor, CosSin], None]
 
+_TINY = torch.finfo(torch.float32).tiny
+
 
 class GateError(ValueError):
     """A prompt or model that the gate cannot run, or a policy that went wrong; the message names the value."""
@@ -285,7 +287,13 @@ class _Chooser:
             above=self.layers[g],
             scene=self.scene if self.scene is None or isinstance(self.scene, SceneTokens) else self.scene[b],
         )
-        return self.policy.select(view)
+        selection = self.policy.select(view)
+        if len(selection.keep) != n_keep:
+            raise GateError(
+                f"policy {self.policy.name} keeps {len(selection.keep)} of {len(alive)} tokens before layer {g}, "
+                f"the schedule {n_keep}"
+            )
+        return selection
 
 
 class _Journal:
@@ -310,14 +318,15 @@ class _Journal:
                 self.retained[b, kept] = True
             if selection.scores is not None:
                 self.finite.append((g, selection.scores.isfinite().all()))
-                self.contribution[b, alive] += selection.scores / selection.scores.sum()
+                # Attention that all went to the text may leave nothing to share.
+                self.contribution[b, alive] += selection.scores / selection.scores.sum().clamp(min=_TINY)
 
     def trace(self, spatial_per_layer: tuple[int, ...]) -> GateTrace:
         """Raises GateError if a score was not finite."""
         broken = sorted({g for g, finite in self.finite if not finite})
         if broken:
             raise GateError(f"scores that are not finite (NaN or infinite) at the gates before layers {broken}")
-        share = self.contribution / self.contribution.sum(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+        share = self.contribution / self.contribution.sum(1, keepdim=True).clamp(min=_TINY)
         return GateTrace(spatial_per_layer, self.last_layer, share, self.retained, self.clock.seconds())
 
 

@@ -41,15 +41,23 @@ class SceneTokens:
     """What is known of the N spatial tokens beforehand: centroids (N, 3) in metres, and features (N, C).
 
     Keep one object as long as the scene stays the same: it remembers `spread_rank`.
+
+    Raises:
+        PolicyError: a centroid is not finite.
     """
 
     xyz: Tensor
     features: Tensor | None = None
 
+    def __post_init__(self) -> None:
+        if not (finite := self.xyz.isfinite().all(-1)).all():
+            token = int(finite.long().argmin())
+            raise PolicyError(f"spatial token {token} is at {self.xyz[token].tolist()}")
+
     @cached_property
     def spread_rank(self) -> Tensor:
-        """(N,) int64 place of each token in the farthest-point order of the centroids, computed once, on the CPU."""
-        return farthest_points(self.xyz.cpu(), len(self.xyz)).argsort().to(self.xyz.device)
+        """(N,) int64 place of each token in the farthest-point order of the centroids, computed at the first gate."""
+        return farthest_points(self.xyz, len(self.xyz)).argsort()
 
 
 @dataclass(frozen=True, eq=False)
@@ -399,6 +407,8 @@ class Ours:
             raise PolicyError(f"the position curve must be positive and finite, its least value is {self.debias.min()}")
 
     def select(self, view: GateView) -> Selection:
+        if not all(0 <= dim < view.hidden.shape[-1] for dim in self.sink_dims):
+            raise PolicyError(f"sink_dims {list(self.sink_dims)} for a model of hidden size {view.hidden.shape[-1]}")
         if view.layer == 0:
             return Selection(self._spread(view))
         scores = question_scores(self.name, view, 1 if self.rows == "last" else view.n_question)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,8 +16,11 @@ from adatoken3d_ros.pruning.policies import SceneTokens
 N_LAYERS = 6
 
 
-def tiny_llama(n_kv_heads: int = 4, context: int = 512, seed: int = 0) -> LlamaForCausalLM:
-    """Six layers, hidden 64, four heads; fewer key/value heads for grouped queries. Float32 random weights."""
+def tiny_llama(n_kv_heads: int = 4, context: int = 512, seed: int = 0, **shape: Any) -> LlamaForCausalLM:
+    """Six layers, hidden 64, four heads; fewer key/value heads for grouped queries. Float32 random weights.
+
+    `shape`: further settings of LlamaConfig.
+    """
     config = LlamaConfig(
         vocab_size=199,
         hidden_size=64,
@@ -26,6 +30,7 @@ def tiny_llama(n_kv_heads: int = 4, context: int = 512, seed: int = 0) -> LlamaF
         num_key_value_heads=n_kv_heads,
         max_position_embeddings=context,
         attn_implementation="sdpa",
+        **shape,
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,12 +20,22 @@ from adatoken3d_ros.pruning.gate import (
     generate_batch,
     prefill,
 )
-from adatoken3d_ros.pruning.policies import GateView, PolicyError, Rope, SceneTokens, Selection, make_policy
+from adatoken3d_ros.pruning.policies import (
+    POLICY_NAMES,
+    GateView,
+    PolicyError,
+    Rope,
+    SceneTokens,
+    Selection,
+    make_policy,
+)
 from adatoken3d_ros.pruning.schedule import Schedule, ScheduleError
 from tests.pruning.oracle import N_LAYERS, Prompt, make_prompt, oracle_logits, tiny_llama
 
 SINGLE = make_prompt((5,), (40,), (7,))
 BATCH = make_prompt((5, 3, 9), (40, 31, 12), (7, 1, 11))
+# Samples without a spatial token, with one, and with no text before the scene.
+ODD_BATCH = make_prompt((5, 0, 2), (0, 31, 1), (7, 1, 3))
 SCHEDULES = {
     "no gate": Schedule(),
     "one": Schedule.of([2], [0.5]),
@@ -33,6 +45,9 @@ SCHEDULES = {
     "four": Schedule.of([1, 2, 3, 5], [0.8, 0.6, 0.3, 0.05]),
     "two, then none": Schedule.of([1, 3], [0.6, 0.2], withdraw_layer=5),
     "only withdrawal": Schedule((), withdraw_layer=3),
+    "nothing from the start": Schedule.of([0, 2], [0.5, 0.1], withdraw_layer=0),
+    "withdrawn before the second gate": Schedule.of([1, 4], [0.5, 0.1], withdraw_layer=2),
+    "before the first and after the last layer": Schedule.of([0, N_LAYERS], [0.5, 0.1]),
 }
 
 
@@ -52,7 +67,7 @@ def assert_equals_oracle(
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("prompt", [SINGLE, BATCH], ids=["batch 1", "batch 3"])
+@pytest.mark.parametrize("prompt", [SINGLE, BATCH, ODD_BATCH], ids=["batch 1", "batch 3", "odd batch"])
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 def test_equals_the_masked_full_length_run(language: LlamaForCausalLM, prompt: Prompt, schedule: Schedule) -> None:
     policy = "ours" if schedule.stages else "none"
@@ -81,6 +96,25 @@ def test_any_schedule_equals_its_oracle(data: st.DataObject) -> None:
     rope: Rope = data.draw(st.sampled_from(["original", "renumber"]))
     policy = data.draw(st.sampled_from(["ours", "random", "pyramiddrop"]))
     assert_equals_oracle(language, prompt, run(language, prompt, schedule, policy, rope), n_steps=2, rope=rope)
+
+
+@pytest.mark.parametrize(
+    "shape", [{"head_dim": 24}, {"tie_word_embeddings": True}, {"attention_bias": True, "mlp_bias": True}], ids=str
+)
+def test_other_shapes_equal_their_oracle(shape: dict[str, Any]) -> None:
+    language = tiny_llama(n_kv_heads=2, **shape)
+    assert_equals_oracle(language, BATCH, run(language, BATCH, SCHEDULES["four"], "ours"), n_steps=3)
+
+
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.bfloat16, 0.1), (torch.float16, 0.02)], ids=str)
+@pytest.mark.parametrize("policy", [name for name in POLICY_NAMES if name not in ("none", "coarse_voxel")])
+def test_half_precision_equals_its_oracle_but_for_rounding(policy: str, dtype: torch.dtype, rounding: float) -> None:
+    language = tiny_llama(n_kv_heads=2).to(dtype)
+    prompt = Prompt(BATCH.embeds.to(dtype), BATCH.layout, BATCH.scene)
+    result = run(language, prompt, SCHEDULES["two"], policy, "original")
+    assert result.logits.dtype == result.trace.contribution.dtype == torch.float32
+    expected = oracle_logits(language, prompt, result.trace, torch.zeros(0, 3, dtype=torch.long))[0]
+    torch.testing.assert_close(result.logits, expected.float(), rtol=0, atol=rounding)
 
 
 def test_without_gates_equals_the_stock_model(language: LlamaForCausalLM) -> None:
@@ -329,6 +363,26 @@ class NotANumber(Recorder):
 def test_scores_that_are_not_finite_name_their_gates(mha: LlamaForCausalLM) -> None:
     with pytest.raises(GateError, match=r"not finite.*\[2, 4\]"):
         prefill(mha, SINGLE.embeds, SINGLE.layout, Schedule.of([2, 4], [0.5, 0.2]), NotANumber())
+
+
+class Keeps(Recorder):
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.n = n
+
+    def select(self, view: GateView) -> Selection:
+        return Selection(torch.arange(self.n), torch.zeros(len(view.alive)))
+
+
+@pytest.mark.parametrize("n", [0, 19, 21])
+def test_a_policy_that_keeps_another_number_is_refused(mha: LlamaForCausalLM, n: int) -> None:
+    with pytest.raises(GateError, match=f"recorder keeps {n} of 40 tokens before layer 2, the schedule 20"):
+        prefill(mha, SINGLE.embeds, SINGLE.layout, SCHEDULES["one"], Keeps(n))
+
+
+def test_a_question_that_looks_only_at_text_leaves_contributions_of_zero(mha: LlamaForCausalLM) -> None:
+    trace = prefill(mha, SINGLE.embeds, SINGLE.layout, SCHEDULES["one"], Keeps(20)).trace
+    assert torch.equal(trace.contribution, torch.zeros(1, 40))
 
 
 def test_nan_embeddings_do_not_pass_the_gate(mha: LlamaForCausalLM) -> None:

@@ -93,6 +93,13 @@ def test_pyramiddrop_scores_in_the_next_layer(language: LlamaForCausalLM) -> Non
     assert kept(language, make_policy("pyramiddrop"), Schedule.of([3], [0.3])) == best.tolist()
 
 
+def test_centroids_that_are_not_finite_are_refused() -> None:
+    xyz = torch.zeros(4, 3)
+    xyz[2, 1] = torch.nan
+    with pytest.raises(PolicyError, match=r"spatial token 2 is at \[0.0, nan, 0.0\]"):
+        SceneTokens(xyz)
+
+
 # ours
 
 
@@ -173,6 +180,11 @@ def test_coarse_voxels_merge_by_hand(mha: LlamaForCausalLM) -> None:
     torch.testing.assert_close(seen[0][0, 2:5], merged)
     torch.testing.assert_close(seen[1][0, 2:6], torch.stack([old[0], merged[1], old[2], old[4]]))
     assert torch.equal(seen[0][0, 5:], prompt.embeds[0, 7:])
+
+
+def test_sink_dimensions_of_another_model_are_refused(mha: LlamaForCausalLM) -> None:
+    with pytest.raises(PolicyError, match=r"sink_dims \[1415, 2533\] for a model of hidden size 64"):
+        kept(mha, make_policy("ours", sink_dims=[1415, 2533]), Schedule.of([2], [0.5]))
 
 
 def test_bad_options() -> None:
