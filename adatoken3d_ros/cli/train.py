@@ -108,15 +108,27 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _size(args: argparse.Namespace, kind: type[ModelSize]) -> ModelSize:
-    """The sizes given, the rest those of the checkpoint that is resumed, or the defaults."""
+    """The sizes given; the rest are those of the checkpoint that is resumed, else the defaults and the tower's own."""
     values: dict[str, Any] = {}
-    if args.resume:
-        content = json.loads((args.out / "config.json").read_text(encoding="utf-8"))
-        known = {f.name for f in fields(kind)}
-        values = {name: value for name, value in content["training"]["size"].items() if name in known}
+    source = _vision_source(args)
+    if (source / "config.json").is_file():
+        content = json.loads((source / "config.json").read_text(encoding="utf-8"))
+        if args.resume:
+            known = {f.name for f in fields(kind)}
+            values = {name: value for name, value in content["training"]["size"].items() if name in known}
+        values.update({name: content["vision_config"][name] for name in ("image_size", "taps")})
         values["taps"] = tuple(values["taps"])
     values.update({name: getattr(args, name) for name in _SIZES if getattr(args, name) is not None})
     return kind(**values)
+
+
+def _vision_source(args: argparse.Namespace) -> Path:
+    """Where the vision tower comes from."""
+    from adatoken3d_ros.models import embedded_path
+
+    if args.resume:
+        return Path(args.out)
+    return Path(args.vision) if args.vision is not None else embedded_path()
 
 
 def scenes(args: argparse.Namespace, size: ModelSize, console: Console) -> tuple[Any, list[Scene], list[Scene]]:
@@ -126,14 +138,12 @@ def scenes(args: argparse.Namespace, size: ModelSize, console: Console) -> tuple
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from adatoken3d_ros.model.config import Llava3DConfig
-    from adatoken3d_ros.models import embedded_path
     from adatoken3d_ros.training.data import SceneConfig, prepare, read_scene
     from adatoken3d_ros.training.language import config_content
     from adatoken3d_ros.training.pretrained import fingerprint, load_vision
 
     sizes = Llava3DConfig.from_dict(config_content(size, 512))
-    source = args.vision or (args.out if args.resume else embedded_path())
-    vision = load_vision(source, sizes)
+    vision = load_vision(_vision_source(args), sizes)
     settings = SceneConfig(
         size.views, size.image_size, sizes.grid, size.voxel_size, size.max_tokens, fingerprint(vision)
     )

@@ -83,7 +83,7 @@ def test_deep_features_are_spread_over_the_patches_between_their_cells() -> None
     assert torch.equal(_to_grid(deep, 4)[0, 0], expected)
 
 
-def _unfolded(generator: torch.Generator) -> dict[str, torch.Tensor]:
+def unfolded(generator: torch.Generator) -> dict[str, torch.Tensor]:
     """Random weights by the published names, with the batch norms still apart."""
     weights: dict[str, torch.Tensor] = {}
 
@@ -139,7 +139,7 @@ def _published_forward(weights: dict[str, torch.Tensor], x: torch.Tensor) -> lis
 def test_folded_and_centred_it_is_the_published_network_one_pixel_further() -> None:
     """Cell i looks at pixel s i here and at s i + s - 1 there: on an image moved by one pixel, at the same, one on."""
     generator = torch.Generator().manual_seed(1)
-    weights = _unfolded(generator)
+    weights = unfolded(generator)
     config = EfficientNetLiteConfig(512)
     tower = EfficientNetLite(config).eval()
     missing = tower.load_state_dict(fold_published(weights, config), strict=False)
@@ -158,7 +158,7 @@ def test_folded_and_centred_it_is_the_published_network_one_pixel_further() -> N
 
 
 def test_published_weights_that_lack_a_tensor_are_refused() -> None:
-    weights = _unfolded(torch.Generator().manual_seed(1))
+    weights = unfolded(torch.Generator().manual_seed(1))
     del weights["_blocks.3._bn1.running_var"]
     with pytest.raises(ValueError, match=r"_blocks\.3\._bn1\.running_var"):
         fold_published(weights, EfficientNetLiteConfig())

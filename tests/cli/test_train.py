@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from adatoken3d_ros.cli.main import main
+from adatoken3d_ros.model import checkpoint
+from adatoken3d_ros.model.config import Llava3DConfig
+from adatoken3d_ros.model.vision import VisionTower
+from adatoken3d_ros.training.language import ModelSize, config_content, new_model, save_model, tokenizer
+
+
+@pytest.fixture
+def tower(tmp_path: Path) -> Path:
+    """A checkpoint to take the vision tower from, of a size that trains in seconds."""
+    size = ModelSize(layers=2, width=32, heads=2, intermediate=32, image_size=64, taps=(0, 2))
+    words = tokenizer()
+    content = config_content(size, len(words))
+    torch.manual_seed(0)
+    vision = VisionTower(Llava3DConfig.from_dict(content)).requires_grad_(False).eval()
+    save_model(new_model(content, vision, 0), content, words, tmp_path / "tower", {"size": {}})
+    return tmp_path / "tower"
+
+
+def _train(out: Path, tower: Path, *more: str) -> int:
+    sizes = ["--layers", "3", "--width", "32", "--heads", "2", "--intermediate", "32", "--views", "2"]
+    rooms = ["--rooms", "2", "--validation-rooms", "1", "--scenes", str(out.parent / "scenes")]
+    return main(
+        [
+            "train",
+            "--out",
+            str(out),
+            "--vision",
+            str(tower),
+            *sizes,
+            *rooms,
+            "--voxel-size",
+            "0.5",
+            "--threads",
+            "1",
+            *more,
+        ]
+    )
+
+
+def _log(out: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (out / "training" / "log.jsonl").read_text().splitlines()]
+
+
+def test_trains_saves_and_goes_on(tmp_path: Path, tower: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert _train(out, tower, "--steps", "2", "--evaluate-every", "2", "--scenes-per-step", "1") == 0
+    assert [line["step"] for line in _log(out)] == [1, 2, 2]
+    assert "macro" in _log(out)[-1]["right"]  # type: ignore[operator]
+    assert "saved at step 2" in capsys.readouterr().out
+    # A checkpoint is not overwritten by mistake.
+    assert _train(out, tower, "--steps", "3") == 2
+    assert "--resume goes on" in capsys.readouterr().err
+    # Resumed, the sizes are the checkpoint's own.
+    rest = ["--resume", "--steps", "3", "--scenes-per-step", "1", "--rooms", "2", "--validation-rooms", "0"]
+    assert main(["train", "--out", str(out), "--scenes", str(tmp_path / "scenes"), *rest]) == 0
+    assert [line["step"] for line in _log(out)] == [1, 2, 2, 3]
+    model, _, report = checkpoint.load(out)
+    assert model.config.voxel_size == 0.5 and model.config.language.num_hidden_layers == 3
+    assert model.config.image_size == 64 and report.ignored == []
+    recipe = json.loads((out / "config.json").read_text())["training"]
+    assert (recipe["step"], recipe["rooms"], recipe["seed"], recipe["first_room"]) == (3, 2, 0, 0)
+
+
+def test_rooms_alone_and_a_time_limit(tmp_path: Path, tower: Path) -> None:
+    out = tmp_path / "out"
+    assert _train(out, tower, "--prepare-only") == 0
+    assert len(list((tmp_path / "scenes" / "train").glob("*.npz"))) == 3 and not out.exists()
+    assert _train(out, tower, "--minutes", "0") == 0
+    assert not (out / "config.json").exists()
+
+
+def test_a_tower_that_is_none_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = tmp_path / "tower.pth"
+    wrong.write_bytes(b"no weights")
+    assert _train(tmp_path / "out", wrong) == 2
+    assert f"{wrong} does not hold EfficientNet-Lite0" in capsys.readouterr().err
