@@ -107,14 +107,14 @@ def read_bag(
             if stream in (RGB_INFO, DEPTH_INFO):
                 assembler.add_info(stream, message)
                 continue
-            for frame in assembler.add_image(stream, stamp_to_ns(message.header.stamp), message):
+            for frame in assembler.add(stream, stamp_to_ns(message.header.stamp), message):
                 try:
-                    posed = frame()
+                    posed = frame.frames()
                 except (ConversionError, FrameError) as error:
                     drop("error", str(error))
                 else:
-                    count += 1
-                    yield posed
+                    count += len(posed)
+                    yield from posed
         if count == 0:
             why = "; ".join(dict.fromkeys(f"{reason}: {text}" for reason, text in dropped[:3]))
             counts = {stream: assembler.pairer.counts[stream].received for stream in (RGB, DEPTH)}
@@ -221,6 +221,8 @@ class _Whole:
     def __init__(self, source: PoseSource, T_base_camera: NDArray[np.float64] | None) -> None:
         self._source = source
         self._T = np.eye(4) if T_base_camera is None else T_base_camera
+        self.scene_frame = source.scene_frame
+        self.by_frame = source.by_frame
 
     def lookup(self, stamp_ns: int, camera_frame: str, *, final: bool = False) -> NDArray[np.float64]:
         return self._source.lookup(stamp_ns, camera_frame, final=final) @ self._T

@@ -200,23 +200,34 @@ def check_size(what: str, shape: Sequence[int], camera: Camera) -> None:
 def rectify(
     rgb: NDArray[np.uint8], depth: NDArray[np.float32], camera: Camera
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Removes the lens distortion of a registered pair; afterwards `camera.K` alone describes both.
+    """Removes the lens distortion of a registered pair; afterwards `camera.K` alone describes both."""
+    return rectify_rgb(rgb, camera), rectify_depth(depth, camera)
 
-    Args:
-        rgb: (H, W, 3) uint8, interpolated bilinearly.
-        depth: (H, W) float32 metres with NaN, taken from the nearest pixel (depths across an edge must not be mixed).
-        camera: the camera of both; nothing is done when its D is empty.
+
+def rectify_rgb(rgb: NDArray[np.uint8], camera: Camera) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8 without the camera's distortion, interpolated bilinearly; as it is when D is empty."""
+    if camera.D.size == 0:
+        return rgb
+    return cv2.remap(rgb, *_undistortion(camera), cv2.INTER_LINEAR)  # type: ignore[return-value]
+
+
+def rectify_depth(depth: NDArray[np.float32], camera: Camera) -> NDArray[np.float32]:
+    """(H, W) float32 metres with NaN without the camera's distortion; as it is when D is empty.
+
+    Each pixel is the nearest one's: depths across an edge must not be mixed.
     """
     if camera.D.size == 0:
-        return rgb, depth
+        return depth
+    maps = _undistortion(camera)
+    return cv2.remap(  # type: ignore[return-value]
+        depth, *maps, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=np.nan
+    )
+
+
+def _undistortion(camera: Camera) -> tuple[Any, Any]:
     size = (camera.width, camera.height)
-    if camera.model == "equidistant":
-        maps = cv2.fisheye.initUndistortRectifyMap(camera.K, camera.D, np.eye(3), camera.K, size, cv2.CV_32FC1)
-    else:
-        maps = cv2.initUndistortRectifyMap(camera.K, camera.D, np.eye(3), camera.K, size, cv2.CV_32FC1)
-    flat = cv2.remap(rgb, maps[0], maps[1], cv2.INTER_LINEAR)
-    far = cv2.remap(depth, maps[0], maps[1], cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=np.nan)
-    return flat, far  # type: ignore[return-value]
+    undistort = cv2.fisheye if camera.model == "equidistant" else cv2
+    return undistort.initUndistortRectifyMap(camera.K, camera.D, np.eye(3), camera.K, size, cv2.CV_32FC1)
 
 
 def quaternion_to_rotation(x: float, y: float, z: float, w: float) -> NDArray[np.float64]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from geometry_msgs.msg import PoseStamped
@@ -15,17 +16,48 @@ from rclpy.callback_groups import CallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 
-from adatoken3d_ros.ros.conversions import stamp_to_ns
+from adatoken3d_ros.ros.conversions import ConversionError, stamp_to_ns
 from adatoken3d_ros.ros.diagnostics import InputState
-from adatoken3d_ros.ros.pairing import DEPTH, DEPTH_INFO, RGB, RGB_INFO, Assembler, LazyFrame
+from adatoken3d_ros.ros.pairing import (
+    COLOURED_POINTS,
+    DEPTH,
+    DEPTH_INFO,
+    ORGANISED_POINTS,
+    POINTS,
+    POINTS_WITH_CAMERA,
+    RGB,
+    RGB_INFO,
+    RGBD,
+    STREAMS,
+    Assembler,
+    LazyFrame,
+)
 from adatoken3d_ros.ros.parameters import Parameters
-from adatoken3d_ros.ros.poses import BufferedPose, PoseSource, StaticPose, TfPose, pose_from_numbers, require_tf2
+from adatoken3d_ros.ros.poses import (
+    BufferedPose,
+    PoseError,
+    PoseSource,
+    StaticPose,
+    TfPose,
+    pose_from_numbers,
+    require_tf2,
+)
+from adatoken3d_ros.scene.frames import PosedFrame
 
 POLL_PERIOD = 0.05  # seconds between two looks for the poses of images that wait
 QUEUE_DEPTH = 10  # messages that the middleware keeps for us while a callback runs
+BASE_TO_CAMERA = "pose.base_to_camera"
 POSE_TOPICS = {"odometry": ("odom", Odometry), "pose_topic": ("pose", PoseStamped)}
+# What frames are made of -> the topics that must carry something; the others help where they do.
+NEEDED = {
+    RGBD: (RGB, RGB_INFO, DEPTH),
+    ORGANISED_POINTS: (POINTS,),
+    POINTS_WITH_CAMERA: (RGB, RGB_INFO, POINTS),
+    COLOURED_POINTS: (POINTS,),
+}
+INFOS = {RGBD: (RGB_INFO, DEPTH_INFO), ORGANISED_POINTS: (RGB_INFO,), POINTS_WITH_CAMERA: (RGB_INFO,)}
 
 
 class Inputs:
@@ -34,17 +66,29 @@ class Inputs:
     Args:
         node: carries the subscriptions.
         parameters: the node's.
-        submit: takes each complete frame; called from the executor's thread.
+        submit: takes each complete frame, a function that converts it; called from any thread.
         group: callback group of the subscriptions.
+        on_time_jump: called when the inputs' time has jumped back and the scene is to be cleared for it.
     """
 
     def __init__(
-        self, node: Node, parameters: Parameters, submit: Callable[[LazyFrame], object], group: CallbackGroup
+        self,
+        node: Node,
+        parameters: Parameters,
+        submit: Callable[[Callable[[], PosedFrame]], object],
+        group: CallbackGroup,
+        on_time_jump: Callable[[], object] | None = None,
     ) -> None:
         self._node = node
         self._parameters = parameters
         self._submit = submit
         self._group = group
+        self._on_time_jump = on_time_jump
+        self._jumps = 0
+        self._newest = 0  # number of the newest frame that was handed over
+        self._more: deque[PosedFrame] = deque()  # further pictures of the cloud that was converted last
+        self._more_of = 0
+        self._pictures = 0
         self._lock = threading.Lock()
         self._assembler: Assembler | None = None
         self._entities: list[tuple[Callable[[Any], object], Any]] = []
@@ -63,17 +107,28 @@ class Inputs:
         return self._assembler.poses if self._assembler is not None else None
 
     def check(self) -> None:
-        """Raises PoseError if the chosen pose source cannot work on this machine."""
-        if self._parameters["pose.source"] == "tf":
+        """Raises PoseError if the chosen pose source cannot work on this machine, or not with the other parameters."""
+        settings = self._parameters
+        if settings["pose.source"] == "tf":
             require_tf2()
+            if settings["input.source"] in (POINTS_WITH_CAMERA, COLOURED_POINTS) and any(settings[BASE_TO_CAMERA]):
+                raise PoseError(
+                    f"{BASE_TO_CAMERA} is {list(settings[BASE_TO_CAMERA])}, but with pose.source 'tf' and input.source "
+                    f"{settings['input.source']!r} the frames' own names say where things are: leave it at zeros"
+                )
 
     def start(self) -> None:
         """Subscribes. Raises PoseError as `check`."""
+        self.check()
         settings = self._parameters
-        source = settings["pose.source"]
+        source, made_of = settings["pose.source"], settings["input.source"]
         poses = self._make_poses(source)
+        depth_to_rgb = settings["pose.depth_to_rgb"]
         self._assembler = Assembler(
             poses,
+            source=made_of,
+            T_camera_depth=pose_from_numbers(depth_to_rgb) if any(depth_to_rgb) else None,
+            on_time_jump=self._time_jumped,
             slop_ns=round(settings["sync.slop"] * 1e9),
             timeout_ns=round(settings["pose.timeout"] * 1e9),
             rectified=settings["input.rectified"],
@@ -85,16 +140,16 @@ class Inputs:
         self._paired_at = None
         self._started = time.monotonic()
         image = CompressedImage if settings["input.transport"] == "compressed" else Image
-        self._needed = (RGB, RGB_INFO, DEPTH)
+        self._needed = NEEDED[made_of]
         # The executor looks at subscriptions in this order: what images need comes first.
-        self._subscribe(CameraInfo, RGB_INFO, self._on_info)
-        self._subscribe(CameraInfo, DEPTH_INFO, self._on_info)
+        for topic in INFOS.get(made_of, ()):
+            self._subscribe(CameraInfo, topic, self._on_info)
         if source in POSE_TOPICS:
             topic, kind = POSE_TOPICS[source]
             self._needed += (topic,)
             self._subscribe(kind, topic, self._on_pose)
-        self._subscribe(image, RGB, self._on_image)
-        self._subscribe(image, DEPTH, self._on_image)
+        for topic in STREAMS[made_of]:
+            self._subscribe(PointCloud2 if topic == POINTS else image, topic, self._on_image)
         # Steady, so that waiting images are looked at even while simulated time stands still.
         clock = Clock(clock_type=ClockType.STEADY_TIME)
         timer = self._node.create_timer(POLL_PERIOD, self._poll, callback_group=self._group, clock=clock)
@@ -110,6 +165,8 @@ class Inputs:
             if isinstance(self._assembler.poses, TfPose):
                 self._assembler.poses.close()
             self._assembler = None
+        with self._lock:
+            self._more.clear()
 
     def frame_done(self, fate: str) -> None:
         """Counts what became of a frame that was handed over: a verdict, `superseded` or `error: ...`. Any thread."""
@@ -120,6 +177,11 @@ class Inputs:
                 return
             self.problem = {"error": text, "no_depth": "the last frame had no valid depth"}.get(kind, "")
             problem = self.problem
+            # A cloud that has come since goes before what is left of an older one.
+            more = self._more.popleft() if self._more and self._more_of == self._newest else None
+            self._pictures += more is not None
+        if more is not None:
+            self._submit(lambda: more)
         if problem:
             self._node.get_logger().warning(f"frame not used: {problem}", throttle_duration_sec=5.0)
 
@@ -135,7 +197,7 @@ class Inputs:
             silent={name: now - self._seen[name] if name in self._seen else None for name in self._needed},
             since_start=now - self._started,
             since_pair=None if self._paired_at is None else now - self._paired_at,
-            apart=abs(newest[RGB] - newest[DEPTH]) / 1e9 if all(newest.values()) else None,
+            apart=(max(newest.values()) - min(newest.values())) / 1e9 if all(newest.values()) else None,
             waiting=assembler.why_waiting(),
             problem=self.problem,
             values=self._values(),
@@ -153,9 +215,9 @@ class Inputs:
 
     def _make_poses(self, source: str) -> PoseSource:
         settings = self._parameters
-        T_base_camera = pose_from_numbers(settings["pose.base_to_camera"])
+        T_base_camera = pose_from_numbers(settings[BASE_TO_CAMERA])
         if source == "static":
-            return StaticPose(pose_from_numbers(settings["pose.static"]) @ T_base_camera)
+            return StaticPose(pose_from_numbers(settings["pose.static"]) @ T_base_camera, settings["scene.frame_id"])
         if source == "tf":
             return TfPose(self._node, settings["scene.frame_id"], T_base_camera)
         return BufferedPose(
@@ -180,7 +242,7 @@ class Inputs:
     def _on_image(self, topic: str, message: Any) -> None:
         if self._assembler is not None:
             before = self._assembler.matched
-            frames = self._assembler.add_image(topic, stamp_to_ns(message.header.stamp), message)
+            frames = self._assembler.add(topic, stamp_to_ns(message.header.stamp), message)
             if self._assembler.matched > before:
                 self._paired_at = time.monotonic()
             self._hand_over(frames)
@@ -206,7 +268,26 @@ class Inputs:
 
     def _hand_over(self, frames: list[LazyFrame]) -> None:
         for frame in frames:
-            self._submit(frame)
+            self._newest += 1
+            self._submit(partial(self._convert, frame, self._newest, self._jumps))
+
+    def _convert(self, frame: LazyFrame, number: int, jumps: int) -> PosedFrame:
+        """Runs in the thread that takes the frame. A cloud's further pictures follow one by one, in `frame_done`."""
+        if jumps != self._jumps:
+            raise ConversionError(f"stamps have jumped back since the frame at {frame.stamp_ns / 1e9:.6f} s")
+        first, *more = frame.frames()
+        with self._lock:
+            self._more, self._more_of = deque(more), number
+        return first
+
+    def _time_jumped(self) -> None:
+        self._jumps += 1
+        clear = self._parameters["scene.on_time_jump"] == "clear"
+        self._node.get_logger().warning(
+            f"stamps have jumped back (time {self._jumps}); the scene is {'cleared' if clear else 'kept'}"
+        )
+        if clear and self._on_time_jump is not None:
+            self._on_time_jump()
 
     def _dropped(self, reason: str, text: str) -> None:
         with self._lock:
@@ -226,4 +307,6 @@ class Inputs:
             values["pairs.handed_over"] = assembler.ready
             values.update({f"pairs.dropped.{reason}": n for reason, n in sorted(assembler.dropped.items())})
         values["poses.refused"] = self._bad_poses
+        values["time_jumps"] = self._jumps
+        values["pictures.further"] = self._pictures
         return values

@@ -70,7 +70,7 @@ class SceneNode(LifecycleNodeMixin, Node):
 
         self.parameters = Parameters(self, lambda: self.lifecycle_state, {"strategy": self._check_strategy})
         self.outputs = Publishers(self)
-        self.inputs = Inputs(self, self.parameters, self._take_frame, self._group)
+        self.inputs = Inputs(self, self.parameters, self._take_frame, self._group, self._clear_scene)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self._questions = Questions(self, self._group)
         # Steady clocks: simulated time may stand still, these must not.
@@ -215,6 +215,11 @@ class SceneNode(LifecycleNodeMixin, Node):
     def _take_frame(self, frame: Any) -> None:
         if self.worker is not None:
             self.worker.submit_frame(frame)
+
+    def _clear_scene(self) -> None:
+        """The inputs' time has jumped back; runs in the executor's thread."""
+        if self.worker is not None:
+            self.worker.call(self.clear)
 
     def _frame_done(self, fate: str) -> None:
         """Runs in the worker's thread."""

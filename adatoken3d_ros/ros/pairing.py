@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Colour, depth, calibration and pose become frames. Pure bookkeeping: the same for live topics and for a bag.
+"""Colour, depth or clouds, calibration and pose become frames. Pure bookkeeping, for live topics and for a bag.
 
 Every message is accounted for. A stream's messages are paired, dropped for a reason, or still pending; pairs become
 frames, are dropped for a reason, or still wait for their pose.
@@ -10,12 +10,13 @@ from __future__ import annotations
 from bisect import insort
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from adatoken3d_ros.ros.clouds import cloud_depth, organised_frame, read_cloud, virtual_frames
 from adatoken3d_ros.ros.conversions import (
     Camera,
     ConversionError,
@@ -23,24 +24,43 @@ from adatoken3d_ros.ros.conversions import (
     check_size,
     decode_depth,
     decode_rgb,
-    rectify,
+    rectify_depth,
+    rectify_rgb,
 )
 from adatoken3d_ros.ros.poses import JUMP_BACK_NS, PoseError, PoseSource, PoseUnavailable
 from adatoken3d_ros.scene.frames import PosedFrame
+from adatoken3d_ros.scene.registration import register_depth, resample_depth, scaled_intrinsics
 
 RGB = "rgb/image"
 DEPTH = "depth/image"
 RGB_INFO = "rgb/camera_info"
 DEPTH_INFO = "depth/camera_info"
+POINTS = "points"
 
-# Pixels by which the depth camera's matrix may differ from the colour camera's before depth counts as unregistered.
+# What frames are made of (parameter input.source) -> the streams that must come, and what they become.
+RGBD = "rgbd"
+ORGANISED_POINTS = "organised_points"
+POINTS_WITH_CAMERA = "points_with_camera"
+COLOURED_POINTS = "points"
+STREAMS: dict[str, tuple[str, ...]] = {
+    RGBD: (RGB, DEPTH),
+    ORGANISED_POINTS: (POINTS,),
+    POINTS_WITH_CAMERA: (RGB, POINTS),
+    COLOURED_POINTS: (POINTS,),
+}
+
+# Pixels by which the depth camera's matrix may differ from the colour camera's and still be the same camera's.
 REGISTERED_PIXELS = 1.0
-NO_CAMERA_INFO = f"images have come, but no CameraInfo on {RGB_INFO}"
+# Share by which the sides of a smaller depth image may be scaled differently (rounded sizes) without a CameraInfo.
+SAME_SHAPE = 0.02
 
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """A colour and a depth message that belong together, and their stamps in nanoseconds."""
+    """A colour message and one with geometry, an image or a cloud, and their stamps in nanoseconds.
+
+    A cloud that brings its own colour is both.
+    """
 
     rgb_ns: int
     depth_ns: int
@@ -60,22 +80,25 @@ class StreamCounts:
 class Pairer:
     """Pairs two streams by stamp; newest wins, and no stamp is used twice.
 
-    A message takes the nearest partner within the slop as soon as there is one; all that is older than a pair is
-    dropped as `unmatched`. Other reasons: `duplicate_stamp`, `out_of_order`, `no_stamp`, `time_jump`, `stopped`.
+    Of one stream alone each message is paired with itself. Of two, a message takes the nearest partner within the slop
+    as soon as there is one; all that is older than a pair is dropped as `unmatched`. Other reasons: `duplicate_stamp`,
+    `out_of_order`, `no_stamp`, `time_jump`, `stopped`.
 
     Args:
         slop_ns: largest difference of the stamps, nanoseconds; 0 pairs equal stamps only.
         capacity: messages of a stream that may wait for a partner.
+        streams: names of one or two streams, colour first.
     """
 
-    def __init__(self, slop_ns: int = 0, capacity: int = 30) -> None:
+    def __init__(self, slop_ns: int = 0, capacity: int = 30, streams: tuple[str, ...] = (RGB, DEPTH)) -> None:
         self.slop_ns = slop_ns
         self.capacity = capacity
-        self.counts = {RGB: StreamCounts(), DEPTH: StreamCounts()}
-        self.newest = {RGB: 0, DEPTH: 0}
+        self.streams = streams
+        self.counts = {stream: StreamCounts() for stream in streams}
+        self.newest = dict.fromkeys(streams, 0)
         self.jumps = 0
-        self._pending: dict[str, list[tuple[int, Any]]] = {RGB: [], DEPTH: []}
-        self._used = {RGB: 0, DEPTH: 0}
+        self._pending: dict[str, list[tuple[int, Any]]] = {stream: [] for stream in streams}
+        self._used = dict.fromkeys(streams, 0)
 
     def pending(self, stream: str) -> int:
         """Messages of a stream that wait for a partner."""
@@ -100,16 +123,18 @@ class Pairer:
             return None
         self.newest[stream] = max(self.newest[stream], stamp_ns)
         insort(pending, (stamp_ns, message), key=lambda item: item[0])
-        other = DEPTH if stream == RGB else RGB
+        colour, geometry = self.streams[0], self.streams[-1]
+        other = geometry if stream == colour else colour
         partner = min(self._pending[other], key=lambda item: abs(item[0] - stamp_ns), default=None)
         if partner is None or abs(partner[0] - stamp_ns) > self.slop_ns:
             if len(pending) > self.capacity:
                 pending.pop(0)
                 counts.dropped["unmatched"] += 1
             return None
-        rgb, depth = ((stamp_ns, message), partner) if stream == RGB else (partner, (stamp_ns, message))
-        self._take(RGB, rgb[0])
-        self._take(DEPTH, depth[0])
+        rgb, depth = ((stamp_ns, message), partner) if stream == colour else (partner, (stamp_ns, message))
+        self._take(colour, rgb[0])
+        if geometry != colour:
+            self._take(geometry, depth[0])
         return Pair(rgb[0], depth[0], rgb[1], depth[1])
 
     def stop(self) -> None:
@@ -134,50 +159,103 @@ class Pairer:
 
 @dataclass(frozen=True, eq=False)
 class LazyFrame:
-    """A pair with its calibration and pose. Calling it converts the messages, which is work for another thread."""
+    """A pair with its calibration and pose. Converting the messages is work for another thread.
 
+    Attributes:
+        source: one of STREAMS.
+        info, depth_info: CameraInfo of both images, None where there is none.
+        T_world_camera: (4, 4) pose of the camera of the picture, or of the cloud that is alone.
+        T_camera_depth: (4, 4) from the frame of the depth image or cloud to the colour camera's; None: the same frame.
+        is_map: the cloud is in the scene frame, so that there is no place from which it was taken.
+    """
+
+    source: str
     pair: Pair
-    info: Any
+    info: Any | None
     depth_info: Any | None
     T_world_camera: NDArray[np.float64]
+    T_camera_depth: NDArray[np.float64] | None
     rectified: bool
+    is_map: bool = False
 
     @property
     def stamp_ns(self) -> int:
-        """The depth image's stamp: the geometry is what the pose is applied to."""
+        """The depth's stamp: the geometry is what the pose is applied to."""
         return self.pair.depth_ns
 
-    def __call__(self) -> PosedFrame:
-        """Raises ConversionError or FrameError, which name the value that is wrong."""
-        frames = self.pair.rgb.header.frame_id, self.pair.depth.header.frame_id
-        if all(frames) and frames[0] != frames[1]:
-            raise ConversionError(f"depth is in frame {frames[1]!r}, colour in {frames[0]!r}: depth must be registered")
-        camera = camera_info_to_camera(self.info, rectified=self.rectified)
-        if self.depth_info is not None:
-            check_registered(camera, camera_info_to_camera(self.depth_info, rectified=self.rectified))
-        rgb, depth = decode_rgb(self.pair.rgb), decode_depth(self.pair.depth)
+    def frames(self) -> list[PosedFrame]:
+        """At least one frame; more than one only from a coloured cloud alone.
+
+        Raises:
+            ConversionError, FrameError: they name the value that is wrong.
+        """
+        if self.source == COLOURED_POINTS:
+            cloud = read_cloud(self.pair.depth)
+            return virtual_frames(cloud, self.T_world_camera, self.stamp_ns, is_map=self.is_map)
+        if self.source == ORGANISED_POINTS:
+            camera = None if self.info is None else self._camera(self.info)
+            return [organised_frame(read_cloud(self.pair.depth), camera, self.T_world_camera, self.stamp_ns)]
+        camera = self._camera(self.info)
+        rgb = decode_rgb(self.pair.rgb)
         check_size("colour", rgb.shape, camera)
-        if depth.shape != rgb.shape[:2]:
-            raise ConversionError(
-                f"the depth image is {depth.shape[1]}x{depth.shape[0]} but the colour image is "
-                f"{rgb.shape[1]}x{rgb.shape[0]}: depth must be registered to colour"
-            )
-        rgb, depth = rectify(rgb, depth, camera)
-        return PosedFrame(rgb, depth, camera.K, self.T_world_camera, self.stamp_ns)
+        depth = self._depth_of_cloud(camera) if self.source == POINTS_WITH_CAMERA else self._depth_of_image(camera)
+        return [PosedFrame(rectify_rgb(rgb, camera), depth, camera.K, self.T_world_camera, self.stamp_ns)]
+
+    def _camera(self, info: Any) -> Camera:
+        return camera_info_to_camera(info, rectified=self.rectified)
+
+    def _frames_differ(self, advice: str) -> ConversionError:
+        frames = self.pair.depth.header.frame_id, self.pair.rgb.header.frame_id
+        return ConversionError(f"depth is in frame {frames[0]!r}, colour in {frames[1]!r}: {advice}")
+
+    def _same_frame(self) -> bool:
+        frames = self.pair.rgb.header.frame_id, self.pair.depth.header.frame_id
+        return not all(frames) or frames[0] == frames[1]
+
+    def _depth_of_cloud(self, camera: Camera) -> NDArray[np.float32]:
+        T = self.T_camera_depth
+        if T is None:
+            if not self._same_frame():
+                raise self._frames_differ("set pose.depth_to_rgb, or pose.source to 'tf'")
+            T = np.eye(4)
+        return cloud_depth(read_cloud(self.pair.depth), camera.K, T, camera.width, camera.height)
+
+    def _depth_of_image(self, camera: Camera) -> NDArray[np.float32]:
+        """Registered depth as it is, other depth registered, both without distortion."""
+        depth = decode_depth(self.pair.depth)
+        T = self.T_camera_depth
+        if T is None and not self._same_frame():
+            raise self._frames_differ("depth must be registered; set pose.depth_to_rgb, or pose.source to 'tf'")
+        if self.depth_info is not None:
+            own = self._camera(self.depth_info)
+            check_size("depth", depth.shape, own)
+        elif T is not None:
+            raise self._frames_differ(f"to register it, its CameraInfo is needed on {DEPTH_INFO}")
+        else:
+            own = _resized(camera, depth.shape)
+        if T is None and _same_camera(camera, own):
+            return rectify_depth(depth, camera)
+        depth = rectify_depth(depth, own)
+        if T is None:
+            return resample_depth(depth, own.K, camera.K, camera.width, camera.height)
+        return register_depth(depth, own.K, camera.K, T, camera.width, camera.height)
 
 
-def check_registered(colour: Camera, depth: Camera) -> None:
-    """Raises ConversionError unless both cameras are the same to a pixel, as they are for registered depth."""
-    if (colour.width, colour.height) != (depth.width, depth.height):
+def _same_camera(a: Camera, b: Camera) -> bool:
+    """Whether two cameras are one to a pixel, as they are for registered depth."""
+    return (a.width, a.height) == (b.width, b.height) and float(np.abs(a.K - b.K).max()) <= REGISTERED_PIXELS
+
+
+def _resized(camera: Camera, shape: tuple[int, ...]) -> Camera:
+    """The camera of an image (H, W) of the same view in another size. Raises ConversionError for another shape."""
+    height, width = shape
+    scale = width / camera.width, height / camera.height
+    if abs(scale[0] / scale[1] - 1) > SAME_SHAPE:
         raise ConversionError(
-            f"depth is not registered to colour: {DEPTH_INFO} describes {depth.width}x{depth.height}, "
-            f"{RGB_INFO} {colour.width}x{colour.height}"
+            f"the depth image is {width}x{height} but the colour image is {camera.width}x{camera.height}: depth must "
+            f"be registered to colour, or its CameraInfo come on {DEPTH_INFO}"
         )
-    if np.abs(colour.K - depth.K).max() > REGISTERED_PIXELS:
-        raise ConversionError(
-            f"depth is not registered to colour: {DEPTH_INFO} has K = {depth.K.reshape(-1).tolist()}, "
-            f"{RGB_INFO} K = {colour.K.reshape(-1).tolist()}"
-        )
+    return replace(camera, K=scaled_intrinsics(camera.K, *scale), width=width, height=height)
 
 
 class Assembler:
@@ -188,25 +266,33 @@ class Assembler:
 
     Args:
         poses: where the camera was.
+        source: what frames are made of, one of STREAMS.
         slop_ns: see Pairer.
         timeout_ns: a pair waits for its pose and calibration until one this much newer has come, nanoseconds; 0: never.
         rectified: images are rectified already (use P of CameraInfo).
+        T_camera_depth: (4, 4) from the frame of depth images or clouds to the colour camera's optical frame; None: by
+            the frames' names, as far as the poses know frames.
         capacity: see Pairer; also the number of pairs that may wait for their pose.
         on_drop: told (reason, text with the offending value) of every pair that is dropped.
+        on_time_jump: called when stamps have jumped back, before any frame of the new time.
     """
 
     def __init__(
         self,
         poses: PoseSource,
         *,
+        source: str = RGBD,
         slop_ns: int = 0,
         timeout_ns: int = 500_000_000,
         rectified: bool = False,
+        T_camera_depth: NDArray[np.float64] | None = None,
         capacity: int = 30,
         on_drop: Callable[[str, str], None] | None = None,
+        on_time_jump: Callable[[], None] | None = None,
     ) -> None:
         self.poses = poses
-        self.pairer = Pairer(slop_ns, capacity)
+        self.source = source
+        self.pairer = Pairer(slop_ns, capacity, STREAMS[source])
         self.timeout_ns = timeout_ns
         self.rectified = rectified
         self.capacity = capacity
@@ -214,7 +300,9 @@ class Assembler:
         self.ready = 0
         self.dropped: Counter[str] = Counter()
         self.infos: Counter[str] = Counter()
+        self._T_camera_depth = T_camera_depth
         self._on_drop = on_drop
+        self._on_time_jump = on_time_jump
         self._info: dict[str, Any] = {}
         self._waiting: list[Pair] = []
         self._jumps = 0
@@ -229,13 +317,15 @@ class Assembler:
         self.infos[stream] += 1
         self._info[stream] = message
 
-    def add_image(self, stream: str, stamp_ns: int, message: Any) -> list[LazyFrame]:
-        """Takes an image; returns the frames that are now complete, oldest first."""
+    def add(self, stream: str, stamp_ns: int, message: Any) -> list[LazyFrame]:
+        """Takes an image or a cloud; returns the frames that are now complete, oldest first."""
         pair = self.pairer.add(stream, stamp_ns, message)
         if self.pairer.jumps > self._jumps:
             self._jumps = self.pairer.jumps
             self.poses.reset(stamp_ns)
             self._drop_waiting("time_jump", "time went back")
+            if self._on_time_jump is not None:
+                self._on_time_jump()
         if pair is not None:
             self.matched += 1
             self._waiting.append(pair)
@@ -247,14 +337,15 @@ class Assembler:
         newest = self._waiting[-1].depth_ns if self._waiting else 0
         for index, pair in enumerate(self._waiting):
             overdue = newest - pair.depth_ns >= self.timeout_ns or len(self._waiting) - index > self.capacity
-            if RGB_INFO not in self._info:
+            missing = self._missing_info(pair)
+            if missing:
                 if overdue:
-                    self._drop("no_camera_info", NO_CAMERA_INFO)
+                    self._drop("no_camera_info", missing)
                 else:
                     waiting.append(pair)
                 continue
             try:
-                T = self.poses.lookup(pair.depth_ns, _camera_frame(pair), final=overdue)
+                frame = self._frame(pair, overdue)
             except PoseUnavailable as error:
                 if overdue:
                     self._drop("no_pose", str(error))
@@ -264,7 +355,7 @@ class Assembler:
                 self._drop("no_pose", str(error))
             else:
                 self.ready += 1
-                frames.append(LazyFrame(pair, self._info[RGB_INFO], self._info.get(DEPTH_INFO), T, self.rectified))
+                frames.append(frame)
         self._waiting = waiting
         return frames
 
@@ -272,11 +363,12 @@ class Assembler:
         """What the newest waiting pair lacks; empty if none waits."""
         if not self._waiting:
             return ""
-        if RGB_INFO not in self._info:
-            return NO_CAMERA_INFO
         pair = self._waiting[-1]
+        missing = self._missing_info(pair)
+        if missing:
+            return missing
         try:
-            self.poses.lookup(pair.depth_ns, _camera_frame(pair))
+            self._frame(pair, False)
         except PoseError as error:
             return str(error)
         return ""
@@ -285,6 +377,40 @@ class Assembler:
         """Drops all that waits, counted as `stopped`."""
         self.pairer.stop()
         self._drop_waiting("stopped", "the inputs were stopped")
+
+    def _missing_info(self, pair: Pair) -> str:
+        """Which calibration the pair cannot do without, in words; empty if none is missing."""
+        needed = []
+        if RGB in self.pairer.streams:
+            needed.append(RGB_INFO)
+        if self.source == RGBD and self._moved(pair):
+            needed.append(DEPTH_INFO)
+        return next((f"images have come, but no CameraInfo on {name}" for name in needed if name not in self._info), "")
+
+    def _moved(self, pair: Pair) -> bool:
+        """Whether depth is in another frame than colour, and it is known how to find the way."""
+        frames = str(pair.rgb.header.frame_id), str(pair.depth.header.frame_id)
+        if pair.rgb is pair.depth or not all(frames) or frames[0] == frames[1]:
+            return False
+        return self._T_camera_depth is not None or self.poses.by_frame
+
+    def _frame(self, pair: Pair, final: bool) -> LazyFrame:
+        """Raises PoseError or PoseUnavailable."""
+        depth_frame, rgb_frame = str(pair.depth.header.frame_id), str(pair.rgb.header.frame_id)
+        T_camera_depth = None
+        is_map = self.source == COLOURED_POINTS and bool(depth_frame) and depth_frame == self.poses.scene_frame
+        if is_map:
+            T = np.eye(4)
+        elif not self._moved(pair):
+            T = self.poses.lookup(pair.depth_ns, depth_frame or rgb_frame, final=final)
+        elif self._T_camera_depth is not None:
+            T, T_camera_depth = self.poses.lookup(pair.depth_ns, rgb_frame, final=final), self._T_camera_depth
+        else:
+            # Each at its own time: what moved between the two exposures is the camera, not the scene.
+            T = self.poses.lookup(pair.rgb_ns, rgb_frame, final=final)
+            T_camera_depth = np.linalg.inv(T) @ self.poses.lookup(pair.depth_ns, depth_frame, final=final)
+        info, depth_info = self._info.get(RGB_INFO), self._info.get(DEPTH_INFO)
+        return LazyFrame(self.source, pair, info, depth_info, T, T_camera_depth, self.rectified, is_map)
 
     def _drop_waiting(self, reason: str, text: str) -> None:
         for _ in self._waiting:
@@ -295,7 +421,3 @@ class Assembler:
         self.dropped[reason] += 1
         if self._on_drop is not None:
             self._on_drop(reason, text)
-
-
-def _camera_frame(pair: Pair) -> str:
-    return str(pair.depth.header.frame_id or pair.rgb.header.frame_id)

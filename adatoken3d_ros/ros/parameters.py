@@ -106,6 +106,8 @@ SPECS: tuple[Spec, ...] = (
          choices=("auto", "float32", "float16", "bfloat16")),
     Spec("model.device", "auto", "Where the model runs: auto, cpu, cuda or cuda:<n>.", CONFIGURE, check=_device),
     Spec("model.template", "llava_v1", "Prompt template.", CONFIGURE, choices=("llava_v1", "vicuna_v1")),
+    Spec("model.upstream_numerics", False, "Compute as LLaVA-3D was published: bfloat16 geometry, missing depth kept as "
+         "a point at the camera, a random cap on the tokens.", CONFIGURE),
     Spec("seed", 0, "Seed of everything random in an answer.", CONFIGURE, low=0, high=2**31 - 1),
     Spec("strategy", "ours", "Pruning strategy: its name, or the path of a strategy file (.yaml).", ANY_TIME,
          check=_not_blank),
@@ -126,6 +128,8 @@ SPECS: tuple[Spec, ...] = (
     Spec("scene.max_depth", 10.0, "Depth beyond this is not used, metres.", CONFIGURE, low=0.01, high=1000.0),
     Spec("scene.origin", [0.0, 0.0, 0.0], "Point of the scene frame that the model sees as its origin (floor in mid "
          "room), metres.", CONFIGURE, check=_three_numbers),
+    Spec("scene.on_time_jump", "clear", "What becomes of the scene when stamps jump back (a bag that starts again).",
+         ANY_TIME, choices=("clear", "keep")),
     Spec("pose.source", "tf", "Where the camera's pose comes from: TF at the stamp, the topic odom, the topic pose, or "
          "pose.static.", ACTIVATE, choices=("tf", "odometry", "pose_topic", "static")),
     Spec("pose.static", [0.0] * 6, "Camera optical frame in the scene frame, for the source static: x y z roll pitch "
@@ -136,8 +140,14 @@ SPECS: tuple[Spec, ...] = (
          "neighbours up to ten times this apart are interpolated between, seconds.", ACTIVATE, low=0.0, high=10.0),
     Spec("pose.timeout", 0.5, "An image waits for its pose until another one this much newer has come, seconds.",
          ACTIVATE, low=0.0, high=60.0),
+    Spec("pose.depth_to_rgb", [0.0] * 6, "Frame of the depth images or clouds in the colour camera's optical frame, "
+         "where the two differ: x y z roll pitch yaw or x y z qx qy qz qw, metres and radians; all zeros: as TF says.",
+         ACTIVATE, check=pose_from_numbers),
     Spec("sync.slop", 0.01, "Largest difference between the stamps of colour and depth, seconds.", ACTIVATE, low=0.0,
          high=1.0),
+    Spec("input.source", "rgbd", "What frames are made of: colour and depth images; organised coloured clouds on "
+         "points; clouds on points beside a camera's images; coloured clouds on points alone.", ACTIVATE,
+         choices=("rgbd", "organised_points", "points_with_camera", "points")),
     Spec("input.transport", "raw", "Message type of both images: sensor_msgs/Image or CompressedImage.",
          ACTIVATE, choices=("raw", "compressed")),
     Spec("input.rectified", False, "The images are rectified already: P of CameraInfo counts, not K and D.", ACTIVATE),

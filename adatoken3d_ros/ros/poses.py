@@ -30,7 +30,15 @@ class PoseUnavailable(PoseError):
 
 
 class PoseSource(Protocol):
-    """Poses of the camera by time."""
+    """Poses of the camera by time.
+
+    Attributes:
+        scene_frame: name of the frame that poses are given in; empty where it has none.
+        by_frame: whether any frame's pose can be asked for, not only the camera's.
+    """
+
+    scene_frame: str
+    by_frame: bool
 
     def lookup(self, stamp_ns: int, camera_frame: str, *, final: bool = False) -> NDArray[np.float64]:
         """T_world_camera (4, 4) at a stamp; `final` says that waiting for a better pose is over.
@@ -116,8 +124,11 @@ def interpolate(T0: NDArray[np.float64], T1: NDArray[np.float64], share: float) 
 class StaticPose:
     """A camera that does not move."""
 
-    def __init__(self, T_world_camera: NDArray[np.float64]) -> None:
+    by_frame = False
+
+    def __init__(self, T_world_camera: NDArray[np.float64], scene_frame: str = "") -> None:
         self._T = T_world_camera
+        self.scene_frame = scene_frame
 
     def lookup(self, stamp_ns: int, camera_frame: str, *, final: bool = False) -> NDArray[np.float64]:
         return self._T
@@ -134,6 +145,8 @@ class BufferedPose:
         T_base_camera: (4, 4) camera optical frame in the body's frame; identity if the poses are the camera's own.
         tolerance_ns, capacity: see PoseBuffer.
     """
+
+    by_frame = False
 
     def __init__(
         self,
@@ -176,6 +189,8 @@ class TransformTree:
         scene_frame: root that poses are given in.
         tolerance_ns: see PoseBuffer.
     """
+
+    by_frame = True
 
     def __init__(self, scene_frame: str, *, tolerance_ns: int = 20_000_000) -> None:
         self.scene_frame = scene_frame
@@ -258,6 +273,8 @@ class TfPose:
     Raises:
         PoseError: where this ROS installation has no tf2_ros; says what to use instead.
     """
+
+    by_frame = True
 
     def __init__(self, node: Any, scene_frame: str, T_base_camera: NDArray[np.float64] | None = None) -> None:
         self._tf2 = require_tf2()

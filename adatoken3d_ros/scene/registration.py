@@ -67,8 +67,9 @@ def _spread(
 
 
 def splat_radius(n_points: int, width: int, height: int, largest: int = 8) -> int:
-    """Half the mean distance between `n_points` spread over an image, in whole pixels: squares that about touch."""
-    return min(largest, round(0.5 * math.sqrt(width * height / max(1, n_points))))
+    """Pixels for `z_buffer` so that the squares of `n_points` spread evenly over an image about touch."""
+    spacing = math.sqrt(width * height / max(1, n_points))
+    return min(largest, max(0, math.ceil((spacing - 1) / 2 - 0.1)))
 
 
 def register_depth(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ros_messages import MS, at, image, info, pose_message
+from ros_messages import MS, at, cloud_message, image, info, pose_message
 
 from adatoken3d_ros.ros.conversions import ConversionError
 from adatoken3d_ros.ros.pairing import DEPTH, DEPTH_INFO, RGB, RGB_INFO, Assembler, Pairer
@@ -123,15 +123,15 @@ def small_info(**changes: Any) -> Any:
 
 
 def feed(assembler: Assembler, stamp: int) -> list[Any]:
-    assembler.add_image(RGB, stamp, colour())
-    return assembler.add_image(DEPTH, stamp, depth())
+    assembler.add(RGB, stamp, colour())
+    return assembler.add(DEPTH, stamp, depth())
 
 
 def test_a_frame_has_the_stamp_the_metres_and_the_pose() -> None:
     assembler = Assembler(StaticPose(at(3.0)))
     assembler.add_info(RGB_INFO, small_info())
     (lazy,) = feed(assembler, 7)
-    frame = lazy()
+    (frame,) = lazy.frames()
     assert frame.stamp_ns == lazy.stamp_ns == 7
     np.testing.assert_array_equal(frame.depth, np.array([[1.0, np.nan]], np.float32))
     assert frame.T_world_camera[0, 3] == 3.0
@@ -184,7 +184,7 @@ def test_every_pair_is_accounted_for(events: list[tuple[str, int]], timeout_ms: 
         elif kind == "i":
             assembler.add_info(RGB_INFO, small_info())
         else:
-            frames += assembler.add_image(RGB if kind == "c" else DEPTH, stamp, colour() if kind == "c" else depth())
+            frames += assembler.add(RGB if kind == "c" else DEPTH, stamp, colour() if kind == "c" else depth())
         assert assembler.matched == assembler.ready + sum(assembler.dropped.values()) + assembler.waiting
         assert assembler.waiting <= 4
     assert len(frames) == assembler.ready
@@ -195,8 +195,8 @@ def spoiled(**messages: Any) -> Any:
     assembler.add_info(RGB_INFO, messages.get("info", small_info()))
     if "depth_info" in messages:
         assembler.add_info(DEPTH_INFO, messages["depth_info"])
-    assembler.add_image(RGB, 1, messages.get("rgb", colour()))
-    (frame,) = assembler.add_image(DEPTH, 1, messages.get("depth", depth()))
+    assembler.add(RGB, 1, messages.get("rgb", colour()))
+    (frame,) = assembler.add(DEPTH, 1, messages.get("depth", depth()))
     return frame
 
 
@@ -208,10 +208,125 @@ def spoiled(**messages: Any) -> Any:
         ({"rgb": stamped(image("strange", 2, 1, 6, bytes(6)))}, "'strange'"),
         ({"depth": stamped(image("16UC1", 1, 1, 2, bytes(2)))}, "1x1 but the colour image is 2x1"),
         ({"depth": stamped(depth(), "depth_frame")}, "'depth_frame'.*'camera'"),
-        ({"depth_info": small_info(k=[600.0, 0, 320, 0, 510, 240, 0, 0, 1])}, "not registered.*600"),
-        ({"depth_info": small_info(width=1)}, "not registered.*1x1"),
+        ({"depth_info": small_info(k=[0.0] * 9)}, "not calibrated"),
+        ({"depth_info": small_info(width=1)}, "depth image is 2x1 but its CameraInfo describes 1x1"),
     ],
 )
 def test_frames_that_cannot_be_used_name_the_value(messages: dict[str, Any], named: str) -> None:
     with pytest.raises(ConversionError, match=named):
-        spoiled(**messages)()
+        spoiled(**messages).frames()
+
+
+# --- depth that is not registered, and clouds
+
+
+def millimetres(values: list[list[int]], frame: str = "camera") -> Any:
+    pixels = np.array(values, "<u2")
+    return stamped(image("16UC1", pixels.shape[1], pixels.shape[0], 2 * pixels.shape[1], pixels.tobytes()), frame)
+
+
+def grey(width: int, height: int, frame: str = "camera") -> Any:
+    return stamped(image("mono8", width, height, width, bytes(width * height)), frame)
+
+
+def camera_info(width: int, height: int, fx: float, cx: float = 0.0) -> Any:
+    return info(width=width, height=height, k=[fx, 0, cx, 0, fx, 0, 0, 0, 1])
+
+
+def frame_of(assembler: Assembler, first: Any, second: Any, **infos: Any) -> Any:
+    for stream, message in infos.items():
+        assembler.add_info({"rgb": RGB_INFO, "depth": DEPTH_INFO}[stream], message)
+    streams = assembler.pairer.streams
+    assembler.add(streams[0], 10 * MS, first)
+    (lazy,) = assembler.add(streams[1], 10 * MS, second)
+    (frame,) = lazy.frames()
+    return frame
+
+
+class Frames:
+    """Poses by frame, as TF gives them: the depth camera is 0.5 m to the right of the colour camera."""
+
+    scene_frame = "map"
+    by_frame = True
+
+    def lookup(self, stamp_ns: int, camera_frame: str, *, final: bool = False) -> np.ndarray:
+        return at({"colour": 1.0, "depth": 1.5}[camera_frame])
+
+    def reset(self, stamp_ns: int) -> None:
+        pass
+
+
+NAN = float("nan")
+
+
+def test_depth_half_the_size_is_looked_up_with_and_without_its_calibration() -> None:
+    wanted = np.array([[1, 1, 2, 2], [1, 1, 2, 2]], np.float32)
+    small = millimetres([[1000, 2000]])
+    for infos in ({}, {"depth": info(width=2, height=1, k=[2, 0, 0.25, 0, 2, -0.25, 0, 0, 1])}):
+        frame = frame_of(Assembler(StaticPose(at(0.0))), grey(4, 2), small, rgb=camera_info(4, 2, 4.0, 1.0), **infos)
+        np.testing.assert_array_equal(frame.depth, wanted)
+        assert frame.K[0, 0] == 4.0
+
+
+@pytest.mark.parametrize("how", ["tf", "parameter"])
+def test_depth_of_another_camera_is_registered(how: str) -> None:
+    """Focal length 4, 0.5 m apart: 1 m away moves by two pixels, 2 m by one."""
+    given = how == "parameter"
+    assembler = Assembler(StaticPose(at(1.0)) if given else Frames(), T_camera_depth=at(0.5) if given else None)
+    infos = {"rgb": camera_info(5, 1, 4.0), "depth": camera_info(5, 1, 4.0)}
+    frame = frame_of(assembler, grey(5, 1, "colour"), millimetres([[2000, 0, 1000, 0, 0]], "depth"), **infos)
+    np.testing.assert_array_equal(frame.depth, np.array([[NAN, 2, NAN, NAN, 1]], np.float32))
+    np.testing.assert_array_equal(frame.T_world_camera, at(1.0), "the pose is the colour camera's")
+
+
+def test_depth_of_another_camera_waits_for_its_calibration() -> None:
+    assembler = Assembler(Frames())
+    assembler.add_info(RGB_INFO, camera_info(5, 1, 4.0))
+    assembler.add(RGB, 10, grey(5, 1, "colour"))
+    assert assembler.add(DEPTH, 10, millimetres([[0] * 5], "depth")) == []
+    assert DEPTH_INFO in assembler.why_waiting()
+    assembler.add_info(DEPTH_INFO, camera_info(5, 1, 4.0))
+    assert len(assembler.poll()) == 1
+
+
+def square_cloud(frame: str) -> Any:
+    rgb, metres = np.full((4, 4, 3), 200, np.uint8), np.full((4, 4), 2, np.float32)
+    return stamped(cloud_message(rgb, metres, np.array([[4.0, 0, 1.5], [0, 4.0, 1.5], [0, 0, 1]])), frame)
+
+
+def test_an_organised_cloud_needs_no_partner_and_no_calibration() -> None:
+    assembler = Assembler(StaticPose(at(3.0)), source="organised_points")
+    (lazy,) = assembler.add("points", 5, square_cloud("camera"))
+    (frame,) = lazy.frames()
+    assert frame.depth.shape == (4, 4) and frame.T_world_camera[0, 3] == 3.0 and frame.stamp_ns == 5
+    assert frame.K[0, 0] == pytest.approx(4.0)
+    assert assembler.add("points", 5, square_cloud("camera")) == []
+    assert assembler.pairer.counts["points"].dropped == {"duplicate_stamp": 1}
+
+
+def test_a_cloud_gives_an_image_its_depth_through_the_frames() -> None:
+    infos = {"rgb": info(width=4, height=4, k=[4, 0, 1.5, 0, 4, 1.5, 0, 0, 1])}
+    assembler = Assembler(Frames(), source="points_with_camera")
+    frame = frame_of(assembler, grey(4, 4, "colour"), square_cloud("depth"), **infos)
+    # 0.5 m at 2 m with focal length 4 is one pixel to the right; column 0 is beyond the cloud's edge.
+    np.testing.assert_array_equal(frame.depth, np.array([[NAN, 2, 2, 2]] * 4, np.float32))
+    unknown = Assembler(StaticPose(at(1.0)), source="points_with_camera")
+    with pytest.raises(ConversionError, match="'depth'.*'colour'.*pose.depth_to_rgb"):
+        frame_of(unknown, grey(4, 4, "colour"), square_cloud("depth"), **infos)
+
+
+def test_a_coloured_cloud_alone_gives_pictures_with_stamps_of_their_own() -> None:
+    assembler = Assembler(StaticPose(at(1.0), "map"), source="points")
+    (lazy,) = assembler.add("points", 5, square_cloud("lidar"))
+    frames = lazy.frames()
+    assert [frame.stamp_ns for frame in frames] == list(range(5, 5 + len(frames)))
+    (lazy,) = assembler.add("points", 500, square_cloud("map"))
+    assert lazy.is_map and np.array_equal(lazy.T_world_camera, np.eye(4)), "it is where it says"
+
+
+def test_time_that_jumps_back_is_told_before_any_frame_of_it() -> None:
+    events: list[str] = []
+    assembler = Assembler(StaticPose(at(0.0)), source="organised_points", on_time_jump=lambda: events.append("jump"))
+    for stamp in (50_000 * MS, 51_000 * MS, 1_000 * MS):
+        events += [str(frame.stamp_ns // MS) for frame in assembler.add("points", stamp, square_cloud("camera"))]
+    assert events == ["50000", "51000", "jump", "1000"]
