@@ -43,6 +43,10 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--stride", type=int, default=1, metavar="N", help="use every N-th frame (%(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
+    parser.add_argument(
+        "--upstream-numerics", action="store_true",
+        help="compute as LLaVA-3D was published: bfloat16 geometry, missing depth kept, a random cap on the tokens",
+    )  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the answer as JSON")
 
 
@@ -81,6 +85,8 @@ def run(args: argparse.Namespace) -> int:
 def open_session(args: argparse.Namespace) -> SceneSession:
     """The session that the node would make, from --model, --device, --dtype, --max-views and --strategy.
 
+    --upstream-numerics need not be among `args`.
+
     Raises:
         ValueError, OSError: for a checkpoint, device or strategy that cannot be used; the text names it.
     """
@@ -94,6 +100,7 @@ def open_session(args: argparse.Namespace) -> SceneSession:
         dtype=args.dtype,
         device=args.device,
         template=default.template,
+        upstream_numerics=getattr(args, "upstream_numerics", default.upstream_numerics),
         seed=default.seed,
         strategy=args.strategy or "ours",
         max_views=args.max_views,

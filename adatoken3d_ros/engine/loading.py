@@ -22,6 +22,7 @@ class ModelSettings:
     dtype: str
     device: str
     template: str
+    upstream_numerics: bool
     seed: int
     strategy: str
     max_views: int
@@ -40,6 +41,7 @@ class ModelSettings:
             dtype=values["model.dtype"],
             device=values["model.device"],
             template=values["model.template"],
+            upstream_numerics=values["model.upstream_numerics"],
             seed=values["seed"],
             strategy=values["strategy"],
             max_views=values["scene.max_views"],
@@ -86,6 +88,7 @@ def load_session(settings: ModelSettings) -> SceneSession:
         max_depth=settings.max_depth,
         origin=settings.origin,
         template=settings.template,
+        upstream_numerics=settings.upstream_numerics,
         seed=settings.seed,
     )
     strategy = make_strategy(settings.strategy, int(model.config.language.num_hidden_layers), model.config.hash())

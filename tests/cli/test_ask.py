@@ -12,7 +12,7 @@ import pytest
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
-from adatoken3d_ros.cli.main import main
+from adatoken3d_ros.cli.main import main, parser
 from adatoken3d_ros.scene.folder import read_folder
 
 TIMES = {f"{stage}_ms" for stage in ("queue", "encode", "tokens", "prefill", "decode", "total")}
@@ -127,6 +127,13 @@ def test_options_reach_the_session(tiny: Path, folder: Path, tmp_path: Path) -> 
     assert ask(tmp_path, *common, "--stride", "2")["stamp_ns"] == 1_200_000_000
     assert ask(tmp_path, *common, "--budget-ms", "60000")["budget_met"]
     assert ask(tmp_path, *common, "--click", "2", "0", "1")["status"] in ("OK", "TRUNCATED")
+
+
+@pytest.mark.parametrize("options", [[], ["--upstream-numerics"]])
+def test_upstream_numerics_reach_the_session(options: list[str], tiny: Path, folder: Path) -> None:
+    top, modules = parser()
+    args = top.parse_args(["ask", "--model", str(tiny), "--folder", str(folder), "What?", *options])
+    assert modules["ask"].open_session(args).config.upstream_numerics == bool(options)
 
 
 @pytest.mark.parametrize(

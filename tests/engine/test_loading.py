@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From settings to a session: everything that is set arrives, everything that cannot be used is named."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from adatoken3d_ros.engine.loading import ModelSettings, load_session, make_strategy
+from adatoken3d_ros.engine.session import SessionConfig
+from adatoken3d_ros.pruning.strategy import StrategyError, default_strategy
+from adatoken3d_ros.scene.keyframes import KeyFrameConfig
+
+SETTINGS = ModelSettings(
+    path="",
+    vision_path="",
+    dtype="auto",
+    device="cpu",
+    template="vicuna_v1",
+    upstream_numerics=True,
+    seed=7,
+    strategy="random",
+    max_views=5,
+    min_translation=0.3,
+    min_rotation=20.0,
+    max_depth=4.0,
+    origin=(1.0, 2.0, 0.5),
+)
+
+
+def test_every_setting_arrives(tiny_directory: Path) -> None:
+    session = load_session(replace(SETTINGS, path=str(tiny_directory), dtype="bfloat16"))
+    assert session.config == SessionConfig(
+        key_frames=KeyFrameConfig(0.3, 20.0, 5),
+        max_depth=4.0,
+        origin=(1.0, 2.0, 0.5),
+        template="vicuna_v1",
+        upstream_numerics=True,
+        seed=7,
+    )
+    assert session.strategy.policy == "random"
+    assert session.model_id == f"{tiny_directory.name}@{session.model.config.hash()}"
+    assert {parameter.dtype for parameter in session.model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "named"),
+    [
+        ({"path": ""}, ValueError, "model.path is empty"),
+        ({"path": "/no/such/model"}, FileNotFoundError, "/no/such/model"),
+        ({"strategy": "best"}, ValueError, "'best'"),
+        ({"strategy": "/no/such/strategy.yaml"}, OSError, "/no/such/strategy.yaml"),
+    ],
+)
+def test_what_cannot_be_used_is_named(
+    change: dict[str, Any], kind: type[Exception], named: str, tiny_directory: Path
+) -> None:
+    with pytest.raises(kind, match=named):
+        load_session(replace(SETTINGS, **{"path": str(tiny_directory), **change}))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")
+def test_a_device_that_is_not_there(tiny_directory: Path) -> None:
+    with pytest.raises(ValueError, match="'cuda:1'"):
+        load_session(replace(SETTINGS, path=str(tiny_directory), device="cuda:1"))
+
+
+def test_a_strategy_file_belongs_to_one_model(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    replace(default_strategy("ours", 8), model_hash="abc").save(path)
+    assert make_strategy(str(path), 8, "abc").policy == "ours"
+    with pytest.raises(StrategyError, match="abc"):
+        make_strategy(str(path), 8, "def")

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The compatibility switch against the published data flow, computed the slow way: every pixel, loops, bfloat16."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from adatoken3d_ros.engine.answer import Question
+from adatoken3d_ros.engine.session import SceneSession, SessionConfig
+from adatoken3d_ros.scene.frames import PosedFrame
+from adatoken3d_ros.scene.keyframes import KeyFrameConfig
+
+BF16 = torch.bfloat16
+VOXEL = 0.2  # metres
+
+
+def published_points(frame: PosedFrame, size: int, grid: int) -> torch.Tensor:
+    """(grid * grid, 3) bfloat16 of a landscape image: resize, crop, cast, back-project all, take one a patch."""
+    height, width = frame.depth.shape
+    wide = int(size * width / height)
+    margin = (wide - size) / 2
+    depth = Image.fromarray(np.nan_to_num(frame.depth, nan=0.0)).resize((wide, size), Image.Resampling.NEAREST)
+    # The picture's crop rounds the margin (half to even), the intrinsics' does not.
+    z = torch.from_numpy(np.array(depth.crop((round(margin), 0, round(margin) + size, size)))).to(BF16)
+    K = frame.K.copy()
+    K[0] *= wide / width
+    K[1] *= size / height
+    K[0, 2] -= margin
+    k, pose = torch.from_numpy(K).to(BF16), torch.from_numpy(frame.T_world_camera).to(BF16)
+    v, u = torch.meshgrid(torch.arange(size).to(BF16), torch.arange(size).to(BF16), indexing="ij")
+    camera = torch.stack([(u - k[0, 2]) * z / k[0, 0], (v - k[1, 2]) * z / k[1, 1], z, torch.ones_like(z)], dim=-1)
+    world = camera.reshape(-1, 4) @ pose.T
+    xyz = (world[:, :3] / world[:, 3:]).reshape(size, size, 3)
+    return xyz[:: size // grid, :: size // grid].reshape(-1, 3)
+
+
+def published_pooling(features: torch.Tensor, xyz: torch.Tensor) -> dict[tuple[int, ...], torch.Tensor]:
+    """Voxel -> mean, added up patch by patch in bfloat16 with bfloat16 counts; voxels in lexicographic order."""
+    sums: dict[tuple[int, ...], torch.Tensor] = {}
+    counts: dict[tuple[int, ...], torch.Tensor] = {}
+    for feature, point in zip(features.to(BF16), xyz, strict=True):
+        voxel = tuple(int(i) for i in torch.round(point / VOXEL))
+        sums[voxel] = sums.get(voxel, torch.zeros_like(feature)) + feature
+        counts[voxel] = counts.get(voxel, torch.zeros((), dtype=BF16)) + torch.ones((), dtype=BF16)
+    return {voxel: sums[voxel] / counts[voxel] for voxel in sorted(sums)}
+
+
+@pytest.fixture
+def holed(frames: list[PosedFrame]) -> list[PosedFrame]:
+    """Slanted walls, a third of whose depth is missing."""
+    found = []
+    for i, frame in enumerate(frames):
+        rows, cols = np.indices(frame.depth.shape)
+        depth = (1.5 + 0.01 * cols + 0.003 * rows + 0.1 * i).astype(np.float32)
+        depth[:40] = np.nan
+        found.append(replace(frame, depth=depth))
+    return found
+
+
+def published(session: SceneSession, frames: list[PosedFrame]) -> dict[tuple[int, ...], torch.Tensor]:
+    config = session.model.config
+    xyz = torch.stack([published_points(frame, config.image_size, config.grid) for frame in frames])
+    with torch.inference_mode():
+        features = session.model.patch_features([frame.rgb for frame in frames], xyz.float())
+    return published_pooling(features.flatten(0, 1), xyz.flatten(0, 1))
+
+
+def looked(session: SceneSession, frames: list[PosedFrame]) -> SceneSession:
+    for frame in frames:
+        session.observe(frame)
+        session.encode_pending()
+    assert len(session.poses) == len(frames)
+    return session
+
+
+def test_tokens_are_those_of_the_published_way(
+    make_session: Callable[..., SceneSession], holed: list[PosedFrame]
+) -> None:
+    session = looked(make_session(SessionConfig(upstream_numerics=True)), holed)
+    tokens = session.scene()
+    assert tokens is not None
+    expected = published(session, holed)
+    assert [tuple(v) for v in tokens.voxel.tolist()] == list(expected)
+    # Views are encoded one by one here and all at once there, which may differ in the last bit of a bfloat16.
+    torch.testing.assert_close(tokens.features, torch.stack(list(expected.values())).float(), rtol=1 / 64, atol=1 / 64)
+    # What has no depth is a token at the camera, and makes the tokens others than ours.
+    cameras = {tuple(np.round(frame.T_world_camera[:3, 3] / VOXEL).astype(int).tolist()) for frame in holed}
+    assert cameras <= set(expected)
+    ours = looked(make_session(), holed).scene()
+    assert ours is not None and not cameras & {tuple(v) for v in ours.voxel.tolist()}
+
+
+def test_too_many_tokens_are_drawn_at_random_from_the_seed(
+    make_session: Callable[..., SceneSession], holed: list[PosedFrame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(seed: int) -> tuple[Any, list[tuple[int, ...]]]:
+        session = make_session(SessionConfig(KeyFrameConfig(), upstream_numerics=True, seed=seed))
+        monkeypatch.setattr(session.model, "config", replace(session.model.config, max_spatial_tokens=20))
+        looked(session, holed)
+        _, tokens = session.spliced(Question("What is there?"))
+        return tokens, list(published(session, holed))
+
+    tokens, voxels = asked(3)
+    drawn = torch.randperm(len(voxels), generator=torch.Generator().manual_seed(3))[:20].tolist()
+    assert [tuple(v) for v in tokens.voxel.tolist()] == [voxels[i] for i in drawn]
+    assert not torch.equal(asked(4)[0].voxel, tokens.voxel)
