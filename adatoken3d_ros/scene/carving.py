@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which voxels a frame looks through: what was there has gone, for the camera measures something behind it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from adatoken3d_ros.scene.frames import PosedFrame
+
+_SIDE = 7  # depth is looked up at so many points along each side of a voxel's picture
+_WINDOW = 5  # pixels; each lookup finds the least depth of a square of this side, so that thin things are not missed
+
+
+@dataclass(frozen=True)
+class CarvingConfig:
+    """When a voxel counts as empty.
+
+    Attributes:
+        margin: metres that every measurement in the voxel's picture must be behind the voxel's far side, and
+        relative_margin: this share of its distance more, for noise that grows with distance.
+        measured: share of the lookups in the voxel's picture that must hold a measurement.
+    """
+
+    margin: float = 0.1
+    relative_margin: float = 0.02
+    measured: float = 0.8
+
+    def __post_init__(self) -> None:
+        if not (self.margin >= 0 and self.relative_margin >= 0 and 0 < self.measured <= 1):
+            raise ValueError(
+                f"margin {self.margin} m, relative_margin {self.relative_margin} or measured {self.measured} is invalid"
+            )
+
+
+def seen_through(
+    frame: PosedFrame, centres: NDArray[np.floating], voxel_size: float, config: CarvingConfig | None = None
+) -> NDArray[np.bool_]:
+    """Whether each voxel is wholly in the picture and everything measured in its place lies clearly behind it.
+
+    A voxel's picture is the rectangle around its projected box. No measurement proves nothing.
+
+    Args:
+        centres: (M, 3) scene frame, metres. voxel_size: metres, boxes along the axes of the scene frame.
+
+    Returns:
+        (M,) bool.
+    """
+    config = config or CarvingConfig()
+    height, width = frame.depth.shape
+    R, t = frame.T_world_camera[:3, :3], frame.T_world_camera[:3, 3]
+    through = np.zeros(len(centres), bool)
+    moved = np.asarray(centres, np.float64) - t
+    x, y, z = (moved[:, 0] * R[0, i] + moved[:, 1] * R[1, i] + moved[:, 2] * R[2, i] for i in range(3))
+    # Half the extent of the boxes along each axis of the camera.
+    ex, ey, ez = 0.5 * voxel_size * np.abs(R).sum(axis=0)
+    rows = np.flatnonzero(z - ez > 0.5 * voxel_size)
+    x, y, z = x[rows], y[rows], z[rows]
+    far = z + ez + config.margin + config.relative_margin * z
+    left, right = _side(frame.K[0, 0], frame.K[0, 2], x, ex, z, ez)
+    top, bottom = _side(frame.K[1, 1], frame.K[1, 2], y, ey, z, ez)
+    inside = (left >= 0) & (right <= width - 1) & (top >= 0) & (bottom <= height - 1)
+    # The middle first: most voxels are on a surface, and are done with.
+    middle = ((left + right) / 2)[inside].astype(np.int64), ((top + bottom) / 2)[inside].astype(np.int64)
+    inside[inside] = frame.depth[middle[1], middle[0]] > far[inside]
+    if not inside.any():
+        return through
+    rows, far = rows[inside], far[inside]
+    share = np.linspace(0.0, 1.0, _SIDE)
+    u = np.rint(left[inside, None] + (right - left)[inside, None] * share).astype(np.int64)[:, None, :]
+    v = np.rint(top[inside, None] + (bottom - top)[inside, None] * share).astype(np.int64)[:, :, None]
+    measured = frame.depth[v, u] > 0
+    least = cv2.erode(np.where(frame.depth > 0, frame.depth, np.float32(np.inf)), np.ones((_WINDOW, _WINDOW), np.uint8))
+    empty = (np.asarray(least)[v, u] > far[:, None, None]).all(axis=(1, 2))
+    through[rows] = empty & (measured.mean(axis=(1, 2)) >= config.measured)
+    return through
+
+
+def _side(
+    f: float, c: float, x: NDArray[np.float64], ex: float, z: NDArray[np.float64], ez: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Least and greatest pixel coordinate of boxes from x - ex to x + ex between depths z - ez and z + ez."""
+    low, high = x - ex, x + ex
+    return (
+        f * np.minimum(low / (z - ez), low / (z + ez)) + c,
+        f * np.maximum(high / (z - ez), high / (z + ez)) + c,
+    )
