@@ -22,9 +22,9 @@ from adatoken3d_ros.cli import ask
 if TYPE_CHECKING:
     from adatoken3d_ros.engine.session import SceneSession
     from adatoken3d_ros.pruning.calibration import Calibration, Probe, Sample
+    from adatoken3d_ros.pruning.decay import Decay
     from adatoken3d_ros.pruning.information import InformationSet
     from adatoken3d_ros.pruning.schedule import Schedule
-    from adatoken3d_ros.pruning.strategy import Decay
 
 KINDS = ("adatoken", "calibrated", "given")
 DEFAULT_QUESTIONS = (
@@ -335,8 +335,8 @@ def choose(
         Probe,
         calibrate,
     )
+    from adatoken3d_ros.pruning.decay import adatoken_schedule
     from adatoken3d_ros.pruning.policies import make_policy
-    from adatoken3d_ros.pruning.strategy import adatoken_schedule
 
     language, samples = session.model.language, prompts.samples
     end_of_answer = session.tokenizer.eos_token_id

@@ -77,6 +77,10 @@ def test_known_schedules(schedule: Schedule, percent: float) -> None:
     assert saved(schedule) == pytest.approx(percent, abs=0.3)
 
 
+def test_the_repaired_method_saves_what_its_paper_claims() -> None:
+    assert saved(make_policy("adatoken").default_schedule(32)) == pytest.approx(63, abs=0.1)
+
+
 def test_conventions_agree_within_a_point_and_a_half() -> None:
     released = Schedule.of([8, 16, 24], [0.8, 0.5, 0.2])
     assert saved(released, "paper") == pytest.approx(37.4, abs=0.05)

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
+from adatoken3d_ros.pruning.decay import DecayError
 from adatoken3d_ros.pruning.gate import prefill
 from adatoken3d_ros.pruning.policies import (
     POLICY_NAMES,
@@ -66,6 +67,22 @@ def test_release_runs_with_and_without_renumbered_positions() -> None:
     assert make_policy("adatoken_release", renumber=False).rope == "original"
     assert {make_policy(name).rope for name in ("fastv", "ours", "random", "divprune")} == {"original"}
     assert all(len(layers) == len(ratios) for layers, ratios in RELEASED_LISTS.values())
+
+
+def test_the_repaired_method_beside_the_release(mha: LlamaForCausalLM) -> None:
+    repaired = make_policy("adatoken")
+    stages = repaired.default_schedule(32).stages
+    assert repaired.rope == "original"
+    assert len(stages) == 10 and stages[0].layer == 1 and stages[-1].ratio < 0.13
+    assert [stage.layer for stage in make_policy("adatoken", max_gates=2).default_schedule(16).stages] == [3, 8]
+    assert make_policy("adatoken", end_share=0.4).default_schedule(32).counts(1000, 32)[-1] >= 400
+    # Its score: the last row's, from the keys that the layer below has cached.
+    schedule = Schedule.of([2, 4], [0.5, 0.2])
+    assert kept(mha, repaired, schedule) == kept(mha, Ours(rows="last", coverage=0.0), schedule)
+    with pytest.raises(DecayError, match="end share 1.5"):
+        make_policy("adatoken", end_share=1.5).default_schedule(32)
+    with pytest.raises(DecayError, match="0 gates"):
+        make_policy("adatoken", max_gates=0).default_schedule(32)
 
 
 def test_random_is_seeded_and_nested(mha: LlamaForCausalLM) -> None:
