@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from test_bag import T as TYPES
 from test_bag import header, write
 from visualization_msgs.msg import MarkerArray
 
+from adatoken3d_ros.cli.main import main
 from adatoken3d_ros.ros.bag import read_bag
 from adatoken3d_ros.ros.conversions import Camera, rectify, rotation_to_quaternion
 
@@ -94,11 +96,12 @@ def test_the_desk_is_seen_through_the_node(graph: Graph, tiny_model: Path) -> No
     assert np.median(distance) < 0.03
 
 
-def test_the_desk_is_read_from_a_bag(tmp_path: Path) -> None:
-    photographs = list(read_photographs(DESK))
+@pytest.fixture(scope="module")
+def desk_bag(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The photographs as they are, lens and all, in an mcap bag."""
     messages: list[tuple[str, Any, int]] = []
     D = np.array(distortion(DESK))
-    for stamp, rgb, depth, K, T in photographs:
+    for stamp, rgb, depth, K, T in read_photographs(DESK):
         image = TYPES["sensor_msgs/msg/Image"]
         roi = TYPES["sensor_msgs/msg/RegionOfInterest"](0, 0, 0, 0, False)
         head = header(stamp, "camera")
@@ -125,8 +128,12 @@ def test_the_desk_is_read_from_a_bag(tmp_path: Path) -> None:
             ("/rgb/camera_info", info, stamp),
             ("/pose", TYPES["geometry_msgs/msg/PoseStamped"](header(stamp, "map"), pose), stamp),
         ]
+    return write(tmp_path_factory.mktemp("bag") / "desk", messages)
+
+
+def test_the_desk_is_read_from_a_bag(desk_bag: Path) -> None:
     count = 0
-    for frame, (stamp, rgb, depth, K, T) in zip(read_bag(write(tmp_path / "desk", messages)), photographs, strict=True):
+    for frame, (stamp, rgb, depth, K, T) in zip(read_bag(desk_bag), read_photographs(DESK), strict=True):
         assert frame.stamp_ns == stamp
         flat, metres = straightened(rgb, depth, K)
         assert np.array_equal(frame.rgb, flat)
@@ -135,3 +142,22 @@ def test_the_desk_is_read_from_a_bag(tmp_path: Path) -> None:
         np.testing.assert_allclose(frame.T_world_camera, T, atol=1e-5)
         count += 1
     assert count == COUNT
+
+
+def test_ask_answers_from_the_bag_as_from_the_folder(desk_bag: Path, tiny_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "desk"
+    folder.mkdir()
+    for name in ("color", "depth", "pose", "intrinsics.json"):
+        (folder / name).symlink_to(DESK / name)
+    times = (FIRST_NS + i * STEP_NS for i in range(COUNT))
+    (folder / "times.txt").write_text("\n".join(f"{t // 10**9}.{t % 10**9:09}" for t in times))
+    records = []
+    for source in (("--bag", str(desk_bag)), ("--folder", str(folder))):
+        path = tmp_path / "record.json"
+        given = ["--model", str(tiny_model), *source, "--stride", "6", "--max-new-tokens", "8", "--json", str(path)]
+        assert main(["ask", "What is on the desk?", *given]) == 0
+        content = json.loads(path.read_text())
+        records.append({key: value for key, value in content.items() if not key.endswith("_ms")})
+    assert records[0] == records[1]
+    assert records[0]["text"] and 0 < records[0]["retained_tokens"] < records[0]["spatial_tokens"]
+    assert records[0]["stamp_ns"] == FIRST_NS + 30 * STEP_NS, "the last photograph is too similar to be kept"
