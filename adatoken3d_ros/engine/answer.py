@@ -5,9 +5,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from adatoken3d_ros.engine.plans import Plan
 
 
 class Status(IntEnum):
@@ -94,7 +98,7 @@ class Answer:
 
     `stamp_ns` is the newest acquisition time in the scene that was used, 0 for none. `plan` says for people how the
     question was answered and why so; `predicted` are the times that were expected (median, without the queue), None
-    where nothing was known about times.
+    where nothing was known about times. `decision` is the last plan, with the rung and loss of all that was given up.
     """
 
     question: Question
@@ -115,3 +119,4 @@ class Answer:
     report: TokenReport | None = None
     plan: str = ""
     predicted: StageTimes | None = None
+    decision: Plan | None = None

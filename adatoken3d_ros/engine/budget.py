@@ -133,6 +133,10 @@ class Controller:
                 self._tables.popitem(last=False)
         return self._tables[key]
 
+    def forget_tables(self) -> None:
+        """Makes the next question build its table anew."""
+        self._tables.clear()
+
     def expected_tokens(self, limit: int) -> int:
         """How long an answer is likely to be at most: the 95th percentile of those that were not cut for time."""
         if len(self._lengths) < self._FEWEST_LENGTHS:
@@ -159,7 +163,9 @@ class Pace:
         self.why = ""
         self.warning = ""
         self._predicted: StageTimes | None = None
-        self._given_up = 0
+        self.decision: Plan | None = None
+        self._given_up = 0  # rung
+        self._lost = [0.0, 0.0]  # by views and by tokens
 
     def plan(self, situation: Situation) -> Plan:
         """The best plan from here on.
@@ -171,33 +177,44 @@ class Pace:
         reuse = controller.config.reuse is Reuse.PREFIX
         if controller.latency is None:
             plan = Plan(controller.strategy, situation.pending, None, reuse, situation.answer_limit)
-            self.why = f"{plan.knobs}: as configured, nothing is known about times"
+            self.decision, self.why = plan, f"{plan.knobs}: as configured, nothing is known about times"
             return plan
         table = controller.table(situation)
         if self._budget_ms is None:
-            plan = table.configured(controller.strategy, reuse)
-            self._note(plan, "as configured, no latency budget")
-            return plan
+            return self._decided(table.configured(controller.strategy, reuse), situation, "no latency budget")
         now, reserve = self._watch.clock(), controller.config.reserve_ms / 1e3
         left = self.deadline - now - reserve
         chosen = table.choose(left)
-        if chosen is None:
-            smallest = (now - self._watch.arrived + reserve + table.cheapest_seconds) * 1e3
-            self.warning = (
-                f"the latency budget of {self._budget_ms:g} ms cannot be kept: "
-                f"the smallest feasible one is {smallest:.0f} ms"
-            )
-            if controller.config.infeasible is Infeasible.REFUSE:
-                raise BudgetInfeasible(self.warning)
-            self._note(table.cheapest, f"the fastest plan, {max(0.0, left) * 1e3:.0f} ms are left")
-            return self._decided(table.cheapest, situation)
-        self._note(chosen, f"{RUNGS[max(chosen.rung, self._given_up)]}, {left * 1e3:.0f} ms are left")
-        return self._decided(chosen, situation)
+        if chosen is not None:
+            return self._decided(chosen, situation, f"{left * 1e3:.0f} ms are left")
+        smallest = (now - self._watch.arrived + reserve + table.cheapest_seconds) * 1e3
+        feasible = f"the smallest feasible one is {smallest:.0f} ms"
+        self.warning = f"the latency budget of {self._budget_ms:g} ms cannot be kept: {feasible}"
+        if controller.config.infeasible is Infeasible.REFUSE:
+            raise BudgetInfeasible(self.warning)
+        return self._decided(table.cheapest, situation, f"the fastest plan, {max(0.0, left) * 1e3:.0f} ms are left")
 
-    def _decided(self, plan: Plan, situation: Situation) -> Plan:
-        """Remembers what no later plan can bring back."""
-        rung = 2 if plan.max_tokens is not None else 1 if plan.new_views < situation.pending else 0
-        self._given_up = max(self._given_up, rung)
+    def _decided(self, plan: Plan, situation: Situation, why: str) -> Plan:
+        """Notes the plan, with what no later one can bring back: views before encoding, tokens once they are built."""
+        stage = self._watch.stage
+        if stage == "queue":
+            self._lost[0] = plan.views_loss
+            self._given_up = int(plan.new_views < situation.pending)
+        elif stage == "encode":
+            self._lost[1] = plan.tokens_loss
+            self._given_up = 2 if plan.max_tokens is not None else self._given_up
+        before = {"queue": 0.0, "encode": self._lost[0]}.get(stage, sum(self._lost))
+        rung = max(plan.rung, self._given_up)
+        new, old = plan.predicted, self._predicted
+        assert new is not None
+        if old is not None:
+            # A stage that is done has no work left in the new plan.
+            new = replace(new, encode=old.encode, tokens=old.tokens if stage == "tokens" else new.tokens)
+        new = replace(new, total=new.encode + new.tokens + new.prefill + new.decode)
+        self._predicted = new
+        self.decision = replace(plan, rung=rung, loss=plan.loss + before, predicted=new)
+        rest = f"predicted {new.total:.0f} ms, p95 of the rest {plan.p95_ms:.0f} ms"
+        self.why = f"{plan.knobs}: {RUNGS[rung]}, {why}; {rest}"
         return plan
 
     def took(self, stage: str, terms: FloatArray) -> None:
@@ -216,14 +233,3 @@ class Pace:
     def predicted(self) -> StageTimes | None:
         """By stage, what was predicted when it was last planned, p50 in milliseconds; None without a latency model."""
         return self._predicted
-
-    def _note(self, plan: Plan, why: str) -> None:
-        """Keeps the first prediction of a stage that is over, and the last one of a stage to come."""
-        new, old = plan.predicted, self._predicted
-        assert new is not None
-        if old is not None:
-            # A stage that is done has no work left in the new plan.
-            new = replace(new, encode=old.encode, tokens=old.tokens if self._watch.stage == "tokens" else new.tokens)
-        new = replace(new, total=new.encode + new.tokens + new.prefill + new.decode)
-        self._predicted = new
-        self.why = f"{plan.knobs}: {why}; predicted {new.total:.0f} ms, p95 of the rest {plan.p95_ms:.0f} ms"

@@ -198,8 +198,8 @@ class LatencyModel:
             if values.shape != (len(terms),) or not np.isfinite(values).all() or (values < 0).any():
                 raise LatencyError(f"{name} needs {len(terms)} coefficients that are at least 0, got {values.tolist()}")
             self.coefficients[name] = values
-        self._scatter = {name: list((scatter or {}).get(name, ())) for name in TERMS}
-        self.ratios = {stage: Ratio(self._scatter[name]) for stage, name in FORMULA.items()}
+        self.scatter = {name: list((scatter or {}).get(name, ())) for name in TERMS}
+        self.ratios = {stage: Ratio(self.scatter[name]) for stage, name in FORMULA.items()}
         self.version = 0
 
     @classmethod
@@ -244,7 +244,7 @@ class LatencyModel:
             "format": FORMAT,
             "key": self.key,
             "coefficients": {name: values.tolist() for name, values in self.coefficients.items()},
-            "scatter": self._scatter,
+            "scatter": self.scatter,
         }
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,8 +12,9 @@ configured strategy are the normal range (rung 0). Where none of them fits, a pl
 
 The first rung on which a plan fits is used, and there the plan with the least loss. Loss is the strategy's calibrated
 divergence (KL, in nats) where it has one. Whatever was not calibrated counts by a stated monotone proxy: the share of
-token-layers removed, of new views left out, of scene tokens left out, of the answer cut, in units of the divergence
-that the configured strategy pays per share that it removes (1 where it was not calibrated).
+token-layers removed, of new views left out, of scene tokens left out, of the answer cut. A share of token-layers counts
+the divergence that the configured strategy pays per share (1 where it was not calibrated), a share of the others the
+most that any schedule pays.
 """
 
 from __future__ import annotations
@@ -64,14 +65,18 @@ class Option:
 def options(strategy: Strategy, n_layers: int, calibrated: Sequence[Strategy] = ()) -> tuple[Option, ...]:
     """From no pruning over the configured strategy to hardly any scene, by what they remove.
 
-    `calibrated` are further strategies of the same model; those that remove less than the configured one are in the
-    normal range. A later, costlier or no better option is left out.
+    `calibrated` are further strategies of the same model; those that remove no more than the configured one are in the
+    normal range, and they stand for what would be the same schedule with a loss by the proxy.
     """
     removed = removed_share(strategy.schedule, n_layers)
-    kl = calibrated_loss(strategy)
-    unit = kl / removed if kl is not None and removed > 0 else 1.0
+    measured = {
+        one.schedule: kl
+        for one in (*calibrated, strategy)
+        if one.policy == strategy.policy and (kl := calibrated_loss(one)) is not None
+    }
+    unit = measured[strategy.schedule] / removed if strategy.schedule in measured and removed > 0 else 1.0
     full = replace(strategy, name="unpruned", schedule=Schedule())
-    found = {full.schedule: full, strategy.schedule: strategy}
+    found: dict[Any, Strategy] = {full.schedule: full, strategy.schedule: strategy}
     for factor in (*WEAKER, *STRONGER):
         schedule = scaled(strategy.schedule, factor)
         found.setdefault(schedule, replace(strategy, name=f"{strategy.name} x{factor:g}", schedule=schedule))
@@ -83,14 +88,15 @@ def options(strategy: Strategy, n_layers: int, calibrated: Sequence[Strategy] = 
         stages = tuple(stage for stage in strongest.stages if stage.layer < layer)
         schedule = Schedule(stages, layer)
         found.setdefault(schedule, replace(strategy, name=f"{strategy.name} until {layer}", schedule=schedule))
-    rows = [
-        Option(one, 0 if (share := removed_share(one.schedule, n_layers)) <= removed + 1e-9 else 3, share, unit * share)
-        for one in found.values()
-    ]
     for one in calibrated:
-        if (known := calibrated_loss(one)) is not None:
-            share = removed_share(one.schedule, n_layers)
-            rows.append(Option(one, 0 if share <= removed + 1e-9 else 3, share, known))
+        if one.policy != strategy.policy or one.schedule not in found:
+            found[(one.policy, one.schedule)] = one
+    rows = []
+    for one in found.values():
+        share = removed_share(one.schedule, n_layers)
+        known = measured.get(one.schedule) if one.policy == strategy.policy else calibrated_loss(one)
+        rung = 0 if share <= removed + 1e-9 else 3
+        rows.append(Option(one, rung, share, unit * share if known is None else known))
     return tuple(sorted(rows, key=lambda option: (option.removed, option.loss)))
 
 
@@ -158,7 +164,7 @@ class Plan:
         reuse: read the question over the scene's prefix; nothing is pruned then.
         answer_tokens: longest answer.
         rung: index into RUNGS.
-        loss: see the module's text.
+        loss: see the module's text; views_loss and tokens_loss: what of it is for views and scene tokens left out.
         predicted: p50 in milliseconds, without waiting.
         p95_ms: what 19 of 20 such answers stay under, from now on.
     """
@@ -170,6 +176,8 @@ class Plan:
     answer_tokens: int
     rung: int = 0
     loss: float = 0.0
+    views_loss: float = 0.0
+    tokens_loss: float = 0.0
     predicted: StageTimes | None = None
     p95_ms: float = 0.0
 
@@ -232,6 +240,11 @@ class Table:
         wanted = (grid.option == index) & (grid.views == self.situation.pending) & ~grid.capped
         return self._plan(int(np.flatnonzero(wanted & (grid.answer == self.situation.answer_limit))[0]))
 
+    @property
+    def unpruned(self) -> Plan:
+        """The plan with every view and token in every layer and the longest answer."""
+        return self.configured(self._options[0].strategy, reuse=False)
+
     def plans(self) -> list[Plan]:
         """Every plan on a front, by time."""
         rows = np.unique(np.concatenate([front for _, front in self._fronts]))
@@ -250,6 +263,8 @@ class Table:
             answer_tokens=int(grid.answer[row]),
             rung=int(grid.rung[row]),
             loss=float(grid.loss[row]),
+            views_loss=float(grid.views_loss[row]),
+            tokens_loss=float(grid.tokens_loss[row]),
             predicted=StageTimes(0.0, ms[0], ms[1], ms[2] + ms[3], ms[4], sum(ms)),
             p95_ms=1e3 * float(grid.p95[row]),
         )
@@ -266,14 +281,19 @@ class _Grid:
     answer: NDArray[np.int64]
     rung: NDArray[np.int64]
     loss: FloatArray
+    views_loss: FloatArray
+    tokens_loss: FloatArray
     stages: FloatArray
     p95: FloatArray
+
+
+_COLUMNS = ("option", "views", "tokens", "capped", "rung", "loss", "views_loss", "tokens_loss")
 
 
 def _grid(s: Situation, options: Sequence[Option], latency: LatencyModel, n_layers: int) -> _Grid:
     unit = _unit(options)
     answers = _answers(s.answer_limit)
-    columns: dict[str, list[Any]] = {name: [] for name in ("option", "views", "tokens", "capped", "rung", "loss")}
+    columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
     terms: list[list[FloatArray]] = []
     scene_knobs = [(views, share) for views in _views(s) for share in (TOKEN_SHARES if s.prunable else (1.0,))]
     ratios = _ratio_matrix(tuple(option.strategy.schedule for option in options), n_layers)
@@ -284,11 +304,12 @@ def _grid(s: Situation, options: Sequence[Option], latency: LatencyModel, n_laye
         reading = read_terms(counts, np.full(len(options), tokens), s.n_text)
         built = views == 0 and tokens in s.built
         encode, build = encode_terms(views), token_terms(0 if built else tokens)
-        left_out = (1 - views / s.pending if s.pending else 0.0) + (1 - share)
+        views_loss = unit * (1 - views / s.pending) if s.pending else 0.0
+        lost = (views_loss, unit * (1 - share))
         rung = 2 if share < 1 else 1 if views < s.pending else 0
         for index, option in enumerate(options):
             terms.append([encode, build, reading[index], np.zeros(5), reading[index][1:2]])
-            row = (index, views, tokens, share < 1, max(rung, option.rung), option.loss + unit * left_out)
+            row = (index, views, tokens, share < 1, max(rung, option.rung), option.loss + sum(lost), *lost)
             for name, value in zip(columns, row, strict=True):
                 columns[name].append(value)
         if s.reuse and share == 1:
@@ -298,7 +319,7 @@ def _grid(s: Situation, options: Sequence[Option], latency: LatencyModel, n_laye
             read = np.zeros(5) if ready else read_terms(np.full(n_layers, tokens), tokens, s.n_system)
             cached = np.array([n_layers * (prefix + s.n_question)], dtype=np.float64)
             terms.append([encode, build, read, follow_up_terms(s.n_question, prefix, n_layers), cached])
-            for name, value in zip(columns, (-1, views, tokens, False, rung, unit * left_out), strict=True):
+            for name, value in zip(columns, (-1, views, tokens, False, rung, sum(lost), *lost), strict=True):
                 columns[name].append(value)
     return _with_answers(columns, terms, answers, s, latency, n_layers, unit)
 
@@ -334,15 +355,16 @@ def _with_answers(
         answer=np.tile(limits, n),
         rung=np.where(shorter > 0, 4, wide["rung"]),
         loss=wide["loss"] + unit * shorter,
+        views_loss=wide["views_loss"],
+        tokens_loss=wide["tokens_loss"],
         stages=np.concatenate([np.repeat(once50, m, axis=0), decode50.reshape(-1, 1)], axis=1),
         p95=np.repeat(once95, m) + decode95.reshape(-1),
     )
 
 
 def _unit(options: Sequence[Option]) -> float:
-    """Loss of one share removed by the proxy; that of the strongest option, which always counts by it."""
-    strongest = max(options, key=lambda option: option.removed)
-    return strongest.loss / strongest.removed if strongest.removed > 0 else 1.0
+    """Loss of a share of views, tokens or answer by the proxy: no less than any option pays for what it removes."""
+    return max((option.loss / option.removed for option in options if option.removed > 0), default=1.0)
 
 
 def _views(s: Situation) -> list[int]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from adatoken3d_ros.engine.answer import Answer, Box, Question, Status, TokenReport
 from adatoken3d_ros.engine.budget import BudgetConfig, BudgetInfeasible, Controller, Pace, Reuse, Stopwatch
 from adatoken3d_ros.engine.latency import decode_terms, encode_terms, follow_up_terms, read_terms, token_terms
-from adatoken3d_ros.engine.plans import SHORTEST_ANSWER, Plan, Situation
+from adatoken3d_ros.engine.plans import SHORTEST_ANSWER, Plan, Situation, Table
 from adatoken3d_ros.engine.prepared import Block, Prepared, interruptible
 from adatoken3d_ros.engine.warmup import latency_model
 from adatoken3d_ros.model.llava3d import Llava3D, Spliced
@@ -197,6 +197,15 @@ class SceneSession:
         block = self._block(None)
         return self._splice(prompt, clicks, block), block.tokens
 
+    def plans(self, question: Question) -> Table:
+        """The plans that a question would have at this moment; needs a latency model.
+
+        Raises:
+            InvalidRequest: for a question that cannot be asked.
+            ValueError: without a latency model.
+        """
+        return self.controller.table(self._situation(question, self._prompt(question)[0], pending=len(self._pending)))
+
     @property
     def work_ahead(self) -> bool:
         """Whether there is something left that `prepare` could do."""
@@ -282,7 +291,9 @@ class SceneSession:
             answer = replace(answer, status=Status.CANCELLED, status_message="cancelled during prefill")
         times = watch.finish()
         met = times.total <= (question.latency_budget_ms or math.inf)
-        return replace(answer, times=times, budget_met=met, plan=pace.why, predicted=pace.predicted)
+        return replace(
+            answer, times=times, budget_met=met, plan=pace.why, predicted=pace.predicted, decision=pace.decision
+        )
 
     def _answer(
         self,

@@ -1,0 +1,576 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Are latency budgets kept, and what does that cost?
+
+Questions about furnished rooms with budgets log-uniform between the p95 of the cheapest plan and of the unpruned
+answer, both as predicted when the question is asked, go through the real engine: a session in its worker's thread,
+frames handed in as they would come from a camera, every fourth question together with a view that nobody has encoded
+yet. Twice:
+
+* quiet: nothing but this benchmark (and what else the machine may be doing) runs;
+* hog: half-way, as many processes that never rest are started as the machine has cores.
+
+By run: `miss_rate` (late answers), `p95_overshoot` (of late / budget - 1, 0 for those in time), `median_use` (time
+taken over budget), `p95_prediction_error` (of predicted over taken time - 1, without the queue), `clock_error_ms`
+(largest difference between the answer's total and the asker's own clock) and `loss_by_decile` of the budgets. With a
+trained model there is also `accuracy_by_decile`. `controllers` has the same for the quiet questions with their budgets
+ignored: always unpruned, always the configured strategy, always the cheapest plan.
+
+The loss is the divergence (KL, nats) from the unpruned answer that each schedule was measured to have on some of the
+scenes before; what is no schedule (views, tokens, the answer's length) counts by the engine's proxy.
+
+    python -m benchmarks.budget --json F [--picture P] [--questions 200] [--model DIR]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from adatoken3d_ros.engine.answer import Answer, Question
+from adatoken3d_ros.engine.budget import BudgetConfig
+from adatoken3d_ros.engine.latency import LatencyModel
+from adatoken3d_ros.engine.plans import RUNGS, options, removed_share
+from adatoken3d_ros.engine.session import SceneSession, SessionConfig
+from adatoken3d_ros.engine.worker import Worker
+from adatoken3d_ros.model import checkpoint
+from adatoken3d_ros.model.tiny import write_tiny_checkpoint
+from adatoken3d_ros.models import embedded_path
+from adatoken3d_ros.pruning.calibration import Probe, Sample, scaled
+from adatoken3d_ros.pruning.gate import Layout, prefill
+from adatoken3d_ros.pruning.policies import POLICY_NAMES, SceneTokens, make_policy
+from adatoken3d_ros.pruning.schedule import Schedule
+from adatoken3d_ros.pruning.strategy import Strategy, default_strategy
+from adatoken3d_ros.scene.frames import PosedFrame
+from adatoken3d_ros.scene.keyframes import KeyFrameConfig
+from adatoken3d_ros.synthetic.furnished import make_room
+from adatoken3d_ros.synthetic.questions import QA, generate
+from adatoken3d_ros.synthetic.views import render_views
+
+WAIT = 120.0  # seconds until an answer that does not come ends the benchmark
+FACTORS = (0.35, 0.7, 1.0, 2.0, 4.0)  # on each rival's own keep ratios, for the picture
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """A room: the views that are there when it is asked about, those that come later, and questions with answers."""
+
+    first: list[PosedFrame]
+    later: list[PosedFrame]
+    questions: list[QA]
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One question that was answered; times in milliseconds, `asker` by the clock of who asked."""
+
+    budget: float
+    asker: float
+    answer: Answer
+    loss: float
+    score: float | None
+
+    @property
+    def use(self) -> float:
+        return self.answer.times.total / self.budget
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Latency budgets through the real engine.")
+    parser.add_argument("--json", type=Path, metavar="F", help="write the figures to this file")
+    parser.add_argument("--picture", type=Path, metavar="P", help="draw loss against latency into this file")
+    parser.add_argument("--model", type=Path, help="a checkpoint; the embedded one, or else one of random weights")
+    parser.add_argument("--strategy", default="ours", help="configured strategy: a policy's name or a .yaml file")
+    parser.add_argument("--questions", type=int, default=200, help="in each run (%(default)s)")
+    parser.add_argument("--scenes", type=int, default=5, help="rooms (%(default)s)")
+    parser.add_argument(
+        "--views", type=int, default=8, help="views that are encoded before the questions (%(default)s)"
+    )
+    parser.add_argument("--max-new-tokens", type=int, default=16, help="longest answer (%(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="of torch (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--layers", type=int, default=12, help="of a random model (%(default)s)")
+    parser.add_argument("--hidden", type=int, default=192, help="width of a random model (%(default)s)")
+    parser.add_argument("--image", type=int, default=224, help="image size of a random model (%(default)s)")
+    args = parser.parse_args(arguments)
+    if min(args.questions, args.scenes, args.views, args.threads, args.max_new_tokens) < 1:
+        parser.error("questions, scenes, views, threads and tokens must be at least 1")
+    return args
+
+
+# What is asked -----------------------------------------------------------------------------------------------------
+
+
+def make_scenes(args: argparse.Namespace) -> list[Scene]:
+    """Test rooms, with enough questions for their share of the run."""
+    each = -(-args.questions // args.scenes)
+    scenes = []
+    for seed in range(args.scenes):
+        room = make_room(seed, "test")
+        late = -(-each // 4)
+        frames = [view.frame for view in render_views(room, seed=args.seed, count=args.views + late)]
+        frames = [replace(frame, stamp_ns=frame.stamp_ns + 1) for frame in frames]
+        asked = generate(room, np.random.default_rng([args.seed, seed]), per_family=4)
+        random = np.random.default_rng([args.seed, seed, 1])
+        questions = [asked[i] for i in random.permutation(len(asked))]
+        scenes.append(Scene(frames[: args.views], frames[args.views :], (questions * each)[:each]))
+    return scenes
+
+
+class Bench:
+    """A model and what all runs share: scenes, the fit to this machine, and the measured loss of each schedule."""
+
+    def __init__(self, args: argparse.Namespace, console: Console) -> None:
+        self.args = args
+        self.trained = args.model is not None
+        path = args.model
+        self._temporary = tempfile.TemporaryDirectory()
+        if path is None:
+            try:
+                path, self.trained = embedded_path(), True
+            except FileNotFoundError:
+                path = write_tiny_checkpoint(
+                    self._temporary.name,
+                    args.seed,
+                    layers=args.layers,
+                    hidden_size=args.hidden,
+                    intermediate_size=args.hidden * 11 // 4,
+                    heads=max(1, args.hidden // 32),
+                    image_size=args.image,
+                )
+        self.name = "embedded" if self.trained and args.model is None else "random" if not self.trained else str(path)
+        self.model, self.tokenizer, _ = checkpoint.load(path)
+        self.n_layers = int(self.model.config.language.num_hidden_layers)
+        if Path(args.strategy).suffix == ".yaml":
+            self.strategy = Strategy.load(args.strategy)
+        else:
+            self.strategy = default_strategy(args.strategy, self.n_layers)
+        console.print("rendering rooms")
+        self.scenes = make_scenes(args)
+        session = self.session()
+        console.print("warming up")
+        session.warm_up()
+        assert session.controller.latency is not None
+        self._fit = session.controller.latency
+        console.print("measuring the loss of each schedule")
+        self.samples = [self._sample(scene) for scene in self.scenes[:3]]
+        self.calibrated = self._calibrate()
+        self.losses = {one.schedule: float(one.info["figures"]["kl"]) for one in self.calibrated}
+
+    def session(self) -> SceneSession:
+        """A fresh session; its latency model starts from the fit."""
+        config = SessionConfig(
+            key_frames=KeyFrameConfig(min_translation=0.0, min_rotation=0.0, max_views=self.args.views + 4),
+            max_new_tokens=self.args.max_new_tokens,
+            seed=self.args.seed,
+            budget=BudgetConfig(),
+        )
+        session = SceneSession(self.model, self.tokenizer, config, strategy=self.strategy)
+        if hasattr(self, "_fit"):
+            session.controller.latency = LatencyModel(self._fit.coefficients, self._fit.key, self._fit.scatter)
+        if hasattr(self, "calibrated"):
+            session.controller.set_strategy(self.strategy, self.calibrated)
+        return session
+
+    def _sample(self, scene: Scene) -> Sample:
+        session = self.session()
+        for frame in scene.first:
+            session.observe(frame)
+        session.encode_pending()
+        spliced, tokens = session.spliced(Question(scene.questions[0].question))
+        known = SceneTokens(tokens.xyz, tokens.features)
+        return Sample(spliced.embeds, spliced.spatial_start, spliced.n_spatial, known)
+
+    def _calibrate(self) -> tuple[Strategy, ...]:
+        policy = make_policy(self.strategy.policy, **self.strategy.options)
+        probe = Probe(self.model.language, self.samples, policy)
+        found = []
+        for option in options(self.strategy, self.n_layers):
+            figures = {"figures": {"kl": probe.divergence(option.strategy.schedule)}}
+            found.append(replace(option.strategy, info=figures))
+        return tuple(found)
+
+
+# The runs ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def hog() -> Iterator[None]:
+    """Keeps every core busy."""
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
+    try:
+        yield
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+
+
+class Runner:
+    """One session in its worker; frames and questions go in as they would from outside."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._done = threading.Semaphore(0)
+        self.worker = Worker(bench.session, on_frame=lambda fate: self._done.release())
+        self.worker.start()
+        self.worker.ready.result(WAIT)
+
+    def show(self, frames: list[PosedFrame]) -> None:
+        """Each is encoded before the next comes."""
+        for frame in frames:
+            self.worker.submit_frame(partial(_itself, frame))
+            assert self._done.acquire(timeout=WAIT)
+
+    def ask(self, question: Question, frame: PosedFrame | None) -> tuple[Answer, float]:
+        """The answer and the milliseconds until it was there; `frame` comes in just before the question."""
+        began = time.monotonic()
+        if frame is not None:
+            self.worker.submit_frame(partial(_itself, frame))
+        answer = self.worker.submit(question).result.result(WAIT)
+        ended = time.monotonic()
+        if frame is not None:
+            assert self._done.acquire(timeout=WAIT)
+        return answer, (ended - began) * 1e3
+
+
+def _itself(frame: PosedFrame) -> PosedFrame:
+    return frame
+
+
+def budget_range(session: SceneSession, question: Question) -> tuple[float, float]:
+    """p95 of the cheapest plan and of the unpruned answer as they are now, milliseconds."""
+    table = session.plans(question)
+    reserve = session.config.budget.reserve_ms
+    return 1e3 * table.cheapest_seconds + reserve, table.unpruned.p95_ms + reserve
+
+
+def run(
+    bench: Bench,
+    progress: Callable[[], None],
+    *,
+    way: str = "budget",
+    budgets: Sequence[float] | None = None,
+    hogged: bool = False,
+) -> list[Row]:
+    """All questions in one way: `budget`, `unpruned`, `fixed` or `cheapest`; `budgets` of an earlier run, or drawn."""
+    random = np.random.default_rng(bench.args.seed)
+    rows: list[Row] = []
+    runner = Runner(bench)
+    half = bench.args.questions // 2
+    hogs = ExitStack()
+    if way == "unpruned":
+        full = replace(bench.strategy, schedule=Schedule(), name="unpruned")
+        runner.worker.call(lambda session: session.set_strategy(full)).result(WAIT)
+    try:
+        for scene in bench.scenes:
+            runner.worker.call(lambda session: session.clear()).result(WAIT)
+            runner.show(scene.first)
+            later = list(scene.later)
+            for i, qa in enumerate(scene.questions):
+                if len(rows) == bench.args.questions:
+                    break
+                if hogged and len(rows) == half:
+                    hogs.enter_context(hog())
+                question = Question(qa.question, max_new_tokens=bench.args.max_new_tokens)
+                low, high = runner.worker.call(partial(budget_range, question=question)).result(WAIT)
+                drawn = low * (max(low, high) / low) ** random.random()
+                budget = budgets[len(rows)] if budgets is not None else drawn
+                # Without time left the engine answers by its fastest plan.
+                limit = {"budget": budget, "cheapest": 1e-3}.get(way)
+                frame = later.pop() if i % 4 == 0 and later else None
+                answer, asker = runner.ask(replace(question, latency_budget_ms=limit), frame)
+                rows.append(Row(budget, asker, answer, _loss(answer), bench_score(bench, qa, answer)))
+                progress()
+    finally:
+        hogs.close()
+        assert runner.worker.stop(WAIT)
+    return rows
+
+
+def _loss(answer: Answer) -> float:
+    assert answer.decision is not None, answer.status_message
+    return answer.decision.loss
+
+
+def bench_score(bench: Bench, qa: QA, answer: Answer) -> float | None:
+    if not bench.trained:
+        return None
+    from benchmarks.accuracy import score
+
+    return float(score(qa, answer.text))
+
+
+# Figures -----------------------------------------------------------------------------------------------------------
+
+
+def figures(rows: Sequence[Row]) -> dict[str, Any]:
+    """What the module's text says of a run."""
+    late = [max(0.0, row.use - 1.0) for row in rows]
+    errors = [
+        abs(row.answer.predicted.total / (row.answer.times.total - row.answer.times.queue) - 1.0)
+        for row in rows
+        if row.answer.predicted is not None
+    ]
+    found: dict[str, Any] = {
+        "questions": len(rows),
+        "miss_rate": sum(over > 0 for over in late) / len(rows),
+        "p95_overshoot": float(np.percentile(late, 95)),
+        "median_use": median(row.use for row in rows),
+        "p95_prediction_error": float(np.percentile(errors, 95)) if errors else None,
+        "median_ms": median(row.answer.times.total for row in rows),
+        "clock_error_ms": max(abs(row.asker - row.answer.times.total) for row in rows),
+        "loss": float(np.mean([row.loss for row in rows])),
+        "loss_by_decile": by_decile(rows, lambda row: row.loss),
+        "statuses": dict(Counter(row.answer.status.name for row in rows)),
+        "rungs": dict(Counter(RUNGS[row.answer.decision.rung] for row in rows if row.answer.decision is not None)),
+        "late": [_late(row) for row in rows if row.use > 1.0],
+        "budget_ms": [min(row.budget for row in rows), max(row.budget for row in rows)],
+    }
+    if rows[0].score is not None:
+        found["accuracy"] = float(np.mean([row.score for row in rows if row.score is not None]))
+        found["accuracy_by_decile"] = by_decile(rows, lambda row: row.score or 0.0)
+    return found
+
+
+def _late(row: Row) -> dict[str, Any]:
+    """What happened to a late answer."""
+    answer = row.answer
+    return {
+        "budget_ms": row.budget,
+        "plan": answer.plan,
+        "status": answer.status_message,
+        "predicted_ms": None if answer.predicted is None else asdict(answer.predicted),
+        "taken_ms": asdict(answer.times),
+    }
+
+
+def by_decile(rows: Sequence[Row], value: Callable[[Row], float]) -> list[float]:
+    """Mean over the questions in each tenth of the budgets, from tight to ample."""
+    ordered = sorted(rows, key=lambda row: row.budget)
+    parts = np.array_split(np.array([value(row) for row in ordered]), min(10, len(ordered)))
+    return [float(part.mean()) for part in parts]
+
+
+def time_of_choice(bench: Bench) -> dict[str, float]:
+    """Microseconds of a look-up, and of making the table that it looks into."""
+    session = bench.session()
+    for frame in bench.scenes[0].first:
+        session.observe(frame)
+    session.encode_pending()
+    question = Question(bench.scenes[0].questions[0].question)
+    table = session.plans(question)
+    budgets = np.geomspace(0.1 * table.cheapest_seconds, 100 * table.cheapest_seconds, 500)
+    began = time.perf_counter()
+    for budget in budgets:
+        table.choose(float(budget))
+    chosen = time.perf_counter()
+    for _ in range(20):
+        session.controller.forget_tables()
+        session.plans(question)
+    made = time.perf_counter()
+    return {"choose_us": 1e6 * (chosen - began) / len(budgets), "table_us": 1e6 * (made - chosen) / 20}
+
+
+# The picture -------------------------------------------------------------------------------------------------------
+
+
+def frontier(bench: Bench, progress: Callable[[], None]) -> dict[str, list[dict[str, float]]]:
+    """By policy, prefill time and divergence on the sample prompts for its own schedule scaled by FACTORS."""
+    found: dict[str, list[dict[str, float]]] = {}
+    for name in POLICY_NAMES:
+        if name == "none":
+            continue
+        policy = make_policy(name)
+        probe = Probe(bench.model.language, bench.samples, policy)
+        schedules = [scaled(policy.default_schedule(bench.n_layers), factor) for factor in FACTORS]
+        if name == bench.strategy.policy:
+            schedules = [one.schedule for one in bench.calibrated]
+        found[name] = []
+        for schedule in dict.fromkeys(schedules):
+            times = [_prefill_ms(bench, schedule, policy) for _ in range(3)]
+            found[name].append(
+                {
+                    "prefill_ms": median(times),
+                    "loss": probe.divergence(schedule),
+                    "removed": removed_share(schedule, bench.n_layers),
+                }
+            )
+        progress()
+    return found
+
+
+def _prefill_ms(bench: Bench, schedule: Schedule, policy: Any) -> float:
+    """Mean over the sample prompts."""
+    began = time.perf_counter()
+    with torch.inference_mode():
+        for sample in bench.samples:
+            layout = Layout.single(sample.spatial_start, sample.n_spatial, sample.n_tokens)
+            prefill(bench.model.language, sample.embeds, layout, schedule, policy, scene=sample.scene)
+    return 1e3 * (time.perf_counter() - began) / len(bench.samples)
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Left: loss against prefill time by policy. Right: how much of its budget each answer took."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5), constrained_layout=True)
+    for name, points in result["frontier"].items():
+        ordered = sorted(points, key=lambda point: point["prefill_ms"])
+        ours = name == result["setting"]["policy"]
+        left.plot(
+            [point["prefill_ms"] for point in ordered],
+            [max(point["loss"], 1e-6) for point in ordered],
+            "o-" if ours else "s--",
+            label=f"{name} (planned with)" if ours else name,
+            linewidth=2.5 if ours else 1.0,
+            markersize=5 if ours else 3,
+            color="tab:red" if ours else None,
+            zorder=3 if ours else 2,
+        )
+    left.set_yscale("log")
+    left.set_xlabel("prefill, ms")
+    left.set_ylabel("divergence from the unpruned answer, KL in nats")
+    left.set_title(f"What a pruning policy costs and saves ({result['setting']['model']} model)", fontsize=10)
+    left.legend(fontsize=7)
+    left.grid(alpha=0.3)
+    for name, colour in (("quiet", "tab:blue"), ("hog", "tab:orange")):
+        pairs = np.array(result["pairs"][name])
+        right.scatter(
+            pairs[:, 0], pairs[:, 1], s=8, color=colour, label=f"{name}: {result[name]['miss_rate']:.1%} late"
+        )
+    ends = np.array([*right.get_xlim()])
+    ends[0] = max(ends[0], 1.0)
+    right.plot(ends, ends, "k-", linewidth=1, label="budget")
+    right.set_xscale("log")
+    right.set_yscale("log")
+    right.set_xlabel("latency budget, ms")
+    right.set_ylabel("question to answer, ms")
+    right.set_title("Answers against their budgets", fontsize=10)
+    right.legend(fontsize=7)
+    right.grid(alpha=0.3, which="both")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def measure(args: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Everything that goes into the file."""
+    torch.set_num_threads(args.threads)
+    bench = Bench(args, console)
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("asking", total=5 * args.questions)
+
+        def advance() -> None:
+            progress.advance(task)
+
+        quiet = run(bench, advance)
+        budgets = [row.budget for row in quiet]
+        others = {way: run(bench, advance, way=way, budgets=budgets) for way in ("unpruned", "fixed", "cheapest")}
+        hogged = run(bench, advance, hogged=True)
+        half = args.questions // 2
+        task = progress.add_task("policies", total=len(POLICY_NAMES) - 1)
+        policies = frontier(bench, advance)
+    return {
+        "quiet": figures(quiet),
+        "hog": {**figures(hogged[half:]), "before": figures(hogged[:half])},
+        "controllers": {"ours": figures(quiet), **{way: figures(rows) for way, rows in others.items()}},
+        "planning": time_of_choice(bench),
+        "frontier": policies,
+        "pairs": {
+            "quiet": [(row.budget, row.answer.times.total) for row in quiet],
+            "hog": [(row.budget, row.answer.times.total) for row in hogged[half:]],
+        },
+        "setting": {
+            "model": bench.name,
+            "trained": bench.trained,
+            "policy": bench.strategy.policy,
+            "strategy": bench.strategy.name,
+            "cores": os.cpu_count(),
+            "load_1min": os.getloadavg()[0],
+            **{name: value for name, value in vars(args).items() if name not in ("json", "picture", "model")},
+        },
+    }
+
+
+def goals(result: dict[str, Any]) -> dict[str, bool]:
+    """What the engine is held to."""
+    quiet, hogged, controllers = result["quiet"], result["hog"], result["controllers"]
+    goals = {
+        "quiet: at most 1 % late": quiet["miss_rate"] <= 0.01,
+        "hog: at most 5 % late after it started": hogged["miss_rate"] <= 0.05,
+        "p95 overshoot at most 5 %, quiet and hog": max(quiet["p95_overshoot"], hogged["p95_overshoot"]) <= 0.05,
+        "quiet: half the answers take 70 % of their budget": quiet["median_use"] >= 0.7,
+        "a look-up takes less than 0.1 ms": result["planning"]["choose_us"] < 100.0,
+        "on average no worse than always the cheapest plan": quiet["loss"] <= controllers["cheapest"]["loss"],
+    }
+    if "accuracy_by_decile" in quiet:
+        ours, cheapest = quiet["accuracy_by_decile"], controllers["cheapest"]["accuracy_by_decile"]
+        goals["more accurate in the upper half of the budgets"] = np.mean(ours[5:]) >= np.mean(ours[:5])
+        goals["in every decile as accurate as the cheapest"] = all(a >= b for a, b in zip(ours, cheapest, strict=True))
+    return goals
+
+
+def report(result: dict[str, Any]) -> Table:
+    table = Table(title=f"Latency budgets, {result['setting']['model']} model", box=SIMPLE)
+    table.add_column("run", no_wrap=True)
+    for column in ("late", "p95 over", "use", "p95 error", "ms", "loss"):
+        table.add_column(column, justify="right")
+    rows = {"quiet": result["quiet"], "hog": result["hog"]}
+    for name, row in {**rows, **{k: v for k, v in result["controllers"].items() if k != "ours"}}.items():
+        error = row["p95_prediction_error"]
+        table.add_row(
+            name,
+            f"{row['miss_rate']:.1%}",
+            f"{row['p95_overshoot']:.1%}",
+            f"{row['median_use']:.0%}",
+            "" if error is None else f"{error:.0%}",
+            f"{row['median_ms']:.0f}",
+            f"{row['loss']:.2e}",
+        )
+    return table
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = parse(arguments)
+    console = Console()
+    result = measure(args, console)
+    console.print(report(result))
+    for goal, met in goals(result).items():
+        console.print(f"{'yes' if met else 'NO '}  {goal}")
+    if not result["setting"]["trained"]:
+        console.print("The model has random weights: losses are real, accuracy cannot be measured.")
+    if args.json is not None:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    if args.picture is not None:
+        draw(result, args.picture)
+
+
+if __name__ == "__main__":
+    main()
