@@ -53,6 +53,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--no-autocast", action="store_true", help="float32 throughout, not bfloat16 matrix products")
     parser.add_argument("--device", default="cpu", metavar="D", help="cpu or cuda (cpu)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (torch's own choice)")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes that render rooms (1)")
     parser.add_argument("--minutes", type=float, metavar="M", help="save and end after so long, whatever the steps")
     parser.add_argument("--save-every", type=int, default=100, metavar="N", help="steps between checkpoints (100)")
     parser.add_argument("--evaluate-every", type=int, default=200, metavar="N", help="steps between evaluations (200)")
@@ -157,7 +158,8 @@ def scenes(args: argparse.Namespace, size: ModelSize, console: Console) -> tuple
         ):
             task = bar.add_task(what, total=2 * count)
             seeds = range(first, first + count)
-            paths = prepare(folder, "train", seeds, vision, settings, partial(_show, bar, task))
+            show = partial(_show, bar, task)
+            paths = prepare(folder, "train", seeds, vision, settings, show, workers=args.workers)
             loaded = []
             for path in [] if args.prepare_only else paths:
                 scene = read_scene(path, "train")
@@ -193,8 +195,7 @@ def loop(trainer: Trainer, validation: list[Scene], args: argparse.Namespace, co
                     lines.write(json.dumps({"step": trainer.step, "right": right}) + "\n")
                     shown = ", ".join(f"{family} {share:.2f}" for family, share in right.items())
                     console.print(f"step {trainer.step}: {shown}")
-                if trainer.step % 10 == 0:
-                    lines.flush()
+                lines.flush()
                 if trainer.step % args.save_every == 0:
                     trainer.save(args.out)
                     saved = trainer.step

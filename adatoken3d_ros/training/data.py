@@ -11,10 +11,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import multiprocessing
 import os
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -174,8 +177,10 @@ def prepare(
     vision: VisionTower,
     config: SceneConfig,
     progress: Progress = lambda done, total: None,
+    *,
+    workers: int = 1,
 ) -> list[Path]:
-    """Makes the scenes that are not there yet; returns their files, in the order of the seeds.
+    """Makes the scenes that are not there yet, in so many processes; returns their files, in the order of the seeds.
 
     Raises:
         DataError: if the folder holds scenes that were made otherwise.
@@ -191,12 +196,24 @@ def prepare(
     else:
         settings.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
     paths = [target / f"{seed:08d}.npz" for seed in seeds]
-    for done, (seed, path) in enumerate(zip(seeds, paths, strict=True)):
-        progress(done, len(paths))
-        if not path.is_file():
-            save_scene(build_scene(seed, split, vision, config), path)
-    progress(len(paths), len(paths))
+    missing = [path for path in paths if not path.is_file()]
+    there = len(paths) - len(missing)
+    progress(there, len(paths))
+    make = partial(_make, split, vision, config)
+    if workers > 1 and missing:
+        # Not forked: Open3D and torch have threads of their own.
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+            for done, _ in enumerate(pool.map(make, missing, chunksize=4), there + 1):
+                progress(done, len(paths))
+    else:
+        for done, path in enumerate(missing, there + 1):
+            make(path)
+            progress(done, len(paths))
     return paths
+
+
+def _make(split: Split, vision: VisionTower, config: SceneConfig, path: Path) -> None:
+    save_scene(build_scene(int(path.stem), split, vision, config), path)
 
 
 # --- the same room, turned ---
@@ -257,8 +274,3 @@ def _turned_box(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     corners = np.stack([matrix @ low, matrix @ high])
     return corners.min(axis=0) + 0.0, corners.max(axis=0) + 0.0
-
-
-def scene_files(folder: Path, split: Split) -> Iterator[Path]:
-    """The scenes of a split that are there, in the order of the seeds."""
-    return iter(sorted((folder / split).glob("*.npz")))

@@ -82,6 +82,15 @@ def test_files_give_back_the_scene(vision: VisionTower, scene_config: SceneConfi
         assert np.array_equal(sight.low, other.low) and np.array_equal(sight.high, other.high)
 
 
+def test_more_processes_make_the_same_files(vision: VisionTower, scene_config: SceneConfig, tmp_path: Path) -> None:
+    alone = prepare(tmp_path / "one", "train", range(2), vision, scene_config)
+    shared = prepare(tmp_path / "two", "train", range(2), vision, scene_config, workers=2)
+    for first, second in zip(alone, shared, strict=True):
+        a, b = read_scene(first, "train"), read_scene(second, "train")
+        torch.testing.assert_close(a.features, b.features, rtol=1e-3, atol=1e-3)
+        assert torch.equal(a.xyz, b.xyz) and torch.equal(a.instance, b.instance)
+
+
 def test_files_that_do_not_fit_are_refused(vision: VisionTower, scene_config: SceneConfig, tmp_path: Path) -> None:
     (path,) = prepare(tmp_path, "train", range(1), vision, scene_config)
     with pytest.raises(DataError, match="'views': 4"):
