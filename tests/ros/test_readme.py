@@ -94,7 +94,12 @@ def test_the_table_of_names_is_the_running_nodes(graph: Graph, tiny_model: Path)
 
         graph.wait(subscribed, f"subscriptions of {expected}")
         assert graph.transition("deactivate")
-    graph.wait(lambda: (seen.update(names_of_the_node(graph)), seen >= names_in_the_readme())[1], "the README's names")
+
+    def complete() -> bool:
+        seen.update(names_of_the_node(graph))
+        return seen >= names_in_the_readme()
+
+    graph.wait(complete, "the README's names")
     assert seen == names_in_the_readme()
 
 
