@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import time
@@ -127,6 +128,17 @@ def setting(args: argparse.Namespace) -> dict[str, Any]:
         "torch": torch.__version__,
         **{name: value for name, value in vars(args).items() if name != "json"},
     }
+
+
+def write_rows(path: Path, rows: dict[str, dict[str, Any]]) -> None:
+    """A JSON object with one line a key."""
+    lines = (f"{json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items())
+    path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+
+
+def rounded(figures: dict[str, float]) -> dict[str, float]:
+    """To five significant digits: more than a measured time has."""
+    return {name: float(f"{value:.5g}") for name, value in figures.items()}
 
 
 def _cpu_name() -> str:

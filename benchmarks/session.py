@@ -24,7 +24,7 @@ from adatoken3d_ros.pruning.gate import prefill
 from adatoken3d_ros.pruning.policies import make_policy
 from adatoken3d_ros.pruning.prefix import ScenePrefix
 from adatoken3d_ros.pruning.schedule import Schedule
-from benchmarks._timing import Case, argument_parser, interleaved, make_case, setting
+from benchmarks._timing import Case, argument_parser, interleaved, make_case, rounded, setting
 
 
 def compare(case: Case, args: Any) -> dict[str, Any]:
@@ -44,9 +44,7 @@ def compare(case: Case, args: Any) -> dict[str, Any]:
     runs = interleaved({"full": full, "follow up": follow_up}, args)
     full_ms, follow_up_ms = (1000 * median(seconds for seconds, _ in runs[name]) for name in ("full", "follow up"))
     return {
-        "ttft_full_ms": full_ms,
-        "ttft_follow_up_ms": follow_up_ms,
-        "ratio": full_ms / follow_up_ms,
+        **rounded({"ttft_full_ms": full_ms, "ttft_follow_up_ms": follow_up_ms, "ratio": full_ms / follow_up_ms}),
         "same_token": len({token for way in runs.values() for _, token in way}) == 1,
         "prefix_mb": prefix.cache.nbytes() / 1e6,
         "setting": setting(args),

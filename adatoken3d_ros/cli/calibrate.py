@@ -11,6 +11,7 @@ import argparse
 import json
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -39,6 +40,8 @@ DEFAULT_QUESTIONS = (
 )
 MAX_QUESTIONS_BYTES = 1 << 20
 _TIMED_RUNS = 3
+# Length of the answer whose operations are told.
+_NEW_TOKENS = 16
 _POOR_FIT = 0.5
 
 # (step, done, total), total None where nobody knows it.
@@ -391,28 +394,30 @@ def measure(session: SceneSession, policy: str, schedule: Schedule, prompts: Pro
     from adatoken3d_ros.pruning.schedule import Schedule
 
     config, vision = session.model.config.language, session.model.config.vision
-    saved: dict[str, list[float]] = {"exact": [], "papers": [], "with_encoder_and_answer": []}
-    n_new = 16
+    chooser, saved = make_policy(policy), defaultdict[str, list[float]](list)
     for sample, views in zip(prompts.samples, prompts.views, strict=True):
-        whole = (sample.n_spatial,) * session.n_layers
-        pruned = schedule.counts(sample.n_spatial, session.n_layers)
         encoder = flops.encoder_flops(vision, views, session.model.config.vision_layers)
-        exact = [flops.prefill_flops(config, counts, sample.n_text) for counts in (pruned, whole)]
-        papers = [flops.prefill_flops(config, counts, sample.n_text, "paper") for counts in (pruned, whole)]
-        decode = [flops.decode_flops(config, counts, sample.n_text, n_new) for counts in (pruned, whole)]
-        saved["exact"].append(flops.reduction(*exact))
-        saved["papers"].append(flops.reduction(*papers))
-        totals = [encoder + a + b for a, b in zip(exact, decode, strict=True)]
-        saved["with_encoder_and_answer"].append(flops.reduction(*totals))
+        n_question = sample.n_text - sample.spatial_start
+        pruned, whole = (
+            flops.three_conventions(
+                config,
+                counts := one.counts(sample.n_spatial, session.n_layers),
+                sample.n_text,
+                n_new=_NEW_TOKENS,
+                encoder=encoder,
+                scoring=flops.scoring_flops(chooser, config, sample.n_spatial, counts, sample.n_text, n_question),
+            )
+            for one in (schedule, Schedule())
+        )
+        for convention, operations in pruned.items():
+            saved[convention].append(flops.reduction(operations, whole[convention]))
     sample = prompts.samples[0]
     layout = Layout.single(sample.spatial_start, sample.n_spatial, sample.n_tokens)
     times: dict[str, list[float]] = {"unpruned": [], "pruned": []}
     for index in range(_TIMED_RUNS + 1):
         for name, one in (("unpruned", Schedule()), ("pruned", schedule)):
             start = time.perf_counter()
-            filled = prefill(
-                session.model.language, sample.embeds, layout, one, make_policy(policy), scene=sample.scene
-            )
+            filled = prefill(session.model.language, sample.embeds, layout, one, chooser, scene=sample.scene)
             filled.logits.cpu()  # waits for the device
             times[name].append((time.perf_counter() - start) * 1e3)
         report("timing", index + 1, _TIMED_RUNS + 1)

@@ -3,8 +3,9 @@
 
 "paper" is the formula of FastV, PyramidDrop and DivPrune, `4 n d^2 + 2 n^2 d + 2 n d m` a layer: multiply-adds, an MLP
 of two matrices, nothing else. "exact" counts two operations a multiply-add, grouped keys and values, the lower triangle
-of the attention, the three matrices of a gated MLP and the LM head on the last row. The third convention of a report is
-the sum of encoder, exact prefill and decode. Norms, softmax, activations and rotary positions are left out everywhere.
+of the attention, the three matrices of a gated MLP and the LM head on the last row. The third convention is the sum of
+encoder, exact prefill and decode; `three_conventions` gives all of them. Norms, softmax, activations and rotary
+positions are left out everywhere.
 """
 
 from __future__ import annotations
@@ -81,6 +82,33 @@ def encoder_flops(
     layer = 8.0 * n * d * d + 4.0 * n * n * d + 4.0 * n * d * m
     embedding = 2.0 * n_patches * config.num_channels * patch * patch * d
     return n_views * (embedding + layer * (config.num_hidden_layers if n_layers is None else n_layers))
+
+
+def three_conventions(
+    config: LlamaConfig,
+    spatial_per_layer: Sequence[int],
+    n_text: int,
+    *,
+    n_new: int,
+    encoder: float,
+    scoring: float = 0.0,
+) -> dict[str, float]:
+    """Operations of a finished answer: by the papers' formula, of the exact prefill, and of everything that it took.
+
+    Args:
+        config: the language model.
+        spatial_per_layer: spatial tokens seen by each layer, as a trace reports them.
+        n_text: the prompt's other tokens.
+        n_new: tokens decoded.
+        encoder: operations of the vision tower, see `encoder_flops`.
+        scoring: what choosing took, see `scoring_flops`; the papers' formula leaves it out.
+    """
+    exact = prefill_flops(config, spatial_per_layer, n_text) + scoring
+    return {
+        "papers": prefill_flops(config, spatial_per_layer, n_text, "paper"),
+        "exact": exact,
+        "with_encoder_and_answer": encoder + exact + decode_flops(config, spatial_per_layer, n_text, n_new),
+    }
 
 
 def reduction(pruned: float, full: float) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal, Protocol
 
 import torch
@@ -348,6 +348,8 @@ RELEASED_LISTS: dict[str, tuple[tuple[int, ...], tuple[float, ...]]] = {
 def adatoken_release(lists: str = "ate", renumber: bool = True) -> PyramidDrop:
     """`adatoken_release`: what the published code of AdaToken-3D runs, PyramidDrop's gate on its own lists.
 
+    `adatoken_release_original` is the same with original positions.
+
     Args:
         lists: which of the lists found in its scripts, a key of RELEASED_LISTS.
         renumber: renumber positions after each drop, as published.
@@ -355,7 +357,9 @@ def adatoken_release(lists: str = "ate", renumber: bool = True) -> PyramidDrop:
     if lists not in RELEASED_LISTS:
         raise PolicyError(f"no released lists {lists!r}; there are {', '.join(RELEASED_LISTS)}")
     layers, ratios = RELEASED_LISTS[lists]
-    return PyramidDrop("adatoken_release", "renumber" if renumber else "original", layers, ratios)
+    if renumber:
+        return PyramidDrop("adatoken_release", "renumber", layers, ratios)
+    return PyramidDrop("adatoken_release_original", "original", layers, ratios)
 
 
 # B (L - 1) of the decay that saves 63 % of the exact prefill of LLaVA-3D-7B with end share 0.10 and ten gates.
@@ -477,6 +481,7 @@ _POLICIES: dict[str, Callable[..., Policy]] = {
     "fastv": FastV,
     "pyramiddrop": PyramidDrop,
     "adatoken_release": adatoken_release,
+    "adatoken_release_original": partial(adatoken_release, renumber=False),
     "adatoken": AdaToken,
     "divprune": DivPrune,
     "ours": Ours,

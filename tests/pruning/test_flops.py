@@ -13,6 +13,7 @@ from adatoken3d_ros.pruning.flops import (
     prefill_flops,
     reduction,
     scoring_flops,
+    three_conventions,
 )
 from adatoken3d_ros.pruning.policies import make_policy
 from adatoken3d_ros.pruning.schedule import Schedule
@@ -85,6 +86,15 @@ def test_conventions_agree_within_a_point_and_a_half() -> None:
     released = Schedule.of([8, 16, 24], [0.8, 0.5, 0.2])
     assert saved(released, "paper") == pytest.approx(37.4, abs=0.05)
     assert saved(released) == pytest.approx(36.7, abs=0.05)
+
+
+def test_three_conventions_of_an_answer_by_hand() -> None:
+    # two layers with 2 and 1 spatial tokens, one text token, two new tokens
+    found = three_conventions(SMALL, (2, 1), 1, n_new=2, encoder=1e6, scoring=500)
+    assert found["papers"] == (4 * 3 * 64 + 2 * 9 * 8 + 2 * 3 * 80) + (4 * 2 * 64 + 2 * 4 * 8 + 2 * 2 * 80)
+    assert found["exact"] == prefill_flops(SMALL, (2, 1), 1) + 500
+    assert found["with_encoder_and_answer"] == 1e6 + found["exact"] + decode_flops(SMALL, (2, 1), 1, 2)
+    assert three_conventions(SMALL, (2, 1), 1, n_new=0, encoder=0.0)["with_encoder_and_answer"] == found["exact"] - 500
 
 
 def test_every_policy_reports_what_choosing_costs() -> None:
