@@ -86,9 +86,13 @@ class SceneNode(LifecycleNodeMixin, Node):
 
     async def autostart(self) -> None:
         """Configures and activates, as a launch file would; a failure is logged and leaves the node where it is."""
-        await self._load()
-        if self.trigger_configure() == SUCCESS:
-            self.trigger_activate()
+        self._changing = True
+        try:
+            await self._load()
+            if self.trigger_configure() == SUCCESS:
+                self.trigger_activate()
+        finally:
+            self._changing = False
 
     async def _on_change_state(self, request: Any, response: Any) -> Any:
         """Does the slow part of a transition beside the executor, then lets the state machine make it."""

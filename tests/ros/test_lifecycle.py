@@ -112,6 +112,17 @@ def test_autostart_brings_it_up(graph: Graph, tiny_model: Path) -> None:
     assert answer.status == Answer.CANCELLED
 
 
+@pytest.mark.parametrize("label", ["configure", "shutdown"])
+def test_a_transition_asked_for_while_it_starts_by_itself(graph: Graph, tiny_model: Path, label: str) -> None:
+    """It comes too early or too late; either way the node is whole afterwards."""
+    graph.start_node(tiny_model, autostart="true")
+    if graph.transition(label):
+        assert label == "shutdown" and graph.state() == "finalized"
+        return
+    graph.wait(lambda: graph.state() == "active", "the node to be active")
+    assert ask(graph).status == Answer.NO_SCENE
+
+
 _SEEN: dict[int, list[Any]] = {}
 
 
