@@ -182,9 +182,9 @@ class Questions:
             return Answer(question, Status.ERROR, status_message=why)
         strategy = self._node.parameters["strategy"]
         if strategy != self._node.strategy:
-            self._node.strategy = strategy
             chosen = make_strategy(strategy, self._node.layers, self._node.model_hash)
             await completed(self._node, self._node.worker.call(lambda session: session.set_strategy(chosen)))
+            self._node.strategy = strategy
         self._node.worker.policy = type(self._node.worker.policy)(self._node.parameters["question_policy"])
         self._node.worker.queue_limit = self._node.parameters["queue_limit"]
         ticket = self._node.worker.submit(question, on_text=on_text, on_stage=on_stage)

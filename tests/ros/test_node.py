@@ -26,6 +26,8 @@ from std_msgs.msg import String
 from std_srvs.srv import Trigger
 from visualization_msgs.msg import MarkerArray
 
+from adatoken3d_ros.pruning.strategy import default_strategy
+
 STAMP = 1_700_000_000_000_000_000
 VIEWS = 3
 NAME = "/adatoken3d"
@@ -279,6 +281,18 @@ def test_parameters_that_may_change_take_effect_with_the_next_question(live: Liv
     for name, value in (("strategy", "ours"), ("max_new_tokens", 8), ("latency_budget_ms", 0.0)):
         assert live.set(name, value).successful
     assert live.ask().retained_tokens == pruned.retained_tokens
+
+
+def test_a_strategy_that_is_gone_is_told_until_another_one_is_set(live: Live, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    default_strategy("ours", 8).save(path)
+    assert live.set("strategy", str(path)).successful
+    path.unlink()
+    for _ in range(2):
+        answer = live.ask()
+        assert answer.status == Answer.ERROR and str(path) in answer.status_message
+    assert live.set("strategy", "ours").successful
+    assert live.ask().status == Answer.TRUNCATED
 
 
 def test_frames_add_up_in_the_diagnostics(live: Live) -> None:
