@@ -28,7 +28,7 @@ from adatoken3d_ros.pruning.gate import Cancelled, GateTrace, Layout, Prefill, g
 from adatoken3d_ros.pruning.policies import Policy, make_policy
 from adatoken3d_ros.pruning.strategy import Strategy, default_strategy
 from adatoken3d_ros.scene.frames import PosedFrame
-from adatoken3d_ros.scene.keyframes import KeyFrameConfig, KeyFrameSelector, Verdict
+from adatoken3d_ros.scene.keyframes import KeyFrameConfig, KeyFrameSelector, Verdict, carve_free_space
 from adatoken3d_ros.scene.patches import PatchConfig, patch_points
 from adatoken3d_ros.scene.token_map import SpatialTokens, TokenMap
 
@@ -97,10 +97,10 @@ class SceneSession:
             upstream_numerics=self.config.upstream_numerics,
         )
         self._origin = np.asarray(self.config.origin, dtype=np.float64)
-        self._selector = KeyFrameSelector(self.config.key_frames, self._patches)
         self._map = TokenMap(
             model.config.voxel_size, self.config.origin, upstream_numerics=self.config.upstream_numerics
         )
+        self._selector = KeyFrameSelector(self.config.key_frames, self._patches, self._map)
         self.prepared = Prepared(model, self._map, self.config.seed if self.config.upstream_numerics else None)
         self._pending: list[PosedFrame] = []
         self._eos = set(_eos_ids(tokenizer))
@@ -158,6 +158,8 @@ class SceneSession:
                 return 0
             for frame, point, view_features in zip(frames, points, features, strict=True):
                 self._map.add_view(frame.stamp_ns, view_features, point.xyz, point.rgb, point.valid)
+                if not self.config.upstream_numerics:
+                    carve_free_space(self._map, frame, self.config.key_frames.carving)
                 self.poses[frame.stamp_ns] = frame.T_world_camera
         del self._pending[first:]
         while (stamp := self._selector.evict()) is not None:

@@ -5,15 +5,18 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from adatoken3d_ros.scene.carving import CarvingConfig, seen_through
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.geometry import sample_pixels
-from adatoken3d_ros.scene.patches import PatchConfig, valid_depth
+from adatoken3d_ros.scene.patches import PatchConfig, patch_points, valid_depth
+from adatoken3d_ros.scene.token_map import TokenMap
 
 
 class Verdict(str, Enum):
@@ -34,41 +37,71 @@ class KeyFrameConfig:
 
     Attributes:
         min_translation: metres. min_rotation: degrees. A frame is new if it differs by one of them from each kept view.
-        max_views: views that are kept.
+        max_views: views that are kept. max_voxels: occupied voxels that are kept, as far as dropping views can do it.
+        near: metres; a view so far away from the newest one is worth half of what it would be worth there.
+        change_interval: seconds of the stamps between two looks at whether the scene has changed before a camera that
+            sees nothing new; infinite: never.
+        min_change: a frame from a known place is a key frame if it sees so many patches where nothing was, or looks
+            through so many voxels where something was.
+        carving: when something that was there has gone.
     """
 
     min_translation: float = 0.15
     min_rotation: float = 10.0
     max_views: int = 20
+    max_voxels: int = 20_000
+    near: float = 5.0
+    change_interval: float = 1.0
+    min_change: int = 8
+    carving: CarvingConfig = field(default_factory=CarvingConfig)
 
     def __post_init__(self) -> None:
         if not self.min_translation >= 0 or not 0 <= self.min_rotation <= 180:
             raise ValueError(
                 f"min_translation {self.min_translation} m or min_rotation {self.min_rotation} deg is invalid"
             )
-        if self.max_views < 1:
-            raise ValueError(f"max_views {self.max_views} must be at least 1")
+        for name in ("max_views", "max_voxels", "min_change"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} must be at least 1")
+        if not self.change_interval >= 0 or not self.near > 0:
+            raise ValueError(f"change_interval {self.change_interval} s or near {self.near} m is invalid")
 
 
 class KeyFrameSelector:
-    """Picks key frames by pose change.
+    """Picks key frames by pose change and by change of the scene.
 
-    `decide` changes nothing; a view is kept from `accepted` on. Over `max_views`, `evict` names the view with the
-    oldest stamp: it is the one most likely to show a scene that has changed.
+    `decide` keeps no view; one is kept from `accepted` on.
+
+    Over `max_views` or `max_voxels`, `evict` names the view that is missed least: the one of least worth, of equal ones
+    the oldest. A view's worth is the number of voxels that no other view holds, divided by 1 + d / `near` for a camera
+    d metres away from the newest one: without that, a robot that drives on would keep where it came from and forget
+    where it is, because neighbouring views show much the same. The newest view always stays, or a robot in a room that
+    it knows would encode the same place again and again; a view that is not in the map yet goes when no other is left.
+
+    Args:
+        config: thresholds. patches: where depth is looked at.
+        token_map: what has been seen. Without one, no change is noticed and the oldest view goes.
     """
 
     # No stamp among so many of the last accepted ones is encoded twice, whether its view is still kept or not.
     REMEMBERED_STAMPS = 4096
 
-    def __init__(self, config: KeyFrameConfig | None = None, patches: PatchConfig | None = None) -> None:
+    def __init__(
+        self,
+        config: KeyFrameConfig | None = None,
+        patches: PatchConfig | None = None,
+        token_map: TokenMap | None = None,
+    ) -> None:
         self.config = config or KeyFrameConfig()
         self._patches = patches or PatchConfig()
+        self._map = token_map
         self.clear()
 
     def clear(self) -> None:
         """Forget all views and stamps (a new scene, or time jumped back)."""
         self._views: dict[int, NDArray[np.float64]] = {}
         self._stamps: deque[int] = deque(maxlen=self.REMEMBERED_STAMPS)
+        self._looked: int | None = None  # stamp of the last frame in which a change was looked for, or that was kept
 
     def __len__(self) -> int:
         return len(self._views)
@@ -77,11 +110,22 @@ class KeyFrameSelector:
         """Stamps of the kept views, ascending, nanoseconds."""
         return tuple(sorted(self._views))
 
+    def poses(self) -> dict[int, NDArray[np.float64]]:
+        """{stamp: T_world_camera} of the kept views."""
+        return dict(self._views)
+
+    def restore(self, poses: dict[int, NDArray[np.float64]]) -> None:
+        """Replaces the views by these {stamp: T_world_camera}."""
+        self.clear()
+        self._views.update(poses)
+        self._stamps.extend(sorted(poses))
+
     def decide(self, frame: PosedFrame) -> Verdict:
-        """Whether to encode the frame; looks only at its stamp, its pose and the sampled pixels' depth."""
+        """Whether to encode the frame; looks at its stamp, its pose and its depth."""
         if frame.stamp_ns in self._stamps:
             return Verdict.DUPLICATE_STAMP
-        if any(self._similar(frame.T_world_camera, pose) for pose in self._views.values()):
+        similar = any(self._similar(frame.T_world_camera, pose) for pose in self._views.values())
+        if similar and not self._changed(frame):
             return Verdict.TOO_SIMILAR
         height, width = frame.depth.shape
         rows, cols = sample_pixels(width, height, self._patches.image_size, self._patches.grid)
@@ -99,14 +143,43 @@ class KeyFrameSelector:
             raise ValueError(f"a frame with stamp {frame.stamp_ns} ns was accepted before")
         self._views[frame.stamp_ns] = frame.T_world_camera
         self._stamps.append(frame.stamp_ns)
+        self._looked = frame.stamp_ns
 
     def evict(self) -> int | None:
-        """Drop the view with the oldest stamp if there are more than `max_views` and return its stamp, else None."""
-        if len(self._views) <= self.config.max_views:
+        """Drop the view that is missed least if there are too many and return its stamp, else None.
+
+        The caller takes it out of the map before it asks again.
+        """
+        crowded = self._map is not None and self._map.n_voxels > self.config.max_voxels
+        if len(self._views) <= (1 if crowded else self.config.max_views):
             return None
-        oldest = min(self._views)
-        del self._views[oldest]
-        return oldest
+        exclusive = {} if self._map is None else self._map.exclusive()
+        unknown = 0 if self._map is None else math.inf
+        *others, newest = sorted(self._views)
+        here = self._views[newest][:3, 3]
+
+        def worth(stamp: int) -> float:
+            away = float(np.linalg.norm(self._views[stamp][:3, 3] - here))
+            return exclusive.get(stamp, unknown) / (1.0 + away / self.config.near)
+
+        least = min(others, key=worth)
+        del self._views[least]
+        return least
+
+    def _changed(self, frame: PosedFrame) -> bool:
+        """Whether the frame shows a scene that is not the one in the map, looked at once in `change_interval`."""
+        token_map, since = self._map, self._looked
+        if token_map is None or not token_map.n_voxels:
+            return False
+        if since is not None and 0 <= frame.stamp_ns - since < self.config.change_interval * 1e9:
+            return False
+        self._looked = frame.stamp_ns
+        points = patch_points(frame, self._patches)
+        new = int((~token_map.near_occupied(points.xyz[points.valid])).sum()) if points.valid.any() else 0
+        if new >= self.config.min_change:
+            return True
+        through = seen_through(frame, token_map.centres(), token_map.voxel_size, self.config.carving)
+        return int(through.sum()) >= self.config.min_change
 
     def _similar(self, a: NDArray[np.float64], b: NDArray[np.float64]) -> bool:
         if np.linalg.norm(a[:3, 3] - b[:3, 3]) >= self.config.min_translation:
@@ -118,3 +191,13 @@ def rotation_angle(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     """Degrees between the rotations of two (4, 4) poses: |R_a - R_b| = 2 sqrt(2) sin(angle / 2) (Frobenius norm)."""
     chord = float(np.linalg.norm(a[:3, :3] - b[:3, :3])) / (2.0 * math.sqrt(2.0))
     return math.degrees(2.0 * math.asin(min(1.0, chord)))
+
+
+def carve_free_space(token_map: TokenMap, frame: PosedFrame, config: CarvingConfig | None = None) -> int:
+    """Take out of the map what views older than the frame hold of voxels that the frame looks through.
+
+    Returns:
+        How many patches were taken out.
+    """
+    through = seen_through(frame, token_map.centres(), token_map.voxel_size, config)
+    return token_map.carve(token_map.occupied_keys[torch.from_numpy(through)], frame.stamp_ns)

@@ -144,10 +144,13 @@ def _add_in_order(table: Tensor, rows: Tensor, values: Tensor) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class _View:
+class Contribution:
     """What one view adds: a row per voxel (a row per patch in upstream's numbers), voxels ascending.
 
-    keys (R,) int64, features (R, C) sums on the model's device; on the CPU count (R,), xyz (R, 3) and rgb (R, 3) sums.
+    Attributes:
+        keys: (R,) int64. features: (R, C) sums on the model's device, float32 (bfloat16 in upstream's numbers).
+        count: (R,) int64, patches. xyz: (R, 3) float64, sums of points, scene frame. rgb: (R, 3) float64, sums of
+            colours. These three and the keys are on the CPU.
     """
 
     keys: Tensor
@@ -188,7 +191,7 @@ class _Sums:
         """Free rows that are zero."""
         self._free = torch.cat([self._free, rows])
 
-    def add(self, rows: Tensor, view: _View, chosen: Tensor | None = None) -> None:
+    def add(self, rows: Tensor, view: Contribution, chosen: Tensor | None = None) -> None:
         """Add the view's rows (the `chosen` ones) to these rows of the table, one after the other."""
         features, count, xyz, rgb = view.features, view.count, view.xyz, view.rgb
         if chosen is not None:
@@ -239,7 +242,7 @@ class TokenMap:
 
     def clear(self) -> None:
         """Forget every view."""
-        self._views: dict[int, _View] = {}
+        self._views: dict[int, Contribution] = {}
         self._keys = torch.empty(0, dtype=torch.int64)  # occupied voxels, ascending, and the row of each in the sums
         self._slots = torch.empty(0, dtype=torch.int64)
         self._sums: _Sums | None = None  # grows with the scene, made when the first view tells C and the device
@@ -281,7 +284,9 @@ class TokenMap:
         """
         if key in self._views:
             raise TokenMapError(f"view {key} is already in the map")
-        view = self._reduce(features, torch.as_tensor(xyz).cpu(), torch.as_tensor(rgb).cpu(), valid)
+        self._insert(key, self._reduce(features, torch.as_tensor(xyz).cpu(), torch.as_tensor(rgb).cpu(), valid))
+
+    def _insert(self, key: int, view: Contribution) -> None:
         if self._sums is None:
             self._sums = _Sums(view.features.shape[1], self._dtype, view.features.device)
         have, want = view.features, self._sums.features
@@ -314,6 +319,105 @@ class TokenMap:
             return
         self._rebuild(touched)
         self._release(touched)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def carve(self, voxels: Tensor, before: int) -> int:
+        """Take out what views older than the key `before` hold of some voxels: what they show there has gone.
+
+        Equal to adding those views without their patches there. A view may be left with no patch at all.
+
+        Args:
+            voxels: (n,) int64 keys of occupied voxels, see `voxel_keys` and `occupied_keys`.
+
+        Returns:
+            How many patches were taken out.
+        """
+        voxels = torch.sort(voxels.cpu()).values
+        taken, touched = 0, []
+        for key, view in self._views.items():
+            gone = torch.isin(view.keys, voxels) if key < before else torch.zeros(0, dtype=torch.bool)
+            if not bool(gone.any()):
+                continue
+            taken += int(view.count[gone].sum())
+            touched.append(view.keys[gone])
+            kept = torch.nonzero(~gone)[:, 0]
+            features = view.features[kept.to(view.features.device)]
+            self._views[key] = Contribution(view.keys[kept], features, view.count[kept], view.xyz[kept], view.rgb[kept])
+        if touched:
+            changed = torch.unique(torch.cat(touched))
+            self._rebuild(changed)
+            self._release(changed)
+        return taken
+
+    @property
+    def occupied_keys(self) -> Tensor:
+        """(M,) int64, the keys of the occupied voxels in ascending order."""
+        return self._keys
+
+    def centres(self) -> NDArray[np.float64]:
+        """(M, 3) centres of the occupied voxels, scene frame, metres, in the order of `occupied_keys`."""
+        centres: NDArray[np.float64] = (voxel_indices(self._keys) * self.voxel_size + self.origin).numpy()
+        return centres
+
+    def near_occupied(self, xyz: Tensor | NDArray[np.floating]) -> Tensor:
+        """(P,) bool: whether the voxel of each point (P, 3), scene frame, or one of its 26 neighbours is occupied."""
+        points = torch.as_tensor(xyz).double() - self.origin
+        keys = voxel_keys(points.to(self._dtype), self.voxel_size)
+        step = torch.tensor([-1, 0, 1])
+        around = ((step << (2 * _BITS))[:, None, None] + (step << _BITS)[:, None] + step).reshape(-1)
+        return torch.isin(keys[:, None] + around, self._keys).any(dim=1)
+
+    def exclusive(self) -> dict[int, int]:
+        """Of each view, how many voxels no other view holds: the coverage that is lost without it."""
+        own = {key: torch.unique_consecutive(view.keys) for key, view in self._views.items()}
+        if not own:
+            return {}
+        _, voxel, holders = torch.unique(torch.cat(list(own.values())), return_inverse=True, return_counts=True)
+        alone = torch.split(holders[voxel] == 1, [len(held) for held in own.values()])
+        return {key: int(mask.sum()) for key, mask in zip(own, alone, strict=True)}
+
+    def cover(self, limit: int) -> tuple[int, ...]:
+        """Keys of at most `limit` views that hold the most voxels: each adds the most new ones (ties: the newest).
+
+        The greedy choice holds at least 1 - 1/e of the voxels that the best choice of so many views does. Ascending.
+        """
+        held = {key: torch.unique_consecutive(view.keys) for key, view in self._views.items()}
+        rows = {key: torch.searchsorted(self._keys, keys) for key, keys in held.items()}
+        missing = torch.ones(len(self._keys), dtype=torch.bool)
+        chosen: list[int] = []
+        while rows and len(chosen) < limit:
+            best = max(rows, key=lambda key: (int(missing[rows[key]].sum()), key))
+            missing[rows.pop(best)] = False
+            chosen.append(best)
+        return tuple(sorted(chosen))
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def subset(self, keys: Sequence[int]) -> TokenMap:
+        """A map of some of the views, equal to one that was given only them.
+
+        Raises:
+            TokenMapError: if there is no such view.
+        """
+        part = TokenMap(self.voxel_size, self.origin.numpy(), upstream_numerics=self._dtype != torch.float32)
+        for key in sorted(keys):
+            if key not in self._views:
+                raise TokenMapError(f"view {key} is not in the map")
+            part._insert(key, self._views[key])
+        return part
+
+    def contributions(self) -> dict[int, Contribution]:
+        """What each view adds, by its key: for storing."""
+        return dict(self._views)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def restore(self, contributions: dict[int, Contribution]) -> None:
+        """Replace all views by stored ones (all on one device, of one width; see `Contribution`)."""
+        self.clear()
+        for key in sorted(contributions):
+            self._insert(key, contributions[key])
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -351,7 +455,9 @@ class TokenMap:
             voxel=voxel_indices(keys).to(device),
         )
 
-    def _reduce(self, features: Tensor, xyz: Tensor, rgb: Tensor, valid: Tensor | NDArray[np.bool_] | None) -> _View:
+    def _reduce(
+        self, features: Tensor, xyz: Tensor, rgb: Tensor, valid: Tensor | NDArray[np.bool_] | None
+    ) -> Contribution:
         n = len(xyz)
         if xyz.shape != (n, 3) or rgb.shape != (n, 3) or features.ndim != 2 or len(features) != n:
             raise TokenMapError(
@@ -364,16 +470,19 @@ class TokenMap:
         if not len(rows):
             raise TokenMapError(f"none of the {n} patches is valid")
         features, xyz, rgb = features.detach()[rows.to(features.device)], xyz[rows].double(), rgb[rows].double()
-        if not bool(torch.isfinite(features).all()):
-            bad = int(rows[int(torch.nonzero(~torch.isfinite(features).all(dim=1))[0])])
+        # The sum tells quickly that all are finite; only where it does not is it worth looking at each.
+        if not bool(torch.isfinite(features.sum())) and not bool((finite := torch.isfinite(features)).all()):
+            bad = int(rows[int(torch.nonzero(~finite.all(dim=1))[0])])
             raise TokenMapError(f"the feature of patch {bad} is not finite")
         order, inverse, keys, count = _group(voxel_keys((xyz - self.origin).to(self._dtype), self.voxel_size))
         device_order = order.to(features.device)
         xyz, rgb = xyz[order], rgb[order]
         if self._dtype != torch.float32:
-            return _View(keys[inverse], features[device_order].to(self._dtype), torch.ones_like(inverse), xyz, rgb)
+            return Contribution(
+                keys[inverse], features[device_order].to(self._dtype), torch.ones_like(inverse), xyz, rgb
+            )
         sums = torch.zeros(len(keys), 3, dtype=torch.float64)
-        return _View(
+        return Contribution(
             keys,
             _sum_groups(features, device_order, count.to(features.device)),
             count,
@@ -396,9 +505,10 @@ class TokenMap:
         """Add up some voxels (ascending) anew from the rows of their views, in the order of the views' keys."""
         assert self._sums is not None
         self._sums.zero(self._rows_of(touched))
-        for key in self.keys():
-            view = self._views[key]
-            rows = torch.nonzero(torch.isin(view.keys, touched))[:, 0]
+        views = [self._views[key] for key in self.keys()]
+        hit = torch.isin(torch.cat([view.keys for view in views]), touched)
+        for view, mask in zip(views, torch.split(hit, [len(view.keys) for view in views]), strict=True):
+            rows = torch.nonzero(mask)[:, 0]
             if len(rows):
                 self._sums.add(self._rows_of(view.keys[rows]), view, rows)
 

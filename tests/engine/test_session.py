@@ -96,15 +96,29 @@ def test_a_frame_is_encoded_once(make_session: MakeSession, frames: list[PosedFr
     assert encoded == [1, 1, 1]
 
 
-def test_views_are_bounded_and_old_ones_leave_no_trace(make_session: MakeSession, wall_frame: WallFrame) -> None:
+def test_views_are_bounded_and_dropped_ones_leave_no_trace(make_session: MakeSession, wall_frame: WallFrame) -> None:
     config = SessionConfig(key_frames=KeyFrameConfig(max_views=2))
     session = looked(make_session(config), [wall_frame(i) for i in range(5)])
-    fresh = looked(make_session(config), [wall_frame(i) for i in (3, 4)])
+    assert len(session.poses) == 2 and session.stamp_ns == 500_000_000
+    fresh = looked(make_session(config), [wall_frame(stamp // 100_000_000 - 1) for stamp in sorted(session.poses)])
     a, b = session.scene(), fresh.scene()
     assert a is not None and b is not None
-    assert sorted(session.poses) == sorted(fresh.poses) == [400_000_000, 500_000_000]
+    assert sorted(session.poses) == sorted(fresh.poses)
     assert torch.equal(a.voxel, b.voxel)
     assert torch.allclose(a.features, b.features, atol=1e-5)
+
+
+def test_what_has_gone_is_forgotten_where_the_camera_looks_through_it(
+    make_session: MakeSession, wall_frame: WallFrame
+) -> None:
+    session = looked(make_session(), [wall_frame(0)])
+    behind = replace(wall_frame(0, depth=4.0), stamp_ns=5_000_000_000)
+    looked(session, [behind])
+    scene = session.scene()
+    assert scene is not None
+    y = scene.xyz[:, 1]
+    in_sight = (scene.xyz[:, 0].abs() < 0.5) & ((scene.xyz[:, 2] - 1).abs() < 0.4)
+    assert bool((y[in_sight] > 3.9).all()) and bool((y > 3.9).any())
 
 
 def test_the_origin_moves_what_the_model_sees_and_nothing_else(

@@ -5,9 +5,18 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from adatoken3d_ros.scene.frames import PosedFrame
-from adatoken3d_ros.scene.keyframes import KeyFrameConfig, KeyFrameSelector, Verdict, rotation_angle
+from adatoken3d_ros.scene.keyframes import (
+    KeyFrameConfig,
+    KeyFrameSelector,
+    Verdict,
+    carve_free_space,
+    rotation_angle,
+)
+from adatoken3d_ros.scene.patches import PatchConfig, patch_points
+from adatoken3d_ros.scene.token_map import TokenMap
 
 
 def frame(stamp: int, x: float = 0.0, yaw: float = 0.0, depth: float = 2.0) -> PosedFrame:
@@ -91,8 +100,153 @@ def test_rotation_angle(angle: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [{"min_translation": -0.1}, {"min_rotation": 181.0}, {"min_rotation": math.nan}, {"max_views": 0}]
+    "bad",
+    [
+        {"min_translation": -0.1},
+        {"min_rotation": 181.0},
+        {"min_rotation": math.nan},
+        {"max_views": 0},
+        {"max_voxels": 0},
+        {"min_change": 0},
+        {"change_interval": math.nan},
+        {"near": 0.0},
+    ],
 )
 def test_bad_configurations_are_named(bad: dict) -> None:
     with pytest.raises(ValueError, match=str(next(iter(bad.values())))):
         KeyFrameConfig(**bad)
+
+
+# --- a scene that changes --------------------------------------------------------------------------------------------
+
+PATCHES = PatchConfig(image_size=96, grid=24)
+SECOND = 10**9
+
+
+def room(stamp: int, chair: float | None = None, angle: float = 0.0) -> PosedFrame:
+    """A level camera 3 m before a wall, with a chair of 0.5 m at 2 m whose middle is at `chair` metres to the right."""
+    T = np.eye(4)
+    c, s = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    T[:3, :3] = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]) @ np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]])
+    T[2, 3] = 1.0
+    K = np.array([[96.0, 0, 47.5], [0, 96.0, 47.5], [0, 0, 1]])
+    depth = np.full((96, 96), 3.0, np.float32)
+    if chair is not None:
+        x = (np.arange(96) - 47.5) / 96 * 2.0
+        depth[40:90, np.abs(x - chair) < 0.25] = 2.0
+    return PosedFrame(np.zeros((96, 96, 3), np.uint8), depth, K, T, stamp)
+
+
+class Memory:
+    """A map and a selector, used as a session does."""
+
+    def __init__(self, **config: float) -> None:
+        self.map = TokenMap(0.2)
+        self.selector = KeyFrameSelector(KeyFrameConfig(**config), PATCHES, self.map)
+
+    def see(self, f: PosedFrame) -> Verdict:
+        verdict = self.selector.decide(f)
+        if verdict == Verdict.KEY_FRAME:
+            self.selector.accepted(f)
+            points = patch_points(f, PATCHES)
+            self.map.add_view(f.stamp_ns, torch.ones(len(points.valid), 3), points.xyz, points.rgb, points.valid)
+            carve_free_space(self.map, f, self.selector.config.carving)
+            while (stamp := self.selector.evict()) is not None:
+                self.map.remove_view(stamp)
+        return verdict
+
+    def chair_voxels(self, y: float) -> int:
+        """Occupied voxels at the chair's distance, between its sides. The world's y is to the left."""
+        centres = self.map.centres()
+        return int(((np.abs(centres[:, 0] - 2.0) < 0.15) & (np.abs(centres[:, 1] - y) < 0.2)).sum())
+
+
+def test_a_chair_that_moved_is_where_it_is_and_no_longer_where_it_was() -> None:
+    memory = Memory()
+    assert memory.see(room(1 * SECOND, chair=-0.5)) == Verdict.KEY_FRAME
+    assert memory.chair_voxels(0.5) > 0 and memory.chair_voxels(-0.5) == 0
+    # The robot has not moved: the frame is worth encoding because the scene has changed.
+    assert memory.see(room(3 * SECOND, chair=0.5)) == Verdict.KEY_FRAME
+    assert memory.chair_voxels(0.5) == 0 and memory.chair_voxels(-0.5) > 0
+    assert memory.see(room(5 * SECOND, chair=0.5)) == Verdict.TOO_SIMILAR
+    assert memory.see(room(7 * SECOND)) == Verdict.KEY_FRAME
+    assert memory.chair_voxels(-0.5) == 0, "it was carried out of the room"
+
+
+def test_what_hides_the_place_does_not_empty_it() -> None:
+    memory = Memory()
+    memory.see(room(1 * SECOND, chair=0.0))
+    before = memory.chair_voxels(0.0)
+    near = room(3 * SECOND)
+    near.depth[:] = 1.0
+    assert memory.see(near) == Verdict.KEY_FRAME
+    assert memory.chair_voxels(0.0) == before
+    blind = room(5 * SECOND)
+    blind.depth[:, ::2] = np.nan
+    memory.see(blind)
+    assert memory.chair_voxels(0.0) == before
+
+
+def test_a_change_is_looked_for_once_in_an_interval_and_not_for_ever() -> None:
+    memory = Memory(change_interval=2.0)
+    memory.see(room(10 * SECOND, chair=-0.5))
+    assert memory.see(room(11 * SECOND, chair=0.5)) == Verdict.TOO_SIMILAR
+    assert memory.see(room(13 * SECOND, chair=0.5)) == Verdict.KEY_FRAME
+    never = Memory(change_interval=math.inf)
+    never.see(room(10 * SECOND, chair=-0.5))
+    assert never.see(room(99 * SECOND, chair=0.5)) == Verdict.TOO_SIMILAR
+    small = Memory(min_change=10_000)
+    small.see(room(10 * SECOND, chair=-0.5))
+    assert small.see(room(99 * SECOND, chair=0.5)) == Verdict.TOO_SIMILAR
+
+
+def test_the_view_that_is_missed_least_goes_and_the_newest_stays() -> None:
+    memory = Memory(max_views=3)
+    for i, angle in enumerate((0, 60, 120)):
+        memory.see(room((i + 1) * SECOND, angle=angle))
+    # Between the first two, and it sees hardly more than they do: one of the two is missed least.
+    exclusive = memory.map.exclusive()
+    memory.see(room(4 * SECOND, angle=30))
+    left = memory.selector.stamps()
+    assert 4 * SECOND in left and 3 * SECOND in left and len(left) == 3 == len(memory.map)
+    assert left == memory.map.keys() and exclusive.keys() >= {SECOND}
+
+
+def test_of_equal_views_the_oldest_goes() -> None:
+    memory = Memory(max_views=2)
+    for i, angle in enumerate((0, 120, 240)):
+        memory.see(room((i + 1) * SECOND, angle=angle))
+    assert memory.selector.stamps() == (2 * SECOND, 3 * SECOND)
+
+
+def test_a_robot_that_drives_on_remembers_where_it_is() -> None:
+    """Views every 0.5 m along a wall show much the same; the first ones alone hold what is far behind."""
+
+    def along(i: int) -> PosedFrame:
+        f = room((i + 1) * SECOND)
+        f.T_world_camera[1, 3] = 0.5 * i
+        return f
+
+    memory, forgetful = Memory(max_views=5), Memory(max_views=5, near=math.inf)
+    for i in range(60):
+        memory.see(along(i))
+        forgetful.see(along(i))
+    # A picture is 3 m wide: every sixth view holds a part of the wall of its own.
+    assert [stamp // SECOND for stamp in memory.selector.stamps()] == [19, 45, 51, 57, 60]
+    assert [stamp // SECOND for stamp in forgetful.selector.stamps()] == [1, 7, 13, 19, 60]
+
+
+def test_too_many_voxels_cost_views_but_never_the_last() -> None:
+    memory = Memory(max_voxels=100)
+    for i, angle in enumerate((0, 120, 240)):
+        memory.see(room((i + 1) * SECOND, angle=angle))
+    assert memory.selector.stamps() == (3 * SECOND,) and memory.map.n_voxels > 100
+
+
+def test_views_that_are_restored_are_known() -> None:
+    selector = selector_with(frame(1, 0.0), frame(2, 1.0))
+    other = KeyFrameSelector()
+    other.restore(selector.poses())
+    assert other.stamps() == (1, 2)
+    assert other.decide(frame(2, 9.0)) == Verdict.DUPLICATE_STAMP
+    assert other.decide(frame(3, 1.0)) == Verdict.TOO_SIMILAR

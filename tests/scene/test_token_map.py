@@ -308,3 +308,101 @@ def test_clear_forgets_everything_even_the_number_of_channels() -> None:
 def test_bad_options_are_refused(options: dict) -> None:
     with pytest.raises(TokenMapError):
         TokenMap(**options)
+
+
+# --- parts of views: carving, coverage, subsets ----------------------------------------------------------------------
+
+
+def single(key: int, *xs: float) -> tuple[int, Tensor, Tensor, Tensor]:
+    """A view with a patch at each (x, 0, 0), all with the feature `key`."""
+    xyz = torch.tensor([[x, 0.0, 0.0] for x in xs])
+    return key, torch.full((len(xs), 2), float(key)), xyz, torch.zeros(len(xs), 3, dtype=torch.uint8)
+
+
+def test_what_older_views_hold_of_a_voxel_is_taken_out() -> None:
+    token_map = built([single(1, 0.0, 1.0), single(2, 0.0), single(3, 0.0, 1.0)])
+    there = voxel_keys(torch.tensor([[0.0, 0.0, 0.0]]), 0.2)
+    assert token_map.carve(there, before=3) == 2
+    tokens = token_map.tokens()
+    assert tokens.features[:, 0].tolist() == [3.0, 2.0] and tokens.count.tolist() == [1, 2]
+    assert token_map.carve(there, before=4) == 1
+    assert token_map.tokens().xyz[:, 0].tolist() == [1.0] and token_map.n_voxels == 1
+    assert token_map.keys() == (1, 2, 3), "a view without patches is still one"
+    token_map.remove_view(2)
+    assert token_map.carve(there, before=9) == 0
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_any_history_with_carving_equals_building_from_what_is_left(data: st.DataObject) -> None:
+    upstream = data.draw(st.booleans())
+    token_map = TokenMap(upstream_numerics=upstream)
+    kept: dict[int, Tensor] = {}
+    for _ in range(data.draw(st.integers(1, 12))):
+        key = data.draw(st.integers(0, 6))
+        if key not in kept:
+            token_map.add_view(*view(key))
+            kept[key] = torch.ones(40, dtype=torch.bool)
+        elif data.draw(st.booleans()):
+            token_map.remove_view(key)
+            del kept[key]
+        else:
+            held = token_map.occupied_keys
+            gone = held[
+                torch.tensor(
+                    data.draw(st.lists(st.booleans(), min_size=len(held), max_size=len(held))), dtype=torch.bool
+                )
+            ]
+            token_map.carve(gone, before=key)
+            for other in kept:
+                if other < key:
+                    points = view(other)[2].to(torch.bfloat16 if upstream else torch.float32)
+                    kept[other] &= ~torch.isin(voxel_keys(points, 0.2), gone)
+    left = {key: mask for key, mask in kept.items() if bool(mask.any())}
+    if not left:
+        assert token_map.n_voxels == 0
+        return
+    scratch = TokenMap(upstream_numerics=upstream)
+    for key, mask in left.items():
+        scratch.add_view(*view(key), mask)
+    assert torch.equal(token_map.occupied_keys, scratch.occupied_keys)
+    assert_same(token_map.tokens(), scratch.tokens())
+    assert torch.equal(token_map.tokens().features, scratch.tokens().features)
+    assert {key: n for key, n in token_map.exclusive().items() if key in left} == scratch.exclusive()
+
+
+def test_coverage_that_only_one_view_has() -> None:
+    token_map = built([single(1, 0.0, 1.0, 1.01), single(2, 1.0, 2.0, 3.0), single(3, 3.0)])
+    assert token_map.exclusive() == {1: 1, 2: 1, 3: 0}
+    assert TokenMap().exclusive() == {}
+
+
+def test_views_are_chosen_by_what_they_add() -> None:
+    # 3 holds most; then 1 adds two more, 2 adds one; 4 adds nothing.
+    token_map = built(
+        [single(1, 0.0, 1.0, 2.0), single(2, 3.0, 4.0, 9.0), single(3, 2.0, 3.0, 4.0, 5.0), single(4, 3.0)]
+    )
+    assert token_map.cover(1) == (3,)
+    assert token_map.cover(2) == (1, 3)
+    assert token_map.cover(3) == (1, 2, 3)
+    assert token_map.cover(9) == (1, 2, 3, 4)
+    assert built([single(5, 0.0), single(6, 0.0)]).cover(1) == (6,), "of equal ones the newest"
+
+
+def test_a_subset_is_the_map_of_those_views() -> None:
+    token_map = built([view(seed) for seed in range(5)])
+    part = token_map.subset((3, 1))
+    assert part.keys() == (1, 3)
+    assert torch.equal(part.tokens().features, built([view(1), view(3)]).tokens().features)
+    part.remove_view(1)
+    assert len(token_map) == 5
+    with pytest.raises(TokenMapError, match="view 9"):
+        token_map.subset((9,))
+
+
+def test_near_and_centres_are_taken_from_the_origin() -> None:
+    token_map = TokenMap(0.2, (10.0, 0.0, 0.05))
+    token_map.add_view(1, torch.ones(1, 2), np.array([[10.41, 0.0, 0.0]]), torch.zeros(1, 3))
+    np.testing.assert_allclose(token_map.centres(), [[10.4, 0.0, 0.05]])
+    points = np.array([[10.4, 0.0, 0.0], [10.6, 0.2, 0.2], [10.8, 0.0, 0.0], [10.2, -0.2, 0.1]])
+    assert token_map.near_occupied(points).tolist() == [True, True, False, True]
