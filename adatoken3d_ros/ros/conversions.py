@@ -281,14 +281,6 @@ def transform_to_matrix(transform: Any) -> NDArray[np.float64]:
     return _matrix(transform.translation, transform.rotation)
 
 
-def point_to_array(point: Any) -> NDArray[np.float64]:
-    """geometry_msgs/Point to (3,) float64. Raises ConversionError for one that is not finite."""
-    xyz = np.array([point.x, point.y, point.z], dtype=np.float64)
-    if not np.isfinite(xyz).all():
-        raise ConversionError(f"point ({point.x}, {point.y}, {point.z}) is not finite")
-    return xyz
-
-
 def fill_pose(pose: Any, T: NDArray[np.float64]) -> Any:
     """Fills a geometry_msgs/Pose from a rigid (4, 4) matrix and returns it."""
     pose.position.x, pose.position.y, pose.position.z = (float(v) for v in T[:3, 3])

@@ -26,6 +26,7 @@ from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
+from adatoken3d_ros.ros.conversions import fill_camera_info, fill_image, fill_pose
 from adatoken3d_ros.ros.signals import StopSignals
 
 RELIABILITY = {
@@ -87,7 +88,7 @@ class DemoCamera(Node):
         now = self.get_clock().now()
         T_world_camera = self._render.orbit(self._room, (now - self._start).nanoseconds * 1e-9)
         rgb, depth = self._renderer.render(self._K, self._width, self._height, T_world_camera)
-        pose = to_pose(T_world_camera)
+        pose = fill_pose(Pose(), T_world_camera)
         stamp = now.to_msg()
         optical = Header(stamp=stamp, frame_id=self._camera_frame)
         world = Header(stamp=stamp, frame_id=self._world_frame)
@@ -104,11 +105,12 @@ class DemoCamera(Node):
         odometry = Odometry(header=world, child_frame_id=self._camera_frame)
         odometry.pose.pose = pose
         self._odometry.publish(odometry)
-        info = camera_info(optical, self._K, self._width, self._height)
+        info = fill_camera_info(CameraInfo(header=optical), self._K, self._width, self._height)
         self._rgb_info.publish(info)
         self._depth_info.publish(info)
-        self._rgb.publish(image(optical, rgb, "rgb8"))
-        self._depth.publish(image(optical, encode_depth(depth, self._depth_encoding), self._depth_encoding))
+        self._rgb.publish(fill_image(Image(header=optical), rgb, "rgb8"))
+        stored = encode_depth(depth, self._depth_encoding)
+        self._depth.publish(fill_image(Image(header=optical), stored, self._depth_encoding))
 
     # --- parameters: all described, ranged and fixed at the start ---------------------------------------------------
 
@@ -145,47 +147,6 @@ def encode_depth(depth: NDArray[np.float32], encoding: str) -> NDArray[np.uint16
         return depth
     millimetres = np.rint(depth * 1000.0)
     return np.where(np.isfinite(millimetres) & (millimetres <= 65535), millimetres, 0).astype(np.uint16)
-
-
-def image(header: Header, pixels: NDArray[Any], encoding: str) -> Image:
-    """An Image of `pixels` (H, W) or (H, W, channels), copied once."""
-    pixels = np.ascontiguousarray(pixels)
-    message = Image(header=header, height=pixels.shape[0], width=pixels.shape[1], encoding=encoding)
-    message.is_bigendian = int(sys.byteorder == "big")
-    message.step = pixels.strides[0]
-    message.data.frombytes(pixels.view(np.uint8).data)
-    return message
-
-
-def camera_info(header: Header, K: NDArray[np.float64], width: int, height: int) -> CameraInfo:
-    """CameraInfo of an ideal pinhole: no distortion, no rectification, P = [K | 0]."""
-    message = CameraInfo(header=header, width=width, height=height, distortion_model="plumb_bob", d=[0.0] * 5)
-    message.k = K.ravel()
-    message.r = np.eye(3).ravel()
-    message.p = np.hstack([K, np.zeros((3, 1))]).ravel()
-    return message
-
-
-def to_pose(T: NDArray[np.float64]) -> Pose:
-    """A rigid transform (4, 4) as a Pose.
-
-    The quaternion is the eigenvector of the largest eigenvalue of Bar-Itzhack's symmetric matrix ("New method for
-    extracting the quaternion from a rotation matrix", 2000), which has no special cases.
-    """
-    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = T[:3, :3].tolist()
-    symmetric = np.array(
-        [
-            [xx - yy - zz, xy + yx, xz + zx, zy - yz],
-            [xy + yx, yy - xx - zz, yz + zy, xz - zx],
-            [xz + zx, yz + zy, zz - xx - yy, yx - xy],
-            [zy - yz, xz - zx, yx - xy, xx + yy + zz],
-        ]
-    )
-    x, y, z, w = np.linalg.eigh(symmetric)[1][:, -1].tolist()
-    pose = Pose()
-    pose.position.x, pose.position.y, pose.position.z = T[:3, 3].tolist()
-    pose.orientation.x, pose.orientation.y, pose.orientation.z, pose.orientation.w = x, y, z, w
-    return pose
 
 
 def _tf_broadcaster(node: Node) -> Any | None:
