@@ -222,6 +222,9 @@ class TokenMap:
             sees.
         upstream_numerics: reproduce the published numbers: points, sums and the dividing counts in bfloat16, rounded
             patch by patch.
+
+    Attributes:
+        dtype: of the sums, float32 or bfloat16.
     """
 
     def __init__(
@@ -237,7 +240,7 @@ class TokenMap:
         self.origin = torch.as_tensor(np.asarray(origin, dtype=np.float64))
         if self.origin.shape != (3,) or not bool(torch.isfinite(self.origin).all()):
             raise TokenMapError(f"origin must be three finite numbers, got {list(origin)}")
-        self._dtype = torch.bfloat16 if upstream_numerics else torch.float32
+        self.dtype = torch.bfloat16 if upstream_numerics else torch.float32
         self.clear()
 
     def clear(self) -> None:
@@ -288,7 +291,7 @@ class TokenMap:
 
     def _insert(self, key: int, view: Contribution) -> None:
         if self._sums is None:
-            self._sums = _Sums(view.features.shape[1], self._dtype, view.features.device)
+            self._sums = _Sums(view.features.shape[1], self.dtype, view.features.device)
         have, want = view.features, self._sums.features
         if have.shape[1] != want.shape[1] or have.device != want.device:
             raise TokenMapError(
@@ -363,7 +366,7 @@ class TokenMap:
     def near_occupied(self, xyz: Tensor | NDArray[np.floating]) -> Tensor:
         """(P,) bool: whether the voxel of each point (P, 3), scene frame, or one of its 26 neighbours is occupied."""
         points = torch.as_tensor(xyz).double() - self.origin
-        keys = voxel_keys(points.to(self._dtype), self.voxel_size)
+        keys = voxel_keys(points.to(self.dtype), self.voxel_size)
         step = torch.tensor([-1, 0, 1])
         around = ((step << (2 * _BITS))[:, None, None] + (step << _BITS)[:, None] + step).reshape(-1)
         return torch.isin(keys[:, None] + around, self._keys).any(dim=1)
@@ -400,7 +403,7 @@ class TokenMap:
         Raises:
             TokenMapError: if there is no such view.
         """
-        part = TokenMap(self.voxel_size, self.origin.numpy(), upstream_numerics=self._dtype != torch.float32)
+        part = TokenMap(self.voxel_size, self.origin.numpy(), upstream_numerics=self.dtype != torch.float32)
         for key in sorted(keys):
             if key not in self._views:
                 raise TokenMapError(f"view {key} is not in the map")
@@ -474,12 +477,12 @@ class TokenMap:
         if not bool(torch.isfinite(features.sum())) and not bool((finite := torch.isfinite(features)).all()):
             bad = int(rows[int(torch.nonzero(~finite.all(dim=1))[0])])
             raise TokenMapError(f"the feature of patch {bad} is not finite")
-        order, inverse, keys, count = _group(voxel_keys((xyz - self.origin).to(self._dtype), self.voxel_size))
+        order, inverse, keys, count = _group(voxel_keys((xyz - self.origin).to(self.dtype), self.voxel_size))
         device_order = order.to(features.device)
         xyz, rgb = xyz[order], rgb[order]
-        if self._dtype != torch.float32:
+        if self.dtype != torch.float32:
             return Contribution(
-                keys[inverse], features[device_order].to(self._dtype), torch.ones_like(inverse), xyz, rgb
+                keys[inverse], features[device_order].to(self.dtype), torch.ones_like(inverse), xyz, rgb
             )
         sums = torch.zeros(len(keys), 3, dtype=torch.float64)
         return Contribution(

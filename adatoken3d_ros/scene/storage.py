@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A scene memory as one file: safetensors with what each view adds, and JSON that says for which model and frame."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from adatoken3d_ros.scene.frames import FrameError, check_rigid
+from adatoken3d_ros.scene.token_map import Contribution, TokenMap
+
+FORMAT = 1
+MAX_BYTES = 8 * 2**30  # a larger file is refused before it is read
+MAX_VIEWS = 10_000
+_NAMES = ("keys", "features", "count", "xyz", "rgb", "stamps", "rows", "poses")
+
+
+class SceneFileError(ValueError):
+    """A file that is no scene, or not one of this model and frame; the message names the offending value."""
+
+
+def save_scene(
+    path: str | Path, token_map: TokenMap, poses: dict[int, NDArray[np.float64]], *, model_hash: str, frame_id: str
+) -> None:
+    """Writes the map and the poses of its views; the file appears complete or not at all.
+
+    Args:
+        poses: {stamp: T_world_camera (4, 4)}, of each view of the map; others are left out.
+        model_hash: of the model whose features these are. frame_id: name of the scene frame.
+
+    Raises:
+        OSError: if the file cannot be written.
+        SceneFileError: if the map is empty or a view has no pose.
+    """
+    path = Path(path)
+    views = token_map.contributions()
+    stamps = sorted(views)
+    if not stamps:
+        raise SceneFileError(f"{path}: there is no view to save")
+    missing = [stamp for stamp in stamps if stamp not in poses]
+    if missing:
+        raise SceneFileError(f"{path}: the view at {missing[0]} ns has no pose")
+    ordered = [views[stamp] for stamp in stamps]
+    tensors = {
+        name: torch.cat([getattr(view, name).cpu() for view in ordered]).contiguous()
+        for name in ("keys", "features", "count", "xyz", "rgb")
+    }
+    tensors["stamps"] = torch.tensor(stamps, dtype=torch.int64)
+    tensors["rows"] = torch.tensor([len(view.keys) for view in ordered], dtype=torch.int64)
+    tensors["poses"] = torch.from_numpy(np.stack([poses[stamp] for stamp in stamps]).astype(np.float64))
+    content = {**_identity(token_map, model_hash, frame_id), "format": FORMAT}
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    try:
+        save_file(tensors, temporary, metadata={"adatoken3d_scene": json.dumps(content, sort_keys=True)})
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def load_scene(
+    path: str | Path,
+    token_map: TokenMap,
+    *,
+    model_hash: str,
+    frame_id: str,
+    channels: int,
+    device: torch.device | str = "cpu",
+) -> dict[int, NDArray[np.float64]]:
+    """Replaces the map's views by those of a file; on any error the map is as it was.
+
+    Args:
+        token_map: of the voxel size and origin that the file was written with.
+        model_hash, frame_id: see `save_scene`. channels: of the model's features. device: where they are put.
+
+    Returns:
+        {stamp: T_world_camera (4, 4)} of the views.
+
+    Raises:
+        OSError: if the file cannot be read.
+        SceneFileError: for a file that is damaged, too large, or of another model, frame, voxel size or origin.
+    """
+    path = Path(path)
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise SceneFileError(f"{path} has {size} bytes, more than {MAX_BYTES}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            content = json.loads((file.metadata() or {}).get("adatoken3d_scene", "null"))
+            names = set(file.keys())
+            if not isinstance(content, dict) or names != set(_NAMES):
+                raise SceneFileError(f"{path} is no scene: it holds {', '.join(sorted(names)) or 'nothing'}")
+            _check_identity(path, content, {**_identity(token_map, model_hash, frame_id), "format": FORMAT})
+            tensors = {name: file.get_tensor(name) for name in _NAMES}
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise SceneFileError(f"{path} is no scene: {error}") from error
+    _check_tensors(path, tensors, channels, token_map.dtype)
+    rows = tensors["rows"].tolist()
+    parts = {name: torch.split(tensors[name], rows) for name in ("keys", "features", "count", "xyz", "rgb")}
+    views = {
+        stamp: Contribution(
+            parts["keys"][i], parts["features"][i].to(device), parts["count"][i], parts["xyz"][i], parts["rgb"][i]
+        )
+        for i, stamp in enumerate(tensors["stamps"].tolist())
+    }
+    token_map.restore(views)
+    return dict(zip(views, tensors["poses"].numpy(), strict=True))
+
+
+def _identity(token_map: TokenMap, model_hash: str, frame_id: str) -> dict[str, object]:
+    return {
+        "model": model_hash,
+        "frame": frame_id,
+        "voxel_size": token_map.voxel_size,
+        "origin": token_map.origin.tolist(),
+        "numbers": str(token_map.dtype).removeprefix("torch."),
+    }
+
+
+def _check_identity(path: Path, content: dict[str, object], wanted: dict[str, object]) -> None:
+    for name, value in wanted.items():
+        if content.get(name) != value:
+            raise SceneFileError(f"{path} has {name} {content.get(name)!r}, here it is {value!r}")
+
+
+def _check_tensors(path: Path, tensors: dict[str, Tensor], channels: int, dtype: torch.dtype) -> None:
+    views, rows = len(tensors["stamps"]), len(tensors["keys"])
+    if not 0 < views <= MAX_VIEWS:
+        raise SceneFileError(f"{path} has {views} views, not 1 to {MAX_VIEWS}")
+    wanted = {
+        "keys": ((rows,), torch.int64),
+        "features": ((rows, channels), dtype),
+        "count": ((rows,), torch.int64),
+        "xyz": ((rows, 3), torch.float64),
+        "rgb": ((rows, 3), torch.float64),
+        "stamps": ((views,), torch.int64),
+        "rows": ((views,), torch.int64),
+        "poses": ((views, 4, 4), torch.float64),
+    }
+    for name, (shape, kind) in wanted.items():
+        found = tensors[name]
+        if tuple(found.shape) != shape or found.dtype != kind:
+            raise SceneFileError(f"{path}: {name} is {tuple(found.shape)} {found.dtype}, expected {shape} {kind}")
+        if found.is_floating_point() and not bool(torch.isfinite(found).all()):
+            raise SceneFileError(f"{path}: {name} holds a number that is not finite")
+    if int(tensors["rows"].min()) < 0 or int(tensors["rows"].sum()) != rows:
+        raise SceneFileError(f"{path}: its views have {tensors['rows'].tolist()} rows, there are {rows}")
+    if rows and int(tensors["count"].min()) < 1:
+        raise SceneFileError(f"{path}: a voxel of {int(tensors['count'].min())} patches")
+    if bool((tensors["stamps"].diff() <= 0).any()):
+        raise SceneFileError(f"{path}: its stamps do not ascend")
+    stamps = tensors["stamps"].tolist()
+    repeated = dtype != torch.float32  # upstream's numbers keep a row per patch
+    for stamp, keys in zip(stamps, torch.split(tensors["keys"], tensors["rows"].tolist()), strict=True):
+        steps = keys.diff()
+        if bool((steps < 0).any() if repeated else (steps <= 0).any()) or (len(keys) and int(keys[0]) < 0):
+            raise SceneFileError(f"{path}: the voxels of the view at {stamp} ns do not ascend")
+    for stamp, pose in zip(stamps, tensors["poses"].numpy(), strict=True):
+        try:
+            check_rigid(pose)
+        except FrameError as error:
+            raise SceneFileError(f"{path}: the view at {stamp} ns: {error}") from error

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from adatoken3d_ros.scene import storage
+from adatoken3d_ros.scene.storage import SceneFileError, load_scene, save_scene
+from adatoken3d_ros.scene.token_map import TokenMap
+
+IDENTITY = {"model_hash": "abc", "frame_id": "map"}
+
+
+def scene(views: int = 3, **options: Any) -> tuple[TokenMap, dict[int, Any]]:
+    token_map = TokenMap(0.2, **options)
+    g = torch.Generator().manual_seed(views)
+    for stamp in range(1, views + 1):
+        xyz, rgb = torch.rand(30, 3, generator=g), torch.randint(0, 256, (30, 3), generator=g).to(torch.uint8)
+        token_map.add_view(stamp, torch.randn(30, 5, generator=g), xyz, rgb)
+    return token_map, {stamp: np.eye(4) + np.eye(4, k=3) * stamp for stamp in range(1, views + 1)}
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    save_scene(tmp_path / "scene.safetensors", *scene(), **IDENTITY)
+    return tmp_path / "scene.safetensors"
+
+
+@pytest.mark.parametrize("upstream", [False, True])
+def test_a_scene_comes_back_bit_by_bit_and_lives_on(tmp_path: Path, upstream: bool) -> None:
+    token_map, poses = scene(upstream_numerics=upstream)
+    token_map.carve(token_map.occupied_keys[::3], before=3)
+    save_scene(tmp_path / "s", token_map, {**poses, 99: np.eye(4)}, **IDENTITY)
+    other, _ = scene(5, upstream_numerics=upstream)
+    found = load_scene(tmp_path / "s", other, channels=5, **IDENTITY)
+    assert other.keys() == (1, 2, 3) and found.keys() == poses.keys()
+    np.testing.assert_array_equal(found[2], poses[2])
+    for remove in (None, 2):
+        if remove is not None:
+            other.remove_view(remove)
+            token_map.remove_view(remove)
+        a, b = other.tokens(), token_map.tokens()
+        for name in ("features", "xyz", "rgb", "count", "voxel"):
+            assert torch.equal(getattr(a, name), getattr(b, name)), name
+
+
+def test_saving_again_replaces_and_leaves_nothing_else(saved: Path) -> None:
+    save_scene(saved, *scene(2), **IDENTITY)
+    assert [path.name for path in saved.parent.iterdir()] == [saved.name]
+    token_map = TokenMap(0.2)
+    load_scene(saved, token_map, channels=5, **IDENTITY)
+    assert len(token_map) == 2
+
+
+def test_a_save_that_fails_leaves_the_old_file(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = saved.read_bytes()
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(storage, "save_file", full)
+    with pytest.raises(OSError, match="no space"):
+        save_scene(saved, *scene(1), **IDENTITY)
+    assert saved.read_bytes() == before and len(list(saved.parent.iterdir())) == 1
+
+
+def test_what_cannot_be_saved_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SceneFileError, match="no view"):
+        save_scene(tmp_path / "s", TokenMap(), {}, **IDENTITY)
+    token_map, poses = scene()
+    del poses[2]
+    with pytest.raises(SceneFileError, match="view at 2 ns has no pose"):
+        save_scene(tmp_path / "s", token_map, poses, **IDENTITY)
+    with pytest.raises(OSError, match="nowhere"):
+        save_scene(tmp_path / "nowhere" / "s", *scene(), **IDENTITY)
+
+
+def refused(path: Path, named: str, token_map: TokenMap | None = None, **changes: Any) -> None:
+    token_map = token_map or scene(1)[0]
+    before = token_map.tokens()
+    with pytest.raises(SceneFileError, match=named):
+        load_scene(path, token_map, **{"channels": 5, **IDENTITY, **changes})
+    assert torch.equal(token_map.tokens().features, before.features), "the map is as it was"
+
+
+def test_a_scene_of_another_model_frame_or_map_is_refused(saved: Path) -> None:
+    refused(saved, "model 'abc'.*'xyz'", model_hash="xyz")
+    refused(saved, "frame 'map'.*'odom'", frame_id="odom")
+    refused(saved, r"features is .*5\).*6\)", channels=6)
+    refused(saved, "origin", scene(1, origin=(1.0, 0.0, 0.0))[0])
+    refused(saved, "numbers 'float32'.*'bfloat16'", scene(1, upstream_numerics=True)[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "named"),
+    [
+        ("features", lambda t: t.fill_(float("nan")), "features holds a number that is not finite"),
+        ("features", lambda t: t.double(), "features is .*float64"),
+        ("xyz", lambda t: t[:, :2], "xyz is"),
+        ("count", lambda t: t * 0, "a voxel of 0 patches"),
+        ("rows", lambda t: t + 1, "rows, there are"),
+        ("rows", lambda t: t * torch.tensor([-1, 1, 1]), "rows, there are"),
+        ("keys", lambda t: t.flip(0), "do not ascend"),
+        ("stamps", lambda t: t.flip(0), "stamps do not ascend"),
+        ("stamps", lambda t: t[:0], "0 views"),
+        ("poses", lambda t: t * 2, "view at 1 ns: the pose is not a rigid"),
+        ("poses", None, "no scene: it holds count"),
+    ],
+)
+def test_a_tampered_file_is_named(saved: Path, name: str, change: Any, named: str) -> None:
+    with safe_open(saved, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+    if change is None:
+        del tensors[name]
+    else:
+        tensors[name] = change(tensors[name]).contiguous()
+    save_file(tensors, saved, metadata=metadata)
+    refused(saved, named)
+
+
+def test_files_that_are_no_scene_are_named(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = saved.read_bytes()
+    for damaged in (content[:-7], b"", b"hello, world", b"\xff" * 64):
+        saved.write_bytes(damaged)
+        refused(saved, "scene.safetensors is no scene")
+    save_file({"a": torch.zeros(1)}, saved, metadata={"adatoken3d_scene": json.dumps([1])})
+    refused(saved, "it holds a")
+    saved.write_bytes(content)
+    monkeypatch.setattr(storage, "MAX_BYTES", 100)
+    refused(saved, "more than 100")
+    with pytest.raises(FileNotFoundError):
+        load_scene(saved.parent / "none", TokenMap(), channels=5, **IDENTITY)
