@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property, partial
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import torch
@@ -41,7 +41,7 @@ class PolicyError(ValueError):
 class SceneTokens:
     """What is known of the N spatial tokens beforehand: centroids (N, 3) in metres, and features (N, C).
 
-    Keep one object as long as the scene stays the same: it remembers `spread_rank`.
+    Keep one object as long as the scene stays the same: it remembers what `spread` found.
 
     Raises:
         PolicyError: a centroid is not finite.
@@ -49,16 +49,23 @@ class SceneTokens:
 
     xyz: Tensor
     features: Tensor | None = None
+    _orders: list[Tensor] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not (finite := self.xyz.isfinite().all(-1)).all():
             token = int(finite.long().argmin())
             raise PolicyError(f"spatial token {token} is at {self.xyz[token].tolist()}")
 
-    @cached_property
+    def spread(self, k: int) -> Tensor:
+        """(k,) int64 first tokens in the farthest-point order of the centroids; the longest list is remembered."""
+        if not self._orders or len(self._orders[0]) < k:
+            self._orders[:] = [farthest_points(self.xyz, k)]
+        return self._orders[0][:k]
+
+    @property
     def spread_rank(self) -> Tensor:
-        """(N,) int64 place of each token in the farthest-point order of the centroids, computed at the first gate."""
-        return farthest_points(self.xyz, len(self.xyz)).argsort()
+        """(N,) int64 place of each token in that order; asked ahead of a question, it spares the gate the work."""
+        return self.spread(len(self.xyz)).argsort()
 
 
 @dataclass(frozen=True, eq=False)
@@ -415,8 +422,9 @@ class Ours:
 
     Attributes:
         rows: "question" for all rows after the spatial tokens, "last" for the last one.
-        coverage: share of the slots given to tokens that are not among the best, in the farthest-point order of the
-            scene, so that counting and grounding survive; None for 0.1 where positions are given, 0 where they are not.
+        coverage: share of the slots given to the first tokens in the farthest-point order of the scene, whatever their
+            score, so that counting and grounding survive; the best of the others get the rest. None for 0.1 where
+            positions are given, 0 where they are not.
         debias: (m,) mean score to expect along the relative position of a token, which the scores are divided by; None
             for no correction.
         sink_dims: activations that mark attention sinks, which then rank last; belongs to the language model.
@@ -452,10 +460,11 @@ class Ours:
             sinks = sink_tokens(view.hidden[view.spatial], self.sink_dims, self.sink_threshold)
             ranked = ranked.masked_fill(sinks, -1.0)
         n_spread = self._spread_slots(view)
-        keep = keep_top(ranked, view.n_keep - n_spread)
         if n_spread > 0:
-            rank = view.scene_for(self.name).spread_rank[view.alive].index_fill(0, keep, view.n_total)
-            keep = torch.cat([keep, keep_top(-rank, n_spread)]).sort().values
+            # Alive: every gate before kept as many of this order or more.
+            spread = view.scene_for(self.name).spread(n_spread)
+            ranked = ranked.index_fill(0, torch.searchsorted(view.alive, spread), torch.inf)
+        keep = keep_top(ranked, view.n_keep)
         return Selection(keep, scores)
 
     def _spread_slots(self, view: GateView) -> int:
@@ -465,7 +474,7 @@ class Ours:
     def _spread(self, view: GateView) -> Tensor:
         if view.scene is None:
             return diverse_features(view.hidden[view.spatial], view.n_keep).sort().values
-        return keep_top(-view.scene_for(self.name).spread_rank, view.n_keep)
+        return view.scene_for(self.name).spread(view.n_keep).sort().values
 
     def default_schedule(self, n_layers: int) -> Schedule:
         return scaled_schedule([2, 8, 16], [0.5, 0.25, 0.125], n_layers)

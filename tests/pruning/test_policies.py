@@ -20,6 +20,7 @@ from adatoken3d_ros.pruning.policies import (
     make_policy,
 )
 from adatoken3d_ros.pruning.schedule import Schedule
+from adatoken3d_ros.pruning.scores import farthest_points
 from tests.pruning.oracle import N_LAYERS, make_prompt
 
 PROMPT = make_prompt((5,), (40,), (7,))
@@ -125,12 +126,24 @@ def test_coverage_gives_slots_to_the_farthest_point_order(mha: LlamaForCausalLM)
     schedule = Schedule.of([2], [0.5])
     best = kept(mha, Ours(coverage=0.0), schedule)
     spread = kept(mha, Ours(coverage=1.0), schedule)
-    assert spread == PROMPT.scene[0].spread_rank.argsort()[:20].sort().values.tolist()
+    assert spread == farthest_points(PROMPT.scene[0].xyz, 20).sort().values.tolist()
     mixed = set(kept(mha, Ours(coverage=0.5), schedule))
-    top = set(kept(mha, Ours(coverage=0.0), Schedule.of([2], [0.25])))
-    assert top <= mixed and len(mixed) == 20 and mixed - top != set(best) - top
-    rank = PROMPT.scene[0].spread_rank.tolist()
-    assert max(rank[i] for i in mixed - top) < min(rank[i] for i in set(range(40)) - mixed)
+    first = set(farthest_points(PROMPT.scene[0].xyz, 10).tolist())
+    # The other ten are the best of the others: the best twenty without those, as far as the slots go.
+    assert first <= mixed and len(mixed) == 20
+    assert mixed - first <= set(best) or set(best) <= mixed
+    assert kept(mha, Ours(coverage=0.5), Schedule.of([2, 4], [0.5, 0.2])) != best
+
+
+def test_coverage_survives_every_gate(mha: LlamaForCausalLM) -> None:
+    left = kept(mha, Ours(coverage=0.5), Schedule.of([0, 2, 4], [0.8, 0.5, 0.2]))
+    assert set(farthest_points(PROMPT.scene[0].xyz, 4).tolist()) <= set(left) and len(left) == 8
+
+
+def test_a_scene_remembers_its_longest_order() -> None:
+    scene = PROMPT.scene[0]
+    for k in (5, 30, 12, 40):
+        assert torch.equal(scene.spread(k), farthest_points(scene.xyz, k))
 
 
 def test_coverage_is_a_tenth_where_positions_are_known(mha: LlamaForCausalLM) -> None:
@@ -146,7 +159,7 @@ def test_coverage_is_a_tenth_where_positions_are_known(mha: LlamaForCausalLM) ->
 
 def test_before_the_model_ours_spreads(mha: LlamaForCausalLM) -> None:
     schedule = Schedule.of([0], [0.25])
-    assert kept(mha, Ours(), schedule) == PROMPT.scene[0].spread_rank.argsort()[:10].sort().values.tolist()
+    assert kept(mha, Ours(), schedule) == farthest_points(PROMPT.scene[0].xyz, 10).sort().values.tolist()
     blind = prefill(mha, PROMPT.embeds, PROMPT.layout, schedule, Ours()).trace.retained[0].nonzero()[:, 0].tolist()
     assert blind == kept(mha, make_policy("divprune"), schedule)
 
