@@ -17,7 +17,7 @@ from rosbags.interfaces import Connection
 from rosbags.typesys import Stores, get_typestore
 
 from adatoken3d_ros.ros.conversions import ConversionError, stamp_to_ns
-from adatoken3d_ros.ros.pairing import DEPTH, DEPTH_INFO, RGB, RGB_INFO, Assembler
+from adatoken3d_ros.ros.pairing import DEPTH, DEPTH_INFO, POINTS, RGB, RGB_INFO, RGBD, STREAMS, Assembler
 from adatoken3d_ros.ros.poses import BufferedPose, PoseError, PoseSource, TransformTree
 from adatoken3d_ros.scene.frames import FrameError, PosedFrame
 
@@ -25,12 +25,14 @@ logger = logging.getLogger(__name__)
 
 IMAGES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 CAMERA_INFO = ("sensor_msgs/msg/CameraInfo",)
+CLOUDS = ("sensor_msgs/msg/PointCloud2",)
 POSES = {
     "pose_topic": ("geometry_msgs/msg/PoseStamped",),
     "odometry": ("nav_msgs/msg/Odometry",),
     "tf": ("tf2_msgs/msg/TFMessage",),
 }
 STATIC_TF = "/tf_static"
+_WORDS = {RGB: "colour", DEPTH: "depth", POINTS: "cloud"}
 
 
 class BagError(ValueError):
@@ -43,6 +45,7 @@ class Topics:
 
     Attributes:
         rgb, rgb_info, depth, depth_info: image and calibration topics; depth_info may stay without a topic.
+        points: topic of the clouds.
         pose: topic of the pose source (not for TF).
     """
 
@@ -50,6 +53,7 @@ class Topics:
     rgb_info: str = ""
     depth: str = ""
     depth_info: str = ""
+    points: str = ""
     pose: str = ""
 
 
@@ -57,9 +61,11 @@ def read_bag(
     path: str | Path,
     *,
     topics: Topics | None = None,
+    source: str = RGBD,
     pose_source: str = "auto",
     scene_frame: str = "",
     T_base_camera: NDArray[np.float64] | None = None,
+    T_camera_depth: NDArray[np.float64] | None = None,
     slop: float = 0.01,
     pose_tolerance: float = 0.02,
     rectified: bool = False,
@@ -70,9 +76,11 @@ def read_bag(
     Args:
         path: an .mcap or .db3 file, or a bag's folder.
         topics: names where the automatic choice is ambiguous.
+        source: what frames are made of, see pairing.STREAMS.
         pose_source: `pose_topic`, `odometry`, `tf`, or `auto` for the first of these that the bag holds.
         scene_frame: frame of the poses; for TF its target frame, else what the pose messages say if empty.
         T_base_camera: (4, 4) camera optical frame in the frame whose pose the source gives; identity if None.
+        T_camera_depth: (4, 4) from the frame of depth images or clouds to the colour camera's; see pairing.Assembler.
         slop: largest difference between the stamps of colour and depth, seconds.
         pose_tolerance: see poses.PoseBuffer, seconds.
         rectified: the images are rectified already (P of CameraInfo counts).
@@ -93,10 +101,19 @@ def read_bag(
             logger.warning("%s: %s: %s", path, reason, text)
 
     with closing(_open(path)) as reader:
-        chosen = choose_topics(reader.connections, topics or Topics())
+        chosen = choose_topics(reader.connections, topics or Topics(), source)
         poses = _read_poses(reader, pose_source, chosen.pose, scene_frame, T_base_camera, round(pose_tolerance * 1e9))
-        assembler = Assembler(poses, slop_ns=round(slop * 1e9), timeout_ns=0, rectified=rectified, on_drop=drop)
+        assembler = Assembler(
+            poses,
+            source=source,
+            slop_ns=round(slop * 1e9),
+            timeout_ns=0,
+            rectified=rectified,
+            T_camera_depth=T_camera_depth,
+            on_drop=drop,
+        )
         streams = {chosen.rgb_info: RGB_INFO, chosen.depth_info: DEPTH_INFO, chosen.rgb: RGB, chosen.depth: DEPTH}
+        streams[chosen.points] = POINTS
         wanted = [connection for connection in reader.connections if connection.topic in streams]
         # A calibration counts for the whole bag, also where the recording began with an image.
         for stream, message in _first_infos(reader, wanted, streams).items():
@@ -117,28 +134,41 @@ def read_bag(
                     yield from posed
         if count == 0:
             why = "; ".join(dict.fromkeys(f"{reason}: {text}" for reason, text in dropped[:3]))
-            counts = {stream: assembler.pairer.counts[stream].received for stream in (RGB, DEPTH)}
+            received = " and ".join(
+                f"{counts.received} {_WORDS[stream]}" for stream, counts in assembler.pairer.counts.items()
+            )
             raise BagError(
-                f"{path} gives no frame: {counts[RGB]} colour and {counts[DEPTH]} depth images, {assembler.matched} "
+                f"{path} gives no frame: {received} messages, {assembler.matched} "
                 f"pairs within {slop} s{'; ' + why if why else ''}"
             )
 
 
-def choose_topics(connections: list[Connection], topics: Topics) -> Topics:
-    """Fills in the names that were not given. Raises BagError, which lists the topics, where that is ambiguous."""
+def choose_topics(connections: list[Connection], topics: Topics, source: str = RGBD) -> Topics:
+    """Fills in the names that were not given, those that frames from `source` need.
+
+    Raises:
+        BagError: where the choice is ambiguous, or a topic is not there; it lists the topics.
+    """
     images = _by_type(connections, IMAGES)
     infos = _by_type(connections, CAMERA_INFO)
-    depth = topics.depth or _only("depth image", [name for name in images if _is_depth(name)], connections)
-    colours = [name for name in images if not _is_depth(name) and name != depth]
-    rgb = topics.rgb or _only("colour image", colours, connections)
-    for name in (rgb, depth, topics.rgb_info, topics.depth_info):
-        if name and name not in images + infos:
-            raise BagError(f"the bag has no image or CameraInfo topic {name!r}; {_listing(connections)}")
-    rgb_info = topics.rgb_info or _beside(rgb, infos)
-    if not rgb_info:
-        rgb_info = _only("colour CameraInfo", [name for name in infos if not _is_depth(name)], connections)
-    depth_info = topics.depth_info or _beside(depth, infos)
-    return Topics(rgb, rgb_info, depth, depth_info if depth_info != rgb_info else "", topics.pose)
+    clouds = _by_type(connections, CLOUDS)
+    for name in (topics.rgb, topics.depth, topics.rgb_info, topics.depth_info, topics.points):
+        if name and name not in images + infos + clouds:
+            raise BagError(f"the bag has no image, CameraInfo or cloud topic {name!r}; {_listing(connections)}")
+    depth = rgb = points = rgb_info = depth_info = ""
+    if DEPTH in STREAMS[source]:
+        depth = topics.depth or _only("depth image", [name for name in images if _is_depth(name)], connections)
+        depth_info = topics.depth_info or _beside(depth, infos)
+    if POINTS in STREAMS[source]:
+        points = topics.points or _only("point cloud", clouds, connections)
+        rgb_info = topics.rgb_info
+    if RGB in STREAMS[source]:
+        colours = [name for name in images if not _is_depth(name) and name != depth]
+        rgb = topics.rgb or _only("colour image", colours, connections)
+        rgb_info = topics.rgb_info or _beside(rgb, infos)
+        if not rgb_info:
+            rgb_info = _only("colour CameraInfo", [name for name in infos if not _is_depth(name)], connections)
+    return Topics(rgb, rgb_info, depth, depth_info if depth_info != rgb_info else "", points, topics.pose)
 
 
 def _open(path: Path) -> AnyReader:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ros_messages import MS, at
+from ros_messages import MS, at, cloud_message
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
@@ -120,6 +120,29 @@ def test_extrinsics_are_applied(tmp_path: Path) -> None:
     assert first.T_world_camera[0, 3] == 0.25
 
 
+def cloud(stamp: int) -> Any:
+    made = cloud_message(np.full((6, 8, 3), 200, np.uint8), np.full((6, 8), 2, np.float32), K.reshape(3, 3))
+    field = T["sensor_msgs/msg/PointField"]
+    fields = [field(f.name, f.offset, f.datatype, 1) for f in made.fields]
+    data = np.frombuffer(made.data, np.uint8)
+    return T["sensor_msgs/msg/PointCloud2"](
+        header(stamp, "camera"), 6, 8, fields, False, made.point_step, made.row_step, data, False
+    )
+
+
+@pytest.mark.parametrize("source", ["organised_points", "points_with_camera", "points"])
+def test_clouds_in_a_bag(tmp_path: Path, source: str) -> None:
+    messages = [item for item in frames() if "depth" not in item[0]]
+    messages += [("/lidar", cloud(stamp), stamp) for stamp in (100 * MS, 200 * MS)]
+    path = write(tmp_path / "bag", messages)
+    found = list(read_bag(path, source=source))
+    assert [frame.stamp_ns for frame in found] == [100 * MS, 200 * MS]
+    # Level virtual cameras do not see a cloud that is overhead: this world's z is the camera's axis.
+    assert found[0].depth.shape == (336, 336) if source == "points" else np.nanmax(found[0].depth) == 2.0
+    with pytest.raises(BagError, match="no point cloud"):
+        list(read_bag(write(tmp_path / "none", frames()), source=source))
+
+
 def test_an_ambiguous_bag_lists_its_topics(tmp_path: Path) -> None:
     stamp = 100 * MS
     other = ("/left/image_raw", image(stamp, np.zeros((6, 8, 3), np.uint8), "rgb8"), stamp)
@@ -153,7 +176,7 @@ def test_a_bag_that_gives_no_frame_says_why(tmp_path: Path) -> None:
     poses_only_later = [item for item in frames() if item[0] != "/pose"]
     poses_only_later += [("/pose", message, 10**12) for _, message in pose_messages("pose_topic", 10**12, 0.0)]
     dropped: list[str] = []
-    with pytest.raises(BagError, match="3 colour and 3 depth images, 3 pairs.*no_pose"):
+    with pytest.raises(BagError, match="3 colour and 3 depth messages, 3 pairs.*no_pose"):
         list(read_bag(write(tmp_path / "bag", poses_only_later), on_drop=lambda reason, text: dropped.append(reason)))
     assert dropped == ["no_pose"] * 3
 
