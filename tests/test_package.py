@@ -44,8 +44,10 @@ PYTHON_MODULES = {
 }
 # ROS packages: those with a module of another name, those that have no wheel, those that come with the wheel of rclpy.
 ROS_PACKAGES = {"tf2_ros": "tf2_ros_py"}
-WITHOUT_WHEEL = {"ament_index_python", "diagnostic_updater", "launch", "launch_ros", "sensor_msgs_py", "tf2_ros"}
+WITHOUT_WHEEL = {"ament_index_python", "launch", "launch_ros", "tf2_ros"}
 WITH_RCLPY = {"action_msgs", "builtin_interfaces", "lifecycle_msgs", "rcl_interfaces"}
+# Dependencies that no line of Python imports: programs that launch files start, and what generated messages need.
+NOT_IMPORTED = {"builtin_interfaces", "ros2bag", "ros2launch", "rosidl_default_runtime", "rviz2"}
 
 
 def is_ros(module: str) -> bool:
@@ -246,6 +248,15 @@ def test_every_import_is_declared() -> None:
         if module not in {"adatoken3d", "adatoken3d_ros", *sys.stdlib_module_names} and not is_declared(module)
     ]
     assert undeclared == []
+
+
+def test_nothing_else_is_declared() -> None:
+    catkin_package = pytest.importorskip("catkin_pkg.package", reason="catkin_pkg is not installed")
+    keys = {dependency.name for dependency in catkin_package.parse_package(str(ROOT)).exec_depends}
+    modules = {name.partition(".")[0] for _, found in sources("adatoken3d_ros", "launch") for name in found}
+    used = {PYTHON_MODULES.get(module, (ROS_PACKAGES.get(module, module),))[0] for module in modules}
+    assert keys - used - NOT_IMPORTED == set()
+    assert keys >= NOT_IMPORTED
 
 
 def test_constraints_pin_every_requirement() -> None:
