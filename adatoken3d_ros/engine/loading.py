@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from adatoken3d_ros.engine.session import SceneSession
     from adatoken3d_ros.pruning.strategy import Strategy
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,10 @@ class ModelSettings:
     min_rotation: float
     max_depth: float
     origin: tuple[float, float, float]
+    infeasible: str = "best_effort"
+    reuse: str = "off"
+    warm_up: bool = False
+    latency_cache: str = ""
 
     @classmethod
     def from_parameters(cls, values: Mapping[str, Any] | Any) -> ModelSettings:
@@ -49,11 +57,15 @@ class ModelSettings:
             min_rotation=values["scene.min_rotation"],
             max_depth=values["scene.max_depth"],
             origin=(x, y, z),
+            infeasible=values["budget.infeasible"],
+            reuse=values["budget.reuse"],
+            warm_up=values["budget.warm_up"],
+            latency_cache=values["budget.cache"],
         )
 
 
 def load_session(settings: ModelSettings) -> SceneSession:
-    """Loads the checkpoint and makes a session of it.
+    """Loads the checkpoint and makes a session of it; measures how fast it runs if that is asked for.
 
     Raises:
         ValueError, OSError: for a path, device, checkpoint or strategy that cannot be used; the text names it.
@@ -64,6 +76,7 @@ def load_session(settings: ModelSettings) -> SceneSession:
         raise FileNotFoundError(f"model.path: {settings.path} is no directory")
     import torch
 
+    from adatoken3d_ros.engine.budget import BudgetConfig, Infeasible, Reuse
     from adatoken3d_ros.engine.session import SceneSession, SessionConfig
     from adatoken3d_ros.model.checkpoint import load
     from adatoken3d_ros.scene.keyframes import KeyFrameConfig
@@ -90,10 +103,16 @@ def load_session(settings: ModelSettings) -> SceneSession:
         template=settings.template,
         upstream_numerics=settings.upstream_numerics,
         seed=settings.seed,
+        budget=BudgetConfig(Infeasible(settings.infeasible), Reuse(settings.reuse)),
     )
     strategy = make_strategy(settings.strategy, int(model.config.language.num_hidden_layers), model.config.hash())
     model_id = f"{Path(settings.path).resolve().name}@{model.config.hash()}"
-    return SceneSession(model, tokenizer, config, strategy=strategy, model_id=model_id)
+    session = SceneSession(model, tokenizer, config, strategy=strategy, model_id=model_id)
+    if settings.warm_up:
+        cache = Path(settings.latency_cache) if settings.latency_cache else None
+        known = session.warm_up(cache, lambda done, of: logger.debug("measuring speed: step %d of %d", done, of))
+        logger.info("speed of this machine: %s", "as measured before" if known else "measured")
+    return session
 
 
 def make_strategy(name: str, n_layers: int, model_hash: str) -> Strategy:

@@ -55,19 +55,14 @@ class Prepared:
         return min(self._map.n_voxels, self._model.config.max_spatial_tokens, max_tokens or self._map.n_voxels)
 
     @torch.inference_mode()
-    def block(self, max_tokens: int | None, *, spread: bool) -> Block:
-        """At most `max_tokens` of the scene's tokens, at most as many as the model takes.
-
-        `spread`: the policy will ask for the order of farthest points, so find it now.
-        """
+    def block(self, max_tokens: int | None) -> Block:
+        """At most `max_tokens` of the scene's tokens, at most as many as the model takes."""
         size = self.size(max_tokens)
         if size not in self._blocks:
             generator = None if self._seed is None else torch.Generator().manual_seed(self._seed)
             tokens = self._map.tokens(size, generator=generator)
             block = Block(tokens, SceneTokens(tokens.xyz, tokens.features), self._model.project(tokens.features))
             self._blocks[size] = block
-        if spread:
-            _ = self._blocks[size].scene.spread_rank
         return self._blocks[size]
 
     @torch.inference_mode()

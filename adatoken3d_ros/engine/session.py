@@ -196,7 +196,7 @@ class SceneSession:
         """
         prompt, clicks = self._prompt(question)
         self._check_scene()
-        block = self._block(None)
+        block = self.prepared.block(None)
         return self._splice(prompt, clicks, block), block.tokens
 
     def plans(self, question: Question) -> Table:
@@ -227,7 +227,7 @@ class SceneSession:
                 return
         if not self.work_ahead:
             return
-        block = self._block(None)
+        block = self.prepared.block(None)
         if self.config.budget.reuse is Reuse.PREFIX:
             prompt, clicks = self._prompt(Question("What is this?"))
             with suppress(Cancelled):
@@ -244,9 +244,6 @@ class SceneSession:
     def _check_scene(self) -> None:
         if not len(self._map):
             raise LookupError("the scene is empty: no key frame with valid depth has been seen yet")
-
-    def _block(self, max_tokens: int | None) -> Block:
-        return self.prepared.block(max_tokens, spread=self._policy.name == "ours")
 
     def _splice(self, prompt: PromptIds, clicks: NDArray[np.float64], block: Block) -> Spliced:
         try:
@@ -318,7 +315,7 @@ class SceneSession:
 
         watch.begin("tokens")
         built = self.prepared.size(plan.max_tokens) in self.prepared.built
-        block = self._block(plan.max_tokens)
+        block = self.prepared.block(plan.max_tokens)
         spliced = self._splice(prompt, clicks, block)
         answer = replace(answer, stamp_ns=self.stamp_ns, spatial_tokens=spliced.n_spatial)
         pace.took("tokens", token_terms(0 if built else spliced.n_spatial))

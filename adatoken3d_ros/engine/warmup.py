@@ -30,7 +30,7 @@ from adatoken3d_ros.engine.latency import (
     token_terms,
 )
 from adatoken3d_ros.model.llava3d import Llava3D, Spliced
-from adatoken3d_ros.model.prompt import build_prompt
+from adatoken3d_ros.model.prompt import PromptIds, build_prompt
 from adatoken3d_ros.pruning.gate import Layout, decode, prefill
 from adatoken3d_ros.pruning.policies import SceneTokens, make_policy
 from adatoken3d_ros.pruning.prefix import ScenePrefix
@@ -42,7 +42,7 @@ Progress = Callable[[int, int], None]
 
 SIZES = (1 / 32, 1 / 8, 1 / 4, 1 / 2, 1.0)  # of the most spatial tokens that the model takes
 REPEATS = 3
-MOST_SECONDS = 8.0  # no larger size is begun that would end after this; the formula goes on from there
+MOST_SECONDS = 4.0  # no larger size is begun that would end after this; the formula goes on from there
 GROWTH = 3.0  # how much longer the next size is likely to take
 DECODE_STEPS = 4
 IMAGE = (480, 640)
@@ -141,7 +141,8 @@ def _steps(model: Llava3D, tokenizer: Any, strategy: Strategy, log: _Log, clock:
         xyz = torch.zeros(views, model.vision.patches, 3)
         log.add("encode", encode_terms(views), _times(model, partial(model.patch_features, images, xyz), clock))
         yield
-    most = min(model.config.max_spatial_tokens, model.config.context_length * 3 // 4)
+    room = model.config.context_length - _prompt(tokenizer).n_tokens - DECODE_STEPS - 1
+    most = max(8, min(model.config.max_spatial_tokens, room))
     for size in sorted({max(8, round(share * most)) for share in SIZES}):
         _measure_size(model, tokenizer, strategy, size, log, clock)
         yield
@@ -154,12 +155,10 @@ def _measure_size(
     generator = torch.Generator().manual_seed(n)
     features = torch.randn(n, model.vision.width, generator=generator).to(model.device)
     xyz = torch.rand(n, 3, generator=generator) * torch.tensor([8.0, 6.0, 2.5])
-    prompt = build_prompt(tokenizer, "What is on the table?", n_clicks=0)
+    prompt = _prompt(tokenizer)
 
     def build() -> tuple[Spliced, SceneTokens]:
         scene = SceneTokens(xyz.to(model.device), features)
-        if strategy.policy == "ours":
-            _ = scene.spread_rank
         return model.splice(prompt, model.project(features)), scene
 
     log.add("tokens", token_terms(n), _times(model, build, clock))
@@ -191,6 +190,10 @@ def _measure_size(
             pass
 
     log.add("prefill", follow_up_terms(rows.shape[1], prefix.n_tokens, n_layers), _times(model, follow_up, clock))
+
+
+def _prompt(tokenizer: Any) -> PromptIds:
+    return build_prompt(tokenizer, "What is on the table?", n_clicks=0)
 
 
 def _times(model: Llava3D, work: Callable[[], Any], clock: Callable[[], float]) -> list[float]:

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
+import time
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,11 +22,16 @@ from adatoken3d_ros.ros.conversions import ns_to_stamp
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 NOT_YET = "n/a"
 
-# Share of the budgets missed among the answers of the window.
+# Share of the budgets missed among the answers of the last minute.
 MISSED_WARN, MISSED_ERROR = 0.05, 0.5
+MISSED_SECONDS = 60.0
+# How many times slower or faster a stage runs than when it was measured; plans allow for it.
+DRIFT_WARN, DRIFT_ERROR = 2.0, 5.0
 # Share of the machine's or the GPU's memory that is still free.
 FREE_WARN, FREE_ERROR = 0.10, 0.03
 LATENCY_WINDOW = 100
+# Answers that say whether a budget could be kept.
+_JUDGED = (Status.OK, Status.TRUNCATED, Status.BUDGET_INFEASIBLE)
 
 
 @dataclass(frozen=True)
@@ -119,29 +126,54 @@ def model(state: str, model_id: str, strategy: str, loading_s: float | None, pro
 
 
 class LatencyWindow:
-    """Times of the last answers."""
+    """Times of the last answers, and which budgets of the last minute were missed.
 
-    def __init__(self, size: int = LATENCY_WINDOW) -> None:
+    Args:
+        size: answers that the percentiles are taken of.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, size: int = LATENCY_WINDOW, clock: Callable[[], float] = time.monotonic) -> None:
         self._answers: deque[Answer] = deque(maxlen=size)
+        self._budgets: deque[tuple[float, bool]] = deque()
+        self._clock = clock
         self.statuses: Counter[str] = Counter()
 
     def add(self, answer: Answer) -> None:
+        """Takes an answer into account; a budget that was refused as infeasible counts as missed."""
         self.statuses[answer.status.name] += 1
+        if answer.question.latency_budget_ms and answer.status in _JUDGED:
+            kept = answer.budget_met and answer.status != Status.BUDGET_INFEASIBLE
+            self._budgets.append((self._clock(), kept))
         if answer.status in (Status.OK, Status.TRUNCATED):
             self._answers.append(answer)
 
-    def report(self) -> Report:
-        """Percentiles of the question-to-answer time, and the share of missed budgets with WARN and ERROR."""
+    def report(self, drift: Mapping[str, float] | None = None) -> Report:
+        """Percentiles of the question-to-answer time; WARN and ERROR on missed budgets and on drift.
+
+        Args:
+            drift: by stage, time that it takes over time that it took when it was measured.
+        """
+        while self._budgets and self._clock() - self._budgets[0][0] > MISSED_SECONDS:
+            self._budgets.popleft()
+        budgets = [kept for _, kept in self._budgets]
+        missed = 1.0 - sum(budgets) / len(budgets) if budgets else 0.0
+        level = ERROR if missed >= MISSED_ERROR else WARN if missed >= MISSED_WARN else OK
+        message = f"{missed:.0%} of the latency budgets of the last minute were missed"
+        drift = drift or {}
+        stage = max(drift, key=lambda name: abs(math.log(drift[name])), default="")
+        factor = drift.get(stage, 1.0)
+        off = max(factor, 1 / factor)
+        drifted = ERROR if off >= DRIFT_ERROR else WARN if off >= DRIFT_WARN else OK
+        if drifted > level:
+            level, message = drifted, f"{stage} takes {factor:.2g} times as long as when it was measured"
         counts = {f"answers.{name}": count for name, count in sorted(self.statuses.items())}
         if not self._answers:
             empty = {"total_ms.p50": NOT_YET, "total_ms.p95": NOT_YET, "budgets_missed": NOT_YET}
-            return Report("latency", OK, "no answer yet", {**empty, **counts})
+            return Report("latency", level, "no answer yet" if level == OK else message, {**empty, **counts})
         total = np.array([answer.times.total for answer in self._answers])
-        budgets = [answer.budget_met for answer in self._answers if answer.question.latency_budget_ms]
-        missed = 1.0 - sum(budgets) / len(budgets) if budgets else 0.0
-        level = ERROR if missed >= MISSED_ERROR else WARN if missed >= MISSED_WARN else OK
         p50, p95 = (float(np.percentile(total, q)) for q in (50, 95))
-        message = f"median {p50:.0f} ms" if level == OK else f"{missed:.0%} of the latency budgets were missed"
+        message = f"median {p50:.0f} ms" if level == OK else message
         last = self._answers[-1].times
         values = {
             "total_ms.p50": f"{p50:.3f}",
@@ -151,6 +183,7 @@ class LatencyWindow:
                 f"last.{stage}_ms": f"{getattr(last, stage):.3f}"
                 for stage in ("queue", "encode", "tokens", "prefill", "decode", "total")
             },
+            **{f"drift.{name}": f"{value:.3f}" for name, value in sorted(drift.items())},
             **counts,
         }
         return Report("latency", level, message, values)

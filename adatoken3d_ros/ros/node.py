@@ -40,6 +40,7 @@ from adatoken3d_ros.ros.questions import Questions
 from adatoken3d_ros.ros.signals import StopSignals
 
 if TYPE_CHECKING:
+    from adatoken3d_ros.engine.latency import LatencyModel
     from adatoken3d_ros.engine.worker import Worker
 
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
@@ -65,6 +66,7 @@ class SceneNode(LifecycleNodeMixin, Node):
         self.model_hash = ""
         self._on_gpu = False
         self._loading_since: float | None = None
+        self._speed: LatencyModel | None = None
         self.load_problem = ""
         self.strategy = ""
 
@@ -169,7 +171,11 @@ class SceneNode(LifecycleNodeMixin, Node):
             settings = ModelSettings.from_parameters(self.parameters)
             self.load_problem = ""
             self._loading_since = time.monotonic()
-            self.worker = Worker(partial(self._make_session, settings), on_frame=self._frame_done)
+            self.worker = Worker(
+                partial(self._make_session, settings),
+                on_frame=self._frame_done,
+                ahead=self.parameters["budget.background"],
+            )
             self.worker.start()
         return self.worker
 
@@ -182,6 +188,7 @@ class SceneNode(LifecycleNodeMixin, Node):
         self._model_id, self.strategy = session.model_id, settings.strategy
         self.layers, self.model_hash = session.n_layers, session.model.config.hash()
         self._on_gpu = session.model.device.type == "cuda"
+        self._speed = session.controller.latency
         return session
 
     async def _load(self) -> None:
@@ -201,7 +208,7 @@ class SceneNode(LifecycleNodeMixin, Node):
         worker, self.worker = self.worker, None
         if worker is not None:
             worker.stop()
-        self._model_id = ""
+        self._model_id, self._speed = "", None
         self.outputs.forget_answer()
         self.outputs.publish_scene(SceneView(), self.parameters["scene.frame_id"])
         gc.collect()
@@ -270,7 +277,7 @@ class SceneNode(LifecycleNodeMixin, Node):
                 self.load_problem,
                 0 if worker is None else worker.waiting,
             ),
-            self._questions.latency.report(),
+            self._questions.latency.report({} if self._speed is None else self._speed.drift),
             diagnostics.memory(diagnostics.read_memory(self._on_gpu)),
         ]
         name = self.get_fully_qualified_name().lstrip("/")

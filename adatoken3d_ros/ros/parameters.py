@@ -116,6 +116,15 @@ SPECS: tuple[Spec, ...] = (
     Spec("queue_limit", 8, "Questions that may wait under the policy queue.", ANY_TIME, low=0, high=1000),
     Spec("latency_budget_ms", 0.0, "Latency budget of a question that brings none, milliseconds; 0: no limit.",
          ANY_TIME, low=0.0, high=3.6e6),
+    Spec("budget.infeasible", "best_effort", "What happens to a question whose latency budget no plan can keep: it is "
+         "answered by the fastest one, or refused.", CONFIGURE, choices=("best_effort", "refuse")),
+    Spec("budget.warm_up", True, "Measure how fast the model runs here when it is loaded, for seconds; without it a "
+         "latency budget only ends the answer.", CONFIGURE),
+    Spec("budget.cache", "", "Directory where that measurement is kept for the next start; empty: nowhere.", CONFIGURE),
+    Spec("budget.reuse", "off", "Keep the scene's keys and values for the next question; prefix: of all its tokens, "
+         "and nothing is pruned then.", CONFIGURE, choices=("off", "prefix")),
+    Spec("budget.background", 0.5, "Largest share of the time that is spent on preparing the scene while nobody asks.",
+         CONFIGURE, low=0.0, high=1.0),
     Spec("max_new_tokens", 64, "Longest answer of a question that does not say, tokens.", ANY_TIME, low=1, high=4096),
     Spec("click_question", "What is this?", "Question that is asked about a point on clicked_point.", ANY_TIME,
          check=_not_blank),

@@ -129,6 +129,8 @@ def answer_message(answer: Answer, frame_id: str, now_ns: int) -> AnswerMsg:
         strategy=answer.strategy,
         model_id=answer.model_id,
         seed=answer.seed,
+        plan=answer.plan,
+        predicted_ms=math.nan if answer.predicted is None else answer.predicted.total,
     )
     for box in answer.boxes:
         item = Box3D()

@@ -73,10 +73,35 @@ def test_latency_warns_about_missed_budgets() -> None:
     for met in [False] + 9 * [True]:
         window.add(answered(1.0, 5.0, met))
     assert window.report().level == d.WARN
-    for _ in range(5):
+    for _ in range(8):
         window.add(answered(1.0, 5.0, False))
     assert window.report().level == d.ERROR
-    assert "50%" in window.report().message
+    assert "50% of the latency budgets of the last minute" in window.report().message
+
+
+def test_budgets_are_forgotten_after_a_minute_and_refused_ones_count() -> None:
+    now = [100.0]
+    window = d.LatencyWindow(clock=lambda: now[0])
+    window.add(answered(0.0, 5.0, True, Status.BUDGET_INFEASIBLE))
+    assert window.report().level == d.ERROR
+    now[0] += 30.0
+    for _ in range(30):
+        window.add(answered(1.0, 5.0))
+    assert window.report().level == d.OK and window.report().values["budgets_missed"] == "0.032"
+    now[0] += 31.0
+    assert window.report().values["budgets_missed"] == "0.000"
+    now[0] += 60.0
+    assert window.report().values["budgets_missed"] == "n/a"
+
+
+def test_drift_warns_either_way() -> None:
+    window = d.LatencyWindow()
+    window.add(answered(1.0))
+    assert window.report({"prefill": 1.5, "decode": 0.7}).level == d.OK
+    slow = window.report({"prefill": 2.5, "decode": 0.7})
+    assert (slow.level, slow.message) == (d.WARN, "prefill takes 2.5 times as long as when it was measured")
+    assert slow.values["drift.prefill"] == "2.500"
+    assert window.report({"prefill": 0.1}).level == d.ERROR
 
 
 @pytest.mark.parametrize(("free", "level"), [(50, d.OK), (9, d.WARN), (2, d.ERROR)])
