@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from adatoken3d_ros.pruning.calibration import Calibration, Probe, Sample
     from adatoken3d_ros.pruning.decay import Decay
     from adatoken3d_ros.pruning.information import InformationSet
+    from adatoken3d_ros.pruning.policies import Policy
     from adatoken3d_ros.pruning.schedule import Schedule
 
 KINDS = ("adatoken", "calibrated", "given")
@@ -68,6 +69,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--questions", type=Path, metavar="FILE", help="one a line (default: a few general ones)")
     parser.add_argument("--kind", choices=KINDS, default="adatoken", help="how gates are chosen (%(default)s)")
     parser.add_argument("--policy", default="ours", metavar="NAME", help="how tokens are chosen (%(default)s)")
+    parser.add_argument("--debias", type=int, metavar="M", help="divide scores by attention to M relative positions")
+    parser.add_argument("--sink-dims", metavar="auto|D,...", help="rank tokens last with a huge activation there")
     parser.add_argument("--max-gates", type=int, metavar="N", help="most gates (adatoken: 3; calibrated: 4, the most)")
     parser.add_argument("--end-share", type=float, metavar="A", help="adatoken: share at the last layer (0.1)")
     limit = parser.add_mutually_exclusive_group()
@@ -106,19 +109,23 @@ def run(args: argparse.Namespace) -> int:
 
     from rich.console import Console
 
+    from adatoken3d_ros.pruning.policies import make_policy
     from adatoken3d_ros.pruning.strategy import Strategy
 
     session = ask.open_session(argparse.Namespace(**vars(args), strategy=""))
     with progress_display() as report:
         prompts = collect(session, args, questions, report)
         information = mine_all(session, prompts, report)
-        schedule, made, extra = choose(session, args, prompts, information, report)
+        options = policy_options(session, args, prompts, information)
+        policy = make_policy(args.policy, **options)
+        schedule, made, extra = choose(session, args, policy, prompts, information, report)
         schedule.check(session.n_layers)
-        figures = extra.divergence_figures(schedule) | measure(session, args.policy, schedule, prompts, report)
+        figures = extra.divergence_figures(schedule) | measure(session, policy, schedule, prompts, report)
     concentration = information.figures()["concentration"]
     strategy = Strategy(
         name=f"{args.kind}-{args.policy}",
         policy=args.policy,
+        options=options,
         schedule=schedule,
         model_hash=session.model.config.hash(),
         model_id=args.model.resolve().name,
@@ -163,11 +170,12 @@ def check_arguments(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and not 0.0 < value < float("inf"):
             raise ValueError(f"--{name.replace('_', '-')} {value} must be positive")
-    for name, least in (("max_gates", 1), ("max_views", 1), ("stride", 1), ("answer_tokens", 0)):
+    for name, least in (("max_gates", 1), ("max_views", 1), ("stride", 1), ("answer_tokens", 0), ("debias", 1)):
         value = getattr(args, name)
         if value is not None and value < least:
             raise ValueError(f"--{name.replace('_', '-')} {value} must be at least {least}")
-    make_policy(args.policy)
+    given = {"debias": [1.0]} if args.debias is not None else {}
+    make_policy(args.policy, **given, **({"sink_dims": parse_dims(args.sink_dims)} if args.sink_dims else {}))
 
 
 def parse_gates(text: str | None) -> Schedule:
@@ -184,6 +192,16 @@ def parse_gates(text: str | None) -> Schedule:
         except ValueError as error:
             raise ValueError(f"--gates: {part!r} is no LAYER:RATIO") from error
     return Schedule(tuple(Stage(layer, ratio) for layer, ratio in stages))
+
+
+def parse_dims(text: str) -> list[int]:
+    """Dimensions from "1415,2533"; none yet from "auto". Raises ValueError naming what is no number."""
+    if text == "auto":
+        return []
+    for part in (parts := text.split(",")):
+        if not part.strip().isdecimal():
+            raise ValueError(f"--sink-dims: {part!r} is no dimension; expected numbers or auto")
+    return [int(part) for part in parts]
 
 
 def read_questions(path: Path) -> tuple[str, ...]:
@@ -326,8 +344,29 @@ class Extra:
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
+def policy_options(
+    session: SceneSession, args: argparse.Namespace, prompts: Prompts, information: InformationSet
+) -> dict[str, list[float] | list[int]]:
+    """What the policy is told of the model beside the schedule: attention by position, dimensions of sinks."""
+    from adatoken3d_ros.pruning.calibration import massive_dims
+
+    options: dict[str, list[float] | list[int]] = {}
+    if args.debias is not None:
+        options["debias"] = information.position_curve(args.debias)
+    if args.sink_dims == "auto":
+        options["sink_dims"] = list(massive_dims(session.model.language, prompts.samples))
+    elif args.sink_dims:
+        options["sink_dims"] = parse_dims(args.sink_dims)
+    return options
+
+
 def choose(
-    session: SceneSession, args: argparse.Namespace, prompts: Prompts, information: InformationSet, report: Report
+    session: SceneSession,
+    args: argparse.Namespace,
+    policy: Policy,
+    prompts: Prompts,
+    information: InformationSet,
+    report: Report,
 ) -> tuple[Schedule, dict[str, Any], Extra]:
     """The schedule of the kind that was asked for, the settings behind it, and what else came of it."""
     from adatoken3d_ros.pruning.calibration import (
@@ -339,14 +378,13 @@ def choose(
         calibrate,
     )
     from adatoken3d_ros.pruning.decay import adatoken_schedule
-    from adatoken3d_ros.pruning.policies import make_policy
 
     language, samples = session.model.language, prompts.samples
     end_of_answer = session.tokenizer.eos_token_id
     probe = Probe(
         language,
         samples,
-        make_policy(args.policy),
+        policy,
         n_tokens=args.answer_tokens,
         eos_ids=() if end_of_answer is None else (end_of_answer,),
         progress=lambda done, total: report("answers", done, total),
@@ -386,15 +424,16 @@ def choose(
     return found.schedule, settings, Extra(probe, calibration=found)
 
 
-def measure(session: SceneSession, policy: str, schedule: Schedule, prompts: Prompts, report: Report) -> dict[str, Any]:
+def measure(
+    session: SceneSession, policy: Policy, schedule: Schedule, prompts: Prompts, report: Report
+) -> dict[str, Any]:
     """FLOPs saved in three conventions (mean over the prompts) and measured prefill times of one prompt."""
     from adatoken3d_ros.pruning import flops
     from adatoken3d_ros.pruning.gate import Layout, prefill
-    from adatoken3d_ros.pruning.policies import make_policy
     from adatoken3d_ros.pruning.schedule import Schedule
 
     config, vision = session.model.config.language, session.model.config.vision
-    chooser, saved = make_policy(policy), defaultdict[str, list[float]](list)
+    saved = defaultdict[str, list[float]](list)
     for sample, views in zip(prompts.samples, prompts.views, strict=True):
         encoder = flops.encoder_flops(vision, views, session.model.config.vision_layers)
         n_question = sample.n_text - sample.spatial_start
@@ -405,7 +444,7 @@ def measure(session: SceneSession, policy: str, schedule: Schedule, prompts: Pro
                 sample.n_text,
                 n_new=_NEW_TOKENS,
                 encoder=encoder,
-                scoring=flops.scoring_flops(chooser, config, sample.n_spatial, counts, sample.n_text, n_question),
+                scoring=flops.scoring_flops(policy, config, sample.n_spatial, counts, sample.n_text, n_question),
             )
             for one in (schedule, Schedule())
         )
@@ -417,7 +456,7 @@ def measure(session: SceneSession, policy: str, schedule: Schedule, prompts: Pro
     for index in range(_TIMED_RUNS + 1):
         for name, one in (("unpruned", Schedule()), ("pruned", schedule)):
             start = time.perf_counter()
-            filled = prefill(session.model.language, sample.embeds, layout, one, chooser, scene=sample.scene)
+            filled = prefill(session.model.language, sample.embeds, layout, one, policy, scene=sample.scene)
             filled.logits.cpu()  # waits for the device
             times[name].append((time.perf_counter() - start) * 1e3)
         report("timing", index + 1, _TIMED_RUNS + 1)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from adatoken3d_ros.pruning.flops import layer_flops
 from adatoken3d_ros.pruning.gate import Layout, decode, prefill
-from adatoken3d_ros.pruning.policies import Policy, SceneTokens
+from adatoken3d_ros.pruning.policies import Policy, SceneTokens, make_policy
 from adatoken3d_ros.pruning.schedule import Schedule, Stage
 
 RATIOS = (0.75, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05)
@@ -129,6 +129,33 @@ class Probe:
     def _prefill(self, sample: Sample, schedule: Schedule) -> Any:
         layout = Layout.single(sample.spatial_start, sample.n_spatial, sample.n_tokens)
         return prefill(self.language, sample.embeds, layout, schedule, self._policy, scene=sample.scene)
+
+
+@torch.inference_mode()
+def massive_dims(language: Any, samples: Sequence[Sample], threshold: float = 20.0) -> tuple[int, ...]:
+    """Dimensions of the hidden state in which some token stands out by `threshold` root mean squares of its row.
+
+    Massive activations stay for most layers (arXiv 2503.03321): a dimension counts where it stands out at the input of
+    at least half of the layers, for some sample. Often none does, always in a model of up to threshold^2 dimensions.
+    """
+    layers = language.model.layers
+    found: set[int] = set()
+    for sample in samples:
+        times = torch.zeros(sample.embeds.shape[-1], dtype=torch.long, device=sample.embeds.device)
+
+        def look(module: Any, args: tuple[Tensor, ...], times: Tensor = times) -> None:
+            rows = args[0][0].float()
+            times += (rows.abs() > threshold * rows.square().mean(-1, keepdim=True).sqrt()).any(0)
+
+        hooks = [layer.register_forward_pre_hook(look) for layer in layers]
+        try:
+            layout = Layout.single(sample.spatial_start, sample.n_spatial, sample.n_tokens)
+            prefill(language, sample.embeds, layout, Schedule(), make_policy("none"))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        found.update((times * 2 >= len(layers)).nonzero()[:, 0].tolist())
+    return tuple(sorted(found))
 
 
 def sensitivity(

@@ -414,6 +414,27 @@ class InformationSet:
         names = [field.name for field in fields(Concentration)]
         return {n: self._estimate([getattr(f, n) for f in figures], resamples, seed) for n in names}
 
+    def position_curve(self, points: int) -> list[float]:
+        """Mean question attention by relative position of a token, at `points` positions from the first to the last.
+
+        Mean over the prompts and over the layers that a gate can read (all but the last), each with a mean of 1;
+        linear between the points, as `scores.position_bias` reads it. At least 1e-3, so that it can divide.
+        """
+        if points < 1:
+            raise InformationError(f"a curve of {points} points")
+        sums, weights = np.zeros(points), np.zeros(points)
+        for prompt in self.prompts:
+            layers = prompt.attention[: max(1, prompt.n_layers - 1)]
+            shares = (layers / layers.mean(axis=1, keepdims=True)).mean(axis=0)
+            at = np.linspace(0.0, points - 1.0, prompt.n_spatial)
+            left = np.minimum(at.astype(int), max(points - 2, 0))
+            for point, weight in ((left, 1.0 - (at - left)), (np.minimum(left + 1, points - 1), at - left)):
+                np.add.at(sums, point, weight * shares)
+                np.add.at(weights, point, weight)
+        seen = weights > 0
+        curve = np.interp(np.arange(points), np.flatnonzero(seen), sums[seen] / weights[seen])
+        return [round(max(float(value), 1e-3), 4) for value in curve]
+
     def layer_lowest_share(self, measure: str) -> FloatArray:
         """(L,) S(0.60) within each layer, mean over the prompts."""
         return np.mean(

@@ -7,7 +7,7 @@ A policy sees one sample at one gate and returns the rows to keep; `gate.prefill
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, Protocol
@@ -425,16 +425,17 @@ class Ours:
         coverage: share of the slots given to the first tokens in the farthest-point order of the scene, whatever their
             score, so that counting and grounding survive; the best of the others get the rest. None for 0.1 where
             positions are given, 0 where they are not.
-        debias: (m,) mean score to expect along the relative position of a token, which the scores are divided by; None
-            for no correction.
-        sink_dims: activations that mark attention sinks, which then rank last; belongs to the language model.
+        debias: m numbers, the mean score to expect along the relative position of a token, which the scores are
+            divided by; empty for no correction (`information.position_curve` measures them).
+        sink_dims: activations that mark attention sinks, which then rank last; they belong to the language model
+            (`calibration.massive_dims` finds them).
         sink_threshold: how huge such an activation is, as a multiple of the row's root mean square.
     """
 
     rows: Literal["question", "last"] = "question"
     coverage: float | None = None
-    debias: Tensor | None = None
-    sink_dims: tuple[int, ...] = ()
+    debias: Sequence[float] = ()
+    sink_dims: Sequence[int] = ()
     sink_threshold: float = 20.0
     name: str = "ours"
     rope: Rope = "original"
@@ -444,20 +445,25 @@ class Ours:
             raise PolicyError(f"rows {self.rows!r} is neither 'question' nor 'last'")
         if self.coverage is not None and not 0.0 <= self.coverage <= 1.0:
             raise PolicyError(f"coverage {self.coverage} is outside [0, 1]")
-        if self.debias is not None and not (self.debias.isfinite() & (self.debias > 0)).all():
-            raise PolicyError(f"the position curve must be positive and finite, its least value is {self.debias.min()}")
+        for value in self.debias:
+            if isinstance(value, str) or not 0.0 < value < math.inf:
+                raise PolicyError(f"debias holds {value!r}, expected positive, finite numbers")
+        for dim in self.sink_dims:
+            if not isinstance(dim, int) or dim < 0:
+                raise PolicyError(f"sink_dims holds {dim!r}, expected indices of the hidden state")
 
     def select(self, view: GateView) -> Selection:
-        if not all(0 <= dim < view.hidden.shape[-1] for dim in self.sink_dims):
+        if any(dim >= view.hidden.shape[-1] for dim in self.sink_dims):
             raise PolicyError(f"sink_dims {list(self.sink_dims)} for a model of hidden size {view.hidden.shape[-1]}")
         if view.layer == 0:
             return Selection(self._spread(view))
         scores = question_scores(self.name, view, 1 if self.rows == "last" else view.n_question)
         ranked = scores
-        if self.debias is not None:
-            ranked = ranked / position_bias(self.debias.to(scores), view.alive, view.n_total)
+        if self.debias:
+            curve = torch.tensor(self.debias, dtype=torch.float32, device=scores.device)
+            ranked = ranked / position_bias(curve, view.alive, view.n_total)
         if self.sink_dims:
-            sinks = sink_tokens(view.hidden[view.spatial], self.sink_dims, self.sink_threshold)
+            sinks = sink_tokens(view.hidden[view.spatial], tuple(self.sink_dims), self.sink_threshold)
             ranked = ranked.masked_fill(sinks, -1.0)
         n_spread = self._spread_slots(view)
         if n_spread > 0:

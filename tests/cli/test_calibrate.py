@@ -121,6 +121,16 @@ def test_calibrated_strategies_save_what_was_asked(model: Path, scenes: list[Pat
     assert json.loads((questions.parent / "report" / "calibration.json").read_text())["withdrawal"][-1] == 0
 
 
+def test_what_the_policy_is_told_of_the_model(model: Path, scenes: list[Path], questions: Path) -> None:
+    questions.write_text("What is here?")
+    more = ("--kind", "given", "--gates", "2:0.5", "--debias", "4", "--sink-dims", "3,7")
+    assert calibrate(model, scenes[:1], questions, *more) == 0
+    strategy = Strategy.load(questions.parent / "strategy.yaml")
+    assert strategy.options["sink_dims"] == [3, 7]
+    mined = InformationSet.load(questions.parent / "report" / "information")
+    assert strategy.options["debias"] == mined.position_curve(4)
+
+
 def test_given_lists_and_bags(
     model: Path, scenes: list[Path], questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,6 +166,9 @@ def test_given_lists_and_bags(
         (("--kind", "given", "--gates", "99:0.5"), "99 is outside a model"),
         (("--policy", "magic"), "'magic'"),
         (("--max-gates", "0"), "--max-gates 0"),
+        (("--debias", "0"), "--debias 0"),
+        (("--debias", "4", "--policy", "fastv"), "'debias'"),
+        (("--sink-dims", "3,x"), "'x' is no dimension"),
     ],
 )
 def test_mistakes_are_named(

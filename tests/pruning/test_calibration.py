@@ -21,6 +21,7 @@ from adatoken3d_ros.pruning.calibration import (
     calibrate,
     cost_share,
     horizon,
+    massive_dims,
     plan,
     scaled,
     sensitivity,
@@ -350,3 +351,12 @@ def test_only_partial_schedules_that_nothing_beats_go_on() -> None:
     best = calibration._Front.best([front, front])
     assert best.cost.tolist() == [1.0, 2.0] and best.divergence.tolist() == [1.0, 0.5]
     assert best.gates[:, 0, 0].tolist() == [1, 3]
+
+
+def test_massive_dimensions_are_those_that_stand_out_in_most_layers(mha: LlamaForCausalLM) -> None:
+    # One of 64 dimensions stands out by at most sqrt(64) = 8 root mean squares.
+    embeds = torch.randn(1, 20, 64, generator=torch.Generator().manual_seed(0))
+    embeds[0, 6, 11] = 1e4
+    assert massive_dims(mha, [Sample(embeds, 3, 12)], threshold=6.0) == (11,)
+    assert massive_dims(mha, [Sample(embeds, 3, 12)]) == ()
+    assert not any(layer._forward_pre_hooks for layer in mha.model.layers)

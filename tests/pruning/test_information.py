@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -331,6 +332,23 @@ def test_scenes_count_alike_however_many_questions_they_have() -> None:
     assert estimate.low is not None and estimate.high is not None
     assert min(np.mean(values[:4]), *values[4:]) <= estimate.low <= estimate.mean <= estimate.high
     assert found.concentration("norm")["gini"] == estimate  # seeded
+
+
+def test_attention_by_position_by_hand() -> None:
+    # Layer shares 1:2:3 and 3:2:1 of three tokens, the last layer not counted; a second prompt of five tokens.
+    three = replace(mined(3, 0), attention=np.array([[0.1, 0.2, 0.3], [0.3, 0.2, 0.1], [9.0, 0.0, 0.0]]))
+    five = replace(mined(5, 1), attention=np.tile([0.5, 0.1, 0.1, 0.1, 0.2], (3, 1)))
+    assert InformationSet((three,), ("a",), ("x",), "feed").position_curve(3) == [1.0, 1.0, 1.0]
+    one = InformationSet((five,), ("a",), ("x",), "feed")
+    assert one.position_curve(5) == [2.5, 0.5, 0.5, 0.5, 1.0]
+    # Two points: each token counts for both ends, by nearness.
+    ends = [(2.5 + 0.5 * (0.75 + 0.5 + 0.25)) / 2.5, (0.5 * (0.25 + 0.5 + 0.75) + 1.0) / 2.5]
+    assert one.position_curve(2) == pytest.approx(ends, abs=1e-4)
+    both = InformationSet((three, five), ("a", "b"), ("x", "y"), "feed").position_curve(3)
+    assert both == pytest.approx([(1 + 2.5 + 0.25) / 2.5, (1 + 0.25 + 0.5 + 0.25) / 3, (1 + 0.25 + 1) / 2.5], abs=1e-4)
+    assert one.position_curve(1) == [1.0] and len(one.position_curve(40)) == 40
+    with pytest.raises(InformationError, match="0 points"):
+        one.position_curve(0)
 
 
 def test_one_scene_has_no_interval() -> None:

@@ -166,9 +166,9 @@ def test_before_the_model_ours_spreads(mha: LlamaForCausalLM) -> None:
 
 def test_debias_divides_by_the_curve(mha: LlamaForCausalLM) -> None:
     schedule = Schedule.of([2], [0.5])
-    flat = Ours(coverage=0.0, debias=torch.ones(5))
+    flat = Ours(coverage=0.0, debias=[1, 1, 1, 1, 1])
     assert kept(mha, flat, schedule) == kept(mha, Ours(coverage=0.0), schedule)
-    steep = Ours(coverage=0.0, debias=torch.cat([torch.full((20,), 1e-6), torch.ones(20)]))
+    steep = Ours(coverage=0.0, debias=[1e-6] * 20 + [1.0] * 20)
     assert kept(mha, steep, schedule) == list(range(20))
 
 
@@ -229,5 +229,12 @@ def test_bad_options() -> None:
         Ours(coverage=1.5)
     with pytest.raises(PolicyError, match="rows 'some'"):
         make_policy("ours", rows="some")
-    with pytest.raises(PolicyError, match="nan"):
-        Ours(debias=torch.tensor([1.0, torch.nan]))
+    for curve, named in (([1.0, float("nan")], "nan"), ([0.0], "0.0"), (["flat"], "'flat'")):
+        with pytest.raises(PolicyError, match=f"debias holds {named}"):
+            make_policy("ours", debias=curve)
+    for dims, named in (([-1], "-1"), ([2.5], "2.5")):
+        with pytest.raises(PolicyError, match=f"sink_dims holds {named}"):
+            make_policy("ours", sink_dims=dims)
+    for option in ("debias", "sink_dims"):
+        with pytest.raises(PolicyError, match="not iterable"):
+            make_policy("ours", **{option: 3})
