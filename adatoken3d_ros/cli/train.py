@@ -47,7 +47,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random (0)")
     parser.add_argument("--scenes-per-step", type=int, default=4, metavar="N", help="rooms in a step (4)")
     parser.add_argument("--rate", type=float, default=1.5e-3, metavar="R", help="learning rate (0.0015)")
-    parser.add_argument("--early", type=int, default=800, metavar="N", help="steps with simple questions first (800)")
+    parser.add_argument("--align", type=int, default=1000, metavar="N", help="steps on tokens alone first (1000)")
+    parser.add_argument("--early", type=int, default=800, metavar="N", help="steps with simple questions next (800)")
     parser.add_argument("--decay", type=float, default=0.25, metavar="P", help="last part of the steps, rate falling")
     parser.add_argument("--blind", action="store_true", help="without spatial tokens: what can be guessed")
     parser.add_argument("--no-autocast", action="store_true", help="float32 throughout, not bfloat16 matrix products")
@@ -83,6 +84,7 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         scenes_per_step=args.scenes_per_step,
         rate=args.rate,
+        align=args.align,
         early=args.early,
         decay=args.decay,
         blind=args.blind,
@@ -188,7 +190,7 @@ def loop(trainer: Trainer, validation: list[Scene], args: argparse.Namespace, co
             task = bar.add_task("training", total=trainer.config.steps, completed=trainer.step)
             while trainer.step < trainer.config.steps and time.monotonic() < until:
                 report = trainer.train_step()
-                bar.update(task, completed=trainer.step, description=f"loss {report.losses.get('answer', 0.0):.3f}")
+                bar.update(task, completed=trainer.step, description=_headline(report))
                 lines.write(json.dumps(_line(report)) + "\n")
                 if trainer.step % args.evaluate_every == 0 and validation:
                     right = trainer.evaluate(validation)
@@ -203,6 +205,12 @@ def loop(trainer: Trainer, validation: list[Scene], args: argparse.Namespace, co
         if trainer.step > saved:
             trainer.save(args.out)
             console.print(f"saved at step {trainer.step} in {args.out}")
+
+
+def _headline(report: Report) -> str:
+    """The answers' loss, or the tokens' while there are no questions yet."""
+    name = "answer" if "answer" in report.losses else "kind@0"
+    return f"loss {report.losses.get(name, float('nan')):.3f}"
 
 
 def _line(report: Report) -> dict[str, Any]:

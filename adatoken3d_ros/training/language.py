@@ -112,6 +112,8 @@ def config_content(size: ModelSize, vocab_size: int) -> dict[str, Any]:
 
 def new_model(content: Mapping[str, Any], vision: VisionTower, seed: int) -> Llava3D:
     """Random weights everywhere but in the vision tower, which is `vision` itself, frozen."""
+    generator = torch.Generator().manual_seed(seed)
+    size = int(content["hidden_size"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Llava3D(Llava3DConfig.from_dict(content))
@@ -120,6 +122,8 @@ def new_model(content: Mapping[str, Any], vision: VisionTower, seed: int) -> Lla
         for layer in module.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.zeros_(layer.bias)
+    # Of length 1, as the classes of the tokens are told by likeness to these vectors.
+    nn.init.normal_(model.language.model.embed_tokens.weight, std=size**-0.5, generator=generator)
     return model.train()
 
 

@@ -46,8 +46,11 @@ class TrainConfig:
 
     Attributes:
         steps: of the optimizer. scenes_per_step: rooms whose gradients are added.
-        rate: learning rate, after `warmup` steps up to the last `decay` of all steps, where it falls to a twentieth.
-        early: steps with mostly simple questions.
+        rate: learning rate. It rises in the first `warmup` steps, and again where the language model begins to learn,
+            and falls to a twentieth in the last `decay` of all steps.
+        align: first steps, in which only projector and position embedding learn, from what each token shows: without
+            the language model these cost a tenth, and what it reads makes sense from its first step on.
+        early: steps after those with mostly simple questions.
         auxiliary: factor of the losses on tokens and attention.
         guided_heads: heads whose attention is shown what to look at. noise: deviation of noise on vision features.
         blind: train without spatial tokens, to see what can be guessed.
@@ -62,6 +65,7 @@ class TrainConfig:
     decay: float = 0.25
     weight_decay: float = 0.05
     clip: float = 1.0
+    align: int = 1000
     early: int = 800
     auxiliary: float = 1.0
     guided_heads: int = 2
@@ -77,11 +81,12 @@ class TrainConfig:
     def rate_at(self, step: int) -> float:
         """Learning rate of step 0, 1, ..."""
         falling = min(1.0, max(0.05, (self.steps - step) / max(1.0, self.decay * self.steps)))
-        return self.rate * min(1.0, (step + 1) / max(1, self.warmup)) * falling
+        begun = step - self.align if step >= self.align else step
+        return self.rate * min(1.0, (begun + 1) / max(1, self.warmup)) * falling
 
     def counts(self, step: int) -> Mapping[str, int]:
         """Questions of each family."""
-        return _EARLY if step < self.early else _LATE
+        return _EARLY if step < self.align + self.early else _LATE
 
 
 @dataclass
@@ -122,7 +127,7 @@ class Trainer:
         self.encoder = Encoder(self.tokenizer)
         layers = size.layers
         # Where the tokens are told apart, where words look for them, and where the answer does.
-        self.depths = sorted({max(1, layers // 4), max(1, layers // 2)})
+        self.depths = sorted({0, max(1, layers // 4), max(1, layers // 2)})
         self.mention_layers = sorted({layers // 3, min(layers // 3 + 1, layers - 1)})
         self.about_layers = sorted({layers // 2, min(layers * 2 // 3, layers - 1)})
         with torch.random.fork_rng(devices=[]):
@@ -154,9 +159,12 @@ class Trainer:
                 found.append(self.encoder.encode(qa, scene))
         return found
 
-    def sample(self, step: int) -> list[tuple[Scene, Packed]]:
-        """The scenes and questions of a step: each epoch in a new order, rooms turned and mirrored at random."""
-        batch = []
+    def sample(self, step: int) -> list[tuple[Scene, Packed | None]]:
+        """The scenes of a step and the questions, None while aligning.
+
+        Each epoch has its own order, and rooms are turned and mirrored at random.
+        """
+        batch: list[tuple[Scene, Packed | None]] = []
         for k in range(self.config.scenes_per_step):
             number = step * self.config.scenes_per_step + k
             epoch, place = divmod(number, len(self.scenes))
@@ -166,8 +174,9 @@ class Trainer:
             scene = turned(scene, int(rng.integers(4)), bool(rng.integers(2)), self.size.voxel_size)
             noise = torch.from_numpy(rng.standard_normal(scene.features.shape, dtype=np.float32))
             scene = replace(scene, features=scene.features.float() + self.config.noise * noise)
-            asked = self.questions(scene, self.config.counts(step), rng)
-            if asked:
+            if step < self.config.align and not self.config.blind:
+                batch.append((scene, None))
+            elif asked := self.questions(scene, self.config.counts(step), rng):
                 batch.append((scene, pack(asked)))
         return batch
 
@@ -181,7 +190,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         batch = self.sample(self.step)
         for scene, packed in batch:
-            loss, parts = self.losses(scene, packed)
+            loss, parts = self.alignment(scene) if packed is None else self.losses(scene, packed)
             (loss / len(batch)).backward()
             for name, values in parts.items():
                 totals[name].extend(values)
@@ -193,6 +202,13 @@ class Trainer:
         self.seconds += time.monotonic() - started
         losses = {name: float(np.mean(values)) for name, values in sorted(totals.items())}
         return Report(self.step, losses, rate, time.monotonic() - started)
+
+    def alignment(self, scene: Scene) -> tuple[Tensor, dict[str, list[float]]]:
+        """The losses of the projected tokens alone, which no layer has read."""
+        table = self.model.language.model.embed_tokens.weight
+        truth = Truth.of(scene).to(self.model.device)
+        found = self.heads[0](spatial_tokens(self.model, scene), truth, table)
+        return torch.stack(list(found.values())).sum(), {f"{n}@0": [float(v.detach())] for n, v in found.items()}
 
     def losses(self, scene: Scene, packed: Packed) -> tuple[Tensor, dict[str, list[float]]]:
         """The weighted sum of all losses of a scene, and each by name."""

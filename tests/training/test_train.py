@@ -32,15 +32,28 @@ def test_the_loss_falls(make_trainer: MakeTrainer) -> None:
     assert set(right) <= {*FAMILIES, "macro"} and all(0 <= share <= 1 for share in right.values())
 
 
+def test_aligned_first_the_tokens_tell_what_they_show(make_trainer: MakeTrainer) -> None:
+    """Steps without questions leave the language model's layers alone, and then it goes on as ever."""
+    trainer = make_trainer(steps=14, align=12, decay=0.0, rate=3e-3)
+    before = trainer.parameters["language.model.layers.0.mlp.up_proj.weight"].clone()
+    reports = [trainer.train_step() for _ in range(12)]
+    assert all(set(r.losses) == {"kind@0", "box@0", "colour@0"} for r in reports)
+    kind = [r.losses["kind@0"] for r in reports]
+    assert np.mean(kind[-3:]) < 0.95 * np.mean(kind[:3])
+    assert torch.equal(before, trainer.parameters["language.model.layers.0.mlp.up_proj.weight"])
+    assert {"answer", "kind@0", "kind@1", "pointing"} <= set(trainer.train_step().losses)
+    assert not torch.equal(before, trainer.parameters["language.model.layers.0.mlp.up_proj.weight"])
+
+
 def test_a_resumed_run_is_the_run_that_was_not_interrupted(make_trainer: MakeTrainer, tmp_path: Path) -> None:
-    through = make_trainer(steps=6)
+    through = make_trainer(steps=6, align=2)
     for _ in range(6):
         through.train_step()
-    first = make_trainer(steps=6)
+    first = make_trainer(steps=6, align=2)
     for _ in range(3):
         first.train_step()
     first.save(tmp_path)
-    second = make_trainer(steps=6)
+    second = make_trainer(steps=6, align=2)
     second.resume(tmp_path)
     assert second.step == 3
     for _ in range(3):
@@ -95,8 +108,10 @@ def test_a_blind_model_sees_one_empty_token(make_trainer: MakeTrainer, scenes: l
 
 
 def test_the_rate_rises_stays_and_falls() -> None:
-    config = TrainConfig(steps=100, rate=1.0, warmup=10, decay=0.2)
+    config = TrainConfig(steps=100, rate=1.0, warmup=10, decay=0.2, align=0)
     assert [config.rate_at(s) for s in (0, 9, 50, 80, 90, 99)] == pytest.approx([0.1, 1.0, 1.0, 1.0, 0.5, 0.05])
+    config = TrainConfig(steps=100, rate=1.0, warmup=10, decay=0.2, align=40)
+    assert [config.rate_at(s) for s in (0, 39, 40, 49)] == pytest.approx([0.1, 1.0, 0.1, 1.0])
     with pytest.raises(TrainingError, match="steps must be positive, got 0"):
         TrainConfig(steps=0)
 
