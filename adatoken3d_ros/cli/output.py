@@ -94,7 +94,7 @@ def rows(record: Record) -> list[tuple[str, str]]:
         ("time (ms)", f"{record['total_ms']:.1f} in all: {stages}"),
         ("age of the data", "no live data" if age is None else f"{age:.2f} s"),
         ("latency budget", f"{budget:g} ms, {'met' if record['budget_met'] else 'missed'}" if budget else "none"),
-        ("strategy, model", f"{record['strategy']}, {record['model_id']}"),
+        ("strategy, model", f"{record['strategy']}, {record['model_id']}" if record["model_id"] else "none was asked"),
     ]
 
 

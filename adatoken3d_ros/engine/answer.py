@@ -96,9 +96,10 @@ class TokenReport:
 class Answer:
     """An answer and what it cost.
 
-    `stamp_ns` is the newest acquisition time in the scene that was used, 0 for none. `plan` says for people how the
-    question was answered and why so; `predicted` are the times that were expected (median, without the queue), None
-    where nothing was known about times. `decision` is the last plan, with the rung and loss of all that was given up.
+    `stamp_ns` is the newest acquisition time in the scene that was used, 0 for none. `strategy` and `model_id` are
+    empty where the question never came to a session. `plan` says for people how the question was answered and why so;
+    `predicted` are the times that were expected (median, without the queue), None where nothing was known about times.
+    `decision` is the last plan, with the rung and loss of all that was given up.
     """
 
     question: Question
@@ -113,7 +114,7 @@ class Answer:
     retained_tokens: int = 0
     prefill_flops: float = 0.0
     prefill_flops_unpruned: float = 0.0
-    strategy: str = "none"
+    strategy: str = ""
     model_id: str = ""
     seed: int = 0
     report: TokenReport | None = None

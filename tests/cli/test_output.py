@@ -78,6 +78,7 @@ def test_nothing_seen_divides_by_nothing() -> None:
     assert ("spatial tokens", "0 before, 0 after") in empty
     assert ("prefill FLOPs", "none") in empty
     assert ("answer", "(empty)") in empty
+    assert ("strategy, model", "none was asked") in empty
 
 
 def test_text_is_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
