@@ -164,6 +164,11 @@ class SceneNode(LifecycleNodeMixin, Node):
         self.lifecycle_state = "unconfigured"
         return SUCCESS
 
+    @property
+    def loading(self) -> bool:
+        """Whether the model is being loaded."""
+        return self._loading_since is not None
+
     def _start_loading(self) -> Worker:
         if self.worker is None:
             from adatoken3d_ros.engine.worker import Worker

@@ -176,7 +176,8 @@ class Questions:
         on_ticket: Callable[[Ticket], None] | None,
     ) -> Answer:
         if self._node.worker is None or self._node.lifecycle_state != "active":
-            why = f"the node is {self._node.lifecycle_state}, not active: configure and activate it first"
+            advice = "it is loading the model" if self._node.loading else "configure and activate it first"
+            why = f"the node is {self._node.lifecycle_state}, not active: {advice}"
             if self._node.load_problem:
                 why += f"; {self._node.load_problem}"
             return Answer(question, Status.ERROR, status_message=why)

@@ -12,6 +12,7 @@ import pytest
 from adatoken3d.msg import Answer
 from adatoken3d.srv import AskScene
 from diagnostic_msgs.msg import DiagnosticArray
+from lifecycle_msgs.srv import ChangeState
 from ros_graph import STOP_SECONDS, Camera, Graph, synthetic_frame
 
 NAME = "/adatoken3d"
@@ -26,9 +27,15 @@ def test_every_state_answers_and_the_way_round_works_twice(graph: Graph, tiny_mo
     assert graph.state() == "unconfigured"
     refused = ask(graph)
     assert refused.status == Answer.ERROR and "unconfigured" in refused.status_message
+    assert (refused.strategy, refused.model_id) == ("", "")
     assert not graph.transition("activate")
     for _ in range(2):
-        assert graph.transition("configure")
+        request = ChangeState.Request()
+        request.transition.label = "configure"
+        configured = graph.client(ChangeState, f"{NAME}/change_state").call_async(request)
+        meanwhile = ask(graph).status_message
+        assert "it is loading the model" in meanwhile or configured.done()
+        assert graph.result(configured, "the model to be loaded").success
         assert graph.state() == "inactive"
         assert "inactive" in ask(graph).status_message
         assert graph.transition("activate")
