@@ -21,6 +21,8 @@ from lifecycle_msgs.msg import Transition
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 
 BOOLEAN = ["true", "false"]
+# Launch argument -> the parameter that it sets unless it is empty.
+PARAMETERS = {"model": "model.path", "pose_source": "pose.source", "input_source": "input.source"}
 # Launch argument -> the node's own (relative) topic name.
 TOPICS = {
     "rgb_topic": "rgb/image",
@@ -53,6 +55,12 @@ def generate_launch_description() -> LaunchDescription:
             default_value="",
             choices=["", "tf", "odometry", "pose_topic", "static"],
             description="Where camera poses come from; empty: pose.source of the parameter file.",
+        ),
+        DeclareLaunchArgument(
+            "input_source",
+            default_value="",
+            choices=["", "rgbd", "organised_points", "points_with_camera", "points"],
+            description="What frames are made of, images or clouds; empty: input.source of the parameter file.",
         ),
         DeclareLaunchArgument(
             "rviz", default_value="false", choices=BOOLEAN, description="Start RViz with the package's view."
@@ -90,13 +98,11 @@ def generate_launch_description() -> LaunchDescription:
 
 def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """The processes, now that the arguments have values."""
-    value = {name: LaunchConfiguration(name).perform(context) for name in ("model", "pose_source", "bag", "autostart")}
+    names = ("bag", "autostart", *PARAMETERS)
+    value = {name: LaunchConfiguration(name).perform(context) for name in names}
     sim_time = bool(value["bag"]) or LaunchConfiguration("use_sim_time").perform(context) == "true"
     overrides: dict[str, str | bool] = {"use_sim_time": sim_time, "autostart": False}
-    if value["model"]:
-        overrides["model.path"] = value["model"]
-    if value["pose_source"]:
-        overrides["pose.source"] = value["pose_source"]
+    overrides.update({parameter: value[name] for name, parameter in PARAMETERS.items() if value[name]})
 
     node = LifecycleNode(
         package="adatoken3d",

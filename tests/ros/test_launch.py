@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import os
 import signal
@@ -89,6 +90,31 @@ def test_both_nodes_of_the_demo_take_their_sections(graph: Any, tmp_path: Path) 
                 known = graph.call(ListParameters, f"{prefix}/list_parameters").result.names
                 assert set(sections(changed)[node]) <= set(known)
             process.stop()
+
+
+def test_arguments_set_parameters_and_topics_of_the_node() -> None:
+    """Also where launch is not installed."""
+    tree = ast.parse((ROOT / "launch" / "adatoken3d.launch.py").read_text())
+    tables = {
+        node.targets[0].id: ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+    declared: dict[str, dict[str, ast.expr]] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "DeclareLaunchArgument":
+            name = node.args[0].value if isinstance(node.args[0], ast.Constant) else "each topic"
+            declared[name] = {keyword.arg: keyword.value for keyword in node.keywords}
+    fixed = {"namespace", "params_file", "model", "rviz", "autostart", "use_sim_time", "log_level", "bag"}
+    assert set(declared) == {*fixed, *tables["PARAMETERS"], "each topic"}
+    assert all("description" in options for options in declared.values())
+    specs = {spec.name: spec for spec in SPECS}
+    for argument, name in tables["PARAMETERS"].items():
+        if specs[name].choices:
+            assert ast.literal_eval(declared[argument]["choices"]) == ["", *specs[name].choices]
+    assert {"rgb_topic", "depth_topic", "points_topic"} <= set(tables["TOPICS"])
+    readme = (ROOT / "README.md").read_text()
+    assert all(f"`{topic}`" in readme for topic in tables["TOPICS"].values())
 
 
 def parameter(graph: Any, node: str, name: str) -> Any:
