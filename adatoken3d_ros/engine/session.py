@@ -30,6 +30,7 @@ from adatoken3d_ros.pruning.strategy import Strategy, default_strategy
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.keyframes import KeyFrameConfig, KeyFrameSelector, Verdict, carve_free_space
 from adatoken3d_ros.scene.patches import PatchConfig, patch_points
+from adatoken3d_ros.scene.storage import load_scene, save_scene
 from adatoken3d_ros.scene.token_map import SpatialTokens, TokenMap
 
 
@@ -184,6 +185,24 @@ class SceneSession:
         self._pending.clear()
         self.poses.clear()
         self.prepared.forget()
+
+    def save(self, path: str | Path, frame_id: str = "map") -> None:
+        """Writes the scene, frames that wait included, to a file; raises as `scene.storage.save_scene`."""
+        self.encode_pending()
+        save_scene(path, self._map, self.poses, model_hash=self.model.config.hash(), frame_id=frame_id)
+
+    def load(self, path: str | Path, frame_id: str = "map") -> int:
+        """Replaces the scene by a saved one and returns its number of views; raises as `scene.storage.load_scene`."""
+        width, device = self.model.config.vision.hidden_size, self.model.device
+        poses = load_scene(
+            path, self._map, model_hash=self.model.config.hash(), frame_id=frame_id, channels=width, device=device
+        )
+        self._selector.restore(poses)
+        self._pending.clear()
+        self.poses.clear()
+        self.poses.update(poses)
+        self.prepared.forget()
+        return len(poses)
 
     # --- questions ---
 

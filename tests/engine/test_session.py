@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import astuple, replace
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -106,6 +107,23 @@ def test_views_are_bounded_and_dropped_ones_leave_no_trace(make_session: MakeSes
     assert sorted(session.poses) == sorted(fresh.poses)
     assert torch.equal(a.voxel, b.voxel)
     assert torch.allclose(a.features, b.features, atol=1e-5)
+
+
+def test_a_saved_scene_gives_the_same_answer(
+    make_session: MakeSession, frames: list[PosedFrame], tmp_path: Path
+) -> None:
+    session = make_session()
+    for frame in frames:
+        session.observe(frame)
+    session.save(tmp_path / "scene")
+    other = looked(make_session(), [replace(frames[0], stamp_ns=77)])
+    assert other.load(tmp_path / "scene") == 3 == len(other.poses)
+    question = Question("What is on the wall?", max_new_tokens=6)
+    assert same(other.ask(question), session.ask(question))
+    assert other.observe(frames[1]) == Verdict.DUPLICATE_STAMP
+    with pytest.raises(ValueError, match="frame 'map'.*'odom'"):
+        other.load(tmp_path / "scene", frame_id="odom")
+    assert len(other.poses) == 3
 
 
 def test_what_has_gone_is_forgotten_where_the_camera_looks_through_it(
