@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
+from adatoken3d_ros.pruning.cache import MIN_HEADROOM
 from adatoken3d_ros.pruning.gate import Cancelled, GateError, decode, generate, prefill, read_chunk
 from adatoken3d_ros.pruning.policies import GateView, Selection, make_policy
 from adatoken3d_ros.pruning.prefix import PrefixError, ScenePrefix
 from adatoken3d_ros.pruning.schedule import Schedule
-from adatoken3d_ros.pruning.scores import farthest_points
+from adatoken3d_ros.pruning.scores import diverse_features, farthest_points
 from tests.pruning.oracle import N_LAYERS, make_prompt, oracle_logits
 
 PROMPT = make_prompt((5,), (40,), (7,))
@@ -51,12 +52,38 @@ def test_equals_a_prefill_from_scratch(language: LlamaForCausalLM, kept: int) ->
         torch.testing.assert_close(answer(language, prefix, question), torch.cat(steps), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("options", [{}, {"top_k": 9}, {"keep": torch.arange(0, 40, 3), "top_k": 6}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"top_k": 9},
+        {"keep": torch.arange(0, 40, 3), "top_k": 6},
+        {"keep": farthest_points(PROMPT.scene[0].xyz, 15)},
+        {"keep": diverse_features(SCENE[0, 5:], 15), "top_k": 4},
+    ],
+    ids=["whole", "top k", "every third, top k", "spread", "diverse, top k"],
+)
 def test_the_order_of_questions_does_not_matter(language: LlamaForCausalLM, options: dict[str, object]) -> None:
     fresh = [answer(language, ScenePrefix(language, SCENE, 5, **options), question) for question in QUESTIONS]
     prefix = ScenePrefix(language, SCENE, 5, **options)
     for i in (2, 0, 1, 1, 2, 0, 0):
         torch.testing.assert_close(answer(language, prefix, QUESTIONS[i]), fresh[i], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"keep": torch.arange(0, 40, 2)}, {"top_k": 9}])
+def test_memory_does_not_grow_with_the_number_of_questions(mha: LlamaForCausalLM, options: dict[str, object]) -> None:
+    prefix = ScenePrefix(mha, SCENE, 5, **options)
+    n_kept = len(prefix.keep)
+    before = prefix.cache.nbytes()
+    assert before == N_LAYERS * (5 + n_kept) * 64 * 4 * 2
+    places = set()
+    for i in range(30):
+        answer(mha, prefix, QUESTIONS[i % 3])
+        assert prefix.cache.nbytes() == before
+        places.add(prefix.cache.layers[0].keys.untyped_storage().data_ptr())
+        held = prefix.cache.layers[0].keys.untyped_storage().nbytes()
+        assert held <= (5 + n_kept + 12 + 3 + MIN_HEADROOM) * 64 * 4
+    assert len(places) == 1
 
 
 def question_over_best_tokens(language: LlamaForCausalLM, question: Tensor, k: int) -> Iterator[Tensor]:
