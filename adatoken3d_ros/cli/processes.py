@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-GRACE_SECONDS = 1.2  # between the interrupt and the kill: with what the parent itself needs, less than two in all
+GRACE_SECONDS = 1.0  # between the interrupt and the kill: with what the parent itself needs, less than two in all
 PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 LOG_LINES = 5
 

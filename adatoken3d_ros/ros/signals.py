@@ -26,7 +26,7 @@ class StopSignals:
         limit: seconds after which the process leaves with status 0 even if something still hangs.
     """
 
-    def __init__(self, on_stop: Callable[[str], object], limit: float = 1.5) -> None:
+    def __init__(self, on_stop: Callable[[str], object], limit: float = 1.2) -> None:
         self._on_stop = on_stop
         self._limit = limit
         self._done = threading.Event()
