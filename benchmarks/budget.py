@@ -461,8 +461,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
         right.scatter(
             pairs[:, 0], pairs[:, 1], s=8, color=colour, label=f"{name}: {result[name]['miss_rate']:.1%} late"
         )
-    ends = np.array([*right.get_xlim()])
-    ends[0] = max(ends[0], 1.0)
+    budgets = [budget for name in ("quiet", "hog") for budget, _ in result["pairs"][name]]
+    ends = np.array([min(budgets), max(budgets)])
     right.plot(ends, ends, "k-", linewidth=1, label="budget")
     right.set_xscale("log")
     right.set_yscale("log")

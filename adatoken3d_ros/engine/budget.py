@@ -162,6 +162,7 @@ class Pace:
         self.deadline = math.inf if budget_ms is None else watch.arrived + budget_ms / 1e3
         self.why = ""
         self.warning = ""
+        self.hopeless = False  # from the start: then a short answer is worth more than a cut one
         self._predicted: StageTimes | None = None
         self.decision: Plan | None = None
         self._given_up = 0  # rung
@@ -190,6 +191,7 @@ class Pace:
         smallest = (now - self._watch.arrived + reserve + table.cheapest_seconds) * 1e3
         feasible = f"the smallest feasible one is {smallest:.0f} ms"
         self.warning = f"the latency budget of {self._budget_ms:g} ms cannot be kept: {feasible}"
+        self.hopeless = self.hopeless or self._watch.stage == "queue"
         if controller.config.infeasible is Infeasible.REFUSE:
             raise BudgetInfeasible(self.warning)
         return self._decided(table.cheapest, situation, f"the fastest plan, {max(0.0, left) * 1e3:.0f} ms are left")

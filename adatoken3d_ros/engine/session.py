@@ -401,7 +401,7 @@ class SceneSession:
             if should_stop():
                 status, message = Status.CANCELLED, f"cancelled after {len(ids)} tokens"
                 break
-            least = min(limit, SHORTEST_ANSWER) if pace.warning else 1
+            least = min(limit, SHORTEST_ANSWER) if pace.hopeless else 1
             step = decode_terms(1, sum(filled.cache.lengths), self.n_layers)
             if least <= len(ids) < limit and pace.time_is_up(step):
                 status, text = Status.TRUNCATED, whole_words(text)
