@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -199,8 +198,6 @@ def _check_unique(node: Any) -> None:
 
 
 def default_strategy(policy: str, n_layers: int) -> Strategy:
-    """For a model that was not calibrated: a half, a quarter, an eighth from L/4, L/2, 3L/4 on (`none`: everything)."""
-    # By layer, so that in a model of fewer than four layers the later gate of two at the same layer holds.
-    by_layer = {max(1, math.floor(n_layers * k / 4 + 0.5)): 0.5**k for k in (1, 2, 3)} if policy != "none" else {}
-    stages = tuple(Stage(layer, ratio) for layer, ratio in by_layer.items())
-    return Strategy(f"{policy}-default", policy, Schedule(stages), info={"kind": "default"})
+    """A policy with its own schedule, scaled to `n_layers`: for a model that was not calibrated."""
+    schedule = make_policy(policy).default_schedule(n_layers)
+    return Strategy(f"{policy}-default", policy, schedule, info={"kind": "default"})

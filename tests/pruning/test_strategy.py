@@ -8,6 +8,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from adatoken3d_ros.pruning.policies import POLICY_NAMES, make_policy
 from adatoken3d_ros.pruning.schedule import Schedule
 from adatoken3d_ros.pruning.strategy import (
     MAX_BYTES,
@@ -138,19 +139,11 @@ def test_files_that_are_no_strategy(tmp_path: Path) -> None:
         Strategy("s", "ours", Schedule(), info={"notes": "x" * MAX_BYTES}).save(tmp_path / "s")
 
 
-@pytest.mark.parametrize(
-    ("n_layers", "stages"),
-    [
-        (32, [(8, 0.5), (16, 0.25), (24, 0.125)]),
-        (10, [(3, 0.5), (5, 0.25), (8, 0.125)]),
-        (2, [(1, 0.25), (2, 0.125)]),
-        (1, [(1, 0.125)]),
-    ],
-)
-def test_default_strategy(n_layers: int, stages: list[tuple[int, float]]) -> None:
-    schedule = default_strategy("ours", n_layers).schedule
-    assert [(stage.layer, stage.ratio) for stage in schedule.stages] == stages
-    schedule.check(n_layers)
+@pytest.mark.parametrize("policy", POLICY_NAMES)
+def test_a_policy_by_its_name_alone_brings_its_own_schedule(policy: str) -> None:
+    strategy = default_strategy(policy, 12)
+    assert strategy.schedule == make_policy(policy).default_schedule(12)
+    assert strategy.name == f"{policy}-default" and strategy.policy == policy
 
 
 def test_default_strategy_without_pruning() -> None:
