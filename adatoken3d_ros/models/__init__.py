@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights that come with the package."""
+"""Where the weights that come with the package lie, once there are some worth shipping (see docs/model_card.md)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ def embedded_path() -> Path:
     """Directory of the small model that comes with the package, as `model.checkpoint.load` takes it.
 
     Raises:
-        FileNotFoundError: if the package was installed without it, or lies in an archive.
+        FileNotFoundError: if this version carries no weights.
     """
     path = Path(str(files("adatoken3d_ros.models").joinpath("embedded")))
     if not (path / "config.json").is_file():
-        raise FileNotFoundError(f"{path} is missing: the package was installed without its model")
+        raise FileNotFoundError(
+            f"{path} is missing: there is no trained model yet, see docs/model_card.md"
+        )
     return path
