@@ -214,7 +214,7 @@ class SceneNode(LifecycleNodeMixin, Node):
         if worker is not None:
             worker.stop()
         self._model_id, self._speed = "", None
-        self.outputs.forget_answer()
+        self.outputs.forget_answer(self.parameters["scene.frame_id"])
         self.outputs.publish_scene(SceneView(), self.parameters["scene.frame_id"])
         gc.collect()
         if self._on_gpu:
@@ -256,7 +256,7 @@ class SceneNode(LifecycleNodeMixin, Node):
 
     def clear(self, session: Any) -> None:
         session.clear()
-        self.outputs.forget_answer()
+        self.outputs.forget_answer(self.parameters["scene.frame_id"])
         self.show_scene(session)
 
     # --- diagnostics --------------------------------------------------------------------------------------------------

@@ -83,19 +83,13 @@ def scene_cloud(scene: SceneView, frame_id: str) -> PointCloud2:
     return cloud(header(scene.stamp_ns, frame_id), columns)
 
 
+RETAINED_FIELDS = ("x", "y", "z", "rgb", "contribution", "last_layer", "retained")
+
+
 def retained_cloud(report: TokenReport, stamp_ns: int, frame_id: str) -> PointCloud2:
     """One point for each spatial token of a question: x y z rgb contribution last_layer retained."""
-    x, y, z = report.xyz.T
-    columns = {
-        "x": x,
-        "y": y,
-        "z": z,
-        "rgb": pack_rgb(report.rgb),
-        "contribution": report.contribution,
-        "last_layer": report.last_layer,
-        "retained": report.retained,
-    }
-    return cloud(header(stamp_ns, frame_id), columns)
+    columns = (*report.xyz.T, pack_rgb(report.rgb), report.contribution, report.last_layer, report.retained)
+    return cloud(header(stamp_ns, frame_id), dict(zip(RETAINED_FIELDS, columns, strict=True)))
 
 
 def answer_message(answer: Answer, frame_id: str, now_ns: int) -> AnswerMsg:
@@ -257,9 +251,12 @@ class Publishers:
         last = self._last
         self._markers.offer(lambda: markers(last, scene, frame_id))
 
-    def forget_answer(self) -> None:
-        """Takes the last answer out of the markers, after the scene was cleared."""
-        self._last = None
+    def forget_answer(self, frame_id: str) -> None:
+        """Takes the last answer out of the markers and its tokens out of sight, after the scene was cleared."""
+        if self._last is not None:
+            self._last = None
+            nothing = np.zeros(0)
+            self._retained_tokens.offer(lambda: cloud(header(0, frame_id), dict.fromkeys(RETAINED_FIELDS, nothing)))
 
     def serve(self) -> None:
         """Looks for those who came late; call it now and then."""

@@ -344,7 +344,10 @@ def test_bad_input_shows_in_the_diagnostics_and_the_node_lives_on(live: Live, sp
 
 
 def test_the_scene_is_cleared_and_built_again(live: Live) -> None:
+    retained = live.graph.collect(PointCloud2, f"{NAME}/retained_tokens")
+    live.graph.wait(lambda: retained and retained[-1].width > 0, "the tokens of the last answer")
     assert live.graph.call(Trigger, f"{NAME}/clear_scene").success
+    live.graph.wait(lambda: retained[-1].width == 0, "their end")
     assert live.ask().status == Answer.NO_SCENE
     live.camera.send(live.camera.messages(STAMP + next(LATER), *synthetic_frame(5)))
     live.graph.wait(lambda: live.ask().status == Answer.TRUNCATED, "an answer about the new scene")
