@@ -567,7 +567,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         console.print("The model has random weights: losses are real, accuracy cannot be measured.")
     if args.json is not None:
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        shown = {key: value for key, value in result.items() if key != "pairs"}  # hundreds of points: in the picture
+        args.json.write_text(json.dumps(shown, indent=2) + "\n", encoding="utf-8")
     if args.picture is not None:
         draw(result, args.picture)
 

@@ -207,7 +207,6 @@ def run(views: int, channels: int, repeats: int, seed: int) -> dict[str, Any]:
         "add_view_ms": medians["add_view"],
         "remove_view_ms": medians["remove_view"],
         "parts_ms": {name: medians[name] for name in ("ours_geometry", "ours_pooling", "upstream_geometry")},
-        "clock_and_cpu_ms": times,
         "views": views,
         "image": [WIDTH, HEIGHT],
         "channels": channels,
