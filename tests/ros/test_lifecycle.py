@@ -103,7 +103,7 @@ def test_bad_models_and_parameters_are_refused_by_name(graph: Graph, tiny_model:
 
 
 def test_autostart_brings_it_up(graph: Graph, tiny_model: Path) -> None:
-    process = graph.start_node(tiny_model, autostart="true")
+    process = graph.start_node(tiny_model, autostart="true", diagnostics__period=0.05)
     graph.wait(lambda: graph.state() == "active", "the node to be active")
     # In the middle of an answer, and more than once.
     camera = Camera(graph)
@@ -112,7 +112,7 @@ def test_autostart_brings_it_up(graph: Graph, tiny_model: Path) -> None:
     graph.wait(lambda: ask(graph).status == Answer.TRUNCATED, "an answer")
     answers = graph.collect(Answer, f"{NAME}/answer")
     graph.wait(lambda: answers, "the last answer, latched")
-    request = AskScene.Request(question="A long one", max_new_tokens=3000)
+    request = AskScene.Request(question="What?", max_new_tokens=3000)  # the question that was just cut
     pending = graph.client(AskScene, f"{NAME}/ask").call_async(request)
     graph.wait(lambda: "answering" in _model(graph), "the model to be answering")
     status, seconds = process.stop(signal.SIGINT, signal.SIGINT, signal.SIGTERM)
