@@ -28,7 +28,13 @@ def shared_graph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Graph]:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny random checkpoint."""
+    """The tiny random checkpoint, whose answers never end by themselves: tests cancel them in the middle."""
+    from safetensors.torch import load_file, save_file
+
     from adatoken3d_ros.model.tiny import write_tiny_checkpoint
 
-    return Path(write_tiny_checkpoint(tmp_path_factory.mktemp("model") / "tiny"))
+    path = Path(write_tiny_checkpoint(tmp_path_factory.mktemp("model") / "tiny"))
+    weights = load_file(path / "model.safetensors")
+    weights["lm_head.weight"][2] = 0.0  # the end of the answer
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+    return path

@@ -206,13 +206,13 @@ def test_an_answer_is_streamed(live: Live) -> None:
     stream = Stream(live, 6)
     status, answer = stream.end()
     assert (status, answer.status) == (GoalStatus.STATUS_SUCCEEDED, Answer.TRUNCATED)
-    # The last feedback may arrive after the result; it is a topic, so of a burst some may be missing.
-    live.graph.wait(lambda: stream.feedback[-1].new_tokens == 6, "the last feedback")
+    # Feedback is a topic: it may arrive after the result, and of a burst some may be missing.
+    live.graph.wait(lambda: stream.feedback and stream.feedback[-1].new_tokens > 0, "feedback with text")
     stages = list(dict.fromkeys(feedback.stage for feedback in stream.feedback))
     assert stages == [stage for stage in ("queue", "encode", "tokens", "prefill", "decode") if stage in stages]
     counts = [feedback.new_tokens for feedback in stream.feedback]
     assert counts == sorted(counts)
-    assert stream.feedback[-1].text_so_far == answer.text
+    assert answer.text.startswith(stream.feedback[-1].text_so_far)
 
 
 def test_a_stream_is_cancelled_within_one_step(live: Live) -> None:
