@@ -11,40 +11,50 @@ from numpy.typing import NDArray
 from adatoken3d_ros.scene.geometry import backproject
 
 NEAREST = 1e-3  # metres; a point closer to the image plane than this is not projected
+LARGEST_RADIUS = 8  # pixels; a point is drawn no larger than this without being told to
 
 
 def z_buffer(
-    xyz: NDArray[np.floating], K: NDArray[np.float64], width: int, height: int, radius: int = 0
+    xyz: NDArray[np.floating], K: NDArray[np.float64], width: int, height: int, radius: int | None = 0
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Points drawn as squares of 2 * radius + 1 pixels; the nearest point wins (of equally near ones the first).
 
     Args:
         xyz: (N, 3) camera frame, metres; rows that are not finite or not in front of the camera are left out.
         K: (3, 3) pinhole matrix. A point belongs to the pixel nearest to its projection.
+        radius: pixels; None: `splat_radius` of the pixels that the points hit.
 
     Returns:
         depth (height, width) float32, metres along the optical axis, NaN where no point is drawn, and the row of the
         point (height, width) int64, -1 where there is none.
     """
     x, y, z = (np.ascontiguousarray(xyz[:, i]) for i in range(3))
+    # A margin holds points whose square reaches into the picture.
+    margin = LARGEST_RADIUS if radius is None else radius
     with np.errstate(invalid="ignore", over="ignore"):
         rows = np.flatnonzero((z > NEAREST) & np.isfinite(x + y + z))
-    # In units of z first: a point of 1e30 m must not overflow.
-    x, y, z = x[rows].astype(np.float64) / z[rows], y[rows].astype(np.float64) / z[rows], z[rows].astype(np.float32)
-    u, v = np.rint(K[0, 0] * x + K[0, 1] * y + K[0, 2]), np.rint(K[1, 1] * y + K[1, 2])
-    inside = (u >= -radius) & (u < width + radius) & (v >= -radius) & (v < height + radius)
-    rows, z = rows[inside], z[inside]
-    # A margin of `radius` holds points whose square reaches into the picture.
-    wide, high = width + 2 * radius, height + 2 * radius
-    pixel = (v[inside].astype(np.int64) + radius) * wide + u[inside].astype(np.int64) + radius
+    z = z[rows]
+    # In units of z first: a point of 1e30 m must not overflow. Most points of a cloud that is all around leave here.
+    y = y[rows].astype(np.float64) / z
+    v = np.rint(K[1, 1] * y + K[1, 2])
+    inside = np.flatnonzero((v >= -margin) & (v < height + margin))
+    rows, y, z, v = rows[inside], y[inside], z[inside], v[inside]
+    u = np.rint(K[0, 0] * (x[rows].astype(np.float64) / z) + K[0, 1] * y + K[0, 2])
+    inside = np.flatnonzero((u >= -margin) & (u < width + margin))
+    rows, u, v, z = rows[inside], u[inside], v[inside], z[inside].astype(np.float32)
+    wide, high = width + 2 * margin, height + 2 * margin
+    pixel = (v.astype(np.int64) + margin) * wide + u.astype(np.int64) + margin
     depth = np.full(wide * high, np.inf, np.float32)
     np.minimum.at(depth, pixel, z)
     nearest = z == depth[pixel]
     none = len(xyz)
     index = np.full(wide * high, none, np.int64)
     np.minimum.at(index, pixel[nearest], rows[nearest])
-    depth, index = _spread(depth.reshape(high, wide), index.reshape(high, wide), radius)
-    inner = slice(radius, radius + height), slice(radius, radius + width)
+    depth, index = depth.reshape(high, wide), index.reshape(high, wide)
+    inner = slice(margin, margin + height), slice(margin, margin + width)
+    if radius is None:
+        radius = splat_radius(int((index[inner] != none).sum()), width, height)
+    depth, index = _spread(depth, index, radius)
     depth, index = depth[inner], index[inner]
     empty = index == none
     return np.where(empty, np.float32(np.nan), depth), np.where(empty, -1, index)
@@ -66,7 +76,7 @@ def _spread(
     return depth, index
 
 
-def splat_radius(n_points: int, width: int, height: int, largest: int = 8) -> int:
+def splat_radius(n_points: int, width: int, height: int, largest: int = LARGEST_RADIUS) -> int:
     """Pixels for `z_buffer` so that the squares of `n_points` spread evenly over an image about touch."""
     spacing = math.sqrt(width * height / max(1, n_points))
     return min(largest, max(0, math.ceil((spacing - 1) / 2 - 0.1)))

@@ -67,6 +67,18 @@ def test_the_z_buffer_equals_the_loop(seed: int, n: int, radius: int) -> None:
     np.testing.assert_array_equal(depth, np.where(who < 0, np.nan, want).astype(np.float32))
 
 
+def test_without_a_radius_the_pixels_that_are_hit_tell_it() -> None:
+    # Point 0 lies outside of the picture, but its square reaches in.
+    xyz = np.append([[-1.0, 20, 1]], np.random.default_rng(3).uniform((0, 0, 1), (40, 40, 1), (60, 3)), axis=0)
+    K = np.array([[1.0, 0, 0], [0, 1.0, 0], [0, 0, 1]])
+    hit = int((z_buffer(xyz, K, 40, 40)[1] >= 0).sum())
+    radius = splat_radius(hit, 40, 40)
+    assert 40 < hit <= 60 and radius == 2
+    for found, wanted in zip(z_buffer(xyz, K, 40, 40, None), z_buffer(xyz, K, 40, 40, radius), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    assert 0 in z_buffer(xyz, K, 40, 40, None)[1]
+
+
 def test_squares_about_touch() -> None:
     assert splat_radius(640 * 480, 640, 480) == 0
     assert splat_radius(640 * 480 // 16, 640, 480) == 2
