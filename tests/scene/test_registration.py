@@ -69,11 +69,11 @@ def test_the_z_buffer_equals_the_loop(seed: int, n: int, radius: int) -> None:
 
 def test_without_a_radius_the_pixels_that_are_hit_tell_it() -> None:
     # Point 0 lies outside of the picture, but its square reaches in.
-    xyz = np.append([[-1.0, 20, 1]], np.random.default_rng(3).uniform((0, 0, 1), (40, 40, 1), (60, 3)), axis=0)
+    xyz = np.append([[-1.0, 20, 1]], np.random.default_rng(3).uniform((0, 0, 1), (40, 40, 1), (80, 3)), axis=0)
     K = np.array([[1.0, 0, 0], [0, 1.0, 0], [0, 0, 1]])
     hit = int((z_buffer(xyz, K, 40, 40)[1] >= 0).sum())
     radius = splat_radius(hit, 40, 40)
-    assert 40 < hit <= 60 and radius == 2
+    assert 60 < hit <= 80 and radius == 2
     for found, wanted in zip(z_buffer(xyz, K, 40, 40, None), z_buffer(xyz, K, 40, 40, radius), strict=True):
         np.testing.assert_array_equal(found, wanted)
     assert 0 in z_buffer(xyz, K, 40, 40, None)[1]
