@@ -81,7 +81,8 @@ class Stopwatch:
 
     def _close(self) -> None:
         now = self.clock()
-        self._ms[self.stage] = (now - self._since) * 1e3
+        # A stage comes twice where memory ran out and the question was begun anew.
+        self._ms[self.stage] = self._ms.get(self.stage, 0.0) + (now - self._since) * 1e3
         self._since = now
 
 
@@ -167,6 +168,12 @@ class Pace:
         self.decision: Plan | None = None
         self._given_up = 0  # rung
         self._lost = [0.0, 0.0]  # by views and by tokens
+        self._tokens: int | None = None  # the smallest cap so far
+        self._small = False
+
+    def out_of_memory(self) -> None:
+        """Memory ran out: from now on `plan` gives the smallest plan there is, whatever the budget."""
+        self._small = True
 
     def plan(self, situation: Situation) -> Plan:
         """The best plan from here on.
@@ -174,6 +181,26 @@ class Pace:
         Raises:
             BudgetInfeasible: the fastest plan is too slow and the policy is to refuse.
         """
+        if self._small:
+            return self._smallest(situation)
+        plan = self._best(situation)
+        self._tokens = plan.max_tokens or self._tokens
+        return plan
+
+    def _smallest(self, situation: Situation) -> Plan:
+        """Half the tokens, read under the strongest pruning; no new view where there is a scene without it."""
+        options = self._controller.options
+        tokens = None
+        if situation.prunable:
+            tokens = max(1, min(situation.n_spatial, situation.max_spatial, self._tokens or situation.n_spatial) // 2)
+        views = 0 if situation.views else min(1, situation.pending)
+        plan = Plan(options[-1].strategy, views, tokens, False, situation.answer_limit, options[-1].rung)
+        self._predicted, self.decision = None, plan
+        size = situation.n_spatial if tokens is None else tokens
+        self.why = f"{plan.strategy.name}, {size} tokens: memory ran out, so half the tokens and the strongest pruning"
+        return plan
+
+    def _best(self, situation: Situation) -> Plan:
         controller = self._controller
         reuse = controller.config.reuse is Reuse.PREFIX
         if controller.latency is None:

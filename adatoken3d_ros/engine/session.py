@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from adatoken3d_ros.engine.answer import Answer, Box, Question, Status, TokenReport
 from adatoken3d_ros.engine.budget import BudgetConfig, BudgetInfeasible, Controller, Pace, Reuse, Stopwatch
 from adatoken3d_ros.engine.latency import decode_terms, encode_terms, follow_up_terms, read_terms, token_terms
+from adatoken3d_ros.engine.memory import describe, free_cached, is_out_of_memory
 from adatoken3d_ros.engine.plans import SHORTEST_ANSWER, Plan, Situation, Table
 from adatoken3d_ros.engine.prepared import Block, Prepared, interruptible
 from adatoken3d_ros.engine.warmup import latency_model
@@ -32,6 +34,8 @@ from adatoken3d_ros.scene.keyframes import KeyFrameConfig, KeyFrameSelector, Ver
 from adatoken3d_ros.scene.patches import PatchConfig, patch_points
 from adatoken3d_ros.scene.storage import load_scene, save_scene
 from adatoken3d_ros.scene.token_map import SpatialTokens, TokenMap
+
+logger = logging.getLogger(__name__)
 
 
 class InvalidRequest(ValueError):
@@ -291,14 +295,15 @@ class SceneSession:
             should_stop: polled between decoder layers and decode steps; True ends the answer as CANCELLED.
 
         Returns:
-            An answer with a status; what still raises is a defect of the model, the program or the machine.
+            An answer with a status. Where memory runs out the question is begun anew, smaller, once; then it is an
+            ERROR that says where. What still raises is a defect of the model, the program or the machine.
         """
         now = self._clock()
         watch = Stopwatch(self._clock, now if arrived is None else arrived, on_stage or (lambda _: None))
         pace = self.controller.start(question, watch)
         answer = Answer(question, Status.OK, strategy=self.strategy.name, model_id=self.model_id, seed=self.config.seed)
         try:
-            answer = self._answer(answer, watch, pace, on_text, should_stop or (lambda: False))
+            answer = self._within_memory(answer, watch, pace, on_text, should_stop or (lambda: False))
         except LookupError as error:
             answer = replace(answer, status=Status.NO_SCENE, status_message=str(error))
         except InvalidRequest as error:
@@ -312,6 +317,29 @@ class SceneSession:
         return replace(
             answer, times=times, budget_met=met, plan=pace.why, predicted=pace.predicted, decision=pace.decision
         )
+
+    def _within_memory(
+        self,
+        answer: Answer,
+        watch: Stopwatch,
+        pace: Pace,
+        on_text: Callable[[str, int], None] | None,
+        should_stop: Callable[[], bool],
+    ) -> Answer:
+        """As `_answer`, and once more with a smaller plan if memory runs out on the way."""
+        problems = []
+        for attempt in ("", " again, with half the tokens and the strongest pruning"):
+            try:
+                return self._answer(answer, watch, pace, on_text, should_stop)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                problems.append(f"out of memory{attempt} in the stage {watch.stage}: {describe(error)}")
+            logger.warning("the question %r: %s", answer.question.text, problems[-1])
+            self.prepared.forget()
+            free_cached()
+            pace.out_of_memory()
+        return replace(answer, status=Status.ERROR, status_message="; ".join(problems), stamp_ns=self.stamp_ns)
 
     def _answer(
         self,

@@ -15,6 +15,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from adatoken3d_ros.engine.answer import Answer, Question, StageTimes, Status
+from adatoken3d_ros.engine.memory import describe, free_cached, is_out_of_memory
 
 if TYPE_CHECKING:  # the session brings torch with it, seconds of importing
     from adatoken3d_ros.engine.session import SceneSession
@@ -248,7 +249,7 @@ class Worker:
             source, self._frame = self._frame, None
         if source is None:
             return
-        self._cannot_prepare = False
+        self._cannot_prepare = no_memory = False
         try:
             outcome = session.observe(source()).value
             if encode:
@@ -257,17 +258,26 @@ class Worker:
         except ValueError as error:
             outcome = f"error: {error}"
         except Exception as error:
-            logger.exception("a frame could not be encoded")
-            outcome = f"error: {type(error).__name__}: {error}"
+            no_memory = is_out_of_memory(error)
+            outcome = f"error: {describe(error)}" + " (the view waits to be encoded)" * no_memory
+            if no_memory:
+                logger.error("%s", outcome)
+            else:
+                logger.exception("a frame could not be encoded")
+        if no_memory:
+            free_cached()
         self._count(outcome)
 
     def _work_ahead(self, session: SceneSession) -> None:
-        began = self._clock()
+        began, no_memory = self._clock(), False
         try:
             session.prepare(self._is_wanted)
-        except Exception:
+        except Exception as error:
             self._cannot_prepare = True  # until the scene changes: a question will say what is wrong
-            logger.exception("working ahead failed")
+            no_memory = is_out_of_memory(error)
+            logger.error("working ahead failed: %s", describe(error), exc_info=not no_memory)
+        if no_memory:
+            free_cached()
         self._duty.worked(began, self._clock())
 
     def _is_wanted(self) -> bool:

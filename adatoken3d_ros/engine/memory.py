@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What it looks like when memory runs out, and what can be given back then. torch is imported where it is needed."""
+
+from __future__ import annotations
+
+import gc
+
+# torch has a class of its own for a GPU only; the CPU's allocator raises a RuntimeError that says this.
+_CPU_ALLOCATOR = "can't allocate memory"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that the GPU's or the machine's memory has run out."""
+    import torch
+
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and _CPU_ALLOCATOR in str(error)
+
+
+def describe(error: BaseException) -> str:
+    """An exception in one line: torch adds paragraphs of advice to how much it could not get."""
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def free_cached() -> None:
+    """Gives what nobody holds any more back to the GPU.
+
+    Call it outside of the `except` block: the exception holds the variables of every function on its way.
+    """
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()
