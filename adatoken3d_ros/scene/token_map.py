@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Voxel pooling of patches and the scene memory that keeps its sums up to date as views come and go."""
+"""The scene memory: sums over the voxels, kept up to date as views come and go."""
 
 from __future__ import annotations
 
@@ -11,14 +11,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-# A voxel is one int64: three signed 21-bit indices, x highest, so that numeric order is lexicographic (x, y, z) order.
-_BITS = 21
-_BIAS = 1 << (_BITS - 1)
-_MASK = (1 << _BITS) - 1
+from adatoken3d_ros.scene.voxels import (
+    NEIGHBOURS,
+    TokenMapError,
+    add_in_order,
+    group_equal,
+    sum_groups,
+    voxel_indices,
+    voxel_keys,
+    voxel_pool,
+)
 
-
-class TokenMapError(ValueError):
-    """Points, features or views that cannot be pooled; the message names the offending value."""
+__all__ = [
+    "Contribution",
+    "SpatialTokens",
+    "TokenMap",
+    "TokenMapError",
+    "voxel_indices",
+    "voxel_keys",
+    "voxel_pool",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,106 +53,6 @@ class SpatialTokens:
 
     def __len__(self) -> int:
         return len(self.count)
-
-
-def voxel_keys(xyz: Tensor, voxel_size: float) -> Tensor:
-    """(P,) int64 key of the voxel round_half_even(xyz / voxel_size), in the arithmetic of the dtype of xyz (P, 3).
-
-    Raises:
-        TokenMapError: for a point that is not finite or more than 2^20 voxels from the origin, or a bad voxel size.
-    """
-    if not 0 < voxel_size < float("inf"):
-        raise TokenMapError(f"voxel size {voxel_size} m must be positive and finite")
-    if xyz.ndim != 2 or xyz.shape[1] != 3 or not xyz.is_floating_point():
-        raise TokenMapError(f"points must be floating point of shape (P, 3), got {tuple(xyz.shape)} {xyz.dtype}")
-    index = torch.round(xyz / voxel_size)
-    # One comparison refuses NaN, infinity and what does not fit.
-    inside = (index.abs() < _BIAS).all(dim=1)
-    if not bool(inside.all()):
-        row = int(torch.nonzero(~inside)[0])
-        raise TokenMapError(
-            f"point {row} at {xyz[row].tolist()} m is not finite or more than {_BIAS} voxels of {voxel_size} m away"
-        )
-    biased = index.to(torch.int64) + _BIAS
-    return (biased[:, 0] << (2 * _BITS)) | (biased[:, 1] << _BITS) | biased[:, 2]
-
-
-def voxel_indices(keys: Tensor) -> Tensor:
-    """(M, 3) int64 voxel index of each key (M,): the inverse of the packing in `voxel_keys`."""
-    return torch.stack([(keys >> shift) & _MASK for shift in (2 * _BITS, _BITS, 0)], dim=1) - _BIAS
-
-
-def voxel_pool(
-    features: Tensor,
-    xyz: Tensor,
-    voxel_size: float = 0.2,
-    *,
-    valid: Tensor | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Means of the features of the points that share a voxel.
-
-    Args:
-        features: (P, C). xyz: (P, 3) metres. Both on one device.
-        valid: (P,) bool; a row that is not valid belongs to no voxel and is never read as a number.
-        dtype: of the sums, the counts that divide them and the points; bfloat16 gives upstream's numbers, whose counts
-            stop at 256.
-
-    Returns:
-        mean (M, C) `dtype`, inverse (P,) int64 (row -> voxel, -1 where not valid), count (M,) int64 and voxel (M, 3)
-        int64, voxels in lexicographic order.
-
-    Raises:
-        TokenMapError: if no row is valid, shapes disagree or a point has no voxel (see `voxel_keys`).
-    """
-    if features.ndim != 2 or len(features) != len(xyz):
-        raise TokenMapError(f"features {tuple(features.shape)} do not belong to points {tuple(xyz.shape)}")
-    rows = None if valid is None or bool(valid.all()) else torch.nonzero(valid)[:, 0]
-    points = xyz if rows is None else xyz[rows]
-    if not len(points):
-        raise TokenMapError(f"none of the {len(xyz)} points is valid")
-    order, sorted_inverse, keys, count = _group(voxel_keys(points.to(dtype), voxel_size))
-    rows = order if rows is None else rows[order]
-    if dtype == torch.float32:
-        mean = _sum_groups(features, rows, count)
-        mean /= count[:, None]
-    else:
-        mean, weight = (
-            features.new_zeros(len(keys), features.shape[1], dtype=dtype),
-            points.new_zeros(len(keys), dtype=dtype),
-        )
-        _add_in_order(mean, sorted_inverse, features[rows].to(dtype))
-        _add_in_order(weight, sorted_inverse, weight.new_ones(len(rows)))
-        mean /= weight[:, None]
-    inverse = torch.full((len(xyz),), -1, device=xyz.device).index_copy_(0, rows, sorted_inverse)
-    return mean, inverse, count, voxel_indices(keys)
-
-
-def _group(keys: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Brings equal keys (P,) together: a stable order (P,), each ordered row's group (P,), the keys and sizes (M,)."""
-    ordered, order = torch.sort(keys, stable=True)
-    unique, inverse, count = torch.unique_consecutive(ordered, return_inverse=True, return_counts=True)
-    return order, inverse, unique, count
-
-
-def _sum_groups(features: Tensor, rows: Tensor, count: Tensor) -> Tensor:
-    """(M, C) float32 sums of the features (P, C) of the first count[0] rows, of the next count[1] rows, and so on.
-
-    A bag of embeddings is exactly this sum, and reads each row once, in place and in order, on CUDA too.
-    """
-    return torch.nn.functional.embedding_bag(rows, features.float(), count.cumsum(0) - count, mode="sum")
-
-
-def _add_in_order(table: Tensor, rows: Tensor, values: Tensor) -> None:
-    """table[rows[i]] += values[i] for i = 0, 1, ... with a rounding to the table's dtype at each step.
-
-    index_add_ may keep wider sums. Here each pass takes the next value of every row.
-    """
-    order, group, _, count = _group(rows)
-    turn = torch.arange(len(rows), device=rows.device) - (count.cumsum(0) - count)[group]
-    for i in range(int(count.max())):
-        now = order[turn == i]
-        table.index_add_(0, rows[now], values[now])
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,8 +113,8 @@ class _Sums:
             self.features.index_add_(0, rows.to(self.features.device), features)
             self.weight.index_add_(0, rows, count.to(self.weight.dtype))
         else:
-            _add_in_order(self.features, rows.to(self.features.device), features)
-            _add_in_order(self.weight, rows, count.to(self.weight.dtype))
+            add_in_order(self.features, rows.to(self.features.device), features)
+            add_in_order(self.weight, rows, count.to(self.weight.dtype))
         self.count.index_add_(0, rows, count)
         self.xyz.index_add_(0, rows, xyz)
         self.rgb.index_add_(0, rows, rgb)
@@ -367,9 +279,7 @@ class TokenMap:
         """(P,) bool: whether the voxel of each point (P, 3), scene frame, or one of its 26 neighbours is occupied."""
         points = torch.as_tensor(xyz).double() - self.origin
         keys = voxel_keys(points.to(self.dtype), self.voxel_size)
-        step = torch.tensor([-1, 0, 1])
-        around = ((step << (2 * _BITS))[:, None, None] + (step << _BITS)[:, None] + step).reshape(-1)
-        return torch.isin(keys[:, None] + around, self._keys).any(dim=1)
+        return torch.isin(keys[:, None] + NEIGHBOURS, self._keys).any(dim=1)
 
     def exclusive(self) -> dict[int, int]:
         """Of each view, how many voxels no other view holds: the coverage that is lost without it."""
@@ -477,7 +387,7 @@ class TokenMap:
         if not bool(torch.isfinite(features.sum())) and not bool((finite := torch.isfinite(features)).all()):
             bad = int(rows[int(torch.nonzero(~finite.all(dim=1))[0])])
             raise TokenMapError(f"the feature of patch {bad} is not finite")
-        order, inverse, keys, count = _group(voxel_keys((xyz - self.origin).to(self.dtype), self.voxel_size))
+        order, inverse, keys, count = group_equal(voxel_keys((xyz - self.origin).to(self.dtype), self.voxel_size))
         device_order = order.to(features.device)
         xyz, rgb = xyz[order], rgb[order]
         if self.dtype != torch.float32:
@@ -487,7 +397,7 @@ class TokenMap:
         sums = torch.zeros(len(keys), 3, dtype=torch.float64)
         return Contribution(
             keys,
-            _sum_groups(features, device_order, count.to(features.device)),
+            sum_groups(features, device_order, count.to(features.device)),
             count,
             sums.index_add(0, inverse, xyz),
             sums.index_add(0, inverse, rgb),
