@@ -7,6 +7,7 @@ frames, are dropped for a reason, or still wait for their pose.
 
 from __future__ import annotations
 
+import math
 from bisect import insort
 from collections import Counter
 from collections.abc import Callable
@@ -82,21 +83,34 @@ class Pairer:
 
     Of one stream alone each message is paired with itself. Of two, a message takes the nearest partner within the slop
     as soon as there is one; all that is older than a pair is dropped as `unmatched`. Other reasons: `duplicate_stamp`,
-    `out_of_order`, `no_stamp`, `time_jump`, `stopped`.
+    `out_of_order`, `no_stamp`, `future_stamp`, `time_jump`, `stopped`.
 
     Args:
         slop_ns: largest difference of the stamps, nanoseconds; 0 pairs equal stamps only.
         capacity: messages of a stream that may wait for a partner.
         streams: names of one or two streams, colour first.
+        latest_ns: newest stamp that is believed, asked for with each message. One wild stamp would otherwise make all
+            later ones look as if time had jumped back.
+
+    Attributes:
+        refused: (reason, text with the stamp) of the last message if it was dropped by itself, else None.
     """
 
-    def __init__(self, slop_ns: int = 0, capacity: int = 30, streams: tuple[str, ...] = (RGB, DEPTH)) -> None:
+    def __init__(
+        self,
+        slop_ns: int = 0,
+        capacity: int = 30,
+        streams: tuple[str, ...] = (RGB, DEPTH),
+        latest_ns: Callable[[], float] = lambda: math.inf,
+    ) -> None:
         self.slop_ns = slop_ns
         self.capacity = capacity
         self.streams = streams
         self.counts = {stream: StreamCounts() for stream in streams}
         self.newest = dict.fromkeys(streams, 0)
         self.jumps = 0
+        self.refused: tuple[str, str] | None = None
+        self._latest_ns = latest_ns
         self._pending: dict[str, list[tuple[int, Any]]] = {stream: [] for stream in streams}
         self._used = dict.fromkeys(streams, 0)
 
@@ -108,18 +122,24 @@ class Pairer:
         """Takes one message; returns the pair that it completes."""
         counts = self.counts[stream]
         counts.received += 1
+        self.refused = None
         if stamp_ns <= 0:
-            counts.dropped["no_stamp"] += 1
+            self._refuse(stream, "no_stamp", stamp_ns, "is not set")
+            return None
+        ahead = stamp_ns - self._latest_ns()
+        if ahead > 0:
+            self._refuse(stream, "future_stamp", stamp_ns, f"is {ahead / 1e9:.3f} s later than may be believed")
             return None
         if stamp_ns < self.newest[stream] - JUMP_BACK_NS:
             self.jumps += 1
             self._forget("time_jump")
         pending = self._pending[stream]
         if stamp_ns == self._used[stream] or any(waiting == stamp_ns for waiting, _ in pending):
-            counts.dropped["duplicate_stamp"] += 1
+            self._refuse(stream, "duplicate_stamp", stamp_ns, "has come before")
             return None
         if stamp_ns < self._used[stream]:
-            counts.dropped["out_of_order"] += 1
+            late = (self._used[stream] - stamp_ns) / 1e9
+            self._refuse(stream, "out_of_order", stamp_ns, f"is {late:.3f} s older than one that was used")
             return None
         self.newest[stream] = max(self.newest[stream], stamp_ns)
         insort(pending, (stamp_ns, message), key=lambda item: item[0])
@@ -140,6 +160,10 @@ class Pairer:
     def stop(self) -> None:
         """Drops what is pending, counted as `stopped`."""
         self._forget("stopped")
+
+    def _refuse(self, stream: str, reason: str, stamp_ns: int, why: str) -> None:
+        self.counts[stream].dropped[reason] += 1
+        self.refused = reason, f"{stream}: the stamp {stamp_ns / 1e9:.6f} s {why}"
 
     def _take(self, stream: str, stamp_ns: int) -> None:
         older = [item for item in self._pending[stream] if item[0] < stamp_ns]
@@ -274,7 +298,9 @@ class Assembler:
             the frames' names, as far as the poses know frames.
         capacity: see Pairer; also the number of pairs that may wait for their pose.
         on_drop: told (reason, text with the offending value) of every pair that is dropped.
+        on_refuse: told the same of every message that is dropped by itself for its stamp.
         on_time_jump: called when stamps have jumped back, before any frame of the new time.
+        latest_ns: see Pairer.
     """
 
     def __init__(
@@ -288,11 +314,13 @@ class Assembler:
         T_camera_depth: NDArray[np.float64] | None = None,
         capacity: int = 30,
         on_drop: Callable[[str, str], None] | None = None,
+        on_refuse: Callable[[str, str], None] | None = None,
         on_time_jump: Callable[[], None] | None = None,
+        latest_ns: Callable[[], float] = lambda: math.inf,
     ) -> None:
         self.poses = poses
         self.source = source
-        self.pairer = Pairer(slop_ns, capacity, STREAMS[source])
+        self.pairer = Pairer(slop_ns, capacity, STREAMS[source], latest_ns)
         self.timeout_ns = timeout_ns
         self.rectified = rectified
         self.capacity = capacity
@@ -302,6 +330,7 @@ class Assembler:
         self.infos: Counter[str] = Counter()
         self._T_camera_depth = T_camera_depth
         self._on_drop = on_drop
+        self._on_refuse = on_refuse
         self._on_time_jump = on_time_jump
         self._info: dict[str, Any] = {}
         self._waiting: list[Pair] = []
@@ -320,6 +349,8 @@ class Assembler:
     def add(self, stream: str, stamp_ns: int, message: Any) -> list[LazyFrame]:
         """Takes an image or a cloud; returns the frames that are now complete, oldest first."""
         pair = self.pairer.add(stream, stamp_ns, message)
+        if self.pairer.refused is not None and self._on_refuse is not None:
+            self._on_refuse(*self.pairer.refused)
         if self.pairer.jumps > self._jumps:
             self._jumps = self.pairer.jumps
             self.poses.reset(stamp_ns)
