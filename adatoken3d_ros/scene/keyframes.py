@@ -16,6 +16,7 @@ from adatoken3d_ros.scene.carving import CarvingConfig, seen_through
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.geometry import sample_pixels
 from adatoken3d_ros.scene.patches import PatchConfig, patch_points, valid_depth
+from adatoken3d_ros.scene.sharpness import BlurFilter
 from adatoken3d_ros.scene.token_map import TokenMap
 
 
@@ -25,6 +26,8 @@ class Verdict(str, Enum):
     KEY_FRAME = "key_frame"
     DUPLICATE_STAMP = "duplicate_stamp"
     TOO_SIMILAR = "too_similar"
+    NOTHING_NEW = "nothing_new"
+    BLURRED = "blurred"
     NO_DEPTH = "no_depth"
 
     def __str__(self) -> str:
@@ -39,11 +42,15 @@ class KeyFrameConfig:
         min_translation: metres. min_rotation: degrees. A frame is new if it differs by one of them from each kept view.
         max_views: views that are kept. max_voxels: occupied voxels that are kept, as far as dropping views can do it.
         near: metres; a view so far away from the newest one is worth half of what it would be worth there.
+        far: metres from the newest view beyond which no view is kept. max_age: seconds that views are kept.
+        min_gain: share of a frame's patches that must lie where nothing was seen yet, unless the scene has changed.
+        min_sharpness: share of the recent frames' median sharpness below which a frame counts as blurred; 0: never.
+        sharpness_wait: seconds for which a sharper frame is waited for.
         change_interval: seconds of the stamps between two looks at whether the scene has changed before a camera that
             sees nothing new; infinite: never.
         min_change: a frame from a known place is a key frame if it sees so many patches where nothing was, or looks
             through so many voxels where something was.
-        carving: when something that was there has gone.
+        carving: when something that was there has gone; None: nothing ever does.
     """
 
     min_translation: float = 0.15
@@ -51,9 +58,14 @@ class KeyFrameConfig:
     max_views: int = 20
     max_voxels: int = 20_000
     near: float = 5.0
+    far: float = math.inf
+    max_age: float = math.inf
+    min_gain: float = 0.0
+    min_sharpness: float = 0.0
+    sharpness_wait: float = 0.5
     change_interval: float = 1.0
     min_change: int = 8
-    carving: CarvingConfig = field(default_factory=CarvingConfig)
+    carving: CarvingConfig | None = field(default_factory=CarvingConfig)
 
     def __post_init__(self) -> None:
         if not self.min_translation >= 0 or not 0 <= self.min_rotation <= 180:
@@ -65,16 +77,24 @@ class KeyFrameConfig:
                 raise ValueError(f"{name} {getattr(self, name)} must be at least 1")
         if not self.change_interval >= 0 or not self.near > 0:
             raise ValueError(f"change_interval {self.change_interval} s or near {self.near} m is invalid")
+        if not self.far > 0 or not self.max_age > 0:
+            raise ValueError(f"far {self.far} m or max_age {self.max_age} s is not positive")
+        if not 0 <= self.min_gain <= 1 or not 0 <= self.min_sharpness <= 1 or not self.sharpness_wait >= 0:
+            raise ValueError(
+                f"min_gain {self.min_gain}, min_sharpness {self.min_sharpness} or sharpness_wait "
+                f"{self.sharpness_wait} s is invalid"
+            )
 
 
 class KeyFrameSelector:
-    """Picks key frames by pose change and by change of the scene.
+    """Picks key frames: sharp ones from a new place that show something new, or from any place that has changed.
 
     `decide` keeps no view; one is kept from `accepted` on.
 
-    Over `max_views` or `max_voxels`, `evict` names the view that is missed least: the one of least worth, of equal ones
-    the oldest. A view's worth is the number of voxels that no other view holds, divided by 1 + d / `near` for a camera
-    d metres away from the newest one: without that, a robot that drives on would keep where it came from and forget
+    `evict` names views that go, the first of these that there is: one that is too far away or too old, the oldest
+    first; over `max_views` or `max_voxels` the view that is missed least, the one of least worth, of equal ones the
+    oldest. A view's worth is the number of voxels that no other view holds, divided by 1 + d / `near` for a camera d
+    metres away from the newest one: without that, a robot that drives on would keep where it came from and forget
     where it is, because neighbouring views show much the same. The newest view always stays, or a robot in a room that
     it knows would encode the same place again and again; a view that is not in the map yet goes when no other is left.
 
@@ -95,6 +115,7 @@ class KeyFrameSelector:
         self.config = config or KeyFrameConfig()
         self._patches = patches or PatchConfig()
         self._map = token_map
+        self._blur = BlurFilter(self.config.min_sharpness, self.config.sharpness_wait)
         self.clear()
 
     def clear(self) -> None:
@@ -102,6 +123,7 @@ class KeyFrameSelector:
         self._views: dict[int, NDArray[np.float64]] = {}
         self._stamps: deque[int] = deque(maxlen=self.REMEMBERED_STAMPS)
         self._looked: int | None = None  # stamp of the last frame in which a change was looked for, or that was kept
+        self._blur.clear()
 
     def __len__(self) -> int:
         return len(self._views)
@@ -121,9 +143,21 @@ class KeyFrameSelector:
         self._stamps.extend(sorted(poses))
 
     def decide(self, frame: PosedFrame) -> Verdict:
-        """Whether to encode the frame; looks at its stamp, its pose and its depth."""
+        """Whether to encode the frame; looks at its stamp, its pose, its depth, what it shows, and its sharpness."""
         if frame.stamp_ns in self._stamps:
             return Verdict.DUPLICATE_STAMP
+        self._blur.look(frame.rgb, frame.stamp_ns)
+        looked = self._looked
+        verdict = self._wanted(frame)
+        if verdict != Verdict.KEY_FRAME:
+            self._blur.settled()
+        elif self._blur.better_waits():
+            self._looked = looked  # the sharper frame shows the change, too
+            return Verdict.BLURRED
+        return verdict
+
+    def _wanted(self, frame: PosedFrame) -> Verdict:
+        """The verdict on a frame that is as sharp as can be."""
         similar = any(self._similar(frame.T_world_camera, pose) for pose in self._views.values())
         if similar and not self._changed(frame):
             return Verdict.TOO_SIMILAR
@@ -131,6 +165,8 @@ class KeyFrameSelector:
         rows, cols = sample_pixels(width, height, self._patches.image_size, self._patches.grid)
         if not valid_depth(frame.depth[np.ix_(rows, cols)], self._patches.max_depth).any():
             return Verdict.NO_DEPTH
+        if not similar and self._gain(frame) < self.config.min_gain and not self._changed(frame):
+            return Verdict.NOTHING_NEW
         return Verdict.KEY_FRAME
 
     def accepted(self, frame: PosedFrame) -> None:
@@ -144,42 +180,63 @@ class KeyFrameSelector:
         self._views[frame.stamp_ns] = frame.T_world_camera
         self._stamps.append(frame.stamp_ns)
         self._looked = frame.stamp_ns
+        self._blur.settled()
 
     def evict(self) -> int | None:
         """Drop the view that is missed least if there are too many and return its stamp, else None.
 
         The caller takes it out of the map before it asks again.
         """
+        if not self._views:
+            return None
+        *others, newest = sorted(self._views)
+        here = self._views[newest][:3, 3]
+        away = {stamp: float(np.linalg.norm(self._views[stamp][:3, 3] - here)) for stamp in others}
+        for stamp in others:
+            if away[stamp] > self.config.far or newest - stamp > self.config.max_age * 1e9:
+                del self._views[stamp]
+                return stamp
         crowded = self._map is not None and self._map.n_voxels > self.config.max_voxels
         if len(self._views) <= (1 if crowded else self.config.max_views):
             return None
         exclusive = {} if self._map is None else self._map.exclusive()
         unknown = 0 if self._map is None else math.inf
-        *others, newest = sorted(self._views)
-        here = self._views[newest][:3, 3]
-
-        def worth(stamp: int) -> float:
-            away = float(np.linalg.norm(self._views[stamp][:3, 3] - here))
-            return exclusive.get(stamp, unknown) / (1.0 + away / self.config.near)
-
-        least = min(others, key=worth)
+        least = min(others, key=lambda stamp: exclusive.get(stamp, unknown) / (1.0 + away[stamp] / self.config.near))
         del self._views[least]
         return least
 
     def _changed(self, frame: PosedFrame) -> bool:
         """Whether the frame shows a scene that is not the one in the map, looked at once in `change_interval`."""
-        token_map, since = self._map, self._looked
-        if token_map is None or not token_map.n_voxels:
-            return False
-        if since is not None and 0 <= frame.stamp_ns - since < self.config.change_interval * 1e9:
+        token_map = self._map
+        if token_map is None or not self._looks_for_changes(frame.stamp_ns):
             return False
         self._looked = frame.stamp_ns
         points = patch_points(frame, self._patches)
         new = int((~token_map.near_occupied(points.xyz[points.valid])).sum()) if points.valid.any() else 0
         if new >= self.config.min_change:
             return True
+        if self.config.carving is None:
+            return False
         through = seen_through(frame, token_map.centres(), token_map.voxel_size, self.config.carving)
         return int(through.sum()) >= self.config.min_change
+
+    def _gain(self, frame: PosedFrame) -> float:
+        """Share of the frame's patches that lie where nothing was seen yet; 1 while there is nothing to compare."""
+        if not self.config.min_gain or self._map is None or not self._map.n_voxels:
+            return 1.0
+        points = patch_points(frame, self._patches)
+        return float((~self._map.near_occupied(points.xyz[points.valid])).double().mean())
+
+    def _looks_for_changes(self, stamp_ns: int) -> bool:
+        """Whether it is time to look, and there is a scene that can have changed."""
+        if self._map is None or not self._map.n_voxels:
+            return False
+        since = self._looked
+        return since is None or not 0 <= stamp_ns - since < self.config.change_interval * 1e9
+
+    def _is_known(self, T_world_camera: NDArray[np.float64]) -> bool:
+        """Whether a kept view was taken from about there."""
+        return any(self._similar(T_world_camera, pose) for pose in self._views.values())
 
     def _similar(self, a: NDArray[np.float64], b: NDArray[np.float64]) -> bool:
         if np.linalg.norm(a[:3, 3] - b[:3, 3]) >= self.config.min_translation:

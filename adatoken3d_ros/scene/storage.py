@@ -18,10 +18,13 @@ from torch import Tensor
 from adatoken3d_ros.scene.frames import FrameError, check_rigid
 from adatoken3d_ros.scene.token_map import Contribution, TokenMap
 
-FORMAT = 1
+FORMAT = 2
 MAX_BYTES = 8 * 2**30  # a larger file is refused before it is read
 MAX_VIEWS = 10_000
-_NAMES = ("keys", "features", "count", "xyz", "rgb", "stamps", "rows", "poses")
+_OF_ROWS = ("keys", "features", "count", "xyz", "rgb")
+_OF_PATCHES = ("points", "level")
+_NAMES = (*_OF_ROWS, *_OF_PATCHES, "stamps", "rows", "poses")
+MOST_SHIFT = 2**20  # voxels
 
 
 class SceneFileError(ValueError):
@@ -52,12 +55,12 @@ def save_scene(
     ordered = [views[stamp] for stamp in stamps]
     tensors = {
         name: torch.cat([getattr(view, name).cpu() for view in ordered]).contiguous()
-        for name in ("keys", "features", "count", "xyz", "rgb")
+        for name in (*_OF_ROWS, *_OF_PATCHES)
     }
     tensors["stamps"] = torch.tensor(stamps, dtype=torch.int64)
     tensors["rows"] = torch.tensor([len(view.keys) for view in ordered], dtype=torch.int64)
     tensors["poses"] = torch.from_numpy(np.stack([poses[stamp] for stamp in stamps]).astype(np.float64))
-    content = {**_identity(token_map, model_hash, frame_id), "format": FORMAT}
+    content = {**_identity(token_map, model_hash, frame_id), "shift": token_map.shift.tolist()}
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)
     try:
@@ -78,12 +81,15 @@ def load_scene(
     frame_id: str,
     channels: int,
     device: torch.device | str = "cpu",
+    adopt_origin: bool = False,
 ) -> dict[int, NDArray[np.float64]]:
     """Replaces the map's views by those of a file; on any error the map is as it was.
 
     Args:
         token_map: of the voxel size and origin that the file was written with.
         model_hash, frame_id: see `save_scene`. channels: of the model's features. device: where they are put.
+        adopt_origin: the map takes over the origins of the file, its own and the model's, whatever they were; else its
+            own must be the file's, and the model's stays.
 
     Returns:
         {stamp: T_world_camera (4, 4)} of the views.
@@ -102,31 +108,48 @@ def load_scene(
             names = set(file.keys())
             if not isinstance(content, dict) or names != set(_NAMES):
                 raise SceneFileError(f"{path} is no scene: it holds {', '.join(sorted(names)) or 'nothing'}")
-            _check_identity(path, content, {**_identity(token_map, model_hash, frame_id), "format": FORMAT})
+            wanted = _identity(token_map, model_hash, frame_id)
+            if adopt_origin:
+                del wanted["origin"]
+            _check_identity(path, content, wanted)
+            origin, shift = _origins(path, content) if adopt_origin else (None, None)
             tensors = {name: file.get_tensor(name) for name in _NAMES}
     except (SafetensorError, json.JSONDecodeError) as error:
         raise SceneFileError(f"{path} is no scene: {error}") from error
     _check_tensors(path, tensors, channels, token_map.dtype)
     rows = tensors["rows"].tolist()
-    parts = {name: torch.split(tensors[name], rows) for name in ("keys", "features", "count", "xyz", "rgb")}
-    views = {
-        stamp: Contribution(
-            parts["keys"][i], parts["features"][i].to(device), parts["count"][i], parts["xyz"][i], parts["rgb"][i]
-        )
-        for i, stamp in enumerate(tensors["stamps"].tolist())
-    }
-    token_map.restore(views)
+    parts = {name: torch.split(tensors[name], rows) for name in _OF_ROWS}
+    patches = [int(count.sum()) for count in parts["count"]]
+    parts.update({name: torch.split(tensors[name], patches) for name in _OF_PATCHES})
+    views = {}
+    for i, stamp in enumerate(tensors["stamps"].tolist()):
+        part = {name: parts[name][i] for name in parts}
+        part["features"] = part["features"].to(device)
+        views[stamp] = Contribution(**part, position=part["features"].new_zeros(rows[i], 0, dtype=torch.float32))
+    token_map.restore(views, origin, shift)
     return dict(zip(views, tensors["poses"].numpy(), strict=True))
 
 
 def _identity(token_map: TokenMap, model_hash: str, frame_id: str) -> dict[str, object]:
     return {
+        "format": FORMAT,
         "model": model_hash,
         "frame": frame_id,
         "voxel_size": token_map.voxel_size,
         "origin": token_map.origin.tolist(),
         "numbers": str(token_map.dtype).removeprefix("torch."),
     }
+
+
+def _origins(path: Path, content: dict[str, object]) -> tuple[list[float], Tensor]:
+    origin, shift = content.get("origin"), content.get("shift")
+    numbers = isinstance(origin, list) and all(isinstance(x, float) and np.isfinite(x) for x in origin)
+    if not (numbers and isinstance(origin, list) and len(origin) == 3):
+        raise SceneFileError(f"{path} has origin {origin!r}, not three numbers")
+    whole = isinstance(shift, list) and all(type(n) is int and abs(n) <= MOST_SHIFT for n in shift)
+    if not (whole and isinstance(shift, list) and len(shift) == 3):
+        raise SceneFileError(f"{path} has shift {shift!r}, not three whole numbers up to {MOST_SHIFT}")
+    return origin, torch.tensor(shift, dtype=torch.int64)
 
 
 def _check_identity(path: Path, content: dict[str, object], wanted: dict[str, object]) -> None:
@@ -139,7 +162,10 @@ def _check_tensors(path: Path, tensors: dict[str, Tensor], channels: int, dtype:
     views, rows = len(tensors["stamps"]), len(tensors["keys"])
     if not 0 < views <= MAX_VIEWS:
         raise SceneFileError(f"{path} has {views} views, not 1 to {MAX_VIEWS}")
+    patches = len(tensors["points"])
     wanted = {
+        "points": ((patches, 3), torch.float32),
+        "level": ((patches,), torch.bool),
         "keys": ((rows,), torch.int64),
         "features": ((rows, channels), dtype),
         "count": ((rows,), torch.int64),
@@ -159,6 +185,8 @@ def _check_tensors(path: Path, tensors: dict[str, Tensor], channels: int, dtype:
         raise SceneFileError(f"{path}: its views have {tensors['rows'].tolist()} rows, there are {rows}")
     if rows and int(tensors["count"].min()) < 1:
         raise SceneFileError(f"{path}: a voxel of {int(tensors['count'].min())} patches")
+    if rows and int(tensors["count"].max()) > patches or int(tensors["count"].sum()) != patches:
+        raise SceneFileError(f"{path}: its voxels have {int(tensors['count'].sum())} patches, there are {patches}")
     if bool((tensors["stamps"].diff() <= 0).any()):
         raise SceneFileError(f"{path}: its stamps do not ascend")
     stamps = tensors["stamps"].tolist()

@@ -3,18 +3,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from adatoken3d_ros.scene.contributions import Contribution, Sums
 from adatoken3d_ros.scene.voxels import (
     NEIGHBOURS,
     TokenMapError,
-    add_in_order,
     group_equal,
     sum_groups,
     voxel_indices,
@@ -43,6 +43,7 @@ class SpatialTokens:
         rgb: (M, 3) uint8, mean colour.
         count: (M,) int64, patches in the voxel.
         voxel: (M, 3) int64, index of the voxel: its centre is index * voxel_size + origin of the map.
+        position: (M, H) float32, mean of what the map's `embed` made of the patches' points; H is 0 without one.
     """
 
     features: Tensor
@@ -50,74 +51,10 @@ class SpatialTokens:
     rgb: Tensor
     count: Tensor
     voxel: Tensor
+    position: Tensor
 
     def __len__(self) -> int:
         return len(self.count)
-
-
-@dataclass(frozen=True, eq=False)
-class Contribution:
-    """What one view adds: a row per voxel (a row per patch in upstream's numbers), voxels ascending.
-
-    Attributes:
-        keys: (R,) int64. features: (R, C) sums on the model's device, float32 (bfloat16 in upstream's numbers).
-        count: (R,) int64, patches. xyz: (R, 3) float64, sums of points, scene frame. rgb: (R, 3) float64, sums of
-            colours. These three and the keys are on the CPU.
-    """
-
-    keys: Tensor
-    features: Tensor
-    count: Tensor
-    xyz: Tensor
-    rgb: Tensor
-
-
-class _Sums:
-    """A growing table of sums, one row a voxel, rows given out and taken back."""
-
-    def __init__(self, channels: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.features = torch.zeros(0, channels, dtype=dtype, device=device)
-        self.weight = torch.zeros(0, dtype=dtype)  # the count that divides the features, in their arithmetic
-        self.count = torch.zeros(0, dtype=torch.int64)
-        self.xyz = torch.zeros(0, 3, dtype=torch.float64)
-        self.rgb = torch.zeros(0, 3, dtype=torch.float64)
-        self._free = torch.empty(0, dtype=torch.int64)
-
-    def take(self, n: int) -> Tensor:
-        """(n,) rows of zeros; the table doubles when it is full."""
-        if n > len(self._free):
-            size = len(self.count)
-            more = max(size, n - len(self._free), 256)
-            for name in ("features", "weight", "count", "xyz", "rgb"):
-                table = getattr(self, name)
-                setattr(self, name, torch.cat([table, table.new_zeros(more, *table.shape[1:])]))
-            self._free = torch.cat([self._free, torch.arange(size, size + more)])
-        taken, self._free = self._free[:n], self._free[n:]
-        return taken
-
-    def zero(self, rows: Tensor) -> None:
-        for table in (self.features, self.weight, self.count, self.xyz, self.rgb):
-            table.index_fill_(0, rows.to(table.device), 0)
-
-    def give_back(self, rows: Tensor) -> None:
-        """Free rows that are zero."""
-        self._free = torch.cat([self._free, rows])
-
-    def add(self, rows: Tensor, view: Contribution, chosen: Tensor | None = None) -> None:
-        """Add the view's rows (the `chosen` ones) to these rows of the table, one after the other."""
-        features, count, xyz, rgb = view.features, view.count, view.xyz, view.rgb
-        if chosen is not None:
-            features = features[chosen.to(features.device)]
-            count, xyz, rgb = count[chosen], xyz[chosen], rgb[chosen]
-        if self.features.dtype == torch.float32:  # no row comes twice
-            self.features.index_add_(0, rows.to(self.features.device), features)
-            self.weight.index_add_(0, rows, count.to(self.weight.dtype))
-        else:
-            add_in_order(self.features, rows.to(self.features.device), features)
-            add_in_order(self.weight, rows, count.to(self.weight.dtype))
-        self.count.index_add_(0, rows, count)
-        self.xyz.index_add_(0, rows, xyz)
-        self.rgb.index_add_(0, rows, rgb)
 
 
 class TokenMap:
@@ -128,15 +65,21 @@ class TokenMap:
     Nothing is ever subtracted, so no rounding stays behind and every history of the same views gives the same bits.
     Views may come from inference mode or not: the map's own tensors are ordinary ones without gradients.
 
+    The model sees the scene from `model_origin`, which `move_origin` takes a whole number of voxels away from the
+    map's own origin, so that every patch stays in its voxel. What depends on it, the `embed`ded points, is summed apart
+    from the features and made anew from the points when it moves: equal to a map that was filled there.
+
     Args:
         voxel_size: metres.
-        origin: scene-frame point, metres, that is the centre of voxel (0, 0, 0): the origin of the frame that the model
-            sees.
+        origin: scene-frame point, metres, that is the centre of voxel (0, 0, 0), and the model's origin at first.
+        embed: makes (P, H) float32, on the device of the features, of (P, 3) float32 points seen from the model's
+            origin, metres; None: H is 0.
         upstream_numerics: reproduce the published numbers: points, sums and the dividing counts in bfloat16, rounded
             patch by patch.
 
     Attributes:
         dtype: of the sums, float32 or bfloat16.
+        shift: (3,) int64, voxels from the map's origin to the model's.
     """
 
     def __init__(
@@ -144,23 +87,37 @@ class TokenMap:
         voxel_size: float = 0.2,
         origin: Sequence[float] | NDArray[np.floating] = (0.0, 0.0, 0.0),
         *,
+        embed: Callable[[Tensor], Tensor] | None = None,
         upstream_numerics: bool = False,
     ) -> None:
         if not 0 < voxel_size < float("inf"):
             raise TokenMapError(f"voxel size {voxel_size} m must be positive and finite")
         self.voxel_size = float(voxel_size)
-        self.origin = torch.as_tensor(np.asarray(origin, dtype=np.float64))
-        if self.origin.shape != (3,) or not bool(torch.isfinite(self.origin).all()):
-            raise TokenMapError(f"origin must be three finite numbers, got {list(origin)}")
+        self._embed = embed
+        self._set_origin(origin)
         self.dtype = torch.bfloat16 if upstream_numerics else torch.float32
         self.clear()
 
-    def clear(self) -> None:
-        """Forget every view."""
+    def _set_origin(self, origin: Sequence[float] | NDArray[np.floating]) -> None:
+        self.origin = torch.from_numpy(np.array(origin, dtype=np.float64))
+        if self.origin.shape != (3,) or not bool(torch.isfinite(self.origin).all()):
+            raise TokenMapError(f"origin must be three finite numbers, got {list(origin)}")
+        self.shift = torch.zeros(3, dtype=torch.int64)
+
+    @property
+    def model_origin(self) -> NDArray[np.float64]:
+        """(3,) the point of the scene frame that the model sees as its origin, metres."""
+        origin: NDArray[np.float64] = (self.origin + self.shift * self.voxel_size).numpy()
+        return origin
+
+    def clear(self, origin: Sequence[float] | NDArray[np.floating] | None = None) -> None:
+        """Forget every view; with an origin, voxels and model begin there from now on."""
+        if origin is not None:
+            self._set_origin(origin)
         self._views: dict[int, Contribution] = {}
         self._keys = torch.empty(0, dtype=torch.int64)  # occupied voxels, ascending, and the row of each in the sums
         self._slots = torch.empty(0, dtype=torch.int64)
-        self._sums: _Sums | None = None  # grows with the scene, made when the first view tells C and the device
+        self._sums: Sums | None = None  # grows with the scene, made when the first view tells C and the device
 
     def __len__(self) -> int:
         """Number of views."""
@@ -184,14 +141,16 @@ class TokenMap:
         xyz: Tensor | NDArray[np.floating],
         rgb: Tensor | NDArray[np.uint8],
         valid: Tensor | NDArray[np.bool_] | None = None,
+        level: Tensor | NDArray[np.bool_] | None = None,
     ) -> None:
         """Add one view's patches.
 
         Args:
             key: of the view, its stamp in nanoseconds.
-            features: (P, C), vision feature + position embedding; its device is where the sums live.
+            features: (P, C); its device is where the sums live.
             xyz: (P, 3) scene frame, metres. rgb: (P, 3) uint8.
             valid: (P,) bool; other rows are left out and may hold anything. None: all.
+            level: (P,) bool, where the surface faces up, see `level_points`. None: nowhere.
 
         Raises:
             TokenMapError: for a key that is there already, shapes that disagree, a point that is not finite, or a
@@ -199,11 +158,12 @@ class TokenMap:
         """
         if key in self._views:
             raise TokenMapError(f"view {key} is already in the map")
-        self._insert(key, self._reduce(features, torch.as_tensor(xyz).cpu(), torch.as_tensor(rgb).cpu(), valid))
+        points, colours = torch.as_tensor(xyz).cpu(), torch.as_tensor(rgb).cpu()
+        self._insert(key, self._reduce(features, points, colours, valid, level))
 
     def _insert(self, key: int, view: Contribution) -> None:
         if self._sums is None:
-            self._sums = _Sums(view.features.shape[1], self.dtype, view.features.device)
+            self._sums = Sums(view)
         have, want = view.features, self._sums.features
         if have.shape[1] != want.shape[1] or have.device != want.device:
             raise TokenMapError(
@@ -256,14 +216,40 @@ class TokenMap:
                 continue
             taken += int(view.count[gone].sum())
             touched.append(view.keys[gone])
-            kept = torch.nonzero(~gone)[:, 0]
-            features = view.features[kept.to(view.features.device)]
-            self._views[key] = Contribution(view.keys[kept], features, view.count[kept], view.xyz[kept], view.rgb[kept])
+            self._views[key] = view.rows(~gone)
         if touched:
             changed = torch.unique(torch.cat(touched))
             self._rebuild(changed)
             self._release(changed)
         return taken
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def move_origin(self, shift: Sequence[int] | NDArray[np.integer] | Tensor) -> None:
+        """Let the model see the scene from `shift` (3,) voxels beside the map's origin from now on."""
+        self.shift = torch.as_tensor(shift, dtype=torch.int64).clone()
+        if self._sums is None:
+            return
+        self._sums.position.zero_()
+        for key in self.keys():
+            view = self._views[key] = self._seen_from_here(self._views[key])
+            self._sums.position.index_add_(0, self._rows_of(view.keys).to(view.position.device), view.position)
+
+    def _seen_from_here(self, view: Contribution) -> Contribution:
+        """The view with its points embedded as they are seen from the model's origin."""
+        device = view.features.device
+        if self._embed is None:
+            return replace(view, position=torch.zeros(len(view.keys), 0, device=device))
+        seen = self._embed((view.points - torch.from_numpy(self.model_origin)).float())
+        if len(seen):
+            seen = sum_groups(seen, torch.arange(len(seen), device=device), view.count.to(device))
+        return replace(view, position=seen)
+
+    def level_points(self) -> NDArray[np.float32]:
+        """(n, 3) points of the patches whose surface faces up, scene frame, metres, by view."""
+        found = [view.points[view.level] for _, view in sorted(self._views.items())]
+        points: NDArray[np.float32] = torch.cat([torch.zeros(0, 3), *found]).numpy()
+        return points
 
     @property
     def occupied_keys(self) -> Tensor:
@@ -313,7 +299,9 @@ class TokenMap:
         Raises:
             TokenMapError: if there is no such view.
         """
-        part = TokenMap(self.voxel_size, self.origin.numpy(), upstream_numerics=self.dtype != torch.float32)
+        upstream = self.dtype != torch.float32
+        part = TokenMap(self.voxel_size, self.origin.numpy(), embed=self._embed, upstream_numerics=upstream)
+        part.shift = self.shift.clone()
         for key in sorted(keys):
             if key not in self._views:
                 raise TokenMapError(f"view {key} is not in the map")
@@ -326,11 +314,20 @@ class TokenMap:
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def restore(self, contributions: dict[int, Contribution]) -> None:
-        """Replace all views by stored ones (all on one device, of one width; see `Contribution`)."""
-        self.clear()
+    def restore(
+        self, contributions: dict[int, Contribution], origin: Sequence[float] | None = None, shift: Tensor | None = None
+    ) -> None:
+        """Replace all views by stored ones (all on one device, of one width), and origin and shift where given.
+
+        Their points are embedded anew. If anything is raised, the map is as it was.
+        """
+        upstream = self.dtype != torch.float32
+        where = self.origin.numpy() if origin is None else origin
+        made = TokenMap(self.voxel_size, where, embed=self._embed, upstream_numerics=upstream)
+        made.shift = (self.shift if shift is None else shift).clone()
         for key in sorted(contributions):
-            self._insert(key, contributions[key])
+            made._insert(key, made._seen_from_here(contributions[key]))
+        self.__dict__.update(made.__dict__)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -366,10 +363,16 @@ class TokenMap:
             rgb=(self._sums.rgb[slots] / count[:, None]).round().to(torch.uint8).to(device),
             count=count.to(device),
             voxel=voxel_indices(keys).to(device),
+            position=self._sums.position[slots.to(device)] / count.to(device)[:, None],
         )
 
     def _reduce(
-        self, features: Tensor, xyz: Tensor, rgb: Tensor, valid: Tensor | NDArray[np.bool_] | None
+        self,
+        features: Tensor,
+        xyz: Tensor,
+        rgb: Tensor,
+        valid: Tensor | NDArray[np.bool_] | None,
+        level: Tensor | NDArray[np.bool_] | None,
     ) -> Contribution:
         n = len(xyz)
         if xyz.shape != (n, 3) or rgb.shape != (n, 3) or features.ndim != 2 or len(features) != n:
@@ -377,31 +380,31 @@ class TokenMap:
                 f"features {tuple(features.shape)}, points {tuple(xyz.shape)} and colours {tuple(rgb.shape)} disagree"
             )
         mask = torch.ones(n, dtype=torch.bool) if valid is None else torch.as_tensor(valid).cpu()
-        if mask.shape != (n,) or mask.dtype != torch.bool:
-            raise TokenMapError(f"valid must be ({n},) bool, got {tuple(mask.shape)} {mask.dtype}")
+        up = torch.zeros(n, dtype=torch.bool) if level is None else torch.as_tensor(level).cpu()
+        for name, flags in (("valid", mask), ("level", up)):
+            if flags.shape != (n,) or flags.dtype != torch.bool:
+                raise TokenMapError(f"{name} must be ({n},) bool, got {tuple(flags.shape)} {flags.dtype}")
         rows = torch.nonzero(mask)[:, 0]
         if not len(rows):
             raise TokenMapError(f"none of the {n} patches is valid")
-        features, xyz, rgb = features.detach()[rows.to(features.device)], xyz[rows].double(), rgb[rows].double()
+        features, points, up = features.detach()[rows.to(features.device)], xyz[rows].float(), up[rows]
+        xyz, rgb = xyz[rows].double(), rgb[rows].double()
         # The sum tells quickly that all are finite; only where it does not is it worth looking at each.
         if not bool(torch.isfinite(features.sum())) and not bool((finite := torch.isfinite(features)).all()):
             bad = int(rows[int(torch.nonzero(~finite.all(dim=1))[0])])
             raise TokenMapError(f"the feature of patch {bad} is not finite")
         order, inverse, keys, count = group_equal(voxel_keys((xyz - self.origin).to(self.dtype), self.voxel_size))
         device_order = order.to(features.device)
-        xyz, rgb = xyz[order], rgb[order]
+        xyz, rgb, points, up = xyz[order], rgb[order], points[order], up[order]
+        nothing = features.new_zeros(0, 0, dtype=torch.float32)
         if self.dtype != torch.float32:
-            return Contribution(
-                keys[inverse], features[device_order].to(self.dtype), torch.ones_like(inverse), xyz, rgb
-            )
+            each = torch.ones_like(inverse)
+            features = features[device_order].to(self.dtype)
+            return self._seen_from_here(Contribution(keys[inverse], features, each, xyz, rgb, points, up, nothing))
+        features = sum_groups(features, device_order, count.to(features.device))
         sums = torch.zeros(len(keys), 3, dtype=torch.float64)
-        return Contribution(
-            keys,
-            sum_groups(features, device_order, count.to(features.device)),
-            count,
-            sums.index_add(0, inverse, xyz),
-            sums.index_add(0, inverse, rgb),
-        )
+        xyz, rgb = sums.index_add(0, inverse, xyz), sums.index_add(0, inverse, rgb)
+        return self._seen_from_here(Contribution(keys, features, count, xyz, rgb, points, up, nothing))
 
     def _rows_of(self, keys: Tensor) -> Tensor:
         """Rows of the sums of voxels that are all occupied."""
