@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,8 +64,12 @@ class ModelSettings:
         )
 
 
-def load_session(settings: ModelSettings) -> SceneSession:
+def load_session(settings: ModelSettings, progress: Callable[[float, str], None] | None = None) -> SceneSession:
     """Loads the checkpoint and makes a session of it; measures how fast it runs if that is asked for.
+
+    Args:
+        settings: what to load.
+        progress: told (share of the present step that is done, what it is), from 0 to 1 for each step.
 
     Raises:
         ValueError, OSError: for a path, device, checkpoint or strategy that cannot be used; the text names it.
@@ -95,6 +99,7 @@ def load_session(settings: ModelSettings) -> SceneSession:
         dtype=dtype,
         device=device,
         vision_path=Path(settings.vision_path) if settings.vision_path else None,
+        progress=None if progress is None else lambda share, file: progress(share, f"reading {file}"),
     )
     config = SessionConfig(
         key_frames=KeyFrameConfig(settings.min_translation, settings.min_rotation, settings.max_views),
@@ -110,7 +115,9 @@ def load_session(settings: ModelSettings) -> SceneSession:
     session = SceneSession(model, tokenizer, config, strategy=strategy, model_id=model_id)
     if settings.warm_up:
         cache = Path(settings.latency_cache) if settings.latency_cache else None
-        known = session.warm_up(cache, lambda done, of: logger.debug("measuring speed: step %d of %d", done, of))
+        known = session.warm_up(
+            cache, None if progress is None else lambda done, of: progress(done / of, "measuring how fast it runs")
+        )
         logger.info("speed of this machine: %s", "as measured before" if known else "measured")
     return session
 

@@ -30,6 +30,12 @@ DRIFT_WARN, DRIFT_ERROR = 2.0, 5.0
 # Share of the machine's or the GPU's memory that is still free.
 FREE_WARN, FREE_ERROR = 0.10, 0.03
 LATENCY_WINDOW = 100
+PERCENTILES = (50, 95, 99)
+STAGES = ("queue", "encode", "tokens", "prefill", "decode")
+# Rates and gaps are those of the last seconds.
+RATE_SECONDS = 10.0
+# So many frames without a key frame among them are no accident.
+HOPELESS_FRAMES = 10
 # Answers that say whether a budget could be kept.
 _JUDGED = (Status.OK, Status.TRUNCATED, Status.BUDGET_INFEASIBLE)
 
@@ -44,6 +50,39 @@ class Report:
     values: Mapping[str, Any] = field(default_factory=dict)
 
 
+class Arrivals:
+    """When the messages of one input came, in the last RATE_SECONDS; times in seconds on any steady clock."""
+
+    def __init__(self) -> None:
+        self._times: deque[float] = deque()
+
+    def add(self, now: float) -> None:
+        """A message has come."""
+        self._times.append(now)
+        while now - self._times[0] > RATE_SECONDS:
+            self._times.popleft()
+
+    def silent(self, now: float) -> float | None:
+        """Since the last message; None if there was none."""
+        return now - self._times[-1] if self._times else None
+
+    def rate(self, now: float) -> float | None:
+        """Messages a second, with the time since the last one counted where it is longer; None for less than two."""
+        recent = [then for then in self._times if now - then <= RATE_SECONDS]
+        if len(recent) < 2:
+            return None
+        usual = (recent[-1] - recent[0]) / (len(recent) - 1)
+        span = recent[-1] - recent[0] + max(0.0, now - recent[-1] - usual)
+        return (len(recent) - 1) / span if span > 0 else None
+
+    def gap(self, now: float) -> float | None:
+        """The longest time without a message, until now; None before the first."""
+        if not self._times:
+            return None
+        times = [*self._times, now]
+        return max(b - a for a, b in zip(times, times[1:], strict=False))
+
+
 @dataclass(frozen=True)
 class InputState:
     """The inputs as they are now; times in seconds.
@@ -51,6 +90,8 @@ class InputState:
     Attributes:
         active: whether inputs are subscribed to.
         silent: {input: seconds since its last message, None if there was none}; only the inputs that are needed.
+        rate: {input: messages a second, None before there are two}; only images and clouds.
+        gap: {input: longest silence of the last seconds, None before the first message}.
         since_start: since the inputs were started.
         since_pair: since colour and depth last matched, None if they never did.
         apart: difference of the newest colour and depth stamps, None before both have come.
@@ -61,6 +102,8 @@ class InputState:
 
     active: bool
     silent: Mapping[str, float | None] = field(default_factory=dict)
+    rate: Mapping[str, float | None] = field(default_factory=dict)
+    gap: Mapping[str, float | None] = field(default_factory=dict)
     since_start: float = 0.0
     since_pair: float | None = None
     apart: float | None = None
@@ -69,39 +112,48 @@ class InputState:
     values: Mapping[str, Any] = field(default_factory=dict)
 
 
-def inputs(state: InputState, stale_after: float) -> Report:
-    """Whether frames come in: ERROR for what has been missing for `stale_after` seconds, WARN for half of it."""
+def inputs(state: InputState, stale_after: float, min_rate: float = 0.0) -> Report:
+    """Whether frames come in, and why not: all that is wrong at the worst level.
+
+    Args:
+        state: what is known.
+        stale_after: ERROR for what has been missing for so many seconds, WARN for half of it.
+        min_rate: WARN below so many messages a second, ERROR below half of it; 0: rates are only told.
+    """
+    values = {
+        **{f"rate_hz.{name}": _figure(rate, 2) for name, rate in state.rate.items()},
+        **{f"gap_s.{name}": _figure(gap, 3) for name, gap in state.gap.items()},
+        "stamps_apart_ms": _figure(None if state.apart is None else state.apart * 1e3, 1),
+        **state.values,
+    }
     if not state.active:
-        return Report("inputs", OK, "not active", state.values)
-    worst: tuple[bytes, str] = (OK, "frames arrive")
-
-    def add(level: bytes, message: str) -> None:
-        nonlocal worst
-        if level > worst[0]:
-            worst = level, message
-
+        return Report("inputs", OK, "not active", values)
+    found: list[tuple[bytes, str]] = []
     if state.problem:
-        add(ERROR, state.problem)
+        found.append((ERROR, state.problem))
     for name, silent in state.silent.items():
         seconds = state.since_start if silent is None else silent
         text = f"{name} has been silent for {seconds:.1f} s" if silent is not None else f"nothing on {name} yet"
-        add(_by_age(seconds, stale_after), text)
+        found.append((_by_age(seconds, stale_after), text))
+    for name, rate in state.rate.items():
+        if rate is not None and rate < min_rate:
+            level = ERROR if rate < min_rate / 2 else WARN
+            found.append((level, f"{name} comes {rate:.2f} times a second, less than {min_rate:g}"))
     if all(silent is not None for silent in state.silent.values()):
         unpaired = state.since_start if state.since_pair is None else state.since_pair
-        apart = NOT_YET if state.apart is None else f"{state.apart * 1e3:.1f} ms"
-        add(
-            _by_age(unpaired, stale_after),
-            f"no synchronised pair for {unpaired:.1f} s: the newest stamps are {apart} apart",
-        )
+        text = f"the newest stamps are {values['stamps_apart_ms']} ms apart"
+        found.append((_by_age(unpaired, stale_after), f"no synchronised pair for {unpaired:.1f} s: {text}"))
     if state.waiting:
-        add(WARN, state.waiting)
-    if worst[0] == OK and any(silent is None for silent in state.silent.values()):
-        worst = OK, "waiting for the first frame"
-    return Report("inputs", worst[0], worst[1], state.values)
+        found.append((WARN, state.waiting))
+    worst = max((level for level, _ in found), default=OK)
+    if worst != OK:
+        return Report("inputs", worst, "; ".join(text for level, text in found if level == worst), values)
+    waits = any(silent is None for silent in state.silent.values())
+    return Report("inputs", OK, "waiting for the first frame" if waits else "frames arrive", values)
 
 
 def scene(active: bool, views: int, tokens: int, age: float | None, fates: Mapping[str, int]) -> Report:
-    """How much has been seen; WARN while there is nothing to ask about."""
+    """How much has been seen; WARN while there is nothing to ask about, ERROR if frames come and none can be used."""
     values = {
         "key_frames": views,
         "spatial_tokens": tokens,
@@ -110,16 +162,56 @@ def scene(active: bool, views: int, tokens: int, age: float | None, fates: Mappi
     }
     if views:
         return Report("scene", OK, f"{views} key frames, {tokens} spatial tokens", values)
+    judged = {fate: count for fate, count in fates.items() if fate != "superseded" and count}
+    if active and sum(judged.values()) >= HOPELESS_FRAMES:
+        counts = ", ".join(f"{count} {fate}" for fate, count in sorted(judged.items()))
+        return Report("scene", ERROR, f"frames come, but none has become a view: {counts}", values)
     return Report("scene", WARN if active else OK, "nothing has been seen yet", values)
 
 
-def model(state: str, model_id: str, strategy: str, loading_s: float | None, problem: str, waiting: int) -> Report:
-    """Whether the model can answer; ERROR after a load or a question that failed."""
-    values = {"state": state, "model_id": model_id or NOT_YET, "strategy": strategy, "questions_waiting": waiting}
-    if loading_s is not None:
-        return Report("model", WARN, f"loading for {loading_s:.1f} s", values)
+@dataclass(frozen=True)
+class Loading:
+    """A model on its way: seconds since the load began, share of it that is done, what is being done."""
+
+    seconds: float
+    share: float = 0.0
+    step: str = ""
+
+
+def model(
+    state: str,
+    model_id: str,
+    strategy: str,
+    loading: Loading | None,
+    problem: str,
+    waiting: int,
+    namesakes: int = 0,
+) -> Report:
+    """Whether the model can answer: WARN while it loads, ERROR after a load or a question that failed.
+
+    Args:
+        state: of the lifecycle. model_id: empty without a model. strategy: its name.
+        loading: None when nothing is being loaded.
+        problem: why the last load or the last question failed; empty if it did not.
+        waiting: questions that wait or run.
+        namesakes: other nodes of the same name, which answer in this one's place: WARN.
+    """
+    values = {
+        "state": state,
+        "model_id": model_id or NOT_YET,
+        "strategy": strategy,
+        "questions_waiting": waiting,
+        "load_progress": NOT_YET if not loading and not model_id else f"{loading.share if loading else 1.0:.2f}",
+        "namesakes": namesakes,
+    }
+    if loading is not None:
+        step = f": {loading.share:.0%}, {loading.step}" if loading.step else ""
+        return Report("model", WARN, f"loading for {loading.seconds:.1f} s{step}", values)
     if problem:
         return Report("model", ERROR, problem, values)
+    if namesakes:
+        text = f"{namesakes + 1} nodes have this node's name, and each may answer (one that was killed is seen a while)"
+        return Report("model", WARN, text, values)
     if not model_id:
         return Report("model", OK, f"not loaded ({state})", values)
     return Report("model", OK, "answering" if waiting else "ready", values)
@@ -169,20 +261,17 @@ class LatencyWindow:
             level, message = drifted, f"{stage} takes {factor:.2g} times as long as when it was measured"
         counts = {f"answers.{name}": count for name, count in sorted(self.statuses.items())}
         if not self._answers:
-            empty = {"total_ms.p50": NOT_YET, "total_ms.p95": NOT_YET, "budgets_missed": NOT_YET}
+            empty = {**{f"total_ms.p{q}": NOT_YET for q in PERCENTILES}, "budgets_missed": NOT_YET}
             return Report("latency", level, "no answer yet" if level == OK else message, {**empty, **counts})
-        total = np.array([answer.times.total for answer in self._answers])
-        p50, p95 = (float(np.percentile(total, q)) for q in (50, 95))
-        message = f"median {p50:.0f} ms" if level == OK else message
-        last = self._answers[-1].times
+        times = {
+            stage: np.array([getattr(answer.times, stage) for answer in self._answers]) for stage in (*STAGES, "total")
+        }
+        message = f"median {np.median(times['total']):.0f} ms" if level == OK else message
         values = {
-            "total_ms.p50": f"{p50:.3f}",
-            "total_ms.p95": f"{p95:.3f}",
+            **{f"total_ms.p{q}": f"{np.percentile(times['total'], q):.3f}" for q in PERCENTILES},
             "budgets_missed": f"{missed:.3f}" if budgets else NOT_YET,
-            **{
-                f"last.{stage}_ms": f"{getattr(last, stage):.3f}"
-                for stage in ("queue", "encode", "tokens", "prefill", "decode", "total")
-            },
+            **{f"{stage}_ms.p95": f"{np.percentile(times[stage], 95):.3f}" for stage in STAGES},
+            **{f"last.{stage}_ms": f"{taken[-1]:.3f}" for stage, taken in times.items()},
             **{f"drift.{name}": f"{value:.3f}" for name, value in sorted(drift.items())},
             **counts,
         }
@@ -244,6 +333,10 @@ def array(reports: list[Report], node_name: str, hardware_id: str, now_ns: int) 
         for report in reports
     ]
     return message
+
+
+def _figure(value: float | None, digits: int) -> str:
+    return NOT_YET if value is None else f"{value:.{digits}f}"
 
 
 def _by_age(seconds: float, stale_after: float) -> bytes:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import Counter, deque
@@ -19,7 +20,7 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 
 from adatoken3d_ros.ros.conversions import ConversionError, stamp_to_ns
-from adatoken3d_ros.ros.diagnostics import InputState
+from adatoken3d_ros.ros.diagnostics import Arrivals, InputState
 from adatoken3d_ros.ros.pairing import (
     COLOURED_POINTS,
     DEPTH,
@@ -48,6 +49,7 @@ from adatoken3d_ros.scene.frames import PosedFrame
 
 POLL_PERIOD = 0.05  # seconds between two looks for the poses of images that wait
 QUEUE_DEPTH = 10  # messages that the middleware keeps for us while a callback runs
+FUTURE_NS = 10_000_000_000  # how far ahead of the node's clock a stamp may be: clocks differ, wild stamps are refused
 BASE_TO_CAMERA = "pose.base_to_camera"
 POSE_TOPICS = {"odometry": ("odom", Odometry), "pose_topic": ("pose", PoseStamped)}
 # What frames are made of -> the topics that must carry something; the others help where they do.
@@ -92,7 +94,7 @@ class Inputs:
         self._lock = threading.Lock()
         self._assembler: Assembler | None = None
         self._entities: list[tuple[Callable[[Any], object], Any]] = []
-        self._seen: dict[str, float] = {}
+        self._arrivals: dict[str, Arrivals] = {}
         self._counts: Counter[str] = Counter()
         self._bad_poses = 0
         self._needed: tuple[str, ...] = ()
@@ -133,8 +135,10 @@ class Inputs:
             timeout_ns=round(settings["pose.timeout"] * 1e9),
             rectified=settings["input.rectified"],
             on_drop=self._dropped,
+            on_refuse=self._refused,
+            latest_ns=self._latest_ns,
         )
-        self._seen.clear()
+        self._arrivals.clear()
         self._counts.clear()
         self.problem = ""
         self._paired_at = None
@@ -194,7 +198,9 @@ class Inputs:
         newest = assembler.pairer.newest
         return InputState(
             active=True,
-            silent={name: now - self._seen[name] if name in self._seen else None for name in self._needed},
+            silent={name: self._arrived(name).silent(now) for name in self._needed},
+            rate={name: self._arrived(name).rate(now) for name in assembler.pairer.streams},
+            gap={name: self._arrived(name).gap(now) for name in assembler.pairer.streams},
             since_start=now - self._started,
             since_pair=None if self._paired_at is None else now - self._paired_at,
             apart=(max(newest.values()) - min(newest.values())) / 1e9 if all(newest.values()) else None,
@@ -232,7 +238,7 @@ class Inputs:
         )
 
         def received(message: Any) -> None:
-            self._seen[topic] = time.monotonic()
+            self._arrived(topic).add(time.monotonic())
             self._counts[topic] += 1
             callback(topic, message)
 
@@ -288,6 +294,21 @@ class Inputs:
         )
         if clear and self._on_time_jump is not None:
             self._on_time_jump()
+
+    def _arrived(self, topic: str) -> Arrivals:
+        return self._arrivals.setdefault(topic, Arrivals())
+
+    def _latest_ns(self) -> float:
+        """The newest stamp that is believed; before simulated time begins any."""
+        now_ns = int(self._node.get_clock().now().nanoseconds)
+        return now_ns + FUTURE_NS if now_ns > 0 else math.inf
+
+    def _refused(self, reason: str, text: str) -> None:
+        """A message that was dropped for its stamp. One that came twice or late is no reason to alarm anybody."""
+        if reason in ("no_stamp", "future_stamp"):
+            self._dropped(reason, text)
+        else:
+            self._node.get_logger().warning(f"{reason}: {text}", throttle_duration_sec=5.0)
 
     def _dropped(self, reason: str, text: str) -> None:
         with self._lock:

@@ -15,6 +15,7 @@ import os
 import sys
 import time
 from concurrent.futures import Future as ThreadFuture
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +66,9 @@ class SceneNode(LifecycleNodeMixin, Node):
         self.layers = 0
         self.model_hash = ""
         self._on_gpu = False
-        self._loading_since: float | None = None
+        self._loading: diagnostics.Loading | None = None
+        self._loading_since = 0.0
+        self._namesakes = 0
         self._speed: LatencyModel | None = None
         self.load_problem = ""
         self.strategy = ""
@@ -167,7 +170,7 @@ class SceneNode(LifecycleNodeMixin, Node):
     @property
     def loading(self) -> bool:
         """Whether the model is being loaded."""
-        return self._loading_since is not None
+        return self._loading is not None
 
     def _start_loading(self) -> Worker:
         if self.worker is None:
@@ -176,6 +179,7 @@ class SceneNode(LifecycleNodeMixin, Node):
             settings = ModelSettings.from_parameters(self.parameters)
             self.load_problem = ""
             self._loading_since = time.monotonic()
+            self._loading = diagnostics.Loading(0.0)
             self.worker = Worker(
                 partial(self._make_session, settings),
                 on_frame=self._frame_done,
@@ -187,14 +191,18 @@ class SceneNode(LifecycleNodeMixin, Node):
     def _make_session(self, settings: ModelSettings) -> Any:
         """Runs in the worker's thread; a model of gigabytes takes a while."""
         try:
-            session = load_session(settings)
+            session = load_session(settings, self._load_progress)
         finally:
-            self._loading_since = None
+            self._loading = None
         self._model_id, self.strategy = session.model_id, settings.strategy
         self.layers, self.model_hash = session.n_layers, session.model.config.hash()
         self._on_gpu = session.model.device.type == "cuda"
         self._speed = session.controller.latency
         return session
+
+    def _load_progress(self, share: float, step: str) -> None:
+        """Runs in the worker's thread."""
+        self._loading = diagnostics.Loading(time.monotonic() - self._loading_since, share, step)
 
     async def _load(self) -> None:
         # The engine brings torch with it, seconds of importing: neither at the start nor in the executor's thread.
@@ -264,9 +272,12 @@ class SceneNode(LifecycleNodeMixin, Node):
     def _diagnose(self) -> None:
         self._diagnostics_timer.timer_period_ns = round(self.parameters["diagnostics.period"] * 1e9)
         now_ns = self.get_clock().now().nanoseconds
-        scene, worker, since = self.outputs.scene, self.worker, self._loading_since
+        scene, worker, loading = self.outputs.scene, self.worker, self._loading
+        if loading is not None:
+            loading = replace(loading, seconds=time.monotonic() - self._loading_since)
+        stale_after, min_rate = self.parameters["diagnostics.stale_after"], self.parameters["diagnostics.min_rate"]
         reports = [
-            diagnostics.inputs(self.inputs.state(), self.parameters["diagnostics.stale_after"]),
+            diagnostics.inputs(self.inputs.state(), stale_after, min_rate),
             diagnostics.scene(
                 self.lifecycle_state == "active",
                 len(scene.poses),
@@ -278,15 +289,27 @@ class SceneNode(LifecycleNodeMixin, Node):
                 self.lifecycle_state,
                 self._model_id,
                 self.parameters["strategy"],
-                None if since is None else time.monotonic() - since,
-                self.load_problem,
+                loading,
+                self.load_problem or self._questions.problem,
                 0 if worker is None else worker.waiting,
+                self._count_namesakes(),
             ),
             self._questions.latency.report({} if self._speed is None else self._speed.drift),
             diagnostics.memory(diagnostics.read_memory(self._on_gpu)),
         ]
         name = self.get_fully_qualified_name().lstrip("/")
         self._diagnostics.publish(diagnostics.array(reports, name, self._model_id or "none", now_ns))
+
+    def _count_namesakes(self) -> int:
+        """Other nodes of this name; a new one is logged."""
+        before = self._namesakes
+        self._namesakes = self.get_fully_qualified_node_names().count(self.get_fully_qualified_name()) - 1
+        if self._namesakes > before:
+            self.get_logger().warning(
+                f"{self._namesakes + 1} nodes are named {self.get_fully_qualified_name()}, and each may answer in the "
+                "others' place: give one another name or namespace (one that was killed is seen for a while)"
+            )
+        return max(0, self._namesakes)
 
     # --- the end ------------------------------------------------------------------------------------------------------
 

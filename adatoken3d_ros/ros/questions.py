@@ -40,6 +40,7 @@ class Questions:
     Attributes:
         open: questions that are not answered yet.
         latency: how long the last answers took.
+        problem: why the last question that the model had was an error; empty if it was none.
     """
 
     def __init__(self, node: SceneNode, group: CallbackGroup) -> None:
@@ -47,6 +48,7 @@ class Questions:
         self._tickets: dict[bytes, Ticket] = {}
         self.open = 0
         self.latency = LatencyWindow()
+        self.problem = ""
         node.create_service(AskScene, "~/ask", self._on_ask, callback_group=group)
         node.create_service(Trigger, "~/clear_scene", self._on_clear, callback_group=group)
         self._stream_server = ActionServer(
@@ -192,6 +194,7 @@ class Questions:
         if on_ticket is not None:
             on_ticket(ticket)
         answer = await completed(self._node, ticket.result)
+        self.problem = answer.status_message if answer.status == Status.ERROR else ""
         if answer.report is not None and self._node.worker is not None:
             # A question encodes what has come in; the scene that it saw is then new to the others, too.
             self._node.worker.call(self._node.show_scene)
