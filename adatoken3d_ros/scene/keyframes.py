@@ -142,6 +142,15 @@ class KeyFrameSelector:
         self._views.update(poses)
         self._stamps.extend(sorted(poses))
 
+    def foresee(self, stamp_ns: int, T_world_camera: NDArray[np.float64]) -> Verdict | None:
+        """What `decide` would say of a frame, as far as its stamp and its pose (4, 4) tell; None: it has to be seen."""
+        if stamp_ns in self._stamps:
+            return Verdict.DUPLICATE_STAMP
+        self._blur.expect(stamp_ns)
+        if self._is_known(T_world_camera) and not self._looks_for_changes(stamp_ns):
+            return Verdict.TOO_SIMILAR
+        return None
+
     def decide(self, frame: PosedFrame) -> Verdict:
         """Whether to encode the frame; looks at its stamp, its pose, its depth, what it shows, and its sharpness."""
         if frame.stamp_ns in self._stamps:
@@ -158,7 +167,7 @@ class KeyFrameSelector:
 
     def _wanted(self, frame: PosedFrame) -> Verdict:
         """The verdict on a frame that is as sharp as can be."""
-        similar = any(self._similar(frame.T_world_camera, pose) for pose in self._views.values())
+        similar = self._is_known(frame.T_world_camera)
         if similar and not self._changed(frame):
             return Verdict.TOO_SIMILAR
         height, width = frame.depth.shape

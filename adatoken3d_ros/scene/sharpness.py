@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 LINES = 240  # pictures are looked at with about so many
-RECENT = 2.0  # seconds of pictures that one is compared with
+RECENT = 10.0  # seconds; older pictures show something else
+MOST = 15  # pictures that one is compared with
 LEAST = 3  # pictures; fewer say nothing
-MOST = 64
 
 
 def sharpness(rgb: NDArray[np.uint8]) -> float:
@@ -44,28 +44,36 @@ class BlurFilter:
     def clear(self) -> None:
         """Forget the recent pictures."""
         self._recent: deque[tuple[int, float]] = deque(maxlen=MOST)
+        self._came: deque[int] = deque(maxlen=MOST)
         self._since: int | None = None
+
+    def expect(self, stamp_ns: int) -> None:
+        """A picture has come, whether it is looked at or not: when will the next one?"""
+        if self._came and stamp_ns < self._came[-1]:
+            self.clear()
+        if not self._came or stamp_ns > self._came[-1]:
+            self._came.append(stamp_ns)
 
     def look(self, rgb: NDArray[np.uint8], stamp_ns: int) -> None:
         """Remembers how sharp the picture (H, W, 3) is; to be called with each that comes."""
         if not self._least:
             return
-        if self._recent and stamp_ns < self._recent[-1][0]:
-            self.clear()
+        self.expect(stamp_ns)
         if not self._recent or stamp_ns > self._recent[-1][0]:
             self._recent.append((stamp_ns, sharpness(rgb)))
         while self._recent[-1][0] - self._recent[0][0] > RECENT * 1e9:
             self._recent.popleft()
 
     def better_waits(self) -> bool:
-        """Whether the picture that was looked at last is blurred and the next one will come in time."""
+        """Whether the picture that was looked at last, the newest, is blurred and the next one will come in time."""
         if len(self._recent) <= LEAST:
             return False
-        stamps, values = zip(*self._recent, strict=True)
+        values = [value for _, value in self._recent]
         if values[-1] >= self._least * median(values[:-1]):
             return False
-        since = stamps[-1] if self._since is None else self._since
-        next_one = stamps[-1] + median(np.diff(stamps).tolist())
+        now = self._came[-1]
+        since = now if self._since is None else self._since
+        next_one = now + median(np.diff(self._came).tolist())
         if next_one - since > self._wait * 1e9:
             return False
         self._since = since
