@@ -28,28 +28,68 @@ def state(**changes: object) -> d.InputState:
         ({"since_pair": None, "apart": None}, d.ERROR, "no synchronised pair for 60.0 s.*n/a"),
         ({"waiting": "no transform from 'a' to 'b'"}, d.WARN, "no transform from 'a' to 'b'"),
         ({"problem": "colour encoding 'x'"}, d.ERROR, "colour encoding 'x'"),
+        ({"silent": {"a": None, "b": 9.0}, "since_start": 9.0}, d.ERROR, "nothing on a yet; b has been silent"),
+        ({"rate": {"rgb/image": None}}, d.OK, "frames arrive"),
+        ({"rate": {"rgb/image": 7.9}}, d.WARN, "rgb/image comes 7.90 times a second, less than 8"),
+        ({"rate": {"rgb/image": 30.0, "depth/image": 3.9}}, d.ERROR, "depth/image comes 3.90 times a second"),
     ],
 )
 def test_inputs(changes: dict[str, object], level: bytes, text: str) -> None:
     import re
 
-    report = d.inputs(state(**changes), stale_after=5.0)
+    report = d.inputs(state(**changes), stale_after=5.0, min_rate=8.0)
     assert report.level == level
     assert re.search(text, report.message)
+
+
+def test_inputs_have_no_figures_before_the_first_message() -> None:
+    nothing = d.Arrivals()
+    values = d.inputs(state(rate={"a": nothing.rate(1.0)}, gap={"a": nothing.gap(1.0)}), 5.0).values
+    assert (values["rate_hz.a"], values["gap_s.a"], values["stamps_apart_ms"]) == ("n/a", "n/a", "n/a")
+    values = d.inputs(state(rate={"a": 29.97}, gap={"a": 0.0334}, apart=0.25), 5.0).values
+    assert (values["rate_hz.a"], values["gap_s.a"], values["stamps_apart_ms"]) == ("29.97", "0.033", "250.0")
+
+
+def test_arrivals_by_hand() -> None:
+    arrivals = d.Arrivals()
+    assert (arrivals.silent(3.0), arrivals.rate(3.0), arrivals.gap(3.0)) == (None, None, None)
+    arrivals.add(1.0)
+    assert (arrivals.silent(3.0), arrivals.rate(3.0), arrivals.gap(3.0)) == (2.0, None, 2.0)
+    for i in range(1, 11):
+        arrivals.add(1.0 + i / 10)
+    assert arrivals.rate(2.05) == pytest.approx(10.0) and arrivals.gap(2.05) == pytest.approx(0.1)
+    # Silence longer than usual counts: 10 intervals in 1 s and 3.9 s more.
+    assert arrivals.rate(6.0) == pytest.approx(10 / 4.9) and arrivals.gap(6.0) == pytest.approx(4.0)
+    assert arrivals.rate(20.0) is None and arrivals.silent(20.0) == pytest.approx(18.0)
+    arrivals.add(30.0)
+    assert arrivals.rate(30.0) is None and arrivals.gap(30.5) == 0.5
 
 
 def test_scene() -> None:
     assert d.scene(False, 0, 0, None, {}).level == d.OK
     empty = d.scene(True, 0, 0, None, {"no_depth": 2})
     assert (empty.level, empty.values["data_age_s"], empty.values["frames.no_depth"]) == (d.WARN, "n/a", 2)
+    none = d.scene(True, 0, 0, None, {"no_depth": 4, "error": 6, "superseded": 90})
+    assert none.level == d.ERROR and "6 error, 4 no_depth" in none.message
+    assert d.scene(True, 0, 0, None, {"no_depth": 3, "error": 6, "superseded": 90}).level == d.WARN
+    assert d.scene(False, 0, 0, None, {"error": 60}).level == d.OK
     assert d.scene(True, 3, 100, 0.5, {}).message == "3 key frames, 100 spatial tokens"
 
 
 def test_model() -> None:
     assert d.model("unconfigured", "", "ours", None, "", 0).level == d.OK
-    assert d.model("unconfigured", "", "ours", 2.0, "", 0).message == "loading for 2.0 s"
+    assert d.model("unconfigured", "", "ours", None, "", 0).values["load_progress"] == "n/a"
+    loading = d.model("unconfigured", "", "ours", d.Loading(2.0, 0.43, "reading a.safetensors"), "", 0)
+    assert (loading.level, loading.values["load_progress"]) == (d.WARN, "0.43")
+    assert loading.message == "loading for 2.0 s: 43%, reading a.safetensors"
+    assert d.model("unconfigured", "", "ours", d.Loading(0.5), "", 0).message == "loading for 0.5 s"
     assert d.model("unconfigured", "", "ours", None, "no such file", 0).level == d.ERROR
-    assert d.model("active", "tiny", "ours", None, "", 2).message == "answering"
+    ready = d.model("active", "tiny", "ours", None, "", 2)
+    assert (ready.message, ready.values["load_progress"]) == ("answering", "1.00")
+    failed = d.model("active", "tiny", "ours", None, "out of memory in the stage prefill", 0)
+    assert (failed.level, failed.message) == (d.ERROR, "out of memory in the stage prefill")
+    twins = d.model("active", "tiny", "ours", None, "", 0, 1)
+    assert twins.level == d.WARN and "2 nodes have this node's name" in twins.message
 
 
 def answered(total: float, budget: float | None = None, met: bool = True, status: Status = Status.OK) -> Answer:
@@ -65,6 +105,9 @@ def test_latency_before_and_after_answers() -> None:
         window.add(answered(float(total)))
     report = window.report()
     assert (report.level, report.values["total_ms.p50"], report.values["budgets_missed"]) == (d.OK, "51.500", "n/a")
+    # The last hundred are 2 to 101: 95 and 99 hundredths of the way from the first to the last of them.
+    assert (report.values["total_ms.p95"], report.values["total_ms.p99"]) == ("96.050", "100.010")
+    assert report.values["prefill_ms.p95"] == "0.000" and report.values["last.total_ms"] == "101.000"
     assert report.values["answers.BUSY"] == 1
 
 
