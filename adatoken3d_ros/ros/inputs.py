@@ -179,7 +179,7 @@ class Inputs:
             self.fates[kind] += 1
             if kind == "superseded":
                 return
-            self.problem = {"error": text, "no_depth": "the last frame had no valid depth"}.get(kind, "")
+            self.problem = {"error": text, "no_depth": self._no_depth()}.get(kind, "")
             problem = self.problem
             # A cloud that has come since goes before what is left of an older one.
             more = self._more.popleft() if self._more and self._more_of == self._newest else None
@@ -188,6 +188,9 @@ class Inputs:
             self._submit(lambda: more)
         if problem:
             self._node.get_logger().warning(f"frame not used: {problem}", throttle_duration_sec=5.0)
+
+    def _no_depth(self) -> str:
+        return f"the last frame had no valid depth: none between 0 and {self._parameters['scene.max_depth']:g} m"
 
     def state(self) -> InputState:
         """What diagnostics should know."""

@@ -15,7 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation, Slerp
 
-from adatoken3d_ros.ros.conversions import pose_to_matrix, quaternion_to_rotation, stamp_to_ns, transform_to_matrix
+from adatoken3d_ros.ros.conversions import (
+    ConversionError,
+    pose_to_matrix,
+    quaternion_to_rotation,
+    stamp_to_ns,
+    transform_to_matrix,
+)
 
 # A stamp that is this much older than the newest one is a clock that was set back (a bag that starts again).
 JUMP_BACK_NS = 1_000_000_000
@@ -292,14 +298,22 @@ class TfPose:
         return self.transform(stamp_ns, camera_frame) @ self._T_base_camera
 
     def transform(self, stamp_ns: int, frame: str) -> NDArray[np.float64]:
-        """From any frame to the scene frame, (4, 4); stamp 0 asks for the newest. Raises PoseUnavailable."""
+        """From any frame to the scene frame, (4, 4); stamp 0 asks for the newest.
+
+        Raises:
+            PoseUnavailable: there is none (yet).
+            PoseError: it is not rigid.
+        """
         try:
             found = self._buffer.lookup_transform(self.scene_frame, frame, self._time(nanoseconds=stamp_ns))
         except self._tf2.TransformException as error:
             raise PoseUnavailable(
                 f"no transform from {frame!r} to {self.scene_frame!r} at {stamp_ns / 1e9:.6f} s: {error}"
             ) from error
-        return transform_to_matrix(found.transform)
+        try:
+            return transform_to_matrix(found.transform)
+        except ConversionError as error:
+            raise PoseError(f"the transform from {frame!r} to {self.scene_frame!r} cannot be used: {error}") from error
 
     def reset(self, stamp_ns: int) -> None:
         self._buffer.clear()

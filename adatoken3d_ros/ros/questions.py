@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from adatoken3d.action import AskSceneStream
 from adatoken3d.msg import Answer as AnswerMsg
 from adatoken3d.srv import AskScene
 from geometry_msgs.msg import PointStamped
+from numpy.typing import NDArray
 from rclpy.action import ActionServer, CancelResponse
 from rclpy.callback_groups import CallbackGroup
 from std_msgs.msg import String
@@ -28,6 +29,33 @@ from adatoken3d_ros.ros.poses import TfPose
 if TYPE_CHECKING:
     from adatoken3d_ros.engine.worker import Ticket
     from adatoken3d_ros.ros.node import SceneNode
+
+
+def question_of(request: Any, defaults: Mapping[str, Any] | Any) -> Question:
+    """The question of an AskScene request or an AskSceneStream goal; the session checks whether it makes sense.
+
+    Args:
+        request: the message.
+        defaults: `latency_budget_ms` and `max_new_tokens` for what the request leaves at 0.
+    """
+    clicks = np.array([(point.x, point.y, point.z) for point in request.clicks], dtype=np.float64).reshape(-1, 3)
+    return make_question(request.question, defaults, clicks, request.latency_budget_ms, request.max_new_tokens)
+
+
+def make_question(
+    text: str,
+    defaults: Mapping[str, Any] | Any,
+    clicks: NDArray[np.float64] | None = None,
+    budget_ms: float = 0.0,
+    max_new_tokens: int = 0,
+) -> Question:
+    """A question with the defaults (see `question_of`) where it says nothing; clicks are (n, 3), metres."""
+    return Question(
+        text,
+        np.zeros((0, 3)) if clicks is None else clicks,
+        budget_ms or defaults["latency_budget_ms"] or None,
+        max_new_tokens or defaults["max_new_tokens"],
+    )
 
 
 class Questions:
@@ -68,14 +96,14 @@ class Questions:
         self._stream_server.destroy()
 
     async def _on_ask(self, request: AskScene.Request, response: AskScene.Response) -> AskScene.Response:
-        response.answer = await self._answer(self._question_of(request))
+        response.answer = await self._answer(question_of(request, self._node.parameters))
         return response
 
     async def _on_question(self, message: String) -> None:
-        await self._answer(self._question(message.data))
+        await self._answer(make_question(message.data, self._node.parameters))
 
     async def _on_click(self, message: PointStamped) -> None:
-        question = self._question(self._node.parameters["click_question"])
+        question = make_question(self._node.parameters["click_question"], self._node.parameters)
         point = np.array([message.point.x, message.point.y, message.point.z])
         scene_frame, frame = self._node.parameters["scene.frame_id"], message.header.frame_id
         if frame not in ("", scene_frame):
@@ -89,7 +117,7 @@ class Questions:
                 self._publish(Answer(question, Status.INVALID_REQUEST, status_message=text))
                 return
             point = T[:3, :3] @ point + T[:3, 3]
-        await self._answer(self._question(question.text, clicks=point[None]))
+        await self._answer(replace(question, clicks=point[None]))
 
     async def _on_stream(self, goal: Any) -> AskSceneStream.Result:
         key = bytes(goal.goal_id.uuid)
@@ -109,7 +137,7 @@ class Questions:
                 ticket.cancel("cancelled by the client")
 
         goal.publish_feedback(feedback)
-        answer = await self._answer(self._question_of(goal.request), on_text, on_stage, on_ticket)
+        answer = await self._answer(question_of(goal.request, self._node.parameters), on_text, on_stage, on_ticket)
         self._tickets.pop(key, None)
         if answer.status in (Status.OK, Status.TRUNCATED):
             goal.succeed()
@@ -136,19 +164,6 @@ class Questions:
         else:
             response.success, response.message = True, "the scene is empty"
         return response
-
-    def _question_of(self, request: Any) -> Question:
-        clicks = np.array([(point.x, point.y, point.z) for point in request.clicks]).reshape(-1, 3)
-        return self._question(request.question, clicks, request.latency_budget_ms, request.max_new_tokens)
-
-    def _question(self, text: str, clicks: Any = None, budget_ms: float = 0.0, max_new_tokens: int = 0) -> Question:
-        """A question with the node's defaults where it says nothing; the session checks whether it makes sense."""
-        return Question(
-            text,
-            np.zeros((0, 3)) if clicks is None else clicks,
-            budget_ms or self._node.parameters["latency_budget_ms"] or None,
-            max_new_tokens or self._node.parameters["max_new_tokens"],
-        )
 
     async def _answer(
         self,
