@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,10 @@ from torch import Tensor, nn
 from adatoken3d_ros.model.llava3d import Llava3D, Spliced
 from adatoken3d_ros.pruning.gate import Cancelled, SceneTokens
 from adatoken3d_ros.pruning.prefix import ScenePrefix
-from adatoken3d_ros.scene.token_map import SpatialTokens, TokenMap
+from adatoken3d_ros.scene.token_map import SpatialTokens
+
+if TYPE_CHECKING:
+    from adatoken3d_ros.engine.scene_memory import SceneMemory
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,13 +33,13 @@ class Prepared:
     """Of one scene as it is; `forget` when it changes.
 
     Args:
-        model: the model. token_map: the scene.
+        model: the model. memory: the scene.
         seed: of the random cap on the number of tokens, for upstream's numbers; None for ours.
     """
 
-    def __init__(self, model: Llava3D, token_map: TokenMap, seed: int | None = None) -> None:
+    def __init__(self, model: Llava3D, memory: SceneMemory, seed: int | None = None) -> None:
         self._model = model
-        self._map = token_map
+        self._memory = memory
         self._seed = seed
         self._blocks: dict[int, Block] = {}
         self.prefix: ScenePrefix | None = None
@@ -52,7 +56,8 @@ class Prepared:
 
     def size(self, max_tokens: int | None) -> int:
         """Tokens that `block(max_tokens)` has."""
-        return min(self._map.n_voxels, self._model.config.max_spatial_tokens, max_tokens or self._map.n_voxels)
+        voxels = self._memory.asked.n_voxels
+        return min(voxels, self._model.config.max_spatial_tokens, max_tokens or voxels)
 
     @torch.inference_mode()
     def block(self, max_tokens: int | None) -> Block:
@@ -60,7 +65,7 @@ class Prepared:
         size = self.size(max_tokens)
         if size not in self._blocks:
             generator = None if self._seed is None else torch.Generator().manual_seed(self._seed)
-            tokens = self._map.tokens(size, generator=generator)
+            tokens = self._memory.question_tokens(size, generator)
             block = Block(tokens, SceneTokens(tokens.xyz, tokens.features), self._model.project(tokens.features))
             self._blocks[size] = block
         return self._blocks[size]

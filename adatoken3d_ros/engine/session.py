@@ -16,30 +16,38 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from adatoken3d_ros.engine.answer import Answer, Box, Question, Status, TokenReport
+from adatoken3d_ros.engine.answer import Answer, Box, Question, Status
 from adatoken3d_ros.engine.budget import BudgetConfig, BudgetInfeasible, Controller, Pace, Reuse, Stopwatch
 from adatoken3d_ros.engine.latency import decode_terms, encode_terms, follow_up_terms, read_terms, token_terms
 from adatoken3d_ros.engine.memory import describe, free_cached, is_out_of_memory
 from adatoken3d_ros.engine.plans import SHORTEST_ANSWER, Plan, Situation, Table
-from adatoken3d_ros.engine.prepared import Block, Prepared, interruptible
+from adatoken3d_ros.engine.prepared import Block, Prepared
+from adatoken3d_ros.engine.report import lorenz_share, token_report
+from adatoken3d_ros.engine.requests import InvalidRequest, check_question, clicks_of, rows_before_image
+from adatoken3d_ros.engine.scene_memory import SceneMemory
 from adatoken3d_ros.engine.warmup import latency_model
 from adatoken3d_ros.model.llava3d import Llava3D, Spliced
-from adatoken3d_ros.model.prompt import Placeholder, PromptIds, build_prompt, parse_boxes, parse_clicks
+from adatoken3d_ros.model.prompt import PromptIds, build_prompt, parse_boxes
 from adatoken3d_ros.pruning import flops
-from adatoken3d_ros.pruning.gate import Cancelled, GateTrace, Layout, Prefill, generate, prefill
+from adatoken3d_ros.pruning.gate import Cancelled, Layout, Prefill, generate, prefill
 from adatoken3d_ros.pruning.policies import Policy, make_policy
 from adatoken3d_ros.pruning.strategy import Strategy, default_strategy
 from adatoken3d_ros.scene.frames import PosedFrame
-from adatoken3d_ros.scene.keyframes import KeyFrameConfig, KeyFrameSelector, Verdict, carve_free_space
-from adatoken3d_ros.scene.patches import PatchConfig, patch_points
-from adatoken3d_ros.scene.storage import load_scene, save_scene
-from adatoken3d_ros.scene.token_map import SpatialTokens, TokenMap
+from adatoken3d_ros.scene.keyframes import KeyFrameConfig, Verdict
+from adatoken3d_ros.scene.token_map import SpatialTokens
+from adatoken3d_ros.scene.window import OriginMode
+
+__all__ = [
+    "InvalidRequest",
+    "OriginMode",
+    "SceneSession",
+    "SessionConfig",
+    "check_question",
+    "lorenz_share",
+    "whole_words",
+]
 
 logger = logging.getLogger(__name__)
-
-
-class InvalidRequest(ValueError):
-    """A question that cannot be asked; the message names the offending value."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,10 @@ class SessionConfig:
     Attributes:
         key_frames: which frames are encoded, and how many views are kept.
         max_depth: metres; depth beyond it is not used.
-        origin: scene-frame point that the model sees as its origin (the floor in the middle of the room), metres.
+        origin: scene-frame point that the model sees as its origin (the floor in the middle of the room), metres; where
+            the origin follows what is seen, where it is until then.
+        origin_mode: whether it does.
+        question_views: views that a question is about where there are more; 0: as many as the model was trained with.
         max_new_tokens: longest answer, unless the question says otherwise.
         template: prompt template, `llava_v1` or `vicuna_v1`.
         upstream_numerics: reproduce the bf16 geometry and unmasked depth of the original implementation.
@@ -60,6 +71,8 @@ class SessionConfig:
     key_frames: KeyFrameConfig = field(default_factory=KeyFrameConfig)
     max_depth: float = 10.0
     origin: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    origin_mode: OriginMode = OriginMode.FIXED
+    question_views: int = 0
     max_new_tokens: int = 64
     template: str = "llava_v1"
     upstream_numerics: bool = False
@@ -95,21 +108,9 @@ class SceneSession:
         self.config = config or SessionConfig()
         self.model_id = model_id
         self._clock = clock
-        self._patches = PatchConfig(
-            image_size=model.config.image_size,
-            grid=model.config.grid,
-            max_depth=self.config.max_depth,
-            upstream_numerics=self.config.upstream_numerics,
-        )
-        self._origin = np.asarray(self.config.origin, dtype=np.float64)
-        self._map = TokenMap(
-            model.config.voxel_size, self.config.origin, upstream_numerics=self.config.upstream_numerics
-        )
-        self._selector = KeyFrameSelector(self.config.key_frames, self._patches, self._map)
-        self.prepared = Prepared(model, self._map, self.config.seed if self.config.upstream_numerics else None)
-        self._pending: list[PosedFrame] = []
+        self.memory = SceneMemory(model, self.config)
+        self.prepared = Prepared(model, self.memory, self.config.seed if self.config.upstream_numerics else None)
         self._eos = set(_eos_ids(tokenizer))
-        self.poses: dict[int, NDArray[np.float64]] = {}
         strategy = strategy or default_strategy("ours", self.n_layers)
         self.controller = Controller(strategy, self.n_layers, self.config.budget)
         self.set_strategy(strategy)
@@ -136,77 +137,52 @@ class SceneSession:
 
     # --- the scene ---
 
-    def observe(self, frame: PosedFrame) -> Verdict:
-        """Decides whether `frame` becomes a view of the scene; if so it waits for `encode_pending`."""
-        verdict = self._selector.decide(frame)
-        if verdict == Verdict.KEY_FRAME:
-            self._selector.accepted(frame)
-            self._pending.append(frame)
-        return verdict
-
-    def encode_pending(self, limit: int | None = None, should_stop: Callable[[], bool] | None = None) -> int:
-        """Encodes the newest `limit` of the frames that wait (None: all), one vision pass each; returns how many.
-
-        Where should_stop() is true before a layer of the vision tower, none is encoded and all still wait.
-        """
-        first = 0 if limit is None else max(0, len(self._pending) - limit)
-        frames = self._pending[first:]
-        if not frames:
-            return 0
-        points = [patch_points(frame, self._patches) for frame in frames]
-        with torch.inference_mode():
-            xyz = torch.stack([torch.from_numpy(p.xyz) for p in points]) - torch.from_numpy(self._origin)
-            try:
-                with interruptible(self.model.vision, should_stop):
-                    features = self.model.patch_features([frame.rgb for frame in frames], xyz)
-            except Cancelled:
-                return 0
-            for frame, point, view_features in zip(frames, points, features, strict=True):
-                self._map.add_view(frame.stamp_ns, view_features, point.xyz, point.rgb, point.valid)
-                if not self.config.upstream_numerics:
-                    carve_free_space(self._map, frame, self.config.key_frames.carving)
-                self.poses[frame.stamp_ns] = frame.T_world_camera
-        del self._pending[first:]
-        while (stamp := self._selector.evict()) is not None:
-            self._pending = [frame for frame in self._pending if frame.stamp_ns != stamp]
-            if self.poses.pop(stamp, None) is not None:
-                self._map.remove_view(stamp)
-        self.prepared.forget()
-        return len(frames)
-
-    def scene(self) -> SpatialTokens | None:
-        """The whole token map, or None while nothing has been seen."""
-        return self._map.tokens() if len(self._map) else None
+    @property
+    def poses(self) -> dict[int, NDArray[np.float64]]:
+        """{stamp in nanoseconds: T_world_camera (4, 4)} of the encoded views."""
+        return self.memory.poses
 
     @property
     def stamp_ns(self) -> int:
         """Newest acquisition time in the scene, 0 while it is empty."""
-        return max(self.poses, default=0)
+        return self.memory.stamp_ns
+
+    def foresee(self, stamp_ns: int, T_world_camera: NDArray[np.float64]) -> Verdict | None:
+        """What `observe` would say of a frame as far as its stamp and pose (4, 4) tell; None: it has to be seen."""
+        return self.memory.foresee(stamp_ns, T_world_camera)
+
+    def observe(self, frame: PosedFrame) -> Verdict:
+        """Decides whether `frame` becomes a view of the scene; if so it waits for `encode_pending`."""
+        return self.memory.observe(frame)
+
+    def encode_pending(self, limit: int | None = None, should_stop: Callable[[], bool] | None = None) -> int:
+        """Encodes the newest `limit` of the frames that wait, see `SceneMemory.encode`; returns how many."""
+        before = len(self.memory.pending)
+        try:
+            return self.memory.encode(limit, should_stop)
+        finally:
+            if len(self.memory.pending) != before:
+                self.prepared.forget()
+
+    def scene(self) -> SpatialTokens | None:
+        """The whole token map, or None while nothing has been seen."""
+        return self.memory.tokens()
 
     def clear(self) -> None:
-        self._selector.clear()
-        self._map.clear()
-        self._pending.clear()
-        self.poses.clear()
+        """Forgets everything that was seen."""
+        self.memory.clear()
         self.prepared.forget()
 
     def save(self, path: str | Path, frame_id: str = "map") -> None:
         """Writes the scene, frames that wait included, to a file; raises as `scene.storage.save_scene`."""
         self.encode_pending()
-        save_scene(path, self._map, self.poses, model_hash=self.model.config.hash(), frame_id=frame_id)
+        self.memory.save(path, frame_id)
 
     def load(self, path: str | Path, frame_id: str = "map") -> int:
         """Replaces the scene by a saved one and returns its number of views; raises as `scene.storage.load_scene`."""
-        width, device = self.model.config.vision.hidden_size, self.model.device
-        poses = load_scene(
-            path, self._map, model_hash=self.model.config.hash(), frame_id=frame_id, channels=width, device=device
-        )
-        self._selector.restore(poses)
-        self._pending.clear()
-        self.poses.clear()
-        self.poses.update(poses)
+        views = self.memory.load(path, frame_id)
         self.prepared.forget()
-        return len(poses)
+        return views
 
     # --- questions ---
 
@@ -229,14 +205,16 @@ class SceneSession:
             InvalidRequest: for a question that cannot be asked.
             ValueError: without a latency model.
         """
-        return self.controller.table(self._situation(question, self._prompt(question)[0], pending=len(self._pending)))
+        return self.controller.table(
+            self._situation(question, self._prompt(question)[0], pending=len(self.memory.pending))
+        )
 
     @property
     def work_ahead(self) -> bool:
         """Whether there is something left that `prepare` could do."""
-        if self._pending:
+        if self.memory.pending:
             return True
-        size = self.prepared.size(None) if len(self._map) else 0
+        size = self.prepared.size(None) if len(self.memory) else 0
         wants_prefix = self.config.budget.reuse is Reuse.PREFIX and self.prepared.prefix is None
         return size > 0 and (size not in self.prepared.built or wants_prefix)
 
@@ -245,7 +223,7 @@ class SceneSession:
 
         Ends within a layer of a model where should_stop() is true; what was finished by then is kept.
         """
-        while self._pending:
+        while self.memory.pending:
             if not self.encode_pending(1, should_stop):
                 return
         if not self.work_ahead:
@@ -259,19 +237,19 @@ class SceneSession:
     def _prompt(self, question: Question) -> tuple[PromptIds, NDArray[np.float64]]:
         check_question(question)
         try:
-            text, clicks = _clicks_of(question)
+            text, clicks = clicks_of(question)
             return build_prompt(self.tokenizer, text, n_clicks=len(clicks), template=self.config.template), clicks
         except ValueError as error:
             raise InvalidRequest(str(error)) from error
 
     def _check_scene(self) -> None:
-        if not len(self._map):
+        if not len(self.memory):
             raise LookupError("the scene is empty: no key frame with valid depth has been seen yet")
 
     def _splice(self, prompt: PromptIds, clicks: NDArray[np.float64], block: Block) -> Spliced:
         try:
             with torch.inference_mode():
-                click_xyz = torch.from_numpy(clicks - self._origin).float().to(self.model.device)
+                click_xyz = torch.from_numpy(clicks - self.memory.origin).float().to(self.model.device)
                 return self.model.splice(prompt, block.spatial, self.model.embed_clicks(click_xyz))
         except ValueError as error:
             raise InvalidRequest(str(error)) from error
@@ -351,9 +329,9 @@ class SceneSession:
     ) -> Answer:
         question = answer.question
         prompt, clicks = self._prompt(question)
-        if not self._pending:
+        if not self.memory.pending:
             self._check_scene()
-        plan = pace.plan(self._situation(question, prompt, pending=len(self._pending)))
+        plan = pace.plan(self._situation(question, prompt, pending=len(self.memory.pending)))
 
         watch.begin("encode")
         pace.took("encode", encode_terms(self.encode_pending(plan.new_views)))
@@ -372,7 +350,7 @@ class SceneSession:
 
         watch.begin("prefill")
         with torch.inference_mode(), self._read(plan, spliced, block, should_stop, pace) as filled:
-            report = self._report(block.tokens, filled.trace, spliced)
+            report = token_report(self.model.config.language, block.tokens, filled.trace, spliced)
             answer = replace(
                 answer,
                 strategy="scene-prefix" if plan.reuse else plan.strategy.name,
@@ -445,7 +423,8 @@ class SceneSession:
         if status is Status.OK or len(ids) == asked:
             self.controller.answered(len(ids))
         boxes = tuple(
-            Box(_triple(np.asarray(box[:3]) + self._origin), _triple(np.asarray(box[3:6]))) for box in parse_boxes(text)
+            Box(_triple(np.asarray(box[:3]) + self.memory.origin), _triple(np.asarray(box[3:6])))
+            for box in parse_boxes(text)
         )
         return replace(answer, status=status, status_message=message, text=text, boxes=boxes)
 
@@ -453,15 +432,15 @@ class SceneSession:
         self, question: Question, prompt: PromptIds, block: Block | None = None, *, pending: int = 0
     ) -> Situation:
         """What is to be planned for: `pending` views may still be encoded, and `block` is built already."""
-        views, voxels = len(self._map), self._map.n_voxels
+        views, voxels = len(self.memory.asked), self.memory.asked.n_voxels
         limit = question.max_new_tokens or self.config.max_new_tokens
-        n_system = _rows_before_image(prompt)
+        n_system = rows_before_image(prompt)
         return Situation(
             n_spatial=voxels if block is None else len(block.tokens),
             max_spatial=self.model.config.max_spatial_tokens,
             views=views,
             pending=pending,
-            tokens_per_view=voxels / views if views else float(self._patches.grid**2),
+            tokens_per_view=voxels / views if views else float(self.memory.patches_per_view),
             n_system=n_system,
             n_question=prompt.n_tokens - n_system,
             answer_limit=limit,
@@ -488,66 +467,12 @@ class SceneSession:
         sizes = (config, spliced.n_spatial, spatial_per_layer, n_text, spliced.n_question)
         return flops.prefill_flops(config, spatial_per_layer, n_text) + flops.scoring_flops(self._policy, *sizes)
 
-    def _report(self, tokens: SpatialTokens, trace: GateTrace, spliced: Spliced) -> TokenReport:
-        config, n_text = self.model.config.language, spliced.n_tokens - spliced.n_spatial
-        contribution = trace.contribution[0].float().cpu().numpy()
-        return TokenReport(
-            xyz=tokens.xyz.float().cpu().numpy(),
-            rgb=tokens.rgb.cpu().numpy(),
-            contribution=contribution,
-            last_layer=trace.last_layer[0].cpu().numpy(),
-            retained=trace.retained[0].cpu().numpy(),
-            spatial_per_layer=trace.spatial_per_layer,
-            flops_per_layer=tuple(flops.layer_flops(config, n + n_text) for n in trace.spatial_per_layer),
-            lorenz_share_60=lorenz_share(contribution, 0.6),
-        )
-
-
-def check_question(question: Question) -> None:
-    """Raises InvalidRequest, naming the value, for a question that no session can answer."""
-    if not question.text.strip():
-        raise InvalidRequest("the question is empty")
-    clicks = question.clicks
-    if clicks.ndim != 2 or clicks.shape[1] != 3:
-        raise InvalidRequest(f"clicks must be (n, 3), got {clicks.shape}")
-    if not np.isfinite(clicks).all():
-        raise InvalidRequest(f"clicks must be finite, got {clicks.tolist()}")
-    budget = question.latency_budget_ms
-    if budget is not None and not 0 <= budget < math.inf:
-        raise InvalidRequest(f"latency_budget_ms must be 0 (no limit) or positive, got {budget}")
-    if question.max_new_tokens is not None and not 0 <= question.max_new_tokens <= 4096:
-        raise InvalidRequest(f"max_new_tokens must be between 0 (the default) and 4096, got {question.max_new_tokens}")
-
-
-def lorenz_share(contribution: NDArray[np.float32], q: float) -> float:
-    """Share of the total held by the least contributing `q` of the tokens; NaN if nothing was measured."""
-    total = float(contribution.sum())
-    if not total > 0:
-        return math.nan
-    smallest = np.sort(contribution.astype(np.float64))[: math.floor(q * len(contribution))]
-    return float(smallest.sum() / total)
-
 
 def whole_words(text: str) -> str:
     """The text without a last word that may be unfinished; all of it where there is only one."""
     if not text or not text[-1].isalnum():
         return text
     return text.rsplit(maxsplit=1)[0] if len(text.split()) > 1 else text
-
-
-def _rows_before_image(prompt: PromptIds) -> int:
-    rows = 0
-    for piece in prompt.pieces:
-        if isinstance(piece, Placeholder):
-            break
-        rows += len(piece)
-    return rows
-
-
-def _clicks_of(question: Question) -> tuple[str, NDArray[np.float64]]:
-    """The question with its written points taken out, and all clicks in the order of their placeholders."""
-    text, written = parse_clicks(question.text)
-    return text, np.concatenate([np.asarray(written, dtype=np.float64).reshape(-1, 3), question.clicks])
 
 
 def _seed(strategy: Strategy, seed: int) -> dict[str, int]:

@@ -138,8 +138,7 @@ def _steps(model: Llava3D, tokenizer: Any, strategy: Strategy, log: _Log, clock:
     generator = np.random.default_rng(0)
     for views in (1, 2):
         images = [generator.integers(0, 255, (*IMAGE, 3), dtype=np.uint8) for _ in range(views)]
-        xyz = torch.zeros(views, model.vision.patches, 3)
-        log.add("encode", encode_terms(views), _times(model, partial(model.patch_features, images, xyz), clock))
+        log.add("encode", encode_terms(views), _times(model, partial(model.encode_images, images), clock))
         yield
     room = model.config.context_length - _prompt(tokenizer).n_tokens - DECODE_STEPS - 1
     most = max(8, min(model.config.max_spatial_tokens, room))
@@ -159,7 +158,7 @@ def _measure_size(
 
     def build() -> tuple[Spliced, SceneTokens]:
         scene = SceneTokens(xyz.to(model.device), features)
-        return model.splice(prompt, model.project(features)), scene
+        return model.splice(prompt, model.project(features + model.position.finish(features))), scene
 
     log.add("tokens", token_terms(n), _times(model, build, clock))
     spliced, scene = build()

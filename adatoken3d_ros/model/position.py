@@ -25,8 +25,17 @@ class PositionMLP(nn.Module):
 
         Coordinates are taken in float32 up to the last layer: bfloat16 would round a point at 4 m by 16 mm.
         """
+        return self.out(self.hidden(xyz).to(self.out.weight.dtype))
+
+    def hidden(self, xyz: torch.Tensor) -> torch.Tensor:
+        """(..., 3) metres -> (..., width) float32, everything but the last layer, which is linear."""
         hidden = functional.linear(xyz.float(), self.lift.weight.float(), self.lift.bias.float())
-        hidden = functional.layer_norm(
-            hidden, self.norm.normalized_shape, self.norm.weight.float(), self.norm.bias.float(), self.norm.eps
+        return functional.relu(
+            functional.layer_norm(
+                hidden, self.norm.normalized_shape, self.norm.weight.float(), self.norm.bias.float(), self.norm.eps
+            )
         )
-        return self.out(functional.relu(hidden).to(self.out.weight.dtype))
+
+    def finish(self, mean: torch.Tensor) -> torch.Tensor:
+        """(..., width) float32, a mean of `hidden` over points -> the mean of `forward` over them, float32."""
+        return functional.linear(mean, self.out.weight.float(), self.out.bias.float())

@@ -191,6 +191,10 @@ class KeyFrameSelector:
         self._looked = frame.stamp_ns
         self._blur.settled()
 
+    def forget(self, stamp_ns: int) -> None:
+        """The view cannot be used; its place is new again, its stamp is not."""
+        self._views.pop(stamp_ns, None)
+
     def evict(self) -> int | None:
         """Drop the view that is missed least if there are too many and return its stamp, else None.
 

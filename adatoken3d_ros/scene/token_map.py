@@ -276,17 +276,19 @@ class TokenMap:
         alone = torch.split(holders[voxel] == 1, [len(held) for held in own.values()])
         return {key: int(mask.sum()) for key, mask in zip(own, alone, strict=True)}
 
-    def cover(self, limit: int) -> tuple[int, ...]:
+    def cover(self, limit: int, first: Sequence[int] = ()) -> tuple[int, ...]:
         """Keys of at most `limit` views that hold the most voxels: each adds the most new ones (ties: the newest).
 
-        The greedy choice holds at least 1 - 1/e of the voxels that the best choice of so many views does. Ascending.
+        Those of `first` are chosen before all others. The greedy choice holds at least 1 - 1/e of the voxels that the
+        best choice of so many views does. Ascending.
         """
         held = {key: torch.unique_consecutive(view.keys) for key, view in self._views.items()}
         rows = {key: torch.searchsorted(self._keys, keys) for key, keys in held.items()}
         missing = torch.ones(len(self._keys), dtype=torch.bool)
         chosen: list[int] = []
         while rows and len(chosen) < limit:
-            best = max(rows, key=lambda key: (int(missing[rows[key]].sum()), key))
+            wanted = [key for key in first if key in rows] or rows
+            best = max(wanted, key=lambda key: (int(missing[rows[key]].sum()), key))
             missing[rows.pop(best)] = False
             chosen.append(best)
         return tuple(sorted(chosen))

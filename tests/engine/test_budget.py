@@ -36,7 +36,7 @@ class World:
         for ratio in self.session.controller.latency.ratios.values():
             ratio._guard = 1.0
         self.reads: list[str] = []
-        monkeypatch.setattr(self.session.model, "patch_features", self._timed_features(self.session.model))
+        monkeypatch.setattr(self.session.model, "encode_images", self._timed_features(self.session.model))
         monkeypatch.setattr(session_module, "prefill", self._timed_prefill(session_module.prefill))
         monkeypatch.setattr(session_module, "generate", self._generate)
         read_prefix = self.session.prepared.read_prefix
@@ -46,11 +46,11 @@ class World:
         self.now += seconds * self.pace
 
     def _timed_features(self, model: Any) -> Any:
-        original = model.patch_features
+        original = model.encode_images
 
-        def timed(rgb: Any, xyz: Any) -> Any:
+        def timed(rgb: Any) -> Any:
             self.spend(0.1 * len(rgb))
-            return original(rgb, xyz)
+            return original(rgb)
 
         return timed
 
@@ -161,13 +161,13 @@ def test_what_encoding_takes_too_long_the_language_model_gives_back(make_world: 
     world.session.observe(frames[0])
     world.session.encode_pending()
     world.session.observe(frames[1])
-    original = world.session.model.patch_features
+    original = world.session.model.encode_images
 
     def late(*args: Any) -> Any:
         world.spend(0.05)
         return original(*args)
 
-    world.session.model.patch_features = late
+    world.session.model.encode_images = late
     answer = world.ask(free.times.total + 1.0 + 100.0)
     assert answer.times.encode == pytest.approx(150.0)
     assert answer.budget_met and answer.predicted is not None and answer.predicted.encode == pytest.approx(100.0)

@@ -96,8 +96,8 @@ def test_views_that_do_not_fit_together_are_encoded_one_by_one_and_none_is_lost(
     for frame in frames:
         session.observe(frame)
     sizes: list[int] = []
-    features = session.model.patch_features
-    monkeypatch.setattr(session.model, "patch_features", fail_above(features, lambda rgb, _: len(rgb), 1, sizes))
+    features = session.model.encode_images
+    monkeypatch.setattr(session.model, "encode_images", fail_above(features, lambda rgb: len(rgb), 1, sizes))
     answer = session.ask(QUESTION)
     assert answer.status == Status.TRUNCATED and sizes == [3, 1]
     assert answer.stamp_ns == frames[-1].stamp_ns == session.stamp_ns
@@ -133,8 +133,8 @@ def test_a_frame_that_does_not_fit_waits_and_the_worker_lives_on(
     make_session: Callable[..., SceneSession], frames: list[PosedFrame], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session, fates = make_session(), []
-    features = session.model.patch_features
-    monkeypatch.setattr(session.model, "patch_features", fail_above(features, lambda *_: 1, 0, []))
+    features = session.model.encode_images
+    monkeypatch.setattr(session.model, "encode_images", fail_above(features, lambda *_: 1, 0, []))
     worker = Worker(lambda: session, on_frame=fates.append, ahead=0.0)
     worker.start()
     try:
@@ -143,7 +143,7 @@ def test_a_frame_that_does_not_fit_waits_and_the_worker_lives_on(
         while not fates:
             worker.call(lambda s: None).result(LIMIT)
         assert fates == ["error: OutOfMemoryError: " + ADVICE.splitlines()[0] + " (the view waits to be encoded)"]
-        monkeypatch.setattr(session.model, "patch_features", features)
+        monkeypatch.setattr(session.model, "encode_images", features)
         answer = worker.submit(QUESTION).result.result(LIMIT)
         assert answer.status == Status.TRUNCATED and answer.stamp_ns == frames[0].stamp_ns
     finally:

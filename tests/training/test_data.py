@@ -44,7 +44,7 @@ def test_a_scene_is_what_a_session_makes_of_the_views(
     for view in views:
         session.observe(view.frame)
     assert session.encode_pending() == 3
-    tokens = session._map.tokens(max_tokens)
+    tokens = session.memory.question_tokens(max_tokens)
     with torch.no_grad():
         expected = model.project(tokens.features)
         torch.testing.assert_close(spatial_tokens(model, scene), expected, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is told of the tokens of one question."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import LlamaConfig
+
+from adatoken3d_ros.engine.answer import TokenReport
+from adatoken3d_ros.model.llava3d import Spliced
+from adatoken3d_ros.pruning import flops
+from adatoken3d_ros.pruning.gate import GateTrace
+from adatoken3d_ros.scene.token_map import SpatialTokens
+
+
+def token_report(config: LlamaConfig, tokens: SpatialTokens, trace: GateTrace, spliced: Spliced) -> TokenReport:
+    """What became of the tokens of a question, by the trace of its prefill through a language model."""
+    n_text = spliced.n_tokens - spliced.n_spatial
+    contribution = trace.contribution[0].float().cpu().numpy()
+    return TokenReport(
+        xyz=tokens.xyz.float().cpu().numpy(),
+        rgb=tokens.rgb.cpu().numpy(),
+        contribution=contribution,
+        last_layer=trace.last_layer[0].cpu().numpy(),
+        retained=trace.retained[0].cpu().numpy(),
+        spatial_per_layer=trace.spatial_per_layer,
+        flops_per_layer=tuple(flops.layer_flops(config, n + n_text) for n in trace.spatial_per_layer),
+        lorenz_share_60=lorenz_share(contribution, 0.6),
+    )
+
+
+def lorenz_share(contribution: NDArray[np.float32], q: float) -> float:
+    """Share of the total held by the least contributing `q` of the tokens; NaN if nothing was measured."""
+    total = float(contribution.sum())
+    if not total > 0:
+        return math.nan
+    smallest = np.sort(contribution.astype(np.float64))[: math.floor(q * len(contribution))]
+    return float(smallest.sum() / total)

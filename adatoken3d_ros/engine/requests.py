@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What of a question can be checked and taken apart before a model sees it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adatoken3d_ros.engine.answer import Question
+from adatoken3d_ros.model.prompt import Placeholder, PromptIds, parse_clicks
+
+
+class InvalidRequest(ValueError):
+    """A question that cannot be asked; the message names the offending value."""
+
+
+def check_question(question: Question) -> None:
+    """Raises InvalidRequest, naming the value, for a question that no session can answer."""
+    if not question.text.strip():
+        raise InvalidRequest("the question is empty")
+    clicks = question.clicks
+    if clicks.ndim != 2 or clicks.shape[1] != 3:
+        raise InvalidRequest(f"clicks must be (n, 3), got {clicks.shape}")
+    if not np.isfinite(clicks).all():
+        raise InvalidRequest(f"clicks must be finite, got {clicks.tolist()}")
+    budget = question.latency_budget_ms
+    if budget is not None and not 0 <= budget < math.inf:
+        raise InvalidRequest(f"latency_budget_ms must be 0 (no limit) or positive, got {budget}")
+    if question.max_new_tokens is not None and not 0 <= question.max_new_tokens <= 4096:
+        raise InvalidRequest(f"max_new_tokens must be between 0 (the default) and 4096, got {question.max_new_tokens}")
+
+
+def rows_before_image(prompt: PromptIds) -> int:
+    rows = 0
+    for piece in prompt.pieces:
+        if isinstance(piece, Placeholder):
+            break
+        rows += len(piece)
+    return rows
+
+
+def clicks_of(question: Question) -> tuple[str, NDArray[np.float64]]:
+    """The question with its written points taken out, and all clicks in the order of their placeholders."""
+    text, written = parse_clicks(question.text)
+    return text, np.concatenate([np.asarray(written, dtype=np.float64).reshape(-1, 3), question.clicks])

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a session has seen: frames go in, each is encoded once, the spatial tokens of the scene come out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adatoken3d_ros.engine.prepared import interruptible
+from adatoken3d_ros.model.llava3d import Llava3D
+from adatoken3d_ros.pruning.gate import Cancelled
+from adatoken3d_ros.scene.frames import PosedFrame
+from adatoken3d_ros.scene.keyframes import KeyFrameSelector, Verdict, carve_free_space
+from adatoken3d_ros.scene.patches import PatchConfig, PatchPoints, patch_points
+from adatoken3d_ros.scene.storage import load_scene, save_scene
+from adatoken3d_ros.scene.token_map import SpatialTokens, TokenMap, TokenMapError
+from adatoken3d_ros.scene.window import OriginMode, best_shift, floor_height, level_patches
+
+if TYPE_CHECKING:
+    from adatoken3d_ros.engine.session import SessionConfig
+
+logger = logging.getLogger(__name__)
+
+
+class SceneMemory:
+    """Views, their tokens, and the point from which the model sees them. Not thread safe.
+
+    With `OriginMode.AUTO` the model's origin follows the floor and the middle of what has been seen (`scene.window`).
+    Position embeddings are linear in the mean of their hidden layer, so the map keeps that mean beside the features'
+    and a moved origin costs one small layer on every patch and one linear layer on every token, no vision pass.
+
+    Args:
+        model: encodes the frames. config: the session's.
+
+    Raises:
+        ValueError: if the origin is to follow what is seen while upstream's numbers round it into the features.
+
+    Attributes:
+        poses: {stamp in nanoseconds: T_world_camera (4, 4)} of the encoded views.
+        pending: key frames that wait to be encoded, oldest first.
+    """
+
+    def __init__(self, model: Llava3D, config: SessionConfig) -> None:
+        if config.upstream_numerics and config.origin_mode is OriginMode.AUTO:
+            raise ValueError(
+                "upstream_numerics rounds positions into the features: origin_mode must be 'fixed' with it"
+            )
+        self._model = model
+        self._config = config
+        self._patches = PatchConfig(
+            image_size=model.config.image_size,
+            grid=model.config.grid,
+            max_depth=config.max_depth,
+            upstream_numerics=config.upstream_numerics,
+        )
+        self._map = TokenMap(
+            model.config.voxel_size,
+            config.origin,
+            embed=None if config.upstream_numerics else self._embed,
+            upstream_numerics=config.upstream_numerics,
+        )
+        self._selector = KeyFrameSelector(config.key_frames, self._patches, self._map)
+        self._asked: TokenMap | None = None
+        self.pending: list[PosedFrame] = []
+        self.poses: dict[int, NDArray[np.float64]] = {}
+
+    def __len__(self) -> int:
+        """Number of encoded views."""
+        return len(self._map)
+
+    @property
+    def origin(self) -> NDArray[np.float64]:
+        """(3,) the point of the scene frame that the model sees as its origin, metres."""
+        return self._map.model_origin
+
+    @property
+    def stamp_ns(self) -> int:
+        """Newest acquisition time in the scene, 0 while it is empty."""
+        return max(self.poses, default=0)
+
+    @property
+    def patches_per_view(self) -> int:
+        """How many patches a view has."""
+        return self._patches.grid**2
+
+    # --- frames in ---
+
+    def foresee(self, stamp_ns: int, T_world_camera: NDArray[np.float64]) -> Verdict | None:
+        """What `observe` would say of a frame as far as its stamp and pose (4, 4) tell; None: it has to be seen."""
+        return self._selector.foresee(stamp_ns, T_world_camera)
+
+    def observe(self, frame: PosedFrame) -> Verdict:
+        """Decides whether `frame` becomes a view of the scene; if so it waits for `encode`."""
+        verdict = self._selector.decide(frame)
+        if verdict == Verdict.KEY_FRAME:
+            self._selector.accepted(frame)
+            self.pending.append(frame)
+        return verdict
+
+    def encode(self, limit: int | None = None, should_stop: Callable[[], bool] | None = None) -> int:
+        """Encodes the newest `limit` of the frames that wait (None: all), one vision pass each; returns how many.
+
+        Where should_stop() is true before a layer of the vision tower, none is encoded and all still wait.
+
+        Raises:
+            TokenMapError: for a frame that has no place in the map; it is given up, the others are encoded.
+        """
+        first = 0 if limit is None else max(0, len(self.pending) - limit)
+        frames = self.pending[first:]
+        if not frames:
+            return 0
+        points = [patch_points(frame, self._patches) for frame in frames]
+        with torch.inference_mode():
+            try:
+                with interruptible(self._model.vision, should_stop):
+                    features = self._features(frames, points)
+            except Cancelled:
+                return 0
+        problem: TokenMapError | None = None
+        for frame, point, view_features in zip(frames, points, features, strict=True):
+            try:
+                self._add(frame, point, view_features)
+            except TokenMapError as error:
+                self._selector.forget(frame.stamp_ns)
+                problem = error
+            self.pending.remove(frame)
+        self._evict()
+        self._recentre()
+        self._asked = None
+        if problem is not None:
+            raise problem
+        return len(frames)
+
+    def _features(self, frames: list[PosedFrame], points: list[PatchPoints]) -> Tensor:
+        """(V, P, C) float32; upstream's numbers hold the position embedding, ours are the vision tower's alone."""
+        rgb = [frame.rgb for frame in frames]
+        if not self._config.upstream_numerics:
+            return self._model.encode_images(rgb)
+        xyz = torch.stack([torch.from_numpy(p.xyz) for p in points]) - torch.from_numpy(self.origin)
+        return self._model.patch_features(rgb, xyz)
+
+    def _embed(self, xyz: Tensor) -> Tensor:
+        return self._model.position.hidden(xyz.to(self._model.device))
+
+    def _add(self, frame: PosedFrame, points: PatchPoints, features: Tensor) -> None:
+        level = None
+        if self._config.origin_mode is OriginMode.AUTO:
+            level = level_patches(points.xyz)
+            if not len(self._map) and (floor := floor_height(points.xyz[level])) is not None:
+                # Voxels that begin on the floor hold it in one layer.
+                self._map.clear((*self._config.origin[:2], floor))
+        self._map.add_view(frame.stamp_ns, features, points.xyz, points.rgb, points.valid, level)
+        self.poses[frame.stamp_ns] = frame.T_world_camera
+        carving = self._config.key_frames.carving
+        if carving is not None and not self._config.upstream_numerics:
+            carve_free_space(self._map, frame, carving)
+
+    def _evict(self) -> None:
+        while (stamp := self._selector.evict()) is not None:
+            self.pending = [frame for frame in self.pending if frame.stamp_ns != stamp]
+            if self.poses.pop(stamp, None) is not None:
+                self._map.remove_view(stamp)
+
+    def _recentre(self) -> None:
+        if self._config.origin_mode is not OriginMode.AUTO:
+            return
+        shift = best_shift(self._map)
+        if (shift != self._map.shift.numpy()).any():
+            self._map.move_origin(shift)
+            logger.info("the model sees its origin at %s m", np.round(self.origin, 3).tolist())
+
+    # --- tokens out ---
+
+    def tokens(self) -> SpatialTokens | None:
+        """The whole token map as others may see it, without positions in the features; None while it is empty."""
+        return self._map.tokens() if len(self._map) else None
+
+    @property
+    def asked(self) -> TokenMap:
+        """What a question is about: all views, or as many as it may have, chosen by the voxels that they hold.
+
+        The newest view is always among them.
+        """
+        limit = self._config.question_views or self._model.config.num_views
+        if len(self._map) <= limit:
+            return self._map
+        if self._asked is None:
+            self._asked = self._map.subset(self._map.cover(limit, first=self._map.keys()[-1:]))
+        return self._asked
+
+    @torch.inference_mode()
+    def question_tokens(self, max_tokens: int, generator: torch.Generator | None = None) -> SpatialTokens:
+        """At most `max_tokens` of the tokens of `asked`, as the model was trained to see them; see `TokenMap.tokens`.
+
+        Raises:
+            TokenMapError: if nothing has been seen.
+        """
+        tokens = self.asked.tokens(max_tokens, generator=generator)
+        if self._config.upstream_numerics:
+            return tokens
+        return replace(tokens, features=tokens.features + self._model.position.finish(tokens.position))
+
+    # --- the whole ---
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        self._selector.clear()
+        self._map.clear(self._config.origin)
+        self._asked = None
+        self.pending.clear()
+        self.poses.clear()
+
+    def save(self, path: str | Path, frame_id: str) -> None:
+        """Writes the encoded views to a file; raises as `scene.storage.save_scene`."""
+        save_scene(path, self._map, self.poses, model_hash=self._model.config.hash(), frame_id=frame_id)
+
+    def load(self, path: str | Path, frame_id: str) -> int:
+        """Replaces the scene by a saved one and returns its number of views; raises as `scene.storage.load_scene`."""
+        poses = load_scene(
+            path,
+            self._map,
+            model_hash=self._model.config.hash(),
+            frame_id=frame_id,
+            channels=self._model.config.vision.hidden_size,
+            device=self._model.device,
+            adopt_origin=self._config.origin_mode is OriginMode.AUTO,
+        )
+        self._selector.restore(poses)
+        self._asked = None
+        self.pending.clear()
+        self.poses.clear()
+        self.poses.update(poses)
+        return len(poses)
