@@ -18,6 +18,9 @@ from adatoken3d_ros.engine.answer import Answer, Question, StageTimes, Status
 from adatoken3d_ros.engine.memory import describe, free_cached, is_out_of_memory
 
 if TYPE_CHECKING:  # the session brings torch with it, seconds of importing
+    import numpy as np
+    from numpy.typing import NDArray
+
     from adatoken3d_ros.engine.session import SceneSession
     from adatoken3d_ros.scene.frames import PosedFrame
 
@@ -90,7 +93,7 @@ class Worker:
         make_session: builds the session (loads the model) inside the thread.
         policy: for questions that arrive during another.
         queue_limit: questions that may wait under QuestionPolicy.QUEUE.
-        on_frame: told the fate of every frame: a verdict's value, `superseded`, or `error: ...`; any thread.
+        on_frame: told the fate of every frame: a verdict's value, `superseded`, `stopped`, or `error: ...`; any thread.
         ahead: largest share of the time that is spent on working ahead, 0 for none; encoding a key frame as it comes
             does not count.
         clock: seconds, monotonic; the session must be built with the same.
@@ -114,7 +117,7 @@ class Worker:
         self._make_session = make_session
         self._clock = clock
         self._changed = threading.Condition()
-        self._frame: Callable[[], PosedFrame] | None = None
+        self._frame: tuple[Callable[[], PosedFrame], Callable[[], tuple[int, NDArray[np.float64]]] | None] | None = None
         self._questions: deque[Ticket] = deque()
         self._running: Ticket | None = None
         self._calls: deque[tuple[Callable[[SceneSession], Any], Future[Any]]] = deque()
@@ -139,14 +142,23 @@ class Worker:
 
     # --- called from any thread, return at once ---
 
-    def submit_frame(self, source: Callable[[], PosedFrame]) -> None:
-        """Offers the newest frame; `source` is called in the worker's thread and may raise ValueError."""
+    def submit_frame(
+        self, source: Callable[[], PosedFrame], view: Callable[[], tuple[int, NDArray[np.float64]]] | None = None
+    ) -> None:
+        """Offers the newest frame. Both functions are called in the worker's thread and may raise ValueError.
+
+        Args:
+            source: makes the frame.
+            view: its stamp, nanoseconds, and T_world_camera (4, 4); if these already tell that the session would not
+                keep it, it is not made.
+        """
         with self._changed:
-            superseded = self._frame is not None
-            self._frame = source
-            self._changed.notify()
-        if superseded:
-            self._count("superseded")
+            fate = "stopped" if self._stopping else "superseded" if self._frame is not None else ""
+            if not self._stopping:
+                self._frame = source, view
+                self._changed.notify()
+        if fate:
+            self._count(fate)
 
     def submit(
         self,
@@ -246,12 +258,17 @@ class Worker:
 
     def _take_frame(self, session: SceneSession, *, encode: bool) -> None:
         with self._changed:
-            source, self._frame = self._frame, None
-        if source is None:
+            offered, self._frame = self._frame, None
+        if offered is None:
             return
-        self._cannot_prepare = no_memory = False
+        source, view = offered
+        no_memory = False
         try:
-            outcome = session.observe(source()).value
+            verdict = None if view is None else session.foresee(*view())
+            if verdict is None:
+                self._cannot_prepare = False
+                verdict = session.observe(source())
+            outcome = verdict.value
             if encode:
                 # A view that a question interrupts waits on: the question's plan says whether it is encoded for it.
                 session.encode_pending(should_stop=self._is_wanted)
@@ -304,6 +321,9 @@ class Worker:
         with self._changed:
             tickets, self._questions = list(self._questions), deque()
             calls, self._calls = list(self._calls), deque()
+            left, self._frame = self._frame is not None, None
+        if left:
+            self._count("stopped")
         for ticket in tickets:
             ticket.result.set_result(self._unanswered(ticket, status, why))
         for _, future in calls:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import cv2
@@ -63,9 +64,7 @@ def image_to_rgb(msg: Any) -> NDArray[np.uint8]:
     Raises:
         ConversionError: for an unknown encoding, an empty image, or a size, step and data length that disagree.
     """
-    if msg.encoding not in COLOUR_ENCODINGS:
-        raise ConversionError(f"colour encoding {msg.encoding!r} is not one of {', '.join(COLOUR_ENCODINGS)}")
-    channels, order = COLOUR_ENCODINGS[msg.encoding]
+    channels, order = _colour(msg)
     pixels = _rows(msg, channels).reshape(int(msg.height), int(msg.width), channels)
     if msg.encoding == "rgb8":
         return pixels
@@ -81,10 +80,7 @@ def depth_to_metres(msg: Any) -> NDArray[np.float32]:
     Raises:
         ConversionError: for an unknown encoding, an empty image, or a size, step and data length that disagree.
     """
-    if msg.encoding not in DEPTH_ENCODINGS:
-        raise ConversionError(f"depth encoding {msg.encoding!r} is not one of {', '.join(DEPTH_ENCODINGS)}")
-    kind, unit = DEPTH_ENCODINGS[msg.encoding]
-    dtype = np.dtype((">" if msg.is_bigendian else "<") + kind)
+    dtype, unit = _depth(msg)
     rows = np.ascontiguousarray(_rows(msg, dtype.itemsize))
     return _metres(rows.view(dtype).reshape(int(msg.height), int(msg.width)), unit)
 
@@ -129,6 +125,25 @@ def decode_rgb(msg: Any) -> NDArray[np.uint8]:
 def decode_depth(msg: Any) -> NDArray[np.float32]:
     """Image or CompressedImage to (H, W) float32 metres with NaN."""
     return compressed_to_metres(msg) if hasattr(msg, "format") else depth_to_metres(msg)
+
+
+def colour_shape(msg: Any) -> tuple[int, int] | None:
+    """(H, W) of an Image that `image_to_rgb` reads, without touching a pixel; None for a CompressedImage.
+
+    Raises ConversionError as `image_to_rgb`.
+    """
+    if hasattr(msg, "format"):
+        return None
+    channels, _ = _colour(msg)
+    return _rows(msg, channels).shape[0], int(msg.width)
+
+
+def depth_shape(msg: Any) -> tuple[int, int] | None:
+    """(H, W) of an Image that `depth_to_metres` reads; as `colour_shape`."""
+    if hasattr(msg, "format"):
+        return None
+    dtype, _ = _depth(msg)
+    return _rows(msg, dtype.itemsize).shape[0], int(msg.width)
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,15 +212,11 @@ def check_size(what: str, shape: Sequence[int], camera: Camera) -> None:
         )
 
 
-def rectify(
-    rgb: NDArray[np.uint8], depth: NDArray[np.float32], camera: Camera
-) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Removes the lens distortion of a registered pair; afterwards `camera.K` alone describes both."""
-    return rectify_rgb(rgb, camera), rectify_depth(depth, camera)
-
-
 def rectify_rgb(rgb: NDArray[np.uint8], camera: Camera) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8 without the camera's distortion, interpolated bilinearly; as it is when D is empty."""
+    """(H, W, 3) uint8 without the camera's distortion, interpolated bilinearly; as it is when D is empty.
+
+    Afterwards `camera.K` alone describes it.
+    """
     if camera.D.size == 0:
         return rgb
     return cv2.remap(rgb, *_undistortion(camera), cv2.INTER_LINEAR)  # type: ignore[return-value]
@@ -225,9 +236,14 @@ def rectify_depth(depth: NDArray[np.float32], camera: Camera) -> NDArray[np.floa
 
 
 def _undistortion(camera: Camera) -> tuple[Any, Any]:
-    size = (camera.width, camera.height)
-    undistort = cv2.fisheye if camera.model == "equidistant" else cv2
-    return undistort.initUndistortRectifyMap(camera.K, camera.D, np.eye(3), camera.K, size, cv2.CV_32FC1)
+    return _undistortion_maps(camera.model, camera.K.tobytes(), camera.D.tobytes(), camera.width, camera.height)
+
+
+@lru_cache(maxsize=4)  # colour and depth of one camera, or of two: the maps cost more than using them
+def _undistortion_maps(model: str, k: bytes, d: bytes, width: int, height: int) -> tuple[Any, Any]:
+    K, D = np.frombuffer(k).reshape(3, 3), np.frombuffer(d)
+    undistort = cv2.fisheye if model == "equidistant" else cv2
+    return undistort.initUndistortRectifyMap(K, D, np.eye(3), K, (width, height), cv2.CV_32FC1)
 
 
 def quaternion_to_rotation(x: float, y: float, z: float, w: float) -> NDArray[np.float64]:
@@ -315,6 +331,21 @@ def fill_camera_info(msg: Any, K: NDArray[np.float64], width: int, height: int) 
     msg.r = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]
     msg.p = [float(v) for v in np.hstack([K, np.zeros((3, 1))]).reshape(-1)]
     return msg
+
+
+def _colour(msg: Any) -> tuple[int, tuple[int, int, int]]:
+    """Channels of a colour image, and the order that makes RGB of them."""
+    if msg.encoding not in COLOUR_ENCODINGS:
+        raise ConversionError(f"colour encoding {msg.encoding!r} is not one of {', '.join(COLOUR_ENCODINGS)}")
+    return COLOUR_ENCODINGS[msg.encoding]
+
+
+def _depth(msg: Any) -> tuple[np.dtype[Any], float]:
+    """The number type of a depth image, and metres for one unit."""
+    if msg.encoding not in DEPTH_ENCODINGS:
+        raise ConversionError(f"depth encoding {msg.encoding!r} is not one of {', '.join(DEPTH_ENCODINGS)}")
+    kind, unit = DEPTH_ENCODINGS[msg.encoding]
+    return np.dtype((">" if msg.is_bigendian else "<") + kind), unit
 
 
 def _rows(msg: Any, pixel_bytes: int) -> NDArray[np.uint8]:

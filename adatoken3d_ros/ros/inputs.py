@@ -8,11 +8,13 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
+import numpy as np
 from geometry_msgs.msg import PoseStamped
 from nav_msgs.msg import Odometry
+from numpy.typing import NDArray
 from rclpy.callback_groups import CallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
@@ -34,6 +36,7 @@ from adatoken3d_ros.ros.pairing import (
     STREAMS,
     Assembler,
     LazyFrame,
+    Picture,
 )
 from adatoken3d_ros.ros.parameters import Parameters
 from adatoken3d_ros.ros.poses import (
@@ -62,13 +65,39 @@ NEEDED = {
 INFOS = {RGBD: (RGB_INFO, DEPTH_INFO), ORGANISED_POINTS: (RGB_INFO,), POINTS_WITH_CAMERA: (RGB_INFO,)}
 
 
+class Offer:
+    """A frame for the thread that takes it: first when and where it was taken, then, if that is wanted, the frame.
+
+    Args:
+        pick: what is to be converted. on_drawn: called when that was possible.
+    """
+
+    def __init__(self, pick: Callable[[], Picture], on_drawn: Callable[[], object]) -> None:
+        self._pick = pick
+        self._on_drawn = on_drawn
+
+    @cached_property
+    def _picture(self) -> Picture:
+        return self._pick()
+
+    def view(self) -> tuple[int, NDArray[np.float64]]:
+        """Stamp (nanoseconds) and T_world_camera (4, 4); raises ConversionError, which names the value."""
+        return self._picture.view()
+
+    def draw(self) -> PosedFrame:
+        """The frame; raises ConversionError or FrameError, which name the value that is wrong."""
+        frame = self._picture.draw()
+        self._on_drawn()
+        return frame
+
+
 class Inputs:
     """The node's subscriptions, from `start` to `stop`.
 
     Args:
         node: carries the subscriptions.
         parameters: the node's.
-        submit: takes each complete frame, a function that converts it; called from any thread.
+        submit: takes each complete frame (see Offer); called from any thread.
         group: callback group of the subscriptions.
         on_time_jump: called when the inputs' time has jumped back and the scene is to be cleared for it.
     """
@@ -77,7 +106,7 @@ class Inputs:
         self,
         node: Node,
         parameters: Parameters,
-        submit: Callable[[Callable[[], PosedFrame]], object],
+        submit: Callable[[Offer], object],
         group: CallbackGroup,
         on_time_jump: Callable[[], object] | None = None,
     ) -> None:
@@ -88,7 +117,7 @@ class Inputs:
         self._on_time_jump = on_time_jump
         self._jumps = 0
         self._newest = 0  # number of the newest frame that was handed over
-        self._more: deque[PosedFrame] = deque()  # further pictures of the cloud that was converted last
+        self._more: deque[Picture] = deque()  # further pictures of the cloud that was offered last
         self._more_of = 0
         self._pictures = 0
         self._lock = threading.Lock()
@@ -173,19 +202,19 @@ class Inputs:
             self._more.clear()
 
     def frame_done(self, fate: str) -> None:
-        """Counts what became of a frame that was handed over: a verdict, `superseded` or `error: ...`. Any thread."""
+        """Counts what became of an offer: a verdict, `superseded`, `stopped` or `error: ...`. Any thread."""
         kind, _, text = fate.partition(": ")
         with self._lock:
             self.fates[kind] += 1
-            if kind == "superseded":
+            if kind in ("superseded", "stopped"):
                 return
-            self.problem = {"error": text, "no_depth": self._no_depth()}.get(kind, "")
-            problem = self.problem
+            problem = {"error": text, "no_depth": self._no_depth()}.get(kind, "")
+            self.problem = problem or self.problem
             # A cloud that has come since goes before what is left of an older one.
             more = self._more.popleft() if self._more and self._more_of == self._newest else None
             self._pictures += more is not None
         if more is not None:
-            self._submit(lambda: more)
+            self._submit(Offer(lambda: more, self._is_well))
         if problem:
             self._node.get_logger().warning(f"frame not used: {problem}", throttle_duration_sec=5.0)
 
@@ -278,16 +307,21 @@ class Inputs:
     def _hand_over(self, frames: list[LazyFrame]) -> None:
         for frame in frames:
             self._newest += 1
-            self._submit(partial(self._convert, frame, self._newest, self._jumps))
+            self._submit(Offer(partial(self._first, frame, self._newest, self._jumps), self._is_well))
 
-    def _convert(self, frame: LazyFrame, number: int, jumps: int) -> PosedFrame:
+    def _first(self, frame: LazyFrame, number: int, jumps: int) -> Picture:
         """Runs in the thread that takes the frame. A cloud's further pictures follow one by one, in `frame_done`."""
         if jumps != self._jumps:
             raise ConversionError(f"stamps have jumped back since the frame at {frame.stamp_ns / 1e9:.6f} s")
-        first, *more = frame.frames()
+        first, *more = frame.pictures()
         with self._lock:
             self._more, self._more_of = deque(more), number
         return first
+
+    def _is_well(self) -> None:
+        """A frame could be converted. One that nobody needed does not tell."""
+        with self._lock:
+            self.problem = ""
 
     def _time_jumped(self) -> None:
         self._jumps += 1

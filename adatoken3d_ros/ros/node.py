@@ -34,7 +34,7 @@ from rclpy.task import Future
 from adatoken3d_ros.engine.loading import ModelSettings, free_gpu_memory, load_session, make_strategy
 from adatoken3d_ros.ros import diagnostics
 from adatoken3d_ros.ros.awaiting import beside, completed
-from adatoken3d_ros.ros.inputs import Inputs
+from adatoken3d_ros.ros.inputs import Inputs, Offer
 from adatoken3d_ros.ros.parameters import Parameters
 from adatoken3d_ros.ros.publishers import Publishers, SceneView
 from adatoken3d_ros.ros.questions import Questions
@@ -236,9 +236,11 @@ class SceneNode(LifecycleNodeMixin, Node):
 
     # --- frames and the scene -----------------------------------------------------------------------------------------
 
-    def _take_frame(self, frame: Any) -> None:
-        if self.worker is not None:
-            self.worker.submit_frame(frame)
+    def _take_frame(self, offer: Offer) -> None:
+        if self.worker is None:
+            self.inputs.frame_done("stopped")
+        else:
+            self.worker.submit_frame(offer.draw, offer.view)
 
     def _clear_scene(self) -> None:
         """The inputs' time has jumped back; runs in the executor's thread."""

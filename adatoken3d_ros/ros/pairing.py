@@ -12,19 +12,22 @@ from bisect import insort
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from adatoken3d_ros.ros.clouds import cloud_depth, organised_frame, read_cloud, virtual_frames
+from adatoken3d_ros.ros.clouds import cloud_depth, draw_cloud, organised_frame, read_cloud, virtual_cameras
 from adatoken3d_ros.ros.conversions import (
     Camera,
     ConversionError,
     camera_info_to_camera,
     check_size,
+    colour_shape,
     decode_depth,
     decode_rgb,
+    depth_shape,
     rectify_depth,
     rectify_rgb,
 )
@@ -182,6 +185,25 @@ class Pairer:
 
 
 @dataclass(frozen=True, eq=False)
+class Picture:
+    """A frame that is not converted yet; when and where it was taken is known.
+
+    Attributes:
+        stamp_ns: of the frame, nanoseconds.
+        T_world_camera: (4, 4) of the frame.
+        draw: converts it; raises ConversionError or FrameError, which name the value that is wrong.
+    """
+
+    stamp_ns: int
+    T_world_camera: NDArray[np.float64]
+    draw: Callable[[], PosedFrame]
+
+    def view(self) -> tuple[int, NDArray[np.float64]]:
+        """Stamp and pose: enough to tell most frames that nobody needs."""
+        return self.stamp_ns, self.T_world_camera
+
+
+@dataclass(frozen=True, eq=False)
 class LazyFrame:
     """A pair with its calibration and pose. Converting the messages is work for another thread.
 
@@ -207,23 +229,47 @@ class LazyFrame:
         """The depth's stamp: the geometry is what the pose is applied to."""
         return self.pair.depth_ns
 
-    def frames(self) -> list[PosedFrame]:
-        """At least one frame; more than one only from a coloured cloud alone.
+    def pictures(self) -> list[Picture]:
+        """At least one; more than one only of a coloured cloud alone, with stamps one nanosecond apart.
 
         Raises:
-            ConversionError, FrameError: they name the value that is wrong.
+            ConversionError: for what can be told to be wrong without decoding a picture; `Picture.draw` says the rest.
         """
-        if self.source == COLOURED_POINTS:
-            cloud = read_cloud(self.pair.depth)
-            return virtual_frames(cloud, self.T_world_camera, self.stamp_ns, is_map=self.is_map)
+        T = self.T_world_camera
+        if self.source != COLOURED_POINTS:
+            self._check()
+            return [Picture(self.stamp_ns, T, self._frame)]
+        cloud = read_cloud(self.pair.depth)
+        cameras = enumerate(virtual_cameras(cloud, T, is_map=self.is_map), self.stamp_ns)
+        return [Picture(stamp, camera, partial(draw_cloud, cloud, T, camera, stamp)) for stamp, camera in cameras]
+
+    def frames(self) -> list[PosedFrame]:
+        """All pictures, converted. Raises ConversionError and FrameError, which name the value that is wrong."""
+        return [picture.draw() for picture in self.pictures()]
+
+    def _frame(self) -> PosedFrame:
         if self.source == ORGANISED_POINTS:
             camera = None if self.info is None else self._camera(self.info)
-            return [organised_frame(read_cloud(self.pair.depth), camera, self.T_world_camera, self.stamp_ns)]
+            return organised_frame(read_cloud(self.pair.depth), camera, self.T_world_camera, self.stamp_ns)
         camera = self._camera(self.info)
         rgb = decode_rgb(self.pair.rgb)
         check_size("colour", rgb.shape, camera)
         depth = self._depth_of_cloud(camera) if self.source == POINTS_WITH_CAMERA else self._depth_of_image(camera)
-        return [PosedFrame(rectify_rgb(rgb, camera), depth, camera.K, self.T_world_camera, self.stamp_ns)]
+        return PosedFrame(rectify_rgb(rgb, camera), depth, camera.K, self.T_world_camera, self.stamp_ns)
+
+    def _check(self) -> None:
+        """Calibration, sizes, encodings and the lengths of data; a frame that nobody needs is not looked at closer."""
+        if self.source != RGBD:
+            read_cloud(self.pair.depth)
+        camera = None if self.info is None else self._camera(self.info)
+        if self.source == ORGANISED_POINTS or camera is None:
+            return
+        colour = colour_shape(self.pair.rgb)
+        if colour is not None:
+            check_size("colour", colour, camera)
+        depth = depth_shape(self.pair.depth) if self.source == RGBD else None
+        if depth is not None:
+            self._depth_camera(camera, depth)
 
     def _camera(self, info: Any) -> Camera:
         return camera_info_to_camera(info, rectified=self.rectified)
@@ -244,19 +290,23 @@ class LazyFrame:
             T = np.eye(4)
         return cloud_depth(read_cloud(self.pair.depth), camera.K, T, camera.width, camera.height)
 
+    def _depth_camera(self, camera: Camera, shape: tuple[int, ...]) -> Camera:
+        """The camera of a depth image (H, W) beside the colour image of `camera`."""
+        if self.T_camera_depth is None and not self._same_frame():
+            raise self._frames_differ("depth must be registered; set pose.depth_to_rgb, or pose.source to 'tf'")
+        if self.depth_info is not None:
+            own = self._camera(self.depth_info)
+            check_size("depth", shape, own)
+            return own
+        if self.T_camera_depth is not None:
+            raise self._frames_differ(f"to register it, its CameraInfo is needed on {DEPTH_INFO}")
+        return _resized(camera, shape)
+
     def _depth_of_image(self, camera: Camera) -> NDArray[np.float32]:
         """Registered depth as it is, other depth registered, both without distortion."""
         depth = decode_depth(self.pair.depth)
         T = self.T_camera_depth
-        if T is None and not self._same_frame():
-            raise self._frames_differ("depth must be registered; set pose.depth_to_rgb, or pose.source to 'tf'")
-        if self.depth_info is not None:
-            own = self._camera(self.depth_info)
-            check_size("depth", depth.shape, own)
-        elif T is not None:
-            raise self._frames_differ(f"to register it, its CameraInfo is needed on {DEPTH_INFO}")
-        else:
-            own = _resized(camera, depth.shape)
+        own = self._depth_camera(camera, depth.shape)
         if T is None and _same_camera(camera, own):
             return rectify_depth(depth, camera)
         depth = rectify_depth(depth, own)

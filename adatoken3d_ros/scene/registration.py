@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from adatoken3d_ros.scene.geometry import backproject
 
 NEAREST = 1e-3  # metres; a point closer to the image plane than this is not projected
+NO_POINT = np.uint64(2**64 - 1)
 LARGEST_RADIUS = 8  # pixels; a point is drawn no larger than this without being told to
 
 
@@ -44,36 +45,31 @@ def z_buffer(
     rows, u, v, z = rows[inside], u[inside], v[inside], z[inside].astype(np.float32)
     wide, high = width + 2 * margin, height + 2 * margin
     pixel = (v.astype(np.int64) + margin) * wide + u.astype(np.int64) + margin
-    depth = np.full(wide * high, np.inf, np.float32)
-    np.minimum.at(depth, pixel, z)
-    nearest = z == depth[pixel]
-    none = len(xyz)
-    index = np.full(wide * high, none, np.int64)
-    np.minimum.at(index, pixel[nearest], rows[nearest])
-    depth, index = depth.reshape(high, wide), index.reshape(high, wide)
+    # One number orders points by depth, then by row: the bits of a positive float are in the order of its values.
+    point = z.view(np.uint32).astype(np.uint64) << np.uint64(32) | rows.astype(np.uint64)
+    nearest = np.full((high, wide), NO_POINT)
+    np.minimum.at(nearest.reshape(-1), pixel, point)
     inner = slice(margin, margin + height), slice(margin, margin + width)
     if radius is None:
-        radius = splat_radius(int((index[inner] != none).sum()), width, height)
-    depth, index = _spread(depth, index, radius)
-    depth, index = depth[inner], index[inner]
-    empty = index == none
-    return np.where(empty, np.float32(np.nan), depth), np.where(empty, -1, index)
+        radius = splat_radius(int((nearest[inner] != NO_POINT).sum()), width, height)
+    nearest = _spread(nearest, radius)[inner]
+    empty = nearest == NO_POINT
+    depth = (nearest >> np.uint64(32)).astype(np.uint32).view(np.float32)
+    index = (nearest & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    depth[empty], index[empty] = np.nan, -1
+    return depth, index
 
 
-def _spread(
-    depth: NDArray[np.float32], index: NDArray[np.int64], radius: int
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Each pixel takes the nearest point of the square around it: first along the rows, then along the columns."""
-    for axis in (1, 0) if radius else ():
-        depth, index = np.moveaxis(depth, axis, 0), np.moveaxis(index, axis, 0)
-        best, who = depth.copy(), index.copy()
+def _spread(nearest: NDArray[np.uint64], radius: int) -> NDArray[np.uint64]:
+    """Each pixel takes the smallest value of the square around it: first along the rows, then along the columns."""
+    for axis in (1, 0):
+        best = nearest.copy()
         for shift in range(1, radius + 1):
             for to, source in ((slice(shift, None), slice(None, -shift)), (slice(None, -shift), slice(shift, None))):
-                closer = (depth[source] < best[to]) | ((depth[source] == best[to]) & (index[source] < who[to]))
-                np.copyto(best[to], depth[source], where=closer)
-                np.copyto(who[to], index[source], where=closer)
-        depth, index = np.moveaxis(best, 0, axis), np.moveaxis(who, 0, axis)
-    return depth, index
+                into = best[:, to] if axis else best[to]
+                np.minimum(into, nearest[:, source] if axis else nearest[source], out=into)
+        nearest = best
+    return nearest
 
 
 def splat_radius(n_points: int, width: int, height: int, largest: int = LARGEST_RADIUS) -> int:

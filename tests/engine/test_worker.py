@@ -157,6 +157,39 @@ def test_a_bad_frame_is_counted_with_its_reason_and_the_next_one_works(make_work
     assert "observe 7" in session.log
 
 
+def test_a_frame_that_would_not_be_kept_is_not_made(make_worker: Any, session: GatedSession) -> None:
+    outcomes: list[str] = []
+    worker = make_worker(on_frame=outcomes.append)
+    session.foresee = lambda stamp_ns, pose: Verdict.TOO_SIMILAR if pose == "known" else None
+    for stamp, pose in ((1, "known"), (2, "new")):
+        worker.submit_frame(lambda stamp=stamp: SimpleNamespace(stamp_ns=stamp), lambda of=(stamp, pose): of)
+        worker.call(lambda s: None).result(LIMIT)
+        ask_and_wait_until_it_runs(worker, session, "sync")
+        session.release.release()
+
+    def malformed() -> Any:
+        raise ValueError("step 5")
+
+    worker.submit_frame(lambda: pytest.fail("made"), malformed)
+    worker.submit(Question("last"))
+    session.release.release()
+    worker.call(lambda s: None).result(LIMIT)
+    assert [entry for entry in session.log if entry.startswith("observe")] == ["observe 2"]
+    assert outcomes == ["too_similar", "key_frame", "error: step 5"]
+
+
+def test_a_frame_that_waits_when_the_worker_stops_is_counted(session: GatedSession) -> None:
+    outcomes: list[str] = []
+    worker = Worker(lambda: session, on_frame=outcomes.append)  # type: ignore[arg-type, return-value]
+    worker.start()
+    running = ask_and_wait_until_it_runs(worker, session, "long")
+    worker.submit_frame(lambda: SimpleNamespace(stamp_ns=1))
+    session.release.release()
+    assert worker.stop(LIMIT) and running.result.done()
+    worker.submit_frame(lambda: SimpleNamespace(stamp_ns=2))
+    assert sorted(outcomes) in (["key_frame", "stopped"], ["stopped", "stopped"])
+
+
 def test_an_exception_is_an_error_answer_and_the_worker_lives_on(make_worker: Any, session: GatedSession) -> None:
     worker = make_worker()
     answer = worker.submit(Question("explode")).result.result(LIMIT)

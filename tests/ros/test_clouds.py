@@ -19,12 +19,13 @@ from adatoken3d_ros.ros.clouds import (
     MAX_POINTS,
     Cloud,
     cloud_depth,
+    draw_cloud,
     organised_frame,
     read_cloud,
-    virtual_frames,
+    virtual_cameras,
 )
 from adatoken3d_ros.ros.conversions import Camera, ConversionError
-from adatoken3d_ros.scene.frames import FrameError
+from adatoken3d_ros.scene.frames import FrameError, PosedFrame
 
 NAN = math.nan
 INT8, UINT8, UINT16, INT32, UINT32, FLOAT32, FLOAT64 = 1, 2, 4, 5, 6, 7, 8
@@ -46,6 +47,10 @@ def message(fields: list[tuple[str, int, int]], points: bytes, step: int, /, **c
         "data": points,
     }
     return SimpleNamespace(**{**values, **changes})
+
+
+def virtual_frames(cloud: Cloud, T: np.ndarray, stamp: int, **where: bool) -> list[PosedFrame]:
+    return [draw_cloud(cloud, T, camera, stamp + i) for i, camera in enumerate(virtual_cameras(cloud, T, **where))]
 
 
 def test_two_points_by_hand() -> None:
@@ -145,6 +150,7 @@ def test_any_message_is_read_or_refused_with_words(data: st.DataObject) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(clouds, "VIRTUAL_SIZE", 16)
             frames = virtual_frames(cloud, np.eye(4), 1)
+            virtual_frames(cloud, np.eye(4), 1, is_map=True)
         organised_frame(cloud, None, np.eye(4), 1)
     except (ConversionError, FrameError):
         return
@@ -219,6 +225,19 @@ def test_a_coloured_room_is_drawn_into_the_pictures_that_show_something() -> Non
     # The picture of the wall ahead is full and upright: what is to the left of the sensor is on its left.
     assert np.isfinite(red.depth).mean() > 0.95
     np.testing.assert_allclose(red.T_world_camera[:3, 0], (0, -1, 0), atol=1e-12)
+
+
+def test_what_a_camera_sees_of_a_large_cloud_is_told_by_a_sample() -> None:
+    """As many points as a lidar gives, one ring after the other in each column: regular steps would miss the rings."""
+    ring, column = np.meshgrid(np.radians(np.linspace(-15, 15, 64)), np.linspace(0, 2 * np.pi, 1600), indexing="xy")
+    flat = np.stack([np.cos(column), np.sin(column), np.tan(ring)], -1).reshape(-1, 3).astype(np.float32)
+    ahead = flat[flat[:, 0] > 0.8]
+    for xyz, cameras in ((flat, 4), (ahead, 1), (np.vstack([np.full_like(flat, NAN), ahead]), 1)):
+        cloud = Cloud(xyz, np.full_like(xyz, 9, dtype=np.uint8), 1, len(xyz))
+        poses = virtual_cameras(cloud, np.eye(4))
+        assert len(poses) == cameras
+    # The camera that is left sees what is ahead: +x.
+    np.testing.assert_allclose(poses[0][:3, 2], (1, 0, 0), atol=1e-12)
 
 
 def test_cameras_stand_around_a_map_and_look_inwards() -> None:

@@ -201,12 +201,13 @@ def test_rectify_moves_a_distorted_point_to_the_pinhole_position() -> None:
     rgb, depth = np.zeros((480, 640, 3), np.uint8), np.full((480, 640), np.nan, np.float32)
     rgb[v - 1 : v + 2, u - 1 : u + 2] = 255
     depth[v - 1 : v + 2, u - 1 : u + 2] = 2.0
-    flat, far = c.rectify(rgb, depth, camera)
+    flat, far = c.rectify_rgb(rgb, camera), c.rectify_depth(depth, camera)
     at = (camera.K @ ray)[:2].round().astype(int)
     assert flat[at[1], at[0], 0] > 128
     assert far[at[1], at[0]] == 2.0
     assert np.isnan(far[240, 320])
-    assert c.rectify(rgb, depth, c.camera_info_to_camera(info()))[0] is rgb
+    straight = c.camera_info_to_camera(info())
+    assert c.rectify_rgb(rgb, straight) is rgb and c.rectify_depth(depth, straight) is depth
 
 
 # --- poses

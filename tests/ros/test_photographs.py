@@ -22,7 +22,7 @@ from visualization_msgs.msg import MarkerArray
 
 from adatoken3d_ros.cli.main import main
 from adatoken3d_ros.ros.bag import read_bag
-from adatoken3d_ros.ros.conversions import Camera, rectify, rotation_to_quaternion
+from adatoken3d_ros.ros.conversions import Camera, rectify_depth, rectify_rgb, rotation_to_quaternion
 
 pytestmark = pytest.mark.skipif(not DESK.is_dir(), reason=f"the photographs are not there: {DESK}")
 COUNT = 39
@@ -37,7 +37,8 @@ def points_of(cloud: PointCloud2, *names: str) -> np.ndarray:
 def straightened(rgb: np.ndarray, depth: np.ndarray, K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Without the lens distortion: rgb, and depth in metres with NaN."""
     metres = np.where(depth > 0, depth.astype(np.float32) / 1000, np.float32(np.nan))
-    return rectify(rgb, metres, Camera(K, np.array(distortion(DESK)), "plumb_bob", 640, 480))
+    camera = Camera(K, np.array(distortion(DESK)), "plumb_bob", 640, 480)
+    return rectify_rgb(rgb, camera), rectify_depth(metres, camera)
 
 
 def surface(photographs: list[Any]) -> np.ndarray:
