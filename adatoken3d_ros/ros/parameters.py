@@ -165,8 +165,8 @@ SPECS: tuple[Spec, ...] = (
     Spec("diagnostics.period", 1.0, "Seconds between two messages on /diagnostics.", ANY_TIME, low=0.05, high=60.0),
     Spec("diagnostics.stale_after", 5.0, "An input that has been silent for this long is an error, half of it a "
          "warning, seconds.", ANY_TIME, low=0.1, high=3600.0),
-    Spec("diagnostics.min_rate", 0.0, "Images or clouds a second below which an input is a warning, below half of it an "
-         "error; 0: rates are only told.", ANY_TIME, low=0.0, high=1000.0),
+    Spec("diagnostics.min_rate", 0.0, "Images or clouds a second below which an input is a warning, below half of it "
+         "an error; 0: rates are only told.", ANY_TIME, low=0.0, high=1000.0),
 )  # fmt: skip
 
 
