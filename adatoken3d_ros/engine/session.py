@@ -151,10 +151,6 @@ class SceneSession:
         """What `observe` would say of a frame as far as its stamp and pose (4, 4) tell; None: it has to be seen."""
         return self.memory.foresee(stamp_ns, T_world_camera)
 
-    def foresee(self, stamp_ns: int, T_world_camera: NDArray[np.float64]) -> Verdict | None:
-        """What `observe` would say of a frame, if its stamp and its pose (4, 4) tell; None: it has to be seen."""
-        return self._selector.foresee(stamp_ns, T_world_camera)
-
     def observe(self, frame: PosedFrame) -> Verdict:
         """Decides whether `frame` becomes a view of the scene; if so it waits for `encode_pending`."""
         return self.memory.observe(frame)
