@@ -103,6 +103,8 @@ class SceneMemory:
         if verdict == Verdict.KEY_FRAME:
             self._selector.accepted(frame)
             self.pending.append(frame)
+            if len(self.pending) > self._config.key_frames.max_views:  # encoding fails: what waits is bounded, too
+                self._evict()
         return verdict
 
     def encode(self, limit: int | None = None, should_stop: Callable[[], bool] | None = None) -> int:

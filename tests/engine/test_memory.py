@@ -18,6 +18,7 @@ from adatoken3d_ros.engine.memory import describe, is_out_of_memory
 from adatoken3d_ros.engine.session import SceneSession, SessionConfig
 from adatoken3d_ros.engine.worker import Worker
 from adatoken3d_ros.scene.frames import PosedFrame
+from adatoken3d_ros.scene.keyframes import KeyFrameConfig
 
 LIMIT = 20.0
 ADVICE = "CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has a total capacity of 8.00 GiB.\nSee the manual."
@@ -148,6 +149,21 @@ def test_a_frame_that_does_not_fit_waits_and_the_worker_lives_on(
         assert answer.status == Status.TRUNCATED and answer.stamp_ns == frames[0].stamp_ns
     finally:
         assert worker.stop(LIMIT)
+
+
+def test_while_nothing_can_be_encoded_no_more_waits_than_may_be_kept(
+    make_session: Callable[..., SceneSession], wall_frame: Callable[..., PosedFrame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = make_session(SessionConfig(key_frames=KeyFrameConfig(max_views=3)))
+    encode = session.model.encode_images
+    monkeypatch.setattr(session.model, "encode_images", fail_above(encode, len, 0, []))
+    for i in range(8):
+        session.observe(wall_frame(i))
+        with pytest.raises(torch.OutOfMemoryError):
+            session.encode_pending()
+    monkeypatch.setattr(session.model, "encode_images", encode)
+    assert session.encode_pending() == 3
+    assert session.stamp_ns == wall_frame(7).stamp_ns
 
 
 def test_what_counts_as_out_of_memory() -> None:

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node's real inputs, worker and session without a ROS graph: messages go in, statuses and the log come out."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from ros_graph import synthetic_frame
+from ros_messages import cloud_message, image, info, pose_message, transform
+
+from adatoken3d_ros.engine.answer import Answer, Question
+from adatoken3d_ros.engine.session import SceneSession, SessionConfig
+from adatoken3d_ros.engine.worker import Worker
+from adatoken3d_ros.ros import diagnostics
+from adatoken3d_ros.ros.conversions import ns_to_stamp
+from adatoken3d_ros.ros.inputs import Inputs
+from adatoken3d_ros.ros.node import SceneNode
+from adatoken3d_ros.ros.parameters import SPECS
+from adatoken3d_ros.ros.poses import PoseError, TransformTree
+
+LIMIT = 30.0  # seconds until a test that hangs fails
+START_NS = 1_700_000_000_000_000_000
+STEP_NS = 100_000_000
+STALE_AFTER = 5.0
+TOPICS = {"rgb_info": "rgb/camera_info", "depth_info": "depth/camera_info", "pose": "pose", "rgb": "rgb/image",
+          "depth": "depth/image", "points": "points"}  # fmt: skip
+
+
+class FakeNode:
+    """What `Inputs` uses of a node: subscriptions that the test fills, a clock that it sets, a log that it reads."""
+
+    def __init__(self) -> None:
+        self.subscriptions: dict[str, Any] = {}
+        self.log: list[str] = []
+        self.now_ns = START_NS + 60_000_000_000
+
+    def create_subscription(self, kind: Any, topic: str, callback: Any, *_: Any, **__: Any) -> str:
+        self.subscriptions[topic] = callback
+        return topic
+
+    def destroy_subscription(self, topic: str) -> None:
+        del self.subscriptions[topic]
+
+    def create_timer(self, *_: Any, **__: Any) -> None:
+        """Nobody looks by himself; the test sends something."""
+
+    def destroy_timer(self, _: None) -> None:
+        """There was none."""
+
+    def get_clock(self) -> Any:
+        return SimpleNamespace(now=lambda: SimpleNamespace(nanoseconds=self.now_ns))
+
+    def get_logger(self) -> Any:
+        def note(text: str, **_: Any) -> None:
+            self.log.append(text)
+
+        return SimpleNamespace(info=note, warning=note, error=note)
+
+
+class FakeTf2:
+    """tf2_ros with the package's own tree of transforms; the messages come from the test."""
+
+    class TransformException(Exception):
+        pass
+
+    tree: TransformTree
+    spoilt: Any = None
+
+    class TransformListener:
+        def __init__(self, buffer: Any, node: Any) -> None:
+            FakeTf2.tree = TransformTree("map", tolerance_ns=0)
+            FakeTf2.spoilt = None
+
+        def unregister(self) -> None:
+            """It never was."""
+
+    class Buffer:
+        def lookup_transform(self, target: str, source: str, time: Any) -> Any:
+            try:
+                T = FakeTf2.tree.lookup(time.nanoseconds, source)
+            except PoseError as error:
+                raise FakeTf2.TransformException(f"Lookup would require extrapolation: {error}") from error
+            found = transform(time.nanoseconds, target, source, T)
+            if FakeTf2.spoilt is not None:
+                FakeTf2.spoilt(found.transform)
+            return found
+
+        def clear(self) -> None:
+            FakeTf2.tree.reset(0)
+
+
+class Rig:
+    """Inputs, worker and a session with a tiny model; steps are waited for, so that tests see one thing at a time."""
+
+    def __init__(self, loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, **parameters: Any) -> None:
+        given = {name.replace("__", "."): value for name, value in parameters.items()}
+        self.parameters: dict[str, Any] = {
+            **{spec.name: spec.default for spec in SPECS}, "pose.source": "pose_topic", "max_new_tokens": 4, **given
+        }  # fmt: skip
+        self.seconds = 1000.0
+        monkeypatch.setattr("adatoken3d_ros.ros.inputs.time", SimpleNamespace(monotonic=lambda: self.seconds))
+        self.node = FakeNode()
+        self.fates: list[str] = []
+        self.worker = Worker(lambda: SceneSession(*loaded, SessionConfig(max_new_tokens=4)), on_frame=self._done)
+        self.worker.start()
+        self.worker.ready.result(LIMIT)
+        wiring: Any = SimpleNamespace(worker=self.worker)
+        self.inputs = Inputs(
+            self.node,  # type: ignore[arg-type]
+            self.parameters,  # type: ignore[arg-type]
+            lambda offer: SceneNode._take_frame(wiring, offer),
+            None,  # type: ignore[arg-type]
+            lambda: self.worker.call(lambda session: session.clear()),
+        )
+        wiring.inputs = self.inputs
+        self.inputs.start()
+
+    def close(self) -> None:
+        self.inputs.stop()
+        assert self.worker.stop(LIMIT)
+
+    def _done(self, fate: str) -> None:
+        self.fates.append(fate)
+        self.inputs.frame_done(fate)
+
+    # --- messages
+
+    def messages(
+        self, index: int, *, after_ns: int | None = None, size: tuple[int, int] | None = None
+    ) -> dict[str, Any]:
+        """Frame `index` of a camera that moves along a wall, as its messages; `after_ns` moves its stamp."""
+        rgb, depth, K, T = synthetic_frame(index)
+        if size is not None:
+            rgb, depth = rgb[: size[1], : size[0]], depth[: size[1], : size[0]]
+        height, width = depth.shape
+        stamp = START_NS + (index * STEP_NS if after_ns is None else after_ns)
+        found = {
+            "rgb_info": info(width=width, height=height, k=K.reshape(-1).tolist()),
+            "depth_info": info(width=width, height=height, k=K.reshape(-1).tolist()),
+            "pose": pose_message(stamp, T),
+            "rgb": image("rgb8", width, height, 3 * width, rgb.tobytes()),
+            "depth": image("16UC1", width, height, 2 * width, depth.astype("<u2").tobytes()),
+        }
+        for name, message in found.items():
+            set_header(message, stamp, "map" if name == "pose" else "camera")
+        return found
+
+    def cloud(self, index: int) -> dict[str, Any]:
+        """The same frame as an organised cloud, with its pose."""
+        rgb, depth, K, T = synthetic_frame(index)
+        cloud = cloud_message(rgb, (depth / 1000).astype(np.float32), K)
+        stamp = START_NS + index * STEP_NS
+        return {"pose": pose_message(stamp, T), "points": set_header(cloud, stamp, "camera")}
+
+    def send(self, messages: dict[str, Any]) -> None:
+        """Delivers what is subscribed to and waits until all frames that came of it are done."""
+        for name, message in messages.items():
+            if TOPICS[name] in self.node.subscriptions:
+                self.node.subscriptions[TOPICS[name]](message)
+        while sum(self.inputs.fates.values()) < self.inputs._newest + self.inputs._pictures:
+            self.worker.call(lambda session: None).result(LIMIT)
+
+    # --- what came of it
+
+    def report(self) -> diagnostics.Report:
+        return diagnostics.inputs(self.inputs.state(), STALE_AFTER, self.parameters["diagnostics.min_rate"])
+
+    def scene(self) -> tuple[list[int], Any]:
+        """Stamps of the views, and the tokens' positions."""
+
+        def look(session: Any) -> Any:
+            session.encode_pending()
+            tokens = session.scene()
+            return sorted(session.poses), np.zeros((0, 3)) if tokens is None else tokens.xyz.numpy().copy()
+
+        return self.worker.call(look).result(LIMIT)
+
+    def ask(self, question: Question | None = None) -> Answer:
+        return self.worker.submit(question or Question("What is there?")).result.result(LIMIT)
+
+    def counts(self) -> dict[str, int]:
+        return {name: value for name, value in self.report().values.items() if isinstance(value, int)}
+
+
+def set_header(message: Any, stamp_ns: int, frame: str) -> Any:
+    message.header = SimpleNamespace(stamp=ns_to_stamp(SimpleNamespace(), stamp_ns), frame_id=frame)
+    return message

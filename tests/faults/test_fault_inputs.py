@@ -1,0 +1,381 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every fault of the inputs: said with its value, nothing else lost, and the next good frame works."""
+
+from __future__ import annotations
+
+import array
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy")
+
+from rig import STALE_AFTER, START_NS, STEP_NS, FakeTf2, Rig, set_header
+from ros_messages import image, transform
+
+from adatoken3d_ros.engine.answer import Status
+from adatoken3d_ros.ros import diagnostics
+from adatoken3d_ros.ros.clouds import MAX_POINTS
+
+MakeRig = Callable[..., Rig]
+SECOND = 1_000_000_000
+
+
+def depth_of(values: Any) -> Any:
+    """A depth image (48, 64): float32 metres or uint16 millimetres."""
+    values = np.asarray(values)
+    kind = "32FC1" if values.dtype == np.float32 else "16UC1"
+    return image(kind, 64, 48, values.itemsize * 64, values.tobytes())
+
+
+def set_depth(messages: dict[str, Any], values: Any) -> None:
+    header = messages["depth"].header
+    messages["depth"] = depth_of(values)
+    messages["depth"].header = header
+
+
+def check_that_all_is_well(rig: Rig, before: Any, send: Callable[[int], dict[str, Any]] | None = None) -> None:
+    """What was seen before is there, the next good frame becomes a view, questions are answered, counts add up."""
+    views, xyz = rig.scene()
+    assert set(before[0]) <= set(views) and len(xyz) >= len(before[1])
+    assert rig.ask().status == Status.TRUNCATED
+    rig.send((send or rig.messages)(20))
+    assert rig.fates[-1] == "key_frame" and len(rig.scene()[0]) == len(views) + 1
+    assert rig.ask().stamp_ns == START_NS + 20 * STEP_NS
+    assert rig.report().level == diagnostics.OK, rig.report().message
+    counts = rig.counts()
+    for name in [
+        name.removeprefix("received.") for name in counts if f"paired.{name.removeprefix('received.')}" in counts
+    ]:
+        dropped = sum(count for key, count in counts.items() if key.startswith(f"dropped.{name}."))
+        assert counts[f"received.{name}"] == counts[f"paired.{name}"] + counts[f"pending.{name}"] + dropped
+    lost = sum(count for key, count in counts.items() if key.startswith("pairs.dropped."))
+    assert counts["pairs.matched"] == counts["pairs.handed_over"] + counts["pairs.waiting"] + lost
+
+
+# --- depth
+
+
+HALF = (np.arange(64) < 32)[None, :] & np.ones((48, 1), bool)
+BAD_DEPTHS = [
+    pytest.param(np.float32(math.nan), id="nan"),
+    pytest.param(np.float32(math.inf), id="inf"),
+    pytest.param(np.float32(-math.inf), id="minus-inf"),
+    pytest.param(np.float32(-1.5), id="negative"),
+    pytest.param(np.uint16(0), id="zero"),
+    pytest.param(np.uint16(65535), id="saturated"),
+]
+
+
+@pytest.mark.parametrize("value", BAD_DEPTHS)
+def test_bad_depth(make_rig: MakeRig, value: Any) -> None:
+    """In half of the image it costs that half; everywhere it costs the frame, and the status says so."""
+    rig = make_rig(scene__max_depth=100.0)
+    good = np.full((48, 64), 2000 if value.dtype == np.uint16 else 2.0, value.dtype)
+    messages = rig.messages(0)
+    set_depth(messages, np.where(HALF, value, good))
+    rig.send(messages)
+    assert rig.fates == ["key_frame"]
+    views, xyz = rig.scene()
+    # The camera looks along +x from (0, 0, 1): the left half of the picture would be at y > 0.
+    assert len(xyz) > 10 and np.allclose(xyz[:, 0], 2.0, atol=1e-3) and (xyz[:, 1] < 0.05).all()
+    messages = rig.messages(1)
+    set_depth(messages, np.full((48, 64), value))
+    rig.send(messages)
+    assert rig.fates[-1] == "no_depth"
+    report = rig.report()
+    assert report.level == diagnostics.ERROR and "no valid depth: none between 0 and 100 m" in report.message
+    check_that_all_is_well(rig, (views, xyz))
+
+
+def test_a_camera_inside_an_object(make_rig: MakeRig) -> None:
+    """Whether it sees nothing or a surface a millimetre away: what it saw before stays, and it goes on afterwards."""
+    rig = make_rig()
+    rig.send(rig.messages(0))
+    before = rig.scene()
+    for index, millimetres in ((1, 0), (2, 1)):
+        messages = rig.messages(index)
+        set_depth(messages, np.full((48, 64), millimetres, np.uint16))
+        rig.send(messages)
+    assert rig.fates[1] == "no_depth" and any("no valid depth" in line for line in rig.node.log)
+    assert np.isfinite(rig.scene()[1]).all()
+    check_that_all_is_well(rig, before)
+
+
+# --- images
+
+
+def cut(messages: dict[str, Any], name: str, n: int) -> None:
+    messages[name].data = messages[name].data[:-n]
+
+
+BAD_FRAMES = [
+    pytest.param(lambda m: setattr(m["rgb"], "width", 63), "63x48", id="wrong-size"),
+    pytest.param(lambda m: setattr(m["depth"], "height", 0), "64x0", id="no-size"),
+    pytest.param(lambda m: setattr(m["rgb"], "encoding", "yuv422"), "'yuv422'", id="wrong-encoding"),
+    pytest.param(lambda m: setattr(m["depth"], "encoding", "8UC1"), "'8UC1'", id="wrong-depth-encoding"),
+    pytest.param(lambda m: setattr(m["rgb"], "step", 7), "step 7", id="wrong-step"),
+    pytest.param(lambda m: cut(m, "depth", 5), "6139 bytes", id="wrong-length"),
+    pytest.param(lambda m: setattr(m["rgb"], "data", array.array("B")), "0 bytes", id="no-data"),
+    pytest.param(lambda m: setattr(m["rgb_info"], "k", [0.0] * 9), "not calibrated", id="not-calibrated"),
+    pytest.param(lambda m: setattr(m["rgb_info"], "k", [math.nan] * 9), "nan", id="nan-calibration"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "named"), BAD_FRAMES)
+def test_a_bad_frame(make_rig: MakeRig, spoil: Any, named: str) -> None:
+    rig = make_rig()
+    rig.send(rig.messages(0))
+    before = rig.scene()
+    messages = rig.messages(1)
+    spoil(messages)
+    rig.send(messages)
+    report = rig.report()
+    assert report.level == diagnostics.ERROR and named in report.message, report.message
+    assert named in rig.node.log[-1]
+    assert rig.fates[-1].startswith("error: ") and rig.inputs.fates["error"] == 1
+    check_that_all_is_well(rig, before)
+
+
+def test_a_size_that_changes_in_mid_stream(make_rig: MakeRig) -> None:
+    """Without its calibration the new size is refused by name, with it the camera goes on in the new size."""
+    rig = make_rig()
+    rig.send(rig.messages(0))
+    before = rig.scene()
+    smaller = rig.messages(1, size=(32, 24))
+    rig.send({name: smaller[name] for name in ("pose", "rgb", "depth")})
+    assert rig.report().level == diagnostics.ERROR
+    assert "image is 32x24 but its CameraInfo describes 64x48" in rig.report().message
+    rig.send(rig.messages(2, size=(32, 24)))
+    assert rig.fates[-1] == "key_frame"
+    check_that_all_is_well(rig, before)
+
+
+# --- time
+
+
+def test_colour_and_depth_from_different_times(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    rig.send(rig.messages(0))
+    before = rig.scene()
+    for index in range(1, 4):
+        messages = rig.messages(index)
+        late = START_NS + index * STEP_NS + STEP_NS // 2
+        set_header(messages["depth"], late, "camera")
+        rig.seconds += STALE_AFTER / 2
+        rig.send(messages)
+        level = diagnostics.WARN if index == 1 else diagnostics.ERROR
+        assert rig.report().level == level
+    assert "no synchronised pair for 7.5 s: the newest stamps are 50.0 ms apart" in rig.report().message
+    assert rig.fates == ["key_frame"]
+    check_that_all_is_well(rig, before)
+
+
+@pytest.mark.parametrize(
+    ("after_ns", "reason", "named"),
+    [
+        pytest.param(SECOND // 2, "out_of_order", "is 0.500 s older than one that was used", id="past"),
+        pytest.param(10**18, "future_stamp", "later than may be believed", id="future"),
+        pytest.param(-START_NS, "no_stamp", "the stamp 0.000000 s is not set", id="zero"),
+        pytest.param(SECOND, "duplicate_stamp", "has come before", id="equal"),
+    ],
+)
+def test_a_bad_stamp(make_rig: MakeRig, after_ns: int, reason: str, named: str) -> None:
+    rig = make_rig()
+    rig.send(rig.messages(0))
+    rig.send(rig.messages(1, after_ns=SECOND))
+    before = rig.scene()
+    rig.send(rig.messages(2, after_ns=after_ns))
+    for name in ("rgb/image", "depth/image"):
+        assert rig.counts()[f"dropped.{name}.{reason}"] == 1
+        assert any(f"{reason}: {name}" in line and named in line for line in rig.node.log), rig.node.log
+    assert rig.report().level == (diagnostics.ERROR if reason in ("future_stamp", "no_stamp") else diagnostics.OK)
+    assert rig.fates == ["key_frame", "key_frame"] and rig.counts()["time_jumps"] == 0
+    check_that_all_is_well(rig, before)
+
+
+def test_time_that_jumps_back(make_rig: MakeRig) -> None:
+    """A bag that starts again: said, the old scene is cleared, and the frames of the new time count at once."""
+    rig = make_rig()
+    rig.send(rig.messages(100))
+    rig.send(rig.messages(0))
+    assert any("stamps have jumped back" in line for line in rig.node.log)
+    rig.send(rig.messages(1))
+    assert rig.scene()[0][-1] == START_NS + STEP_NS and rig.ask().status == Status.TRUNCATED
+    check_that_all_is_well(rig, ([], []))
+
+
+# --- calibration and poses
+
+
+def test_no_camera_info(make_rig: MakeRig) -> None:
+    """The frames wait, then they are dropped; the status names the topic, first as a warning."""
+    rig = make_rig()
+    for index in range(8):
+        messages = rig.messages(index)
+        rig.send({name: messages[name] for name in ("pose", "rgb", "depth")})
+        assert "no CameraInfo on rgb/camera_info" in rig.report().message
+        assert rig.report().level == (diagnostics.WARN if index < 5 else diagnostics.ERROR)
+    assert rig.counts()["pairs.dropped.no_camera_info"] == 3
+    assert rig.ask().status == Status.NO_SCENE and "rgb/camera_info" in rig.inputs.explain()
+    rig.send(rig.messages(8))
+    assert set(rig.fates) <= {"key_frame", "superseded"} and rig.fates[-1] == "key_frame"
+    check_that_all_is_well(rig, rig.scene())
+
+
+@pytest.fixture
+def tf_rig(make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch) -> Rig:
+    """With poses from TF; one frame has been seen."""
+    import sys
+
+    monkeypatch.setitem(sys.modules, "tf2_ros", FakeTf2)
+    rig = make_rig(pose__source="tf")
+    broadcast(rig, 0)
+    rig.send(rig.messages(0))
+    assert rig.fates == ["key_frame"]
+    return rig
+
+
+def broadcast(rig: Rig, index: int, child: str = "camera", spoil: Callable[[Any], None] | None = None) -> None:
+    """The transform of a frame's stamp."""
+    from types import SimpleNamespace
+
+    from ros_graph import synthetic_frame
+
+    message = transform(START_NS + index * STEP_NS, "map", child, synthetic_frame(index)[3])
+    FakeTf2.tree.add(SimpleNamespace(transforms=[message]))
+    FakeTf2.spoilt = spoil
+
+
+def with_tf(rig: Rig) -> Callable[[int], dict[str, Any]]:
+    def send(index: int) -> dict[str, Any]:
+        broadcast(rig, index)
+        return rig.messages(index)
+
+    return send
+
+
+def test_tf_missing(tf_rig: Rig) -> None:
+    """Both frames are named: a warning while the image waits, an error once it is dropped."""
+    before = tf_rig.scene()
+    for index in range(1, 8):
+        messages = tf_rig.messages(index)
+        for name in ("rgb", "depth"):
+            messages[name].header.frame_id = "head"
+        tf_rig.send(messages)
+        assert "no transform from 'head' to 'map'" in tf_rig.report().message
+        assert tf_rig.report().level == (diagnostics.WARN if index < 6 else diagnostics.ERROR)
+    assert tf_rig.counts()["pairs.dropped.no_pose"] == 2
+    check_that_all_is_well(tf_rig, before, with_tf(tf_rig))
+
+
+def test_tf_late(tf_rig: Rig) -> None:
+    """An image waits for its transform and is used when it comes."""
+    before = tf_rig.scene()
+    tf_rig.send(tf_rig.messages(1))
+    assert tf_rig.fates == ["key_frame"] and tf_rig.counts()["pairs.waiting"] == 1
+    broadcast(tf_rig, 1)
+    tf_rig.inputs._poll()
+    tf_rig.send({})
+    assert tf_rig.fates == ["key_frame", "key_frame"] and tf_rig.scene()[0][-1] == START_NS + STEP_NS
+    check_that_all_is_well(tf_rig, before, with_tf(tf_rig))
+
+
+def test_tf_extrapolated(tf_rig: Rig) -> None:
+    """Transforms that end before the image's stamp are not extended; the stamp is named."""
+    before = tf_rig.scene()
+    for index in range(1, 7):
+        tf_rig.send(tf_rig.messages(index))
+    line = tf_rig.node.log[-1]
+    assert "no_pose" in line and f"at {(START_NS + STEP_NS) / 1e9:.6f} s" in line and "extrapolation" in line
+    assert tf_rig.fates == ["key_frame"]
+    check_that_all_is_well(tf_rig, before, with_tf(tf_rig))
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "named"),
+    [
+        pytest.param("rotation", math.nan, "nan", id="nan-quaternion"),
+        pytest.param("rotation", 3.0, "has length", id="non-rigid"),
+        pytest.param("translation", math.inf, "position (inf", id="not-finite"),
+    ],
+)
+def test_tf_spoilt(tf_rig: Rig, part: str, value: float, named: str) -> None:
+    before = tf_rig.scene()
+    broadcast(tf_rig, 1, spoil=lambda found: setattr(getattr(found, part), "x", value))
+    tf_rig.send(tf_rig.messages(1))
+    assert tf_rig.report().level == diagnostics.ERROR and named in tf_rig.report().message
+    assert "'camera' to 'map'" in tf_rig.report().message and tf_rig.counts()["pairs.dropped.no_pose"] == 1
+    check_that_all_is_well(tf_rig, before, with_tf(tf_rig))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "named"),
+    [
+        pytest.param(lambda m: setattr(m["pose"].pose.orientation, "w", math.nan), "quaternion", id="nan-quaternion"),
+        pytest.param(lambda m: setattr(m["pose"].header, "frame_id", "odom"), "'odom'", id="another-frame"),
+    ],
+)
+def test_a_bad_pose_message(make_rig: MakeRig, spoil: Any, named: str) -> None:
+    rig = make_rig()
+    rig.send(rig.messages(0))
+    before = rig.scene()
+    messages = rig.messages(1)
+    spoil(messages)
+    rig.send(messages)
+    assert rig.report().level == diagnostics.ERROR and named in rig.report().message
+    assert rig.counts()["poses.refused"] == 1 and rig.fates == ["key_frame"]
+    rig.send({"pose": rig.messages(1)["pose"]})  # the image had waited
+    assert rig.fates == ["key_frame", "key_frame"]
+    check_that_all_is_well(rig, before)
+
+
+# --- clouds
+
+
+BAD_CLOUDS = [
+    pytest.param(lambda c: (setattr(c, "width", 0), setattr(c, "data", array.array("B"))), "empty: 0x48", id="empty"),
+    pytest.param(lambda c: setattr(c, "width", MAX_POINTS), f"more than {MAX_POINTS}", id="huge"),
+    pytest.param(lambda c: setattr(c, "row_step", 3), "row_step 3", id="malformed-step"),
+    pytest.param(lambda c: setattr(c.fields[0], "offset", 99), "offset 99", id="malformed-field"),
+    pytest.param(lambda c: setattr(c, "data", c.data[:-1]), "bytes of data", id="malformed-length"),
+    pytest.param(lambda c: setattr(c, "data", array.array("B", b"\xff" * len(c.data))), "measured points", id="nan"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "named"), BAD_CLOUDS)
+def test_a_bad_cloud(make_rig: MakeRig, spoil: Any, named: str) -> None:
+    rig = make_rig(input__source="organised_points")
+    rig.send(rig.cloud(0))
+    assert rig.fates == ["key_frame"], rig.fates
+    before = rig.scene()
+    messages = rig.cloud(1)
+    spoil(messages["points"])
+    rig.send(messages)
+    assert rig.report().level == diagnostics.ERROR and named in rig.report().message, rig.report().message
+    check_that_all_is_well(rig, before, rig.cloud)
+
+
+# --- statuses of the diagnostics that only time trips
+
+
+def test_silence_rate_and_gap(make_rig: MakeRig) -> None:
+    rig = make_rig(diagnostics__min_rate=9.0)
+    before = rig.report().values
+    assert before["rate_hz.rgb/image"] == before["gap_s.depth/image"] == before["stamps_apart_ms"] == "n/a"
+    for index in range(20):
+        rig.send(rig.messages(index % 5, after_ns=index * STEP_NS))
+        rig.seconds += 0.1
+    assert rig.report().level == diagnostics.OK and rig.report().values["rate_hz.rgb/image"] == "10.00"
+    rig.seconds += 1.0
+    assert rig.report().level == diagnostics.WARN and "times a second, less than 9" in rig.report().message
+    rig.seconds += 1.5
+    assert rig.report().level == diagnostics.ERROR and rig.report().values["gap_s.rgb/image"] == "2.600"
+    rig.parameters["diagnostics.min_rate"] = 0.0
+    assert rig.report().level == diagnostics.WARN and "rgb/image has been silent for 2.6 s" in rig.report().message
+    rig.seconds += 3.0
+    assert rig.report().level == diagnostics.ERROR
+    check_that_all_is_well(rig, ([], []))
