@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,26 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from adatoken3d_ros.engine.session import SceneSession
     from adatoken3d_ros.pruning.strategy import Strategy
+    from adatoken3d_ros.scene.keyframes import KeyFrameConfig
 
 
 logger = logging.getLogger(__name__)
+
+# Fields that are called as their parameters are.
+_OF_THE_SCENE = (
+    "origin_mode",
+    "question_views",
+    "max_voxels",
+    "near",
+    "far",
+    "max_age",
+    "min_gain",
+    "min_sharpness",
+    "sharpness_wait",
+    "change_interval",
+    "min_change",
+    "carving",
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +56,18 @@ class ModelSettings:
     reuse: str = "off"
     warm_up: bool = False
     latency_cache: str = ""
+    origin_mode: str = "auto"
+    question_views: int = 0
+    max_voxels: int = 20_000
+    near: float = 5.0
+    far: float = 0.0
+    max_age: float = 0.0
+    min_gain: float = 0.02
+    min_sharpness: float = 0.5
+    sharpness_wait: float = 0.5
+    change_interval: float = 1.0
+    min_change: int = 8
+    carving: bool = True
 
     @classmethod
     def from_parameters(cls, values: Mapping[str, Any] | Any) -> ModelSettings:
@@ -61,6 +91,7 @@ class ModelSettings:
             reuse=values["budget.reuse"],
             warm_up=values["budget.warm_up"],
             latency_cache=values["budget.cache"],
+            **{name: values[f"scene.{name}"] for name in _OF_THE_SCENE},
         )
 
 
@@ -81,9 +112,8 @@ def load_session(settings: ModelSettings, progress: Callable[[float, str], None]
     import torch
 
     from adatoken3d_ros.engine.budget import BudgetConfig, Infeasible, Reuse
-    from adatoken3d_ros.engine.session import SceneSession, SessionConfig
+    from adatoken3d_ros.engine.session import OriginMode, SceneSession, SessionConfig
     from adatoken3d_ros.model.checkpoint import load
-    from adatoken3d_ros.scene.keyframes import KeyFrameConfig
 
     device = settings.device
     if device == "auto":
@@ -102,9 +132,11 @@ def load_session(settings: ModelSettings, progress: Callable[[float, str], None]
         progress=None if progress is None else lambda share, file: progress(share, f"reading {file}"),
     )
     config = SessionConfig(
-        key_frames=KeyFrameConfig(settings.min_translation, settings.min_rotation, settings.max_views),
+        key_frames=_key_frames(settings),
         max_depth=settings.max_depth,
         origin=settings.origin,
+        origin_mode=OriginMode(settings.origin_mode),
+        question_views=settings.question_views,
         template=settings.template,
         upstream_numerics=settings.upstream_numerics,
         seed=settings.seed,
@@ -120,6 +152,27 @@ def load_session(settings: ModelSettings, progress: Callable[[float, str], None]
         )
         logger.info("speed of this machine: %s", "as measured before" if known else "measured")
     return session
+
+
+def _key_frames(settings: ModelSettings) -> KeyFrameConfig:
+    from adatoken3d_ros.scene.carving import CarvingConfig
+    from adatoken3d_ros.scene.keyframes import KeyFrameConfig
+
+    return KeyFrameConfig(
+        settings.min_translation,
+        settings.min_rotation,
+        settings.max_views,
+        settings.max_voxels,
+        near=settings.near,
+        far=settings.far or math.inf,
+        max_age=settings.max_age or math.inf,
+        min_gain=settings.min_gain,
+        min_sharpness=settings.min_sharpness,
+        sharpness_wait=settings.sharpness_wait,
+        change_interval=settings.change_interval,
+        min_change=settings.min_change,
+        carving=CarvingConfig() if settings.carving else None,
+    )
 
 
 def make_strategy(name: str, n_layers: int, model_hash: str) -> Strategy:

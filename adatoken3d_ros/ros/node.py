@@ -38,6 +38,7 @@ from adatoken3d_ros.ros.inputs import Inputs, Offer
 from adatoken3d_ros.ros.parameters import Parameters
 from adatoken3d_ros.ros.publishers import Publishers, SceneView
 from adatoken3d_ros.ros.questions import Questions
+from adatoken3d_ros.ros.scene_services import SceneServices
 from adatoken3d_ros.ros.signals import StopSignals
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ class SceneNode(LifecycleNodeMixin, Node):
         self.inputs = Inputs(self, self.parameters, self._take_frame, self._group, self._clear_scene)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self._questions = Questions(self, self._group)
+        SceneServices(self, self._group)
         # Steady clocks: simulated time may stand still, these must not.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(LATE_JOINER_PERIOD, self.outputs.serve, clock=steady, callback_group=self._group)

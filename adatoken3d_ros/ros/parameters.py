@@ -13,6 +13,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from adatoken3d_ros.ros.poses import pose_from_numbers
+from adatoken3d_ros.ros.scene_services import local_file
 
 # When a parameter is read, and so until when it may be changed.
 START = "start"  # when the process starts: read-only
@@ -129,14 +130,39 @@ SPECS: tuple[Spec, ...] = (
     Spec("click_question", "What is this?", "Question that is asked about a point on clicked_point.", ANY_TIME,
          check=_not_blank),
     Spec("scene.frame_id", "map", "Frame of the scene: gravity-aligned, z up.", CONFIGURE, check=_not_blank),
-    Spec("scene.max_views", 20, "Key frames that are kept.", CONFIGURE, low=1, high=1000),
+    Spec("scene.file", "", "File of the services save_scene and load_scene, an absolute path.", ANY_TIME,
+         check=local_file),
+    Spec("scene.max_views", 20, "Key frames that are kept; beyond it, the one goes that is missed least: that alone "
+         "shows few voxels, is far away, is old.", CONFIGURE, low=1, high=1000),
+    Spec("scene.max_voxels", 20000, "Occupied voxels that are kept, as far as dropping views can do it.", CONFIGURE,
+         low=1, high=10**7),
+    Spec("scene.near", 5.0, "A view this far from the newest counts half when it is decided which one goes, metres.",
+         CONFIGURE, low=0.01, high=1e6),
+    Spec("scene.far", 0.0, "No view is kept this far from the newest, metres; 0: any distance.", CONFIGURE, low=0.0,
+         high=1e6),
+    Spec("scene.max_age", 0.0, "No view is kept that is this much older than the newest, seconds; 0: any age.",
+         CONFIGURE, low=0.0, high=1e9),
+    Spec("scene.question_views", 0, "Views that a question is about where more are kept, chosen by what they cover; 0: "
+         "as many as the model was trained with.", CONFIGURE, low=0, high=1000),
     Spec("scene.min_translation", 0.15, "A view this far from all kept ones is a key frame, metres.", CONFIGURE,
          low=0.0, high=100.0),
     Spec("scene.min_rotation", 10.0, "A view turned this much from all kept ones is a key frame, degrees.", CONFIGURE,
          low=0.0, high=180.0),
+    Spec("scene.min_gain", 0.02, "Share of such a view that must lie where nothing was seen yet, unless the scene has "
+         "changed.", CONFIGURE, low=0.0, high=1.0),
+    Spec("scene.min_sharpness", 0.5, "A frame less sharp than this share of the recent ones' median is blurred and is "
+         "passed over for a sharper one; 0: none is.", CONFIGURE, low=0.0, high=1.0),
+    Spec("scene.sharpness_wait", 0.5, "Longest wait for a sharper frame, seconds.", CONFIGURE, low=0.0, high=60.0),
+    Spec("scene.change_interval", 1.0, "Seconds between two looks at whether a known place has changed.", CONFIGURE,
+         low=0.0, high=1e6),
+    Spec("scene.min_change", 8, "A known place has changed if so many patches lie where nothing was, or so many voxels "
+         "are looked through.", CONFIGURE, low=1, high=10**6),
+    Spec("scene.carving", True, "Take out of the scene what a newer key frame looks through.", CONFIGURE),
     Spec("scene.max_depth", 10.0, "Depth beyond this is not used, metres.", CONFIGURE, low=0.01, high=1000.0),
     Spec("scene.origin", [0.0, 0.0, 0.0], "Point of the scene frame that the model sees as its origin (floor in mid "
          "room), metres.", CONFIGURE, check=_three_numbers),
+    Spec("scene.origin_mode", "auto", "Whether that origin stays, or follows the floor and the middle of what has been "
+         "seen, in whole voxels.", CONFIGURE, choices=("fixed", "auto")),
     Spec("scene.on_time_jump", "clear", "What becomes of the scene when stamps jump back (a bag that starts again).",
          ANY_TIME, choices=("clear", "keep")),
     Spec("pose.source", "tf", "Where the camera's pose comes from: TF at the stamp, the topic odom, the topic pose, or "

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from rclpy.action import ActionServer, CancelResponse
 from rclpy.callback_groups import CallbackGroup
 from std_msgs.msg import String
-from std_srvs.srv import Trigger
 
 from adatoken3d_ros.engine.answer import Answer, Question, Status
 from adatoken3d_ros.engine.loading import make_strategy
@@ -78,7 +77,6 @@ class Questions:
         self.latency = LatencyWindow()
         self.problem = ""
         node.create_service(AskScene, "~/ask", self._on_ask, callback_group=group)
-        node.create_service(Trigger, "~/clear_scene", self._on_clear, callback_group=group)
         self._stream_server = ActionServer(
             node,
             AskSceneStream,
@@ -152,18 +150,6 @@ class Questions:
         if ticket is not None:
             ticket.cancel("cancelled by the client")
         return CancelResponse.ACCEPT
-
-    async def _on_clear(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        if self._node.worker is None:
-            response.success, response.message = True, "there is no scene: the node is not configured"
-            return response
-        try:
-            await completed(self._node, self._node.worker.call(self._node.clear))
-        except RuntimeError as error:
-            response.success, response.message = False, str(error)
-        else:
-            response.success, response.message = True, "the scene is empty"
-        return response
 
     async def _answer(
         self,

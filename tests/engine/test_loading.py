@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,15 +30,29 @@ SETTINGS = ModelSettings(
     min_rotation=20.0,
     max_depth=4.0,
     origin=(1.0, 2.0, 0.5),
+    origin_mode="fixed",
+    question_views=7,
+    max_voxels=9,
+    near=2.0,
+    far=3.0,
+    min_gain=0.1,
+    min_sharpness=0.2,
+    sharpness_wait=0.3,
+    change_interval=4.0,
+    min_change=5,
+    carving=False,
 )
 
 
 def test_every_setting_arrives(tiny_directory: Path) -> None:
     session = load_session(replace(SETTINGS, path=str(tiny_directory), dtype="bfloat16"))
     assert session.config == SessionConfig(
-        key_frames=KeyFrameConfig(0.3, 20.0, 5),
+        key_frames=KeyFrameConfig(
+            0.3, 20.0, 5, 9, 2.0, 3.0, math.inf, 0.1, 0.2, 0.3, 4.0, 5, None
+        ),  # far: 3 m, max_age: 0 is for ever
         max_depth=4.0,
         origin=(1.0, 2.0, 0.5),
+        question_views=7,
         template="vicuna_v1",
         upstream_numerics=True,
         seed=7,

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Services on the scene as a whole: clear it, save it to a file, take it up from one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rclpy.callback_groups import CallbackGroup
+from std_srvs.srv import Trigger
+
+from adatoken3d_ros.ros.awaiting import completed
+
+if TYPE_CHECKING:
+    from adatoken3d_ros.ros.node import SceneNode
+
+FILE = "scene.file"
+
+
+def local_file(value: str) -> None:
+    """Raises ValueError unless `value` is empty or the absolute path of a file of this machine."""
+    if "://" in value or "\0" in value or (value and not Path(value).is_absolute()):
+        raise ValueError(f"must be an absolute path on this machine, got {value!r}")
+
+
+class SceneServices:
+    """`~/clear_scene`, `~/save_scene` and `~/load_scene`. What fails changes nothing and says why in the response.
+
+    Args:
+        node: whose worker owns the scene.
+        group: reentrant, since a service is a coroutine that awaits the worker.
+    """
+
+    def __init__(self, node: SceneNode, group: CallbackGroup) -> None:
+        self._node = node
+        for name, handle in (
+            ("clear_scene", self._on_clear),
+            ("save_scene", self._on_save),
+            ("load_scene", self._on_load),
+        ):
+            node.create_service(Trigger, f"~/{name}", handle, callback_group=group)
+
+    async def _on_clear(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        if self._node.worker is None:
+            response.success, response.message = True, "there is no scene: the node is not configured"
+            return response
+
+        def clear(session: Any) -> str:
+            self._node.clear(session)
+            return "the scene is empty"
+
+        return await self._do(response, clear)
+
+    async def _on_save(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        path, frame_id = self._node.parameters[FILE], self._node.parameters["scene.frame_id"]
+
+        def save(session: Any) -> str:
+            session.save(path, frame_id)
+            self._node.show_scene(session)
+            return f"{len(session.poses)} views are in {path}"
+
+        return await self._with_file(path, response, save)
+
+    async def _on_load(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        path, frame_id = self._node.parameters[FILE], self._node.parameters["scene.frame_id"]
+
+        def load(session: Any) -> str:
+            views = session.load(path, frame_id)
+            self._node.outputs.forget_answer(frame_id)
+            self._node.show_scene(session)
+            return f"{views} views came from {path}"
+
+        return await self._with_file(path, response, load)
+
+    async def _with_file(self, path: str, response: Trigger.Response, work: Callable[[Any], str]) -> Trigger.Response:
+        if not path:
+            response.success, response.message = False, f"{FILE} is empty: set it to the path of a file"
+        elif self._node.worker is None:
+            response.success, response.message = False, "there is no model yet: configure the node first"
+        else:
+            return await self._do(response, work)
+        return response
+
+    async def _do(self, response: Trigger.Response, work: Callable[[Any], str]) -> Trigger.Response:
+        assert self._node.worker is not None
+        try:
+            response.message = await completed(self._node, self._node.worker.call(work))
+            response.success = True
+        except (RuntimeError, ValueError, OSError) as error:
+            response.success, response.message = False, str(error)
+            self._node.get_logger().warning(response.message)
+        return response
