@@ -2,61 +2,47 @@
 """How often is the model right, about rooms that it never saw?
 
 Rooms of the split `test` (new rooms, known furniture) and `test_unseen` (furniture models never trained on) are
-rendered, observed by a session and asked about, answers decoded greedily. An answer counts when it is right to the
-letter; a box by its overlap (intersection over union) with the true one. Beside it:
+rendered, encoded as a session does it and asked about, answers decoded greedily. An answer counts when it is right to
+the letter; a box by its overlap (intersection over union) with the true one. Beside it:
 
 * majority: the most frequent answer of each family in training rooms;
 * blind: a model that was trained alike without spatial tokens (`adatoken3d train --blind`), if one is given.
 
 Intervals are 95 % bootstrap intervals over rooms: questions about one room are not independent.
 
-    python -m benchmarks.accuracy --json F [--model DIR] [--blind DIR] [--questions 2000]
+    python -m benchmarks.accuracy --json F [--model DIR] [--blind DIR] [--questions 2000] [--scenes DIR] [--workers 2]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from adatoken3d_ros.engine.answer import Question
-from adatoken3d_ros.engine.session import SceneSession, SessionConfig
-from adatoken3d_ros.model.checkpoint import load
 from adatoken3d_ros.model.prompt import parse_boxes
 from adatoken3d_ros.models import embedded_path
 from adatoken3d_ros.pruning.gate import generate
 from adatoken3d_ros.pruning.prefix import ScenePrefix
-from adatoken3d_ros.scene.keyframes import KeyFrameConfig
-from adatoken3d_ros.synthetic.furnished import FurnishedRoom, Split, make_room
+from adatoken3d_ros.synthetic.furnished import Split, make_room
 from adatoken3d_ros.synthetic.questions import FAMILIES, QA
 from adatoken3d_ros.synthetic.questions import generate as ask
-from adatoken3d_ros.synthetic.views import Sight, View, render_views, sights
+from benchmarks._scenes import Reader, Room, Workers, bar, find_rooms, machine
 
 SPLITS: tuple[Split, ...] = ("test", "test_unseen")
 EXACT = tuple(family for family in FAMILIES if family != "box")
 MAX_ANSWER = 48  # tokens; a box takes 26 to 32
 _MAJORITY_ROOMS = 150
-
-
-@dataclass(frozen=True, eq=False)
-class Case:
-    """A room, how it is seen, and what is asked about it."""
-
-    room: FurnishedRoom
-    views: list[View]
-    questions: list[QA]
 
 
 @dataclass(frozen=True)
@@ -69,55 +55,18 @@ class Outcome:
     score: float
 
 
-def cases(split: Split, questions: int, n_views: int, seed: int, per_family: int = 2) -> Iterator[Case]:
-    """Rooms from seed 0 of the split on, until there are so many questions; every second camera is noisy."""
-    found = 0
-    number = 0
-    while found < questions:
-        room = make_room(number, split)
-        views = render_views(room, seed=number, count=n_views, noise=number % 2 == 1)
-        seen: Mapping[int, Sight] = sights(views, np.random.default_rng([number, 1]))
-        asked = ask(room, np.random.default_rng([seed, number]), seen, per_family=per_family)
-        found += len(asked)
-        number += 1
-        yield Case(room, views, asked)
-
-
-class Answerer:
-    """A checkpoint that answers all questions about a room with no token pruned, its prefix read once."""
-
-    def __init__(self, path: Path) -> None:
-        self.model, self.tokenizer, _ = load(path, dtype=torch.float32)
-        content = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        self.training: dict[str, Any] = content.get("training", {})
-        self.blind = bool(self.training.get("blind", False))
-        # Every view counts: they were chosen to show the room.
-        views = self.model.config.num_views
-        self.config = SessionConfig(key_frames=KeyFrameConfig(0.0, 0.0, views))
-
-    def answers(self, case: Case) -> list[str]:
-        """The answer to each question, decoded greedily."""
-        session = SceneSession(self.model, self.tokenizer, self.config)
-        for view in case.views:
-            session.observe(view.frame)
-        session.encode_pending()
-        texts: list[str] = []
-        prefix: ScenePrefix | None = None
-        for qa in case.questions:
-            spliced, _ = session.spliced(Question(qa.question))
-            start, end = spliced.spatial_start, spliced.spatial_start + spliced.n_spatial
-            with torch.inference_mode():
-                if prefix is None:
-                    embeds = spliced.embeds[:, :end]
-                    if self.blind:  # it was trained with one empty token in place of the scene
-                        empty = self.model.project(torch.zeros(1, int(self.model.config.vision.hidden_size)))
-                        embeds = torch.cat([embeds[:, :start], empty[None]], dim=1)
-                    prefix = ScenePrefix(self.model.language, embeds, start)
-                with prefix.asking(spliced.embeds[:, end:], max_new_tokens=MAX_ANSWER) as read:
-                    eos = {int(self.tokenizer.eos_token_id)}
-                    ids = list(generate(self.model.language, read, max_new_tokens=MAX_ANSWER, eos_ids=eos))
-            texts.append(str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip())
-        return texts
+def answers(reader: Reader, room: Room) -> list[str]:
+    """The answer to each question about a room, decoded greedily with no token pruned; the scene is read once."""
+    samples = reader.samples(room.scene(), room.questions)
+    end = samples[0].spatial_start + samples[0].n_spatial
+    texts: list[str] = []
+    with torch.inference_mode():
+        prefix = ScenePrefix(reader.language, samples[0].embeds[:, :end], samples[0].spatial_start)
+        for sample in samples:
+            with prefix.asking(sample.embeds[:, end:], max_new_tokens=MAX_ANSWER) as read:
+                ids = list(generate(reader.language, read, max_new_tokens=MAX_ANSWER, eos_ids={reader.eos}))
+            texts.append(reader.text(ids))
+    return texts
 
 
 def score(qa: QA, answer: str) -> float:
@@ -177,52 +126,41 @@ def majority_answers(rooms: int = _MAJORITY_ROOMS) -> dict[str, str]:
     return {family: min(found.items(), key=lambda f: (-f[1], f[0]))[0] for family, found in answers.items()}
 
 
-def run(model: Path, blind: Path | None, questions: int, seed: int, console: Console) -> dict[str, Any]:
-    """All figures."""
-    ours = Answerer(model)
-    unseeing = Answerer(blind) if blind is not None else None
-    if unseeing is not None and not unseeing.blind:
+def outcomes(rooms: Sequence[Room], texts: Sequence[Sequence[str]]) -> list[Outcome]:
+    """From the texts of the answers to each question of each room."""
+    return [
+        Outcome(room.seed, qa.family, text, score(qa, text))
+        for room, given in zip(rooms, texts, strict=True)
+        for qa, text in zip(room.questions, given, strict=True)
+    ]
+
+
+def run(
+    model: Path, blind: Path | None, questions: int, seed: int, console: Console, folder: Path, workers: int = 1
+) -> dict[str, Any]:
+    """All figures; rooms are kept in the folder."""
+    ours = Reader(model)
+    if blind is not None and not Reader(blind).blind:
         raise ValueError(f"{blind} was trained with spatial tokens: its config.json does not say blind")
     frequent = majority_answers()
-    result: dict[str, Any] = {"majority": {}, "blind": {}}
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    result: dict[str, Any] = {**{split: {} for split in SPLITS}, "blind": {}, "majority": {}}
+    found: dict[Split, list[Room]] = {}
     for split in SPLITS:
-        found: dict[str, list[Outcome]] = defaultdict(list)
-        started, seconds = time.monotonic(), 0.0
-        with Progress(*columns, console=console, transient=True) as bar:
-            task = bar.add_task(f"questions of {split}", total=questions)
-            for case in cases(split, questions, ours.model.config.num_views, seed):
-                before = time.monotonic()
-                given = {"ours": ours.answers(case)}
-                seconds += time.monotonic() - before
-                given["majority"] = [frequent.get(qa.family, "") for qa in case.questions]
-                if unseeing is not None:
-                    given["blind"] = unseeing.answers(case)
-                for who, texts in given.items():
-                    found[who] += [
-                        Outcome(case.room.seed, qa.family, text, score(qa, text))
-                        for qa, text in zip(case.questions, texts, strict=True)
-                    ]
-                bar.advance(task, len(case.questions))
-        result[split] = summary(found["ours"], seed)
-        result[split]["seconds_per_question"] = seconds / len(found["ours"])
-        result[split]["seconds"] = time.monotonic() - started
-        for who in ("majority", "blind"):
-            if found[who]:
-                result[who][split] = summary(found[who], seed)
-    result["model"] = {
-        "name": model.resolve().name,
-        "hash": ours.model.config.hash(),
-        "parameters": sum(p.numel() for p in ours.model.parameters()),
-        "training": ours.training,
-    }
-    result["machine"] = {
-        "processor": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-    return result
+        with bar(console, f"rooms of {split}") as progress:
+            found[split] = find_rooms(ours, folder, split, questions, seed=seed, workers=workers, progress=progress)
+    with Workers(ours, workers, console) as pool:
+        for split, rooms in found.items():
+            started = time.monotonic()
+            result[split] = summary(outcomes(rooms, pool.map(f"answers, {split}", answers, rooms)), seed)
+            result[split]["seconds"] = time.monotonic() - started
+            guessed = [[frequent.get(qa.family, "") for qa in room.questions] for room in rooms]
+            result["majority"][split] = summary(outcomes(rooms, guessed), seed)
+    if blind is not None:
+        with Workers(Reader(blind), workers, console) as pool:
+            for split, rooms in found.items():
+                given = pool.map(f"blind answers, {split}", answers, rooms)
+                result["blind"][split] = summary(outcomes(rooms, given), seed)
+    return {**result, "model": ours.about(), "machine": {**machine(), "workers": workers}}
 
 
 def report(result: Mapping[str, Any]) -> Table:
@@ -250,14 +188,25 @@ def main() -> None:
     parser.add_argument("--blind", type=Path, help="checkpoint trained with --blind")
     parser.add_argument("--questions", type=int, default=2000, help="at least so many a split")
     parser.add_argument("--seed", type=int, default=0, help="of the questions and the bootstrap")
-    parser.add_argument("--threads", type=int, default=2, help="of torch")
+    parser.add_argument("--scenes", type=Path, metavar="DIR", help="rooms, encoded once and kept (none are kept)")
+    parser.add_argument("--workers", type=int, default=1, help="processes, with a thread each where there are several")
+    parser.add_argument("--threads", type=int, default=2, help="of torch in a single process")
     arguments = parser.parse_args()
-    for name in ("questions", "threads"):
+    for name in ("questions", "workers", "threads"):
         if getattr(arguments, name) < 1:
             parser.error(f"--{name} {getattr(arguments, name)} must be at least 1")
     torch.set_num_threads(arguments.threads)
     console = Console()
-    result = run(arguments.model or embedded_path(), arguments.blind, arguments.questions, arguments.seed, console)
+    with TemporaryDirectory() as temporary:
+        result = run(
+            arguments.model or embedded_path(),
+            arguments.blind,
+            arguments.questions,
+            arguments.seed,
+            console,
+            arguments.scenes or Path(temporary),
+            arguments.workers,
+        )
     console.print(report(result))
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

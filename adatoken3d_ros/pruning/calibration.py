@@ -9,6 +9,7 @@ corrects it by bisection of a factor on all ratios.
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -94,6 +95,12 @@ class Probe:
     @property
     def n_layers(self) -> int:
         return len(self.language.model.layers)
+
+    def with_policy(self, policy: Policy) -> Probe:
+        """The same prompts and answers, for another way to choose tokens."""
+        other = copy.copy(self)
+        other._policy = policy
+        return other
 
     def divergence(self, schedule: Schedule) -> float:
         """KL(unpruned || with the schedule) of the next token in nats, mean over tokens and then over samples."""

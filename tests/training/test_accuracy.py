@@ -6,13 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from adatoken3d_ros.engine.answer import Question
-from adatoken3d_ros.engine.session import SceneSession
-from adatoken3d_ros.pruning.strategy import default_strategy
+from adatoken3d_ros.engine.session import SceneSession, SessionConfig
+from adatoken3d_ros.pruning.gate import generate, prefill
+from adatoken3d_ros.pruning.policies import make_policy
+from adatoken3d_ros.pruning.schedule import Schedule
+from adatoken3d_ros.scene.keyframes import KeyFrameConfig
 from adatoken3d_ros.synthetic.questions import QA
+from adatoken3d_ros.synthetic.views import render_views
 from adatoken3d_ros.training.train import Trainer
-from benchmarks.accuracy import EXACT, Answerer, Outcome, cases, majority_answers, overlap, score, summary
+from benchmarks._scenes import Reader, Workers, find_rooms, layout
+from benchmarks.accuracy import EXACT, Outcome, answers, majority_answers, outcomes, overlap, score, summary
 
 UNIT = (0.0, 0.0, 0.0, 1.0, 1.0, 1.0)
 
@@ -68,13 +74,30 @@ def test_the_majority_answer_is_no_great_help() -> None:
 def test_answers_are_those_of_a_session_that_prunes_nothing(
     make_trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:
-    make_trainer().save(tmp_path)  # random weights say a lot before they end
-    answerer = Answerer(tmp_path)
-    (case,) = cases("test", 1, 3, seed=0)
-    given = answerer.answers(case)
-    assert len(given) == len(case.questions) > 10 and any(given)
-    session = SceneSession(answerer.model, answerer.tokenizer, answerer.config, strategy=default_strategy("none", 4))
-    for view in case.views:
+    make_trainer().save(tmp_path / "model")  # random weights say a lot before they end
+    reader = Reader(tmp_path / "model")
+    rooms = find_rooms(reader, tmp_path / "scenes", "test", 20, seed=0)
+    assert sum(len(room.questions) for room in rooms) >= 20 > len(rooms[0].questions)
+    room = rooms[1]  # seen through a camera with noise
+
+    # The prompts are a session's, but for features kept in half precision.
+    session = SceneSession(reader.model, reader.tokenizer, SessionConfig(key_frames=KeyFrameConfig(0.0, 0.0, 3)))
+    for view in render_views(room.scene().room, seed=room.seed, count=3, noise=True):
         session.observe(view.frame)
-    for qa, text in list(zip(case.questions, given, strict=True))[:8]:
-        assert session.ask(Question(qa.question, max_new_tokens=48)).text == text
+    session.encode_pending()
+    samples = reader.samples(room.scene(), room.questions)
+    for qa, sample in zip(room.questions, samples, strict=True):
+        spliced, tokens = session.spliced(Question(qa.question))
+        assert (sample.spatial_start, sample.n_spatial) == (spliced.spatial_start, spliced.n_spatial)
+        np.testing.assert_allclose(sample.embeds, spliced.embeds, atol=2e-3)
+        assert sample.scene is not None
+        np.testing.assert_allclose(sample.scene.xyz, tokens.xyz, atol=1e-4)
+
+    # The answers are those of each prompt read alone.
+    (given,) = Workers(reader, 1, Console(quiet=True)).map("", answers, [room])
+    assert any(given)
+    for sample, text in list(zip(samples, given, strict=True))[:6]:
+        filled = prefill(reader.language, sample.embeds, layout(sample), Schedule(), make_policy("none"))
+        ids = list(generate(reader.language, filled, max_new_tokens=48, eos_ids={reader.eos}))
+        assert reader.text(ids) == text
+    assert [o.answer for o in outcomes([room], [given])] == given

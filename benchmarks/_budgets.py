@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""For every policy and every budget of operations, the schedules that just keep it.
+
+A policy has one knob, and sometimes a few settings beside it that its authors chose by hand for other models. The knob
+is turned until the exact prefill operations, scoring included, are those of the budget; each setting gives one
+candidate, and the benchmark takes the one that moves the answers least in rooms set aside for that. So every rival is
+at its best, and `ours` has no more than the others: it too is fitted to the model on those rooms.
+
+    coarse_voxel, divprune   share kept before the first layer
+    fastv                    share kept from one layer on; the layer: its own scaled to this depth, 2 or 3
+    pyramiddrop              k, k^2, k^3 after its three layers; these scaled to this depth, or at 1/2, 1/4 of it
+    adatoken_release         a power of the released ratios; layers as above (`_original`: positions kept)
+    adatoken                 share at the last layer; the rate of decay fitted to what the layers contribute, the
+                             paper's, or one three times as steep
+    ours_default             a factor on the ratios of its own schedule, with its default options
+    ours                     the same with the options that suit the model; gates planned from what each alone does
+                             to the answers, without and with the layer from which on no spatial token is left
+    random                   on the schedules of `ours`: the control
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from transformers import LlamaConfig
+
+from adatoken3d_ros.pruning.calibration import MAX_GATES, CalibrationError, Cost, FloatArray, bisect, plan, scaled
+from adatoken3d_ros.pruning.decay import Decay, gates_on_curve
+from adatoken3d_ros.pruning.flops import prefill_flops, scoring_flops
+from adatoken3d_ros.pruning.policies import CLAIMED_FALL, RELEASED_LISTS, Policy, make_policy, scaled_schedule
+from adatoken3d_ros.pruning.schedule import Schedule
+from adatoken3d_ros.pruning.strategy import Strategy
+
+RIVALS = (
+    "random",
+    "coarse_voxel",
+    "fastv",
+    "pyramiddrop",
+    "adatoken_release",
+    "adatoken_release_original",
+    "adatoken",
+    "divprune",
+)
+CONTESTANTS = (*RIVALS, "ours_default", "ours")
+_STEPS = 30  # halvings of a knob
+_SHRINK = (1.0, 0.5, 0.25)
+_GATES = 10
+
+
+class Operations:
+    """Exact prefill operations of some prompts under a schedule, scoring included."""
+
+    def __init__(self, config: LlamaConfig, sizes: Sequence[tuple[int, int, int]]) -> None:
+        """sizes: (spatial tokens, other tokens, those of the question) of each prompt."""
+        self._config, self._sizes = config, tuple(sizes)
+        self._full = self._of(make_policy("none"), Schedule())
+
+    def share(self, policy: Policy, schedule: Schedule) -> float:
+        """Of what they are without pruning."""
+        return self._of(policy, schedule) / self._full
+
+    def _of(self, policy: Policy, schedule: Schedule) -> float:
+        layers = self._config.num_hidden_layers
+        return sum(
+            operations(self._config, policy, schedule.counts(n_spatial, layers), n_spatial, n_text, n_question)
+            for n_spatial, n_text, n_question in self._sizes
+        )
+
+
+def operations(
+    config: LlamaConfig, policy: Policy, counts: Sequence[int], n_spatial: int, n_text: int, n_question: int
+) -> float:
+    """Exact prefill operations of one prompt whose layers saw `counts` spatial tokens, scoring included."""
+    scoring = scoring_flops(policy, config, n_spatial, counts, n_text, n_question)
+    return prefill_flops(config, counts, n_text) + scoring
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """What was measured of the model, in rooms set aside.
+
+    Attributes:
+        rate: of the decay that fits what its layers contribute.
+        options: of `ours`.
+        layers, ratios, gaps: divergence (len(layers), len(ratios)) of single gates of `ours`.
+        withdrawal: (L + 1,) divergence when no spatial token is left from a layer on.
+        cost: of a layer.
+    """
+
+    rate: float
+    options: dict[str, Any]
+    layers: tuple[int, ...]
+    ratios: tuple[float, ...]
+    gaps: FloatArray
+    withdrawal: FloatArray
+    cost: Cost
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+def solve(
+    make: Callable[[float], Schedule], share: Callable[[Schedule], float], target: float, low: float, high: float
+) -> Schedule | None:
+    """The schedule of the largest knob in [low, high] whose share is at most `target`; None if the lowest costs more.
+
+    make: a schedule by knob; more of it never costs less.
+    """
+    if share(make(low)) > target:
+        return None
+    return make(bisect(lambda knob: share(make(knob)) <= target, low, high, _STEPS))
+
+
+def candidates(name: str, target: float, work: Operations, n_layers: int, fitted: Fitted) -> list[Strategy]:
+    """One schedule for each setting of the contestant with which its knob reaches the target; none if no setting can.
+
+    `random` has none of its own. Raises ValueError for a name that is no contestant.
+    """
+    options = fitted.options if name == "ours" else {}
+    policy_name = "ours" if name == "ours_default" else name
+    policy = make_policy(policy_name, **options)
+
+    def share(schedule: Schedule) -> float:
+        return work.share(policy, schedule)
+
+    found = []
+    for setting, make, low, high in _families(name, n_layers, target, fitted):
+        schedule = solve(make, share, target, low, high)
+        if schedule is not None:
+            info = {"target": target, "setting": setting}
+            found.append(Strategy(f"{name} at {target:g}", policy_name, schedule, options=options, info=info))
+    return found
+
+
+_Family = tuple[str, Callable[[float], Schedule], float, float]
+
+
+def _families(name: str, n_layers: int, target: float, fitted: Fitted) -> list[_Family]:
+    """(setting, schedule by knob, least knob, largest knob) of each setting."""
+    if name in ("coarse_voxel", "divprune"):
+        return [_first_layer()]
+    if name == "fastv":
+        own = scaled_schedule([2], [0.5], n_layers).stages[0].layer
+        layers = sorted({layer for layer in (own, 2, 3) if layer < n_layers})
+        return [(f"from layer {g} on", lambda r, g=g: Schedule.of([g], [r]), 2e-3, 1.0) for g in layers]  # type: ignore[misc]
+    if name == "pyramiddrop":
+        return [
+            (f"layers times {s:g}", lambda k, s=s: _at([8, 16, 24], [k, k**2, k**3], s, n_layers), 0.02, 1.0)  # type: ignore[misc]
+            for s in _SHRINK
+        ]
+    if name in ("adatoken_release", "adatoken_release_original"):
+        return [(f"layers times {s:g}", lambda k, s=s: _released(k, s, n_layers), 0.05, 1.0) for s in _SHRINK]  # type: ignore[misc]
+    if name == "adatoken":
+        paper = CLAIMED_FALL / (n_layers - 1)
+        return [
+            (f"rate {rate:.3g}, {what}", lambda a, b=rate: _decaying(b, a, n_layers), 5e-3, 0.995)  # type: ignore[misc]
+            for what, rate in (("fitted", fitted.rate), ("the paper's", paper), ("steep", 3 * paper))
+        ]
+    if name == "ours_default":
+        return [_scaled("its own schedule", make_policy("ours").default_schedule(n_layers))]
+    if name == "ours":
+        own_ratios = _scaled("its own schedule", make_policy("ours").default_schedule(n_layers))
+        return [own_ratios, _first_layer(), *(_scaled(*planned) for planned in _planned(n_layers, target, fitted))]
+    raise ValueError(f"{name!r} is no contestant with schedules of its own")
+
+
+def _first_layer() -> _Family:
+    return "before the first layer", lambda ratio: Schedule.of([0], [ratio]), 2e-3, 1.0
+
+
+def _scaled(setting: str, base: Schedule) -> _Family:
+    return setting, lambda factor: scaled(base, factor), 0.02, 1.0 / min((s.ratio for s in base.stages), default=1.0)
+
+
+def _at(layers: list[int], ratios: list[float], shrink: float, n_layers: int) -> Schedule:
+    return scaled_schedule([int(layer * shrink) for layer in layers], [max(r, 1e-6) for r in ratios], n_layers)
+
+
+def _released(knob: float, shrink: float, n_layers: int) -> Schedule:
+    layers, ratios = RELEASED_LISTS["ate"]
+    return _at(list(layers), [ratio ** ((1 - knob) / knob) for ratio in ratios], shrink, n_layers)
+
+
+def _decaying(rate: float, end_share: float, n_layers: int) -> Schedule:
+    return gates_on_curve(Decay(rate, end_share, n_layers).curve(), _GATES)
+
+
+def _planned(n_layers: int, target: float, fitted: Fitted) -> list[tuple[str, Schedule]]:
+    """The gates with the least sum of divergences within the target, without a withdrawal and with the best one."""
+    found: dict[bool, tuple[float, Schedule]] = {}
+    for withdraw in (None, *range(1, n_layers)):
+        rows = [k for k, layer in enumerate(fitted.layers) if withdraw is None or layer < withdraw]
+        try:
+            one = plan(
+                fitted.gaps[rows],
+                [fitted.layers[k] for k in rows],
+                fitted.ratios,
+                fitted.cost,
+                target,
+                n_layers,
+                max_gates=MAX_GATES,
+                withdraw_layer=withdraw,
+            )
+        except CalibrationError:  # not within the target
+            continue
+        divergence = one.divergence + (0.0 if withdraw is None else float(fitted.withdrawal[withdraw]))
+        best = found.get(withdraw is not None, (np.inf, Schedule()))
+        if divergence < best[0]:
+            found[withdraw is not None] = divergence, one.schedule
+    return [("planned, with a withdrawal" if late else "planned", schedule) for late, (_, schedule) in found.items()]

@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the benchmarks of a trained model share: furnished rooms encoded once, their questions, work on several cores.
+
+Rooms come from the files that training keeps (`training.data.prepare`), so they are rendered and encoded once, for
+every model with the same vision tower, number of views and voxels.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from adatoken3d_ros.model.checkpoint import load
+from adatoken3d_ros.model.prompt import build_prompt, parse_clicks
+from adatoken3d_ros.pruning.calibration import Sample
+from adatoken3d_ros.pruning.gate import Layout
+from adatoken3d_ros.pruning.policies import SceneTokens
+from adatoken3d_ros.synthetic.furnished import Split
+from adatoken3d_ros.synthetic.questions import QA, generate
+from adatoken3d_ros.training.data import Scene, SceneConfig, prepare, read_scene
+from adatoken3d_ros.training.packing import spatial_tokens
+from adatoken3d_ros.training.pretrained import fingerprint
+
+T = TypeVar("T")
+R = TypeVar("R")
+Advance = Callable[[int, int], None]
+
+# Of the training split, where no training goes: for settings that are chosen by measurement, never by test rooms.
+CALIBRATION_SEED = 7_000_000
+_PER_ROOM = 18  # questions, about, at two a family
+
+
+@dataclass(frozen=True, eq=False)
+class Room:
+    """A room on disk and what is asked about it; n_spatial: its tokens."""
+
+    path: Path
+    split: Split
+    questions: tuple[QA, ...]
+    n_spatial: int
+
+    @property
+    def seed(self) -> int:
+        return int(self.path.stem)
+
+    def scene(self) -> Scene:
+        """Raises DataError if the file is damaged."""
+        return read_scene(self.path, self.split)
+
+
+@dataclass
+class Reader:
+    """A checkpoint and the prompts that it makes; `memory` is for what a process wants to keep between tasks."""
+
+    path: Path
+    memory: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.model, tokenizer, _ = load(self.path, dtype=torch.float32)
+        self.tokenizer: Any = tokenizer
+        content = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
+        self.training: dict[str, Any] = content.get("training", {})
+        self.blind = bool(self.training.get("blind", False))
+
+    @property
+    def language(self) -> Any:
+        return self.model.language
+
+    @property
+    def n_layers(self) -> int:
+        return int(self.model.config.language.num_hidden_layers)
+
+    @property
+    def eos(self) -> int:
+        return int(self.tokenizer.eos_token_id)
+
+    def scene_config(self) -> SceneConfig:
+        """How this model's rooms become scenes."""
+        config = self.model.config
+        return SceneConfig(
+            views=config.num_views,
+            image_size=config.image_size,
+            grid=config.grid,
+            voxel_size=config.voxel_size,
+            max_tokens=config.max_spatial_tokens,
+            vision=fingerprint(self.model.vision),
+        )
+
+    @torch.inference_mode()
+    def samples(self, scene: Scene, questions: Sequence[QA]) -> list[Sample]:
+        """Each question's prompt, as `SceneSession.spliced` makes it; a blind model gets one empty spatial token."""
+        spatial = spatial_tokens(self.model, scene, blind=self.blind)
+        # One object for all questions: it remembers what depends on the scene alone.
+        tokens = SceneTokens(torch.zeros(1, 3) if self.blind else centroids(scene))
+        return [self.sample(spatial, tokens, qa) for qa in questions]
+
+    @torch.inference_mode()
+    def sample(self, spatial: torch.Tensor, tokens: SceneTokens, qa: QA) -> Sample:
+        """The prompt of one question about spatial tokens (M, D)."""
+        text, points = parse_clicks(qa.question)
+        prompt = build_prompt(self.tokenizer, text, n_clicks=len(points))
+        clicks = self.model.embed_clicks(torch.tensor(points, dtype=torch.float32).reshape(-1, 3))
+        spliced = self.model.splice(prompt, spatial, clicks)
+        return Sample(spliced.embeds, spliced.spatial_start, spliced.n_spatial, tokens)
+
+    def text(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+
+    def about(self) -> dict[str, Any]:
+        """The model, for the JSON."""
+        return {
+            "name": self.path.resolve().name,
+            "hash": self.model.config.hash(),
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "layers": self.n_layers,
+            "training": self.training,
+        }
+
+
+def centroids(scene: Scene) -> torch.Tensor:
+    """(M, 3) float32 mean of the points of each token."""
+    count = torch.bincount(scene.voxel, minlength=len(scene.features)).double()
+    total = torch.zeros(len(scene.features), 3, dtype=torch.float64).index_add(0, scene.voxel, scene.xyz.double())
+    return (total / count[:, None]).float()
+
+
+def layout(sample: Sample) -> Layout:
+    """Of one prompt without padding."""
+    return Layout.single(sample.spatial_start, sample.n_spatial, sample.n_tokens)
+
+
+def find_rooms(
+    reader: Reader,
+    folder: Path,
+    split: Split,
+    questions: int,
+    *,
+    first: int = 0,
+    seed: int = 0,
+    per_family: int = 2,
+    workers: int = 1,
+    progress: Advance = lambda done, total: None,
+) -> list[Room]:
+    """The rooms from seed `first` on that have so many questions together, made where they are not there yet.
+
+    Raises:
+        DataError: if the folder holds scenes of other settings.
+    """
+    config, rooms, found = reader.scene_config(), list[Room](), 0
+    while found < questions:
+        start = first + len(rooms)
+        count = max(1, math.ceil((questions - found) / _PER_ROOM))
+        seeds = range(start, start + count)
+        for path in prepare(folder, split, seeds, reader.model.vision, config, progress, workers=workers):
+            if found >= questions:
+                break
+            scene = read_scene(path, split)
+            rng = np.random.default_rng([seed, int(path.stem)])
+            asked = tuple(generate(scene.room, rng, scene.sights, per_family=per_family))
+            rooms.append(Room(path, split, asked, len(scene.features)))
+            found += len(asked)
+    return rooms
+
+
+# Several cores ---------------------------------------------------------------------------------------------------
+
+_reader: Reader | None = None
+
+
+def _start(path: Path) -> None:
+    global _reader
+    torch.set_num_threads(1)
+    _reader = Reader(path)
+
+
+def _call(function: Callable[[Reader, T], R], task: T) -> R:
+    assert _reader is not None
+    return function(_reader, task)
+
+
+class Workers:
+    """Calls functions of (reader, task), in this process or, with a thread and a reader each, in several."""
+
+    def __init__(self, reader: Reader, count: int, console: Console) -> None:
+        self._reader, self._count, self._console = reader, count, console
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Workers:
+        if self._count > 1:
+            # Not forked: torch has threads of its own.
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self._count, context, _start, (self._reader.path,))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def map(self, what: str, function: Callable[[Reader, T], R], tasks: Sequence[T]) -> list[R]:
+        """Results in the order of the tasks, with a progress bar. `function` must be one of a module's own."""
+        found: list[R] = []
+        with bar(self._console, what) as advance:
+            advance(0, len(tasks))
+            results: Iterator[R]
+            if self._pool is None:
+                results = (function(self._reader, task) for task in tasks)
+            else:
+                results = self._pool.map(partial(_call, function), tasks)
+            for result in results:
+                found.append(result)
+                advance(len(found), len(tasks))
+        return found
+
+
+@contextmanager
+def bar(console: Console, what: str) -> Iterator[Advance]:
+    """A progress bar; the function that it gives is called with (done, total)."""
+    columns = TextColumn("{task.description:<34}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def machine() -> dict[str, Any]:
+    """For the JSON."""
+    info = Path("/proc/cpuinfo")
+    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return {
+        "processor": names[0] if names else platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }

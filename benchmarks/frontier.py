@@ -1,0 +1,441 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many answers does a policy cost, for how many operations and how much time saved?
+
+Every pruning policy answers the same questions about rooms that the model never saw, at nine budgets: shares of the
+exact prefill operations of an unpruned answer. How a policy comes to its schedule at a budget is told in `_budgets`;
+whatever is measured for it is measured in rooms of the training split that no training uses, never in test rooms.
+
+* Accuracy: every prompt goes through `gate.prefill`; an answer is right where each of its tokens, and the end after it,
+  is the best one after those before it, which is where greedy decoding would give it to the letter. Boxes are decoded,
+  and count by their overlap with the true one. Differences to unpruned are paired; intervals are 95 % bootstrap
+  intervals over rooms.
+* Operations: exact prefill, scoring included, of the counts that the traces of these prompts report.
+* Time: from a question's text to the end of its answer on a scene that is ready, alone and in turn with all others;
+  median of the ratio to unpruned. What makes the accuracy pass fast (`_reuse`) is off.
+
+    python -m benchmarks.frontier --model DIR --json F [--picture PNG] [--strategies DIR] [--questions 500]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from adatoken3d_ros.models import embedded_path
+from adatoken3d_ros.pruning.calibration import RATIOS, FlopsCost, Probe, Sample
+from adatoken3d_ros.pruning.decay import fit_decay
+from adatoken3d_ros.pruning.gate import Prefill, generate, prefill, read_chunk
+from adatoken3d_ros.pruning.information import Information, InformationSet, mine
+from adatoken3d_ros.pruning.policies import SceneTokens, make_policy
+from adatoken3d_ros.pruning.schedule import Schedule, Stage
+from adatoken3d_ros.pruning.strategy import Strategy
+from adatoken3d_ros.synthetic.questions import FAMILIES, QA
+from benchmarks._budgets import CONTESTANTS, RIVALS, Fitted, Operations, candidates, operations
+from benchmarks._frontier_report import draw, goals, table, verdict
+from benchmarks._paired import Tally
+from benchmarks._reuse import decode_along, remembering
+from benchmarks._scenes import CALIBRATION_SEED, Reader, Room, Workers, bar, find_rooms, layout, machine
+from benchmarks.accuracy import MAX_ANSWER, SPLITS, score
+
+TARGETS = (0.9, 0.75, 0.6, 0.5, 0.43, 0.37, 0.28, 0.2, 0.15)
+UNPRUNED = Strategy("none", "none", Schedule())
+_PROMPTS_PER_ROOM = 4  # of the rooms that are calibrated on
+_BIAS_POINTS = 16
+_REPEATS = 2  # of the timing of each question
+_UNPRUNED_EVERY = 10  # timed strategies
+
+
+# --- what is measured of the model beforehand, in rooms set aside ---
+
+
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """The divergence of a strategy on the prompts of the calibration rooms."""
+
+    rooms: tuple[Room, ...]
+    strategy: Strategy
+
+
+def calibration_prompts(reader: Reader, rooms: Sequence[Room]) -> list[Sample]:
+    """A few prompts a room, of families in turn."""
+    prompts: list[Sample] = []
+    for k, room in enumerate(rooms):
+        turn = [FAMILIES[(k * _PROMPTS_PER_ROOM + j) % len(FAMILIES)] for j in range(_PROMPTS_PER_ROOM)]
+        asked = [qa for family in turn for qa in room.questions if qa.family == family]
+        first = {qa.family: qa for qa in reversed(asked)}
+        prompts += reader.samples(room.scene(), list(first.values()) or room.questions[:1])
+    return prompts
+
+
+def divergence(reader: Reader, task: Measurement) -> float:
+    """KL to the unpruned answers, in nats."""
+    with remembering(reader.language):
+        if "probe" not in reader.memory:
+            prompts = calibration_prompts(reader, task.rooms)
+            reader.memory["probe"] = Probe(reader.language, prompts, make_policy("none"), eos_ids=(reader.eos,))
+        probe: Probe = reader.memory["probe"]
+        policy = make_policy(task.strategy.policy, **task.strategy.options)
+        return probe.with_policy(policy).divergence(task.strategy.schedule)
+
+
+def mined(reader: Reader, room: Room) -> list[Information]:
+    """How much layers and tokens contribute to the answers of a calibration room."""
+    (spread,) = [calibration_prompts(reader, [room])]
+    return [mine(reader.language, s.embeds, spatial_start=s.spatial_start, n_spatial=s.n_spatial) for s in spread]
+
+
+def fit(workers: Workers, reader: Reader, rooms: tuple[Room, ...], work: Operations) -> Fitted:
+    """Measures what the schedules of `adatoken` and `ours` are made from."""
+    found = workers.map("what layers contribute", mined, rooms)
+    information = InformationSet(
+        tuple(one for of_room in found for one in of_room),
+        tuple(room.path.stem for room, of_room in zip(rooms, found, strict=True) for _ in of_room),
+        tuple("" for of_room in found for _ in of_room),
+        reader.model.config.hash(),
+    )
+    n_layers = reader.n_layers
+
+    def measure(what: str, strategies: Sequence[Strategy]) -> list[float]:
+        return workers.map(what, divergence, [Measurement(rooms, strategy) for strategy in strategies])
+
+    curve = information.position_curve(_BIAS_POINTS)
+    tried: list[dict[str, Any]] = [{}, {"coverage": 0.0}, {"rows": "last"}, {"rows": "last", "coverage": 0.0}]
+    tried += [{**tried[k], "debias": curve} for k in (0, 1)]
+    own = make_policy("ours").default_schedule(n_layers)
+    halves = [Schedule(tuple(Stage(s.layer, s.ratio * f) for s in own.stages)) for f in (1.0, 0.5)]
+    trials = [Strategy("options", "ours", schedule, options=options) for options in tried for schedule in halves]
+    by_options = np.array(measure("options of ours", trials)).reshape(len(tried), len(halves)).mean(axis=1)
+    options = tried[int(by_options.argmin())]
+    layers = tuple(range(n_layers))
+    gates = [Schedule((Stage(layer, ratio),)) for layer in layers for ratio in RATIOS]
+    gaps = measure("single gates of ours", [Strategy("gate", "ours", one, options=options) for one in gates])
+    ends = [Schedule(withdraw_layer=layer) for layer in layers]
+    withdrawal = measure("withdrawals", [Strategy("end", "none", one) for one in ends])
+    prompts = [sample for k, room in enumerate(rooms) for sample in calibration_prompts(reader, [room])[:1]]
+    decay = fit_decay(information.contribution)
+    return Fitted(
+        rate=decay.B,
+        options=options,
+        layers=layers,
+        ratios=RATIOS,
+        gaps=np.array(gaps).reshape(n_layers, len(RATIOS)),
+        withdrawal=np.array([*withdrawal, 0.0]),
+        cost=FlopsCost(reader.model.config.language, prompts),
+        notes={
+            "rooms": [room.seed for room in rooms],
+            "split": "train",
+            "contribution": information.contribution.tolist(),
+            "decay_correlation": decay.correlation,
+            "options_tried": [{"options": o, "kl": float(kl)} for o, kl in zip(tried, by_options, strict=True)],
+            "withdrawal_kl": withdrawal,
+        },
+    )
+
+
+def choose(
+    workers: Workers, rooms: tuple[Room, ...], fitted: Fitted, work: Operations, n_layers: int, targets: Sequence[float]
+) -> list[Strategy]:
+    """A strategy for every contestant at every target that one of its settings reaches, in that order."""
+    names = [name for name in CONTESTANTS if name != "random"]
+    tried = {(n, t): candidates(n, t, work, n_layers, fitted) for n in names for t in targets}
+    flat = [strategy for some in tried.values() for strategy in some]
+    measured = iter(workers.map("settings of all", divergence, [Measurement(rooms, strategy) for strategy in flat]))
+    chosen: dict[tuple[str, float], Strategy] = {}
+    for (name, target), some in tried.items():
+        judged = [(next(measured), strategy) for strategy in some]
+        if judged:
+            kl, best = min(judged, key=lambda one: one[0])
+            info = {**best.info, "contestant": name, "kl": kl, "settings_tried": len(some)}
+            chosen[name, target] = replace(best, info=info)
+    for target in targets:
+        if (ours := chosen.get(("ours", target))) is not None:
+            info = {"target": target, "contestant": "random", "setting": "the schedule of ours"}
+            chosen["random", target] = Strategy(f"random at {target:g}", "random", ours.schedule, info=info)
+    return [chosen[key] for name in CONTESTANTS for target in targets if (key := (name, target)) in chosen]
+
+
+# --- accuracy ---
+
+
+@dataclass(frozen=True, eq=False)
+class Round:
+    """A room and everybody who answers its questions."""
+
+    room: Room
+    strategies: tuple[Strategy, ...]
+
+
+def answer_room(reader: Reader, task: Round) -> tuple[np.ndarray, np.ndarray]:
+    """Scores (C, Q) and exact prefill operations (C, Q) of every strategy on every question."""
+    samples = reader.samples(task.room.scene(), task.room.questions)
+    config = reader.model.config.language
+    scores = np.zeros((len(task.strategies), len(samples)))
+    spent = np.zeros_like(scores)
+    guesses: list[list[int]] = [[] for _ in samples]  # the last strategy's boxes
+    with remembering(reader.language):
+        for c, strategy in enumerate(task.strategies):
+            policy = make_policy(strategy.policy, **strategy.options)
+            for q, (sample, qa) in enumerate(zip(samples, task.room.questions, strict=True)):
+                with torch.inference_mode():
+                    filled = read(reader, sample, strategy, policy)
+                    scores[c, q] = judge(reader, filled, qa, guesses[q])
+                sizes = sample.n_spatial, sample.n_text, sample.n_text - sample.spatial_start
+                spent[c, q] = operations(config, policy, filled.trace.spatial_per_layer, *sizes)
+    return scores, spent
+
+
+def read(reader: Reader, sample: Sample, strategy: Strategy, policy: Any) -> Prefill:
+    """One prompt through the gate."""
+    return prefill(
+        reader.language,
+        sample.embeds,
+        layout(sample),
+        strategy.schedule,
+        policy,
+        scene=sample.scene,
+        max_new_tokens=MAX_ANSWER,
+    )
+
+
+def judge(reader: Reader, filled: Prefill, qa: QA, guess: list[int]) -> float:
+    """1 where greedy decoding gives the answer to the letter, else 0; of a box, the overlap of the decoded one.
+
+    `guess`: tokens that a box may be, replaced by what it is.
+    """
+    if qa.box is not None:
+        guess[:] = decode_along(reader.language, filled, guess, max_new_tokens=MAX_ANSWER, eos=reader.eos)
+        return score(qa, reader.text(guess))
+    wanted = torch.tensor([*reader.tokenizer.encode(qa.answer, add_special_tokens=False), reader.eos])
+    if int(filled.logits.argmax()) != int(wanted[0]):
+        return 0.0
+    language = reader.language
+    positions = filled.next_position[:, None] + torch.arange(len(wanted) - 1)
+    hidden = read_chunk(language, filled.cache, language.model.embed_tokens(wanted[None, :-1]), positions)
+    best = language.lm_head(language.model.norm(hidden[0])).argmax(dim=1)
+    return float((best == wanted[1:]).all())
+
+
+# --- time ---
+
+
+def time_all(
+    reader: Reader, rooms: Sequence[Room], strategies: Sequence[Strategy], questions: int, console: Console
+) -> tuple[list[dict[str, float]], float]:
+    """Of each strategy, the medians of the ratios of whole time and prefill time to unpruned, and ms; ms of unpruned.
+
+    Each question is of another family and, as far as there are so many, of another room.
+    """
+    policies = [make_policy(s.policy, **s.options) for s in strategies]
+    ratios: list[list[tuple[float, float, float]]] = [[] for _ in strategies]
+    unpruned: list[float] = []
+    with bar(console, "time") as advance:
+        for k in range(questions):
+            room = rooms[k % len(rooms)]
+            family = FAMILIES[k % len(FAMILIES)]
+            qa = next((qa for qa in room.questions if qa.family == family), room.questions[0])
+            scene = room.scene()
+            with torch.inference_mode():
+                (sample,) = reader.samples(scene, [qa])
+                assert sample.scene is not None
+                _ = sample.scene.spread_rank  # of a scene that is ready
+                spatial = sample.embeds[0, sample.spatial_start : sample.spatial_start + sample.n_spatial].clone()
+                ask = partial(_ask, reader, spatial, sample, qa)
+                ask(UNPRUNED, make_policy("none"))
+                for _ in range(_REPEATS):
+                    own, reference = [], []
+                    for c, (strategy, policy) in enumerate(zip(strategies, policies, strict=True)):
+                        if c % _UNPRUNED_EVERY == 0:
+                            reference.append(ask(UNPRUNED, make_policy("none")))
+                        own.append(ask(strategy, policy))
+                    whole, reading = (median(one) for one in zip(*reference, strict=True))
+                    unpruned.append(whole * 1e3)
+                    for found, (seconds, prefill_seconds) in zip(ratios, own, strict=True):
+                        found.append((seconds / whole, prefill_seconds / reading, seconds * 1e3))
+            advance(k + 1, questions)
+    names = ("time", "prefill_time", "ms")
+    figures = [{n: float(median(v)) for n, v in zip(names, zip(*f, strict=True), strict=True)} for f in ratios]
+    return figures, float(median(unpruned))
+
+
+def _ask(
+    reader: Reader, spatial: torch.Tensor, sample: Sample, qa: QA, strategy: Strategy, policy: Any
+) -> tuple[float, float]:
+    """Seconds from the question's text to the end of its answer, and of them in the prefill."""
+    assert sample.scene is not None
+    start = time.perf_counter()
+    prompt = reader.sample(spatial, sample.scene, qa)
+    middle = time.perf_counter()
+    filled = read(reader, prompt, strategy, policy)
+    first = int(filled.logits.argmax())  # the device has finished when this is known
+    end = time.perf_counter()
+    if first != reader.eos:
+        reader.text(list(generate(reader.language, filled, max_new_tokens=MAX_ANSWER, eos_ids={reader.eos})))
+    return time.perf_counter() - start, end - middle
+
+
+# --- everything ---
+
+
+def run(args: argparse.Namespace, folder: Path, console: Console) -> tuple[dict[str, Any], list[Strategy]]:
+    """All figures, and the strategies that were compared."""
+    reader = Reader(args.model)
+    find = partial(find_rooms, reader, folder, seed=args.seed, workers=args.workers)
+    with bar(console, f"rooms of {args.split}") as progress:
+        rooms = find(args.split, args.questions, progress=progress)
+    with bar(console, "rooms set aside") as progress:
+        aside = tuple(
+            find("train", 18 * args.rooms_aside, first=CALIBRATION_SEED, progress=progress)[: args.rooms_aside]
+        )
+    config, n_layers = reader.model.config.language, reader.n_layers
+    started = time.monotonic()
+    with Workers(reader, args.workers, console) as workers:
+        work = Operations(config, _sizes(reader, rooms))
+        fitted = fit(workers, reader, aside, work)
+        strategies = choose(workers, aside, fitted, work, n_layers, args.targets)
+        everybody = (UNPRUNED, *strategies)
+        answered = workers.map("answers", answer_room, [Round(room, everybody) for room in rooms])
+    answering = time.monotonic() - started
+    scores, spent = (np.concatenate([one[k] for one in answered], axis=1) for k in (0, 1))
+    asked = [(room.seed, qa.family) for room in rooms for qa in room.questions]
+    tally = Tally([seed for seed, _ in asked], [family for _, family in asked], scores, seed=args.seed)
+    times, unpruned_ms = time_all(reader, rooms, strategies, args.timed, console)
+    points: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTESTANTS}
+    for way, (strategy, seconds) in enumerate(zip(strategies, times, strict=True), 1):
+        point = {"flops": float(spent[way].sum() / spent[0].sum()), **_accuracies(tally, way), **seconds}
+        points[strategy.info["contestant"]].append({**_settings(strategy), **point})
+    behind = _rivalry(tally, strategies)
+    result = {
+        "unpruned": {**_accuracies(tally, 0), "flops": 1.0, "ms": unpruned_ms},
+        "policies": points,
+        "not_reached": {
+            name: [t for t in args.targets if t not in {p["target"] for p in points[name]}] for name in CONTESTANTS
+        },
+        "goals": goals(points, behind),
+        "fitted": {"options": fitted.options, "rate": fitted.rate, **fitted.notes},
+        "setting": {
+            "split": args.split,
+            "questions": len(asked),
+            "rooms": tally.rooms,
+            "timed_questions": args.timed,
+            "workers": args.workers,
+            "seconds_without_timing": answering,
+        },
+        "model": reader.about(),
+        "machine": machine(),
+    }
+    return result, strategies
+
+
+def _sizes(reader: Reader, rooms: Sequence[Room], most: int = 100) -> list[tuple[int, int, int]]:
+    """Spatial, other and question tokens of the prompts: of all, or of so many at equal distances."""
+    asked = [(room, qa) for room in rooms for qa in room.questions]
+    found = []
+    for room, qa in asked[:: max(1, len(asked) // most)]:
+        empty = torch.zeros(room.n_spatial, int(reader.model.config.language.hidden_size))
+        sample = reader.sample(empty, SceneTokens(torch.zeros(1, 3)), qa)
+        found.append((sample.n_spatial, sample.n_text, sample.n_text - sample.spatial_start))
+    return found
+
+
+def _accuracies(tally: Tally, way: int) -> dict[str, Any]:
+    return {
+        "macro": float(tally.macro[way]),
+        "interval": tally.interval(way),
+        "difference": tally.difference(way, 0),
+        "difference_interval": tally.difference_interval(way, 0),
+        "ratio": float(tally.macro[way] / tally.macro[0]) if tally.macro[0] > 0 else None,
+        "families": tally.families(way, 0),
+    }
+
+
+def _settings(strategy: Strategy) -> dict[str, Any]:
+    return {
+        **{name: value for name, value in strategy.info.items() if name != "contestant"},
+        "policy": strategy.policy,
+        "options": dict(strategy.options),
+        "stages": {str(stage.layer): stage.ratio for stage in strategy.schedule.stages},
+        "withdraw_layer": strategy.schedule.withdraw_layer,
+    }
+
+
+def _rivalry(tally: Tally, strategies: Sequence[Strategy]) -> list[dict[str, Any]]:
+    """`ours` against each rival at the same target."""
+    place = {(s.info["contestant"], s.info["target"]): way for way, s in enumerate(strategies, 1)}
+    found = []
+    for (name, target), way in place.items():
+        if name in RIVALS and ("ours", target) in place:
+            ours = place["ours", target]
+            difference, interval = tally.difference(ours, way), tally.difference_interval(ours, way)
+            found.append({"target": target, "rival": name, "difference": difference, "interval": interval})
+    return found
+
+
+def save_strategies(folder: Path, strategies: Sequence[Strategy], reader_hash: str, name: str) -> None:
+    """`ours` at every budget as files for the node and the commands."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for strategy in strategies:
+        if strategy.info["contestant"] == "ours":
+            target = strategy.info["target"]
+            fitted = replace(strategy, name=f"ours-{target:g}", model_hash=reader_hash, model_id=name)
+            fitted.save(folder / f"ours-{target:g}.yaml")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.frontier", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument("--json", type=Path, required=True, help="file to write the figures to")
+    parser.add_argument("--picture", type=Path, help="PNG to draw them in")
+    parser.add_argument("--strategies", type=Path, metavar="DIR", help="write ours, fitted to the model, as YAML")
+    parser.add_argument("--model", type=Path, help="checkpoint (the embedded model)")
+    parser.add_argument("--scenes", type=Path, metavar="DIR", help="rooms, encoded once and kept (none are kept)")
+    parser.add_argument("--split", default="test", choices=SPLITS)
+    parser.add_argument("--questions", type=int, default=500, help="at least so many (%(default)s)")
+    parser.add_argument("--rooms-aside", type=int, default=6, help="training rooms to fit strategies on (%(default)s)")
+    parser.add_argument("--timed", type=int, default=12, help="questions whose time is measured (%(default)s)")
+    parser.add_argument("--targets", type=float, nargs="+", default=TARGETS, help="shares of the operations")
+    parser.add_argument("--workers", type=int, default=2, help="processes with one thread each (%(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="of torch while time is measured (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the questions and the bootstrap")
+    return parser
+
+
+def main() -> None:
+    commands = parser()
+    args = commands.parse_args()
+    for name in ("questions", "rooms_aside", "timed", "workers", "threads"):
+        if getattr(args, name) < 1:
+            commands.error(f"--{name.replace('_', '-')} {getattr(args, name)} must be at least 1")
+    for target in args.targets:
+        if not 0 < target < 1:
+            commands.error(f"--targets {target} is outside (0, 1)")
+    torch.set_num_threads(args.threads)
+    args.model = args.model or embedded_path()
+    console = Console()
+    with TemporaryDirectory() as temporary:
+        result, strategies = run(args, args.scenes or Path(temporary), console)
+    console.print(table(result))
+    console.print(verdict(result["goals"]))
+    args.json.parent.mkdir(parents=True, exist_ok=True)
+    args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if args.picture is not None:
+        draw(result, args.picture)
+    if args.strategies is not None:
+        save_strategies(args.strategies, strategies, result["model"]["hash"], result["model"]["name"])
+
+
+if __name__ == "__main__":
+    main()
