@@ -108,6 +108,7 @@ def open_session(args: argparse.Namespace) -> SceneSession:
         min_rotation=default.key_frames.min_rotation,
         max_depth=default.max_depth,
         origin=default.origin,
+        min_sharpness=0.0 if getattr(args, "folder", None) else ModelSettings.min_sharpness,  # of stills each counts
         origin_mode="fixed" if getattr(args, "upstream_numerics", False) else "auto",
         warm_up=getattr(args, "budget_ms", 0.0) > 0,  # a budget is kept by who knows how fast the machine is
     )

@@ -45,7 +45,7 @@ def level_patches(xyz: NDArray[np.float32]) -> NDArray[np.bool_]:
     # Columns go to the right and rows down: this order makes the normal face the camera.
     normal = np.cross(np.gradient(grid, axis=0), np.gradient(grid, axis=1))
     level: NDArray[np.bool_] = normal[..., 2] > LEVEL * np.linalg.norm(normal, axis=2)
-    return level.reshape(-1)
+    return (level & np.isfinite(grid[..., 2])).reshape(-1)
 
 
 def floor_height(points: NDArray[np.floating]) -> float | None:

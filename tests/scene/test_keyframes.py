@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -110,6 +112,11 @@ def test_rotation_angle(angle: float) -> None:
         {"min_change": 0},
         {"change_interval": math.nan},
         {"near": 0.0},
+        {"far": -1.0},
+        {"max_age": math.nan},
+        {"min_gain": 1.5},
+        {"min_sharpness": -0.5},
+        {"sharpness_wait": math.nan},
     ],
 )
 def test_bad_configurations_are_named(bad: dict) -> None:
@@ -140,7 +147,7 @@ def room(stamp: int, chair: float | None = None, angle: float = 0.0) -> PosedFra
 class Memory:
     """A map and a selector, used as a session does."""
 
-    def __init__(self, **config: float) -> None:
+    def __init__(self, **config: Any) -> None:
         self.map = TokenMap(0.2)
         self.selector = KeyFrameSelector(KeyFrameConfig(**config), PATCHES, self.map)
 
@@ -150,7 +157,8 @@ class Memory:
             self.selector.accepted(f)
             points = patch_points(f, PATCHES)
             self.map.add_view(f.stamp_ns, torch.ones(len(points.valid), 3), points.xyz, points.rgb, points.valid)
-            carve_free_space(self.map, f, self.selector.config.carving)
+            if self.selector.config.carving is not None:
+                carve_free_space(self.map, f, self.selector.config.carving)
             while (stamp := self.selector.evict()) is not None:
                 self.map.remove_view(stamp)
         return verdict
@@ -250,3 +258,73 @@ def test_views_that_are_restored_are_known() -> None:
     assert other.stamps() == (1, 2)
     assert other.decide(frame(2, 9.0)) == Verdict.DUPLICATE_STAMP
     assert other.decide(frame(3, 1.0)) == Verdict.TOO_SIMILAR
+
+
+# --- what a frame adds, and how sharp it is ---------------------------------------------------------------------------
+
+
+def test_a_moved_frame_that_shows_nothing_new_is_passed_over_until_the_scene_changes() -> None:
+    memory = Memory(min_gain=0.05, change_interval=1.0)
+    assert memory.see(room(1 * SECOND)) == Verdict.KEY_FRAME
+    nearer = room(2 * SECOND)
+    nearer.T_world_camera[0, 3] = 0.5
+    nearer.depth[:] = 2.5
+    assert memory.see(nearer) == Verdict.NOTHING_NEW
+    assert Memory(min_gain=0.0).see(nearer) == Verdict.KEY_FRAME
+    changed = room(4 * SECOND, chair=0.0)
+    changed.T_world_camera[1, 3] = 0.2
+    assert memory.see(changed) == Verdict.KEY_FRAME
+    assert memory.see(room(6 * SECOND, angle=60)) == Verdict.KEY_FRAME
+
+
+def textured(stamp: int, x: float, blur: int) -> PosedFrame:
+    f = frame(stamp, x)
+    sharp = np.random.default_rng(7).integers(0, 255, f.rgb.shape, dtype=np.uint8)
+    return PosedFrame(cv2.blur(sharp, (blur, blur)) if blur else sharp, f.depth, f.K, f.T_world_camera, stamp)
+
+
+def test_a_blurred_key_frame_waits_for_a_sharper_one() -> None:
+    selector = KeyFrameSelector(KeyFrameConfig(min_sharpness=0.5, sharpness_wait=0.1))
+    tenth, period = 1.0, 33_000_000
+    for i in range(5):
+        if selector.decide(f := textured(i * period, i * tenth, 0)) == Verdict.KEY_FRAME:
+            selector.accepted(f)
+    assert selector.decide(textured(5 * period, 9.0, 7)) == Verdict.BLURRED
+    assert selector.decide(textured(6 * period, 9.0, 0)) == Verdict.KEY_FRAME
+    assert selector.decide(textured(7 * period, 4.0, 7)) == Verdict.TOO_SIMILAR, "nobody wants it, blurred or not"
+    verdicts = [selector.decide(textured((8 + i) * period, 9.0, 7)) for i in range(4)]
+    assert verdicts == [Verdict.BLURRED] * 3 + [Verdict.KEY_FRAME], "the wait has an end"
+
+
+def test_views_that_are_too_far_or_too_old_go_first() -> None:
+    far = selector_with(*[frame(i * SECOND, 2.0 * i) for i in range(5)], config=KeyFrameConfig(far=5.0))
+    assert [far.evict(), far.evict(), far.evict()] == [0, SECOND, None]
+    old = selector_with(*[frame(i * SECOND, 2.0 * i) for i in range(5)], config=KeyFrameConfig(max_age=1.5))
+    assert [old.evict() for _ in range(4)] == [0, SECOND, 2 * SECOND, None]
+    assert KeyFrameSelector().evict() is None
+
+
+def test_without_carving_only_new_things_are_changes() -> None:
+    for options, verdict in (({"carving": None}, Verdict.TOO_SIMILAR), ({}, Verdict.KEY_FRAME)):
+        memory = Memory(**options)
+        memory.see(room(1 * SECOND))
+        assert memory.see(room(3 * SECOND, chair=0.0)) == Verdict.KEY_FRAME
+        assert memory.see(room(5 * SECOND)) == verdict, "the chair has gone, and the wall behind it was known"
+        assert bool(memory.chair_voxels(0.0)) == (verdict == Verdict.TOO_SIMILAR)
+
+
+def test_a_view_that_cannot_be_used_is_forgotten_but_not_its_stamp() -> None:
+    selector = selector_with(frame(1))
+    selector.forget(1)
+    assert selector.stamps() == () and selector.decide(frame(2)) == Verdict.KEY_FRAME
+    assert selector.decide(frame(1)) == Verdict.DUPLICATE_STAMP
+
+
+def test_stamp_and_pose_tell_some_of_it() -> None:
+    memory = Memory(change_interval=2.0)
+    memory.see(room(1 * SECOND))
+    pose = room(0).T_world_camera
+    assert memory.selector.foresee(1 * SECOND, pose) == Verdict.DUPLICATE_STAMP
+    assert memory.selector.foresee(2 * SECOND, pose) == Verdict.TOO_SIMILAR
+    assert memory.selector.foresee(3 * SECOND, pose) is None, "the scene may have changed"
+    assert memory.selector.foresee(2 * SECOND, room(0, angle=60).T_world_camera) is None

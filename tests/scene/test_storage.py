@@ -104,6 +104,11 @@ def test_a_scene_of_another_model_frame_or_map_is_refused(saved: Path) -> None:
         ("features", lambda t: t.fill_(float("nan")), "features holds a number that is not finite"),
         ("features", lambda t: t.double(), "features is .*float64"),
         ("xyz", lambda t: t[:, :2], "xyz is"),
+        ("points", lambda t: t[1:], "level is"),
+        ("points", lambda t: t.fill_(float("inf")), "points holds a number that is not finite"),
+        ("level", lambda t: t.float(), "level is"),
+        ("count", lambda t: t + 1, "patches, there are"),
+        ("count", lambda t: t + 2**60, "patches, there are"),
         ("count", lambda t: t * 0, "a voxel of 0 patches"),
         ("rows", lambda t: t + 1, "rows, there are"),
         ("rows", lambda t: t * torch.tensor([-1, 1, 1]), "rows, there are"),
@@ -138,3 +143,34 @@ def test_files_that_are_no_scene_are_named(saved: Path, monkeypatch: pytest.Monk
     refused(saved, "more than 100")
     with pytest.raises(FileNotFoundError):
         load_scene(saved.parent / "none", TokenMap(), channels=5, **IDENTITY)
+
+
+def test_the_files_origins_are_taken_over_where_they_may_be(tmp_path: Path) -> None:
+    def embed(points: torch.Tensor) -> torch.Tensor:
+        return torch.relu(points @ torch.tensor([[1.0], [2.0], [3.0]]))
+
+    token_map, poses = scene(origin=(0.0, 0.0, 0.07), embed=embed)
+    token_map.move_origin((3, -2, 1))
+    save_scene(tmp_path / "s", token_map, poses, **IDENTITY)
+    other = TokenMap(0.2, embed=embed)
+    load_scene(tmp_path / "s", other, channels=5, adopt_origin=True, **IDENTITY)
+    np.testing.assert_allclose(other.model_origin, [0.6, -0.4, 0.27])
+    assert torch.equal(other.tokens().position, token_map.tokens().position)
+    # A map that stays where it is embeds the same points as it sees them.
+    fixed = TokenMap(0.2, (0.0, 0.0, 0.07), embed=embed)
+    load_scene(tmp_path / "s", fixed, channels=5, **IDENTITY)
+    assert fixed.shift.tolist() == [0, 0, 0] and fixed.tokens().position.sum() != other.tokens().position.sum()
+    token_map.move_origin((0, 0, 0))
+    assert torch.equal(fixed.tokens().position, token_map.tokens().position)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("origin", [0.0, 0.0]), ("origin", ["a"] * 3), ("shift", [0.5, 0, 0]), ("shift", [2**40, 0, 0]), ("shift", None)],
+)
+def test_origins_that_are_none_are_named(saved: Path, name: str, value: Any) -> None:
+    with safe_open(saved, framework="pt") as file:
+        content = json.loads(file.metadata()["adatoken3d_scene"])
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+    save_file(tensors, saved, metadata={"adatoken3d_scene": json.dumps({**content, name: value})})
+    refused(saved, f"{name} ", adopt_origin=True)

@@ -406,3 +406,108 @@ def test_near_and_centres_are_taken_from_the_origin() -> None:
     np.testing.assert_allclose(token_map.centres(), [[10.4, 0.0, 0.05]])
     points = np.array([[10.4, 0.0, 0.0], [10.6, 0.2, 0.2], [10.8, 0.0, 0.0], [10.2, -0.2, 0.1]])
     assert token_map.near_occupied(points).tolist() == [True, True, False, True]
+
+
+# --- the model's origin -----------------------------------------------------------------------------------------------
+
+
+def embedding(points: torch.Tensor) -> torch.Tensor:
+    """(P, 3) -> (P, 4), not linear and not bounded, as the hidden layer of a position embedding."""
+    weight = torch.tensor([[1.0, -0.5, 0.2, 0.0], [0.3, 1.0, -1.0, 0.5], [-0.2, 0.4, 1.0, -2.0]])
+    return torch.relu(points @ weight + 0.1)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    seed=st.integers(0, 1000),
+    shift=st.tuples(*[st.integers(-200, 200)] * 3),
+    history=st.lists(st.sampled_from(["add", "remove", "carve", "move"]), max_size=8),
+)
+def test_a_moved_origin_equals_a_map_that_was_filled_there(
+    seed: int, shift: tuple[int, int, int], history: list[str]
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    token_map, kept, carved = TokenMap(0.2, (1.0, 2.0, 3.0), embed=embedding), {}, []
+    for key, what in enumerate(["add", "add", *history]):
+        if what == "add":
+            _, features, xyz, rgb = view(seed + key, 20)
+            kept[key] = features, xyz, rgb
+            token_map.add_view(key, features, xyz, rgb)
+        elif what == "remove" and len(kept) > 1:
+            del kept[min(kept)]
+            token_map.remove_view(token_map.keys()[0])
+        elif what == "carve":
+            gone = token_map.occupied_keys[::5]
+            carved.append((key, gone))
+            token_map.carve(gone, before=key)
+        elif what == "move":
+            token_map.move_origin(torch.randint(-50, 50, (3,), generator=generator))
+    token_map.move_origin(shift)
+    there = TokenMap(0.2, (1.0, 2.0, 3.0), embed=embedding)
+    there.move_origin(shift)
+    for key, (features, xyz, rgb) in kept.items():
+        there.add_view(key, features, xyz, rgb)
+        for when, gone in carved:
+            if key < when:
+                there.carve(gone, before=key + 1)
+    if not there.n_voxels:
+        return
+    a, b = token_map.tokens(), there.tokens()
+    assert torch.equal(a.voxel, b.voxel) and torch.equal(a.features, b.features)
+    assert_close(a.position, b.position, atol=1e-5, rtol=1e-5)
+    assert_close(token_map.subset(token_map.keys()).tokens().position, b.position, atol=1e-5, rtol=1e-5)
+    # By the loop: the mean of what each patch's point is embedded to.
+    origin = torch.tensor([1.0, 2.0, 3.0]).double() + 0.2 * torch.tensor(shift)
+    if not carved:
+        points = torch.cat([xyz for _, xyz, _ in kept.values()])
+        seen = embedding((points - origin).float())
+        keys = voxel_keys((points.double() - torch.tensor([1.0, 2.0, 3.0]).double()).float(), 0.2)
+        for row, key in enumerate(token_map.occupied_keys.tolist()):
+            assert_close(a.position[row], seen[keys == key].mean(dim=0), atol=1e-5, rtol=1e-5)
+    # Nor does it matter whether the voxels begin there, too; only that a point on a border may go to the other side.
+    elsewhere = TokenMap(0.2, origin.numpy(), embed=embedding)
+    for key, (features, xyz, rgb) in kept.items():
+        elsewhere.add_view(key, features, xyz, rgb)
+    if not carved and torch.equal(elsewhere.tokens().voxel + torch.tensor(shift), a.voxel):
+        assert_close(elsewhere.tokens().position, a.position, atol=1e-4, rtol=1e-4)
+
+
+def test_voxels_begin_where_they_are_told_when_the_map_is_empty() -> None:
+    token_map = TokenMap(0.2, embed=embedding)
+    token_map.move_origin((1, 2, 3))
+    token_map.clear((0.05, 0.0, 0.0))
+    assert token_map.shift.tolist() == [0, 0, 0] and token_map.model_origin.tolist() == [0.05, 0.0, 0.0]
+    token_map.add_view(1, torch.ones(1, 2), torch.tensor([[0.05, 0.0, 0.1]]), torch.zeros(1, 3, dtype=torch.uint8))
+    token_map.move_origin((0, 0, -1))
+    np.testing.assert_allclose(token_map.model_origin, [0.05, 0.0, -0.2])
+    assert_close(token_map.tokens().position, embedding(torch.tensor([[0.0, 0.0, 0.3]])))
+    token_map.clear()
+    assert token_map.shift.tolist() == [0, 0, -1]
+    with pytest.raises(TokenMapError, match="nan"):
+        token_map.clear((math.nan, 0.0, 0.0))
+
+
+def test_level_points_are_of_the_views_that_are_there() -> None:
+    token_map = TokenMap()
+    for key in (1, 2):
+        xyz = torch.tensor([[0.0, 0.0, float(key)], [1.0, 0.0, 5.0], [2.0, 0.0, float(key)]])
+        rgb, level = torch.zeros(3, 3, dtype=torch.uint8), torch.tensor([True, False, True])
+        token_map.add_view(key, torch.ones(3, 1), xyz, rgb, level=level)
+    assert token_map.level_points()[:, 2].tolist() == [1, 1, 2, 2]
+    token_map.carve(voxel_keys(torch.tensor([[2.0, 0.0, 1.0]]), 0.2), before=2)
+    assert token_map.level_points()[:, 2].tolist() == [1, 2, 2]
+    token_map.remove_view(1)
+    assert token_map.level_points()[:, 2].tolist() == [2, 2]
+    with pytest.raises(TokenMapError, match=r"level must be \(1,\) bool"):
+        token_map.add_view(3, torch.ones(1, 1), torch.zeros(1, 3), torch.zeros(1, 3), level=torch.zeros(1))
+
+
+def test_some_views_are_chosen_before_all_others() -> None:
+    token_map = TokenMap(1.0)
+    for key, width in ((1, 5), (2, 3), (3, 1)):
+        xyz = torch.tensor([[float(x), 10.0 * key, 0.0] for x in range(width)])
+        token_map.add_view(key, torch.ones(width, 1), xyz, torch.zeros(width, 3, dtype=torch.uint8))
+    assert token_map.cover(2) == (1, 2)
+    assert token_map.cover(2, first=(3,)) == (1, 3)
+    assert token_map.cover(1, first=(3,)) == (3,)
+    assert token_map.cover(2, first=(99,)) == (1, 2)
