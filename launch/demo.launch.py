@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The scene node and a moving RGB-D camera in a synthetic room: everything, with no robot.
+"""The scene node and a moving RGB-D camera in a furnished room: everything, with no robot.
 
 ros2 launch adatoken3d demo.launch.py rviz:=true
-ros2 service call /adatoken3d/ask adatoken3d/srv/AskScene "{question: 'What is in the room?'}"
+ros2 service call /adatoken3d/ask adatoken3d/srv/AskScene "{question: 'Is there a bed in the room?'}"
+ros2 topic echo --once --full-length /demo_camera/questions   # more of them, with their answers
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
-from adatoken3d_ros.cli.demo import tiny_checkpoint
+from adatoken3d_ros.cli.demo import SEED, default_model, tiny_checkpoint
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 
 BOOLEAN = ["true", "false"]
@@ -32,8 +33,8 @@ def generate_launch_description() -> LaunchDescription:
         DeclareLaunchArgument(
             "model",
             default_value="",
-            description="Directory of the model's checkpoint; empty: a tiny one with random weights, whose answers "
-            "mean nothing, is written to the user's cache folder.",
+            description="Directory of the model's checkpoint; empty: the small one that comes with the package, or "
+            "where there is none a tiny one with random weights, whose answers mean nothing.",
         ),
         DeclareLaunchArgument(
             "rviz", default_value="false", choices=BOOLEAN, description="Start RViz with the package's view."
@@ -47,7 +48,7 @@ def generate_launch_description() -> LaunchDescription:
             choices=["debug", "info", "warn", "error", "fatal"],
             description="Least severe messages that the scene node logs.",
         ),
-        DeclareLaunchArgument("seed", default_value="0", description="Seed of the room."),
+        DeclareLaunchArgument("seed", default_value=str(SEED), description="Seed of the room."),
     ]
     return LaunchDescription([*arguments, OpaqueFunction(function=start)])
 
@@ -57,8 +58,12 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     model = LaunchConfiguration("model").perform(context)
     notes: list[LaunchDescriptionEntity] = []
     if not model:
-        model = str(tiny_checkpoint())
-        notes = [LogInfo(msg=f"a tiny model with random weights answers ({model}); give a trained one with model:=DIR")]
+        path, tiny = default_model()
+        model = str(tiny_checkpoint() if tiny else path)
+        kind = "a tiny model with random weights answers ({}); give a trained one with model:=DIR"
+        notes = [
+            LogInfo(msg=(kind if tiny else "the small model that comes with the package answers ({})").format(model))
+        ]
     scene = IncludeLaunchDescription(
         PythonLaunchDescriptionSource(
             PathJoinSubstitution([FindPackageShare("adatoken3d"), "launch", "adatoken3d.launch.py"])

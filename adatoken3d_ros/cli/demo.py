@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`adatoken3d demo`: a camera in a synthetic room, the scene node, and a question, in separate processes over DDS."""
+"""`adatoken3d demo`: a camera in a furnished room, the scene node, and questions, in separate processes over DDS.
+
+Without questions of yours, the demo asks three whose answers it knows from the room, and says how many came out right.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +24,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from adatoken3d_ros.cli.processes import ProcessError, Processes
+from adatoken3d_ros.models import embedded_path
 
 if TYPE_CHECKING:
     from adatoken3d_ros.ros.client import SceneClient
+    from adatoken3d_ros.ros.suggestions import Suggestion, Suggestions
 
 T = TypeVar("T")
 
-QUESTION = "What is in the room?"
+QUESTION = "What is in the room?"  # where the camera suggests nothing
+FAMILIES = ("existence", "class", "colour", "on", "count", "direction", "closer", "nearest")  # the demo's taste
+ROUND = 3  # questions that are asked by themselves
+SUGGESTION_SECONDS = 15.0
 NODE = "adatoken3d"
+SEED = 2  # a bedroom with much in it
 DOMAINS = range(1, 102)  # above, the ports overlap with those that Linux hands out
 POLL_SECONDS = 0.1
 WRITE_TINY = "import sys; from adatoken3d_ros.model.tiny import write_tiny_checkpoint as w; w(sys.argv[1])"
@@ -40,15 +49,17 @@ def add_parser(subparsers: Any) -> None:
         "demo", help="try everything with no robot and no camera (needs ROS 2)", description=__doc__
     )
     parser.add_argument(
-        "--question", action="append", metavar="TEXT", help=f"what to ask; may be repeated ({QUESTION})"
+        "--question", action="append", metavar="TEXT", help="what to ask, may be repeated (three about the room)"
     )
-    parser.add_argument("--model", type=Path, metavar="DIR", help="checkpoint; without it a tiny random one answers")
+    parser.add_argument(
+        "--model", type=Path, metavar="DIR", help="checkpoint (the one in the package, else a tiny random one)"
+    )
     parser.add_argument("--budget-ms", type=float, default=0.0, metavar="MS", help="latency budget of each question")
     parser.add_argument("--views", type=int, default=6, metavar="N", help="key frames to wait for (%(default)s)")
     parser.add_argument("--seconds", type=float, default=0.0, metavar="S", help="keep asking for this long")
     parser.add_argument("--interactive", action="store_true", help="then ask what you type, until an empty line")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the last answer as JSON")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the room (%(default)s)")
+    parser.add_argument("--seed", type=int, default=SEED, help="seed of the room (%(default)s)")
     parser.add_argument("--domain-id", type=int, metavar="ID", help="ROS domain; without it a free one is taken")
     parser.add_argument("--rviz", action="store_true", help="start RViz, or say how, and stay until Ctrl-C")
     parser.add_argument(
@@ -69,24 +80,28 @@ def run(args: argparse.Namespace) -> int:
     from adatoken3d_ros.ros.client import SceneClient
 
     with Processes(show=args.verbose) as processes:
-        model = args.model or tiny_checkpoint_path()
+        model, tiny = (args.model, False) if args.model is not None else default_model()
         start_nodes(processes, model, args.seed)
-        if args.model is None:
+        if tiny:
             print(
                 "A tiny model with random weights answers until a trained one is given with --model: expect no sense."
             )
+        elif args.model is None:
+            print("The small model that comes with the package answers. It knows furniture, and little else.")
         # The client only: what could take long happens in the other processes.
         with closing(SceneClient()) as client:
             try:
-                return _converse(args, Demo(client, processes, args.timeout), model, domain)
+                return _converse(args, Demo(client, processes, args.timeout), model, tiny, domain)
             finally:
                 processes.interrupt()
 
 
-def _converse(args: argparse.Namespace, demo: Demo, model: Path, domain: int) -> int:
+def _converse(args: argparse.Namespace, demo: Demo, model: Path, tiny: bool, domain: int) -> int:
     from adatoken3d_ros.cli.output import print_answer, record_of_message, write_json
+    from adatoken3d_ros.ros.suggestions import Suggestions
 
-    demo.bring_up(model, tiny=args.model is None, views=args.views)
+    suggestions = Suggestions(demo.client.node)
+    demo.bring_up(model, tiny=tiny, views=args.views)
     view = f"ROS_DOMAIN_ID={domain} ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST rviz2 -d {share()}/config/adatoken3d.rviz"
     if args.rviz:
         if shutil.which("rviz2"):
@@ -94,26 +109,39 @@ def _converse(args: argparse.Namespace, demo: Demo, model: Path, domain: int) ->
         else:
             print(f"rviz2 is not installed here; where it is, this shows the scene while the demo runs:\n  {view}")
     answered = True
-    for question in _questions(args):
+    right: list[bool] = []
+    for question, expected in _questions(args, lambda: demo.watch(suggested, suggestions, len(right))):
         answer = demo.watch(demo.client.ask, question, latency_budget_ms=args.budget_ms, timeout=args.timeout)
         record = record_of_message(answer)
+        if expected is not None:
+            record["expected"] = expected
+            right.append(answer.text == expected)
         print_answer(record)
         answered &= answer.status in (answer.OK, answer.TRUNCATED)
         if args.json is not None:
             write_json(record, args.json)
+    if right:
+        print(f"{sum(right)} of {len(right)} answers are those of the room.")
     while args.rviz:
         demo.processes.check()
         time.sleep(POLL_SECONDS)
     return 0 if answered else 1
 
 
-def _questions(args: argparse.Namespace) -> Iterator[str]:
-    """The given questions once, then again until --seconds have passed, then those that are typed."""
-    given = args.question or [QUESTION]
+def _questions(args: argparse.Namespace, suggest: Callable[[], list[Suggestion]]) -> Iterator[tuple[str, str | None]]:
+    """(question, answer if that is known): the given ones or suggested ones, again until --seconds have passed, then
+    those that are typed.
+    """
     end = time.monotonic() + args.seconds
-    yield from given
-    while time.monotonic() < end:
-        yield from given
+    first = True
+    while first or time.monotonic() < end:
+        first = False
+        if args.question:
+            yield from ((question, None) for question in args.question)
+        elif found := suggest():
+            yield from ((suggestion.question, suggestion.answer) for suggestion in found)
+        else:
+            yield QUESTION, None
     while args.interactive:
         try:
             line = input("question (empty to end): ").strip()
@@ -121,7 +149,15 @@ def _questions(args: argparse.Namespace) -> Iterator[str]:
             return
         if not line:
             return
-        yield line
+        yield line, None
+
+
+def suggested(suggestions: Suggestions, asked: int) -> list[Suggestion]:
+    """Some of what the camera suggests, of other families each time; `asked`: how many there were before."""
+    newest = {suggestion.family: suggestion for suggestion in suggestions.newest(SUGGESTION_SECONDS)}
+    wanted = [newest[family] for family in FAMILIES if family in newest]
+    start = asked % max(1, len(wanted))
+    return [*wanted[start:], *wanted[:start]][:ROUND]
 
 
 class Demo:
@@ -235,6 +271,14 @@ def free_domain() -> int:
                 continue
             return domain
     raise OSError("every ROS domain from 1 to 101 is in use on this machine: give one with --domain-id")
+
+
+def default_model() -> tuple[Path, bool]:
+    """The checkpoint that answers when none is named; whether it is the tiny random one, which may not be there yet."""
+    try:
+        return embedded_path(), False
+    except FileNotFoundError:
+        return tiny_checkpoint_path(), True
 
 
 def tiny_checkpoint_path() -> Path:

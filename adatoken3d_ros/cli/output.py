@@ -87,6 +87,7 @@ def rows(record: Record) -> list[tuple[str, str]]:
     return [
         ("question", record["question"]),
         ("answer", record["text"] or "(empty)"),
+        *([("expected", record["expected"])] if "expected" in record else []),
         ("status", status),
         *([("boxes (m)", boxes)] if boxes else []),
         ("spatial tokens", f"{before} before, {after} after" + (f" ({after / before:.0%} kept)" if before else "")),

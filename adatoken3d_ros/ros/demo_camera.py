@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A moving RGB-D camera in a synthetic room, so that everything can be tried with no robot.
+"""A moving RGB-D camera in a furnished room, so that everything can be tried with no robot.
 
 Publishes `rgb/image`, `depth/image` and their `camera_info` (equal stamps, registered), and the pose of the camera's
-optical frame three ways: `pose`, `odom`, and TF where tf2_ros is installed.
+optical frame three ways: `pose`, `odom`, and TF where tf2_ros is installed. While somebody takes the images, questions
+about what they have shown, with their exact answers, appear on `~/questions`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import importlib
 import math
 import sys
+import threading
 from typing import Any
 
 import numpy as np
@@ -24,16 +26,19 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CameraInfo, Image
-from std_msgs.msg import Header
+from std_msgs.msg import Header, String
 
 from adatoken3d_ros.ros.conversions import fill_camera_info, fill_image, fill_pose
 from adatoken3d_ros.ros.signals import StopSignals
+from adatoken3d_ros.ros.suggestions import LATCHED, to_message
+from adatoken3d_ros.scene.frames import PosedFrame
 
 RELIABILITY = {
     "reliable": QoSReliabilityPolicy.RELIABLE,
     "best_effort": QoSReliabilityPolicy.BEST_EFFORT,
 }
 DEPTH_ENCODINGS = ("16UC1", "32FC1")
+_ASK_PERIOD = 1.0  # seconds between two lists of questions
 
 
 class DemoCamera(Node):
@@ -61,10 +66,16 @@ class DemoCamera(Node):
         )
 
         # Open3D takes a second or two to import: by now a signal is answered.
-        rooms = importlib.import_module("adatoken3d_ros.synthetic.rooms")
-        self._render: Any = importlib.import_module("adatoken3d_ros.synthetic.render")
-        self._room = rooms.make_room(seed)
-        self._renderer = self._render.Renderer(self._room)
+        furnished = importlib.import_module("adatoken3d_ros.synthetic.furnished")
+        questions = importlib.import_module("adatoken3d_ros.synthetic.questions")
+        self._views: Any = importlib.import_module("adatoken3d_ros.synthetic.views")
+        # A room that no model was trained in; there are fewer of them than seeds.
+        self._room = furnished.make_room(seed % furnished.SEEDS_PER_SPLIT, "test")
+        self._renderer = self._views.Renderer(self._room)
+        self._guide: Any = importlib.import_module("adatoken3d_ros.synthetic.guide").Guide(self._room, seed)
+        # How common each class is takes a second to count, once; until then nothing is asked.
+        self._counting = threading.Thread(target=questions.presence, args=(False,), daemon=True)
+        self._counting.start()
         focal = self._width / 2 / math.tan(math.radians(view) / 2)
         self._K = np.array([[focal, 0.0, (self._width - 1) / 2], [0.0, focal, (self._height - 1) / 2], [0.0, 0.0, 1.0]])
 
@@ -76,18 +87,19 @@ class DemoCamera(Node):
         self._pose = self.create_publisher(PoseStamped, "pose", 10)
         self._odometry = self.create_publisher(Odometry, "odom", 10)
         self._tf = _tf_broadcaster(self)
+        self._questions = self.create_publisher(String, "~/questions", LATCHED)
 
-        self._start = self.get_clock().now()
+        self._start = self._asked = self.get_clock().now()
         self._timer = self.create_timer(1.0 / rate, self._publish)
         self.get_logger().info(
-            f"a synthetic room (seed {seed}), {self._width}x{self._height} at {rate:g} Hz, "
+            f"a furnished room (seed {seed}), {self._width}x{self._height} at {rate:g} Hz, "
             f"pose on 'pose' and 'odom'{' and TF' if self._tf else ' (no TF: tf2_ros is not installed)'}"
         )
 
     def _publish(self) -> None:
         now = self.get_clock().now()
-        T_world_camera = self._render.orbit(self._room, (now - self._start).nanoseconds * 1e-9)
-        rgb, depth = self._renderer.render(self._K, self._width, self._height, T_world_camera)
+        T_world_camera = self._views.orbit(self._room, (now - self._start).nanoseconds * 1e-9)
+        rgb, depth, ids = self._renderer.render_ids(self._K, self._width, self._height, T_world_camera)
         pose = fill_pose(Pose(), T_world_camera)
         stamp = now.to_msg()
         optical = Header(stamp=stamp, frame_id=self._camera_frame)
@@ -111,6 +123,13 @@ class DemoCamera(Node):
         self._rgb.publish(fill_image(Image(header=optical), rgb, "rgb8"))
         stored = encode_depth(depth, self._depth_encoding)
         self._depth.publish(fill_image(Image(header=optical), stored, self._depth_encoding))
+        if not self._rgb.get_subscription_count():
+            self._guide.forget()
+        elif (now - self._asked).nanoseconds * 1e-9 >= _ASK_PERIOD:
+            self._asked = now
+            self._guide.show(self._views.View(PosedFrame(rgb, depth, self._K, T_world_camera, now.nanoseconds), ids))
+            if not self._counting.is_alive():
+                self._questions.publish(to_message(self._guide.questions()))
 
     # --- parameters: all described, ranged and fixed at the start ---------------------------------------------------
 

@@ -104,6 +104,32 @@ def test_questions_given_and_typed(monkeypatch: pytest.MonkeyPatch) -> None:
     typed = iter(["Where is it?", ""])
     monkeypatch.setattr("builtins.input", lambda prompt: next(typed))
     arguments = Namespace(question=["a?", "b?"], seconds=0.0, interactive=True)
-    assert list(demo._questions(arguments)) == ["a?", "b?", "Where is it?"]
+    assert list(demo._questions(arguments, list)) == [("a?", None), ("b?", None), ("Where is it?", None)]
+
+
+def test_questions_suggested_by_the_camera() -> None:
     arguments = Namespace(question=None, seconds=0.0, interactive=False)
-    assert list(demo._questions(arguments)) == [demo.QUESTION]
+    assert list(demo._questions(arguments, list)) == [(demo.QUESTION, None)]
+    known = [Namespace(family=family, question=f"{family}?", answer=family) for family in ("on", "box", "class")]
+    assert list(demo._questions(arguments, lambda: known)) == [("on?", "on"), ("box?", "box"), ("class?", "class")]
+
+
+def test_suggestions_are_few_and_of_other_families_each_time() -> None:
+    families = ["box", "on", "existence", "class", "class", "colour"]
+    newest = [Namespace(family=family, question=f"{n}?") for n, family in enumerate(families)]
+    source = Namespace(newest=lambda timeout: newest)
+    assert [s.question for s in demo.suggested(source, 0)] == ["2?", "4?", "5?"]
+    assert [s.question for s in demo.suggested(source, 3)] == ["1?", "2?", "4?"]
+    assert [s.question for s in demo.suggested(source, 6)] == ["5?", "1?", "2?"]
+    assert demo.suggested(Namespace(newest=lambda timeout: []), 3) == []
+
+
+def test_the_model_in_the_package_answers_where_there_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(demo, "embedded_path", lambda: tmp_path)
+    assert demo.default_model() == (tmp_path, False)
+
+    def missing() -> Path:
+        raise FileNotFoundError("there is no trained model yet")
+
+    monkeypatch.setattr(demo, "embedded_path", missing)
+    assert demo.default_model() == (demo.tiny_checkpoint_path(), True)

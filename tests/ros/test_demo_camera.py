@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from rcl_interfaces.srv import DescribeParameters, ListParameters, SetParameters
 from rclpy.parameter import Parameter
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, Image
+from std_msgs.msg import String
 
 from adatoken3d_ros.cli.processes import Processes
 from adatoken3d_ros.ros.conversions import (
@@ -31,10 +33,12 @@ from adatoken3d_ros.ros.conversions import (
     pose_to_matrix,
 )
 from adatoken3d_ros.ros.demo_camera import encode_depth
+from adatoken3d_ros.ros.suggestions import LATCHED, Suggestion, from_message, to_message
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.geometry import backproject
-from adatoken3d_ros.synthetic.render import Renderer
-from adatoken3d_ros.synthetic.rooms import make_room
+from adatoken3d_ros.synthetic.furnished import SEEDS_PER_SPLIT, make_room
+from adatoken3d_ros.synthetic.questions import FAMILIES
+from adatoken3d_ros.synthetic.views import Renderer
 
 MODULE = "adatoken3d_ros.ros.demo_camera"
 TOPICS: dict[str, Any] = {
@@ -68,7 +72,9 @@ def test_camera_info_is_read_back() -> None:
 
 @pytest.fixture(scope="module")
 def camera(shared_graph: Any) -> Iterator[Any]:
-    yield shared_graph.start(MODULE, "--ros-args", "-p", "width:=160", "-p", "height:=120", "-p", "rate:=20.0")
+    seed = f"seed:={SEEDS_PER_SPLIT + 2}"  # seeds of rooms begin again there
+    parameters = ["-p", "width:=160", "-p", "height:=120", "-p", "rate:=20.0", "-p", seed]
+    yield shared_graph.start(MODULE, "--ros-args", *parameters)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +112,7 @@ def test_camera_moves(frames: list[dict[str, Any]]) -> None:
 
 def test_picture_depth_and_pose_agree_with_the_room(frames: list[dict[str, Any]]) -> None:
     """Rendered again at the pose that was received, the picture is the one that was received; so is the geometry."""
-    room = make_room(0)
+    room = make_room(2, "test")
     for frame in frames:
         K = camera_info_to_camera(frame["rgb/camera_info"]).K
         T = pose_to_matrix(frame["pose"].pose)
@@ -117,6 +123,27 @@ def test_picture_depth_and_pose_agree_with_the_room(frames: list[dict[str, Any]]
         rows, columns = np.nonzero(np.isfinite(posed.depth))
         points = backproject(posed.depth[rows, columns], columns, rows, K, T)
         assert points[:, 2].min() > -0.01 and np.abs(points[:, :2]).max() < max(room.size[:2]) / 2 + 0.01
+
+
+def test_questions_about_what_was_shown(frames: list[dict[str, Any]], shared_graph: Any) -> None:
+    """Published only while somebody takes the images; a latecomer gets the newest list."""
+    lists = shared_graph.collect(String, "/demo_camera/questions", LATCHED)
+    shared_graph.wait(lambda: lists and len(from_message(lists[-1])) > 2, "questions")
+    suggestions = from_message(lists[-1])
+    kinds = {item.kind for item in make_room(2, "test").items}
+    for suggestion in suggestions:
+        assert suggestion.family in FAMILIES and suggestion.question and suggestion.answer
+        if suggestion.family == "class":
+            assert suggestion.answer in kinds
+
+
+def test_a_text_that_is_no_list_of_questions_is_named() -> None:
+    assert from_message(to_message([])) == []
+    one = Suggestion("on", "What is on the desk?", "mug")
+    assert from_message(to_message([one, one])) == [one, one]
+    for text in ("[1]", '[{"question": "Why?"}]', "nothing"):
+        with pytest.raises(ValueError, match=re.escape(text) if text != "nothing" else "Expecting value"):
+            from_message(String(data=text))
 
 
 def test_parameters_are_described_ranged_and_fixed(camera: Any, shared_graph: Any) -> None:
