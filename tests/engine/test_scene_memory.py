@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a session has seen, with the tiny model: where the model sees it from, and which views a question is about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from adatoken3d_ros.engine.answer import Question, Status
+from adatoken3d_ros.engine.session import OriginMode, SceneSession, SessionConfig
+from adatoken3d_ros.scene.frames import PosedFrame
+from adatoken3d_ros.scene.keyframes import KeyFrameConfig
+from adatoken3d_ros.scene.storage import SceneFileError
+from adatoken3d_ros.scene.token_map import TokenMapError
+from adatoken3d_ros.synthetic.render import Renderer, orbit
+from adatoken3d_ros.synthetic.rooms import make_room
+
+MakeSession = Callable[..., SceneSession]
+AUTO = SessionConfig(key_frames=KeyFrameConfig(0.0, 0.0), origin_mode=OriginMode.AUTO)
+QUESTION = Question("What is on the table?", max_new_tokens=6)
+
+
+@pytest.fixture(scope="module")
+def walk() -> list[PosedFrame]:
+    """Eight views of a room whose floor is at 1.25 m and whose middle is at (31, -7) m."""
+    room = make_room(3)
+    renderer, K = Renderer(room), np.array([[138.0, 0, 79.5], [0, 138.0, 59.5], [0, 0, 1]])
+    frames = []
+    for i in range(8):
+        T = orbit(room, 3.0 * i)
+        rgb, depth = renderer.render(K, 160, 120, T)
+        T = T.copy()
+        T[:3, 3] += (31.0, -7.0, 1.25)
+        frames.append(PosedFrame(rgb, depth, K, T, (i + 1) * 10**9))
+    return frames
+
+
+def looked(session: SceneSession, frames: list[PosedFrame]) -> SceneSession:
+    for frame in frames:
+        session.observe(frame)
+        session.encode_pending()
+    assert len(session.poses) == len(frames)
+    return session
+
+
+def embeds(session: SceneSession, question: Question = QUESTION) -> torch.Tensor:
+    return session.spliced(question)[0].embeds
+
+
+def test_the_model_sees_the_floor_at_zero_and_the_room_around_the_origin(
+    make_session: MakeSession, walk: list[PosedFrame]
+) -> None:
+    session = looked(make_session(AUTO), walk)
+    assert np.abs(session.memory.origin - (31.0, -7.0, 1.25)).max() < 1.0
+    assert abs(session.memory.origin[2] - 1.25) <= 0.1
+    scene = session.scene()
+    assert scene is not None and abs(float(scene.xyz[:, 2].min()) - 1.25) < 0.1, "others see it where it is"
+    # The same as with an origin that was put there from the beginning, voxels included: nothing was encoded again.
+    origin = tuple(session.memory.origin.tolist())
+    there = looked(make_session(replace(AUTO, origin_mode=OriginMode.FIXED, origin=origin)), walk)
+    a, b = session.spliced(QUESTION)[1], there.spliced(QUESTION)[1]
+    assert torch.equal(a.count, b.count)
+    torch.testing.assert_close(a.features, b.features, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(embeds(session), embeds(there), atol=1e-5, rtol=1e-4)
+    assert session.ask(QUESTION).text == there.ask(QUESTION).text
+
+
+def test_every_history_of_origins_ends_at_the_same_tokens(make_session: MakeSession, walk: list[PosedFrame]) -> None:
+    session = looked(make_session(replace(AUTO, origin_mode=OriginMode.FIXED)), walk[:3])
+    before = embeds(session)
+    session.memory._map.move_origin((5, -20, 3))
+    session.prepared.forget()
+    assert not torch.allclose(embeds(session), before, atol=1e-3), "the model sees it from elsewhere"
+    session.memory._map.move_origin((0, 0, 0))
+    session.prepared.forget()
+    assert torch.equal(embeds(session), before)
+
+
+def test_position_before_or_after_pooling_is_the_same(make_session: MakeSession, walk: list[PosedFrame]) -> None:
+    """The published order, each patch's feature and embedding added and then averaged, by the loop."""
+    from adatoken3d_ros.scene.patches import patch_points
+    from adatoken3d_ros.scene.token_map import voxel_pool
+
+    session = looked(make_session(replace(AUTO, key_frames=KeyFrameConfig(0.0, 0.0, carving=None))), walk[:4])
+    model, patches = session.model, session.memory._patches
+    points = [patch_points(frame, patches) for frame in walk[:4]]
+    origin = torch.from_numpy(session.memory.origin)
+    xyz = torch.stack([torch.from_numpy(p.xyz) for p in points])
+    with torch.inference_mode():
+        features = torch.stack(
+            [model.patch_features([f.rgb], (x - origin)[None])[0] for f, x in zip(walk[:4], xyz, strict=True)]
+        )
+        grid = (xyz - session.memory._map.origin).float().flatten(0, 1)
+        valid = torch.from_numpy(np.concatenate([p.valid for p in points]))
+        mean, _, count, _ = voxel_pool(features.flatten(0, 1), grid, 0.2, valid=valid)
+        tokens = session.memory.question_tokens(10_000)
+    assert torch.equal(tokens.count, count)
+    torch.testing.assert_close(tokens.features, mean, atol=1e-5, rtol=1e-4)
+
+
+def test_clicks_follow_the_origin(make_session: MakeSession, walk: list[PosedFrame]) -> None:
+    session = looked(make_session(AUTO), walk[:4])
+    origin = session.memory.origin
+    clicked = Question("What is this?", clicks=np.array([[30.0, -6.5, 2.0]]), max_new_tokens=4)
+    row = embeds(session, clicked)
+    with torch.inference_mode():
+        seen = session.model.embed_clicks(torch.tensor([[30.0, -6.5, 2.0]]) - torch.from_numpy(origin).float())
+    assert bool((row[0] - seen).abs().amax(dim=1).min() < 1e-4)
+
+
+def test_a_question_is_about_the_views_that_cover_most_and_the_newest(
+    make_session: MakeSession, walk: list[PosedFrame]
+) -> None:
+    session = looked(make_session(replace(AUTO, question_views=3)), walk)
+    chosen = session.memory.asked.keys()
+    assert len(chosen) == 3 and walk[-1].stamp_ns in chosen
+    everything = looked(make_session(AUTO), walk)
+    shares = session.memory.asked.n_voxels / everything.memory.asked.n_voxels
+    newest = everything.memory._map.subset([f.stamp_ns for f in walk[-3:]]).n_voxels
+    assert session.memory.asked.n_voxels >= newest and 0.4 < shares < 1
+    answer = session.ask(QUESTION)
+    assert answer.spatial_tokens == session.memory.asked.n_voxels and answer.stamp_ns == walk[-1].stamp_ns
+    scene = session.scene()
+    assert scene is not None and len(scene) == everything.memory.asked.n_voxels, "the others see all of it"
+
+
+def test_a_scene_is_taken_up_with_its_origin(make_session: MakeSession, walk: list[PosedFrame], tmp_path: Path) -> None:
+    session = looked(make_session(AUTO), walk[:5])
+    session.save(tmp_path / "scene")
+    other = make_session(AUTO)
+    assert other.load(tmp_path / "scene") == 5
+    assert np.array_equal(other.memory.origin, session.memory.origin)
+    assert torch.equal(embeds(other), embeds(session))
+    for one in (session, other):
+        one.observe(walk[5])
+        one.encode_pending()
+    assert torch.equal(embeds(other), embeds(session)), "and goes on from there"
+    fixed = make_session(SessionConfig())
+    with pytest.raises(SceneFileError, match="origin"):
+        fixed.load(tmp_path / "scene")
+    session.clear()
+    assert session.memory.origin.tolist() == [0, 0, 0] and len(session.memory) == 0
+
+
+def test_the_published_numbers_keep_their_origin(make_session: MakeSession) -> None:
+    with pytest.raises(ValueError, match="upstream_numerics.*'auto'"):
+        make_session(replace(AUTO, upstream_numerics=True))
+
+
+def test_a_frame_without_a_place_is_given_up_and_the_others_are_encoded(
+    make_session: MakeSession, walk: list[PosedFrame]
+) -> None:
+    session = make_session(AUTO)
+    lost = walk[1].T_world_camera.copy()
+    lost[0, 3] = 1e7  # metres: no voxel has such a number
+    for frame in (walk[0], replace(walk[1], T_world_camera=lost), walk[2]):
+        session.observe(frame)
+    with pytest.raises(TokenMapError, match="voxels of 0.2 m away"):
+        session.encode_pending()
+    assert sorted(session.poses) == [walk[0].stamp_ns, walk[2].stamp_ns] and not session.memory.pending
+    assert session.ask(QUESTION).status in (Status.OK, Status.TRUNCATED)
+
+
+def test_views_are_bounded_by_age_and_distance(make_session: MakeSession, wall_frame: Any) -> None:
+    config = SessionConfig(key_frames=KeyFrameConfig(far=1.2, max_age=0.25))
+    session = make_session(config)
+    for i in range(6):  # half a metre and a tenth of a second apart
+        session.observe(wall_frame(i))
+        session.encode_pending()
+    assert sorted(session.poses) == [wall_frame(i).stamp_ns for i in (3, 4, 5)]
