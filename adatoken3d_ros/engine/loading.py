@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adatoken3d_ros.models import embedded_path
+
 if TYPE_CHECKING:
     from adatoken3d_ros.engine.session import SceneSession
     from adatoken3d_ros.pruning.strategy import Strategy
@@ -105,10 +107,7 @@ def load_session(settings: ModelSettings, progress: Callable[[float, str], None]
     Raises:
         ValueError, OSError: for a path, device, checkpoint or strategy that cannot be used; the text names it.
     """
-    if not settings.path:
-        raise ValueError("model.path is empty: set it to the directory of a checkpoint")
-    if not Path(settings.path).is_dir():
-        raise FileNotFoundError(f"model.path: {settings.path} is no directory")
+    path = checkpoint_path(settings.path)
     import torch
 
     from adatoken3d_ros.engine.budget import BudgetConfig, Infeasible, Reuse
@@ -125,7 +124,7 @@ def load_session(settings: ModelSettings, progress: Callable[[float, str], None]
     else:
         dtype = getattr(torch, settings.dtype)
     model, tokenizer, _ = load(
-        Path(settings.path),
+        path,
         dtype=dtype,
         device=device,
         vision_path=Path(settings.vision_path) if settings.vision_path else None,
@@ -143,7 +142,7 @@ def load_session(settings: ModelSettings, progress: Callable[[float, str], None]
         budget=BudgetConfig(Infeasible(settings.infeasible), Reuse(settings.reuse)),
     )
     strategy = make_strategy(settings.strategy, int(model.config.language.num_hidden_layers), model.config.hash())
-    model_id = f"{Path(settings.path).resolve().name}@{model.config.hash()}"
+    model_id = f"{path.resolve().name}@{model.config.hash()}"
     session = SceneSession(model, tokenizer, config, strategy=strategy, model_id=model_id)
     if settings.warm_up:
         cache = Path(settings.latency_cache) if settings.latency_cache else None
@@ -173,6 +172,23 @@ def _key_frames(settings: ModelSettings) -> KeyFrameConfig:
         min_change=settings.min_change,
         carving=CarvingConfig() if settings.carving else None,
     )
+
+
+def checkpoint_path(path: str) -> Path:
+    """The directory that `model.path` names; where that is empty, of the model that comes with the package.
+
+    Raises:
+        ValueError: if it is empty and the package has no model.
+        FileNotFoundError: if there is no such directory.
+    """
+    if not path:
+        try:
+            return embedded_path()
+        except FileNotFoundError as error:
+            raise ValueError(f"model.path is empty: set it to the directory of a checkpoint ({error})") from error
+    if not Path(path).is_dir():
+        raise FileNotFoundError(f"model.path: {path} is no directory")
+    return Path(path)
 
 
 def make_strategy(name: str, n_layers: int, model_hash: str) -> Strategy:

@@ -101,7 +101,7 @@ def _device(value: str) -> None:
 
 SPECS: tuple[Spec, ...] = (
     Spec("autostart", False, "Configure and activate the node by itself when it starts.", START),
-    Spec("model.path", "", "Directory of the checkpoint (safetensors, config.json, tokenizer).", CONFIGURE),
+    Spec("model.path", "", "Directory of the checkpoint; empty: the small model in the package.", CONFIGURE),
     Spec("model.vision_path", "", "Directory of the vision tower, if the checkpoint has none.", CONFIGURE),
     Spec("model.dtype", "auto", "Number type of the weights; auto: float32 on a CPU, bfloat16 on a GPU.", CONFIGURE,
          choices=("auto", "float32", "float16", "bfloat16")),

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from adatoken3d_ros.engine import loading
 from adatoken3d_ros.engine.loading import ModelSettings, load_session, make_strategy
 from adatoken3d_ros.engine.session import SessionConfig
 from adatoken3d_ros.pruning.strategy import StrategyError, default_strategy
@@ -62,10 +63,22 @@ def test_every_setting_arrives(tiny_directory: Path) -> None:
     assert {parameter.dtype for parameter in session.model.parameters()} == {torch.bfloat16}
 
 
+def test_no_path_is_the_model_in_the_package(monkeypatch: pytest.MonkeyPatch, tiny_directory: Path) -> None:
+    monkeypatch.setattr(loading, "embedded_path", lambda: tiny_directory)
+    session = load_session(replace(SETTINGS, path=""))
+    assert session.model_id == f"{tiny_directory.name}@{session.model.config.hash()}"
+
+    def missing() -> Path:
+        raise FileNotFoundError("the package has none")
+
+    monkeypatch.setattr(loading, "embedded_path", missing)
+    with pytest.raises(ValueError, match="model.path is empty.*the package has none"):
+        load_session(replace(SETTINGS, path=""))
+
+
 @pytest.mark.parametrize(
     ("change", "kind", "named"),
     [
-        ({"path": ""}, ValueError, "model.path is empty"),
         ({"path": "/no/such/model"}, FileNotFoundError, "/no/such/model"),
         ({"strategy": "best"}, ValueError, "'best'"),
         ({"strategy": "/no/such/strategy.yaml"}, OSError, "/no/such/strategy.yaml"),

@@ -76,7 +76,6 @@ def test_bad_models_and_parameters_are_refused_by_name(graph: Graph, tiny_model:
     empty = tmp_path / "empty"
     empty.mkdir()
     for path, named in (
-        ("", "model.path is empty"),
         ("/no/such/model", "/no/such/model"),
         (empty, str(empty)),
         (truncated, weights.name),
