@@ -50,9 +50,7 @@ class SceneMemory:
 
     def __init__(self, model: Llava3D, config: SessionConfig) -> None:
         if config.upstream_numerics and config.origin_mode is OriginMode.AUTO:
-            raise ValueError(
-                "upstream_numerics rounds positions into the features: origin_mode must be 'fixed' with it"
-            )
+            raise ValueError("origin_mode is 'auto', but upstream_numerics rounds positions into the features: fix it")
         self._model = model
         self._config = config
         self._patches = PatchConfig(
