@@ -1,0 +1,376 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Is it so that 60 % of a scene's tokens hardly matter? AdaToken-3D's sentence (arXiv 2505.12782), tested.
+
+It says that over 60 % of the spatial tokens contribute less than 5 %. Read of single tokens that is true of any scene
+with more than 20 of them; so it is tested of their sum, in two ways:
+
+* S(0.60), the share of the total contribution that the least contributing 60 % of the tokens hold, by attention, by the
+  norm of what is read and by its projection on the output (`pruning.information`), in each layer and over all.
+  The sentence holds where the interval of S(0.60) lies below 5 %, and fails where it lies above.
+* Those 60 % are removed, before the first layer or in the middle, through `gate.prefill`; beside it as many chosen at
+  random, and the 60 % that contribute most. KL of the first answer token to that of the unpruned model, and accuracy.
+
+Means are over rooms of questions about each; intervals are 95 % bootstrap intervals over rooms.
+
+    python -m benchmarks.claims --model DIR --json F [--picture PNG] [--questions 360]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from transformers import LlamaConfig
+
+from adatoken3d_ros.models import embedded_path
+from adatoken3d_ros.pruning.calibration import Sample
+from adatoken3d_ros.pruning.gate import prefill
+from adatoken3d_ros.pruning.information import (
+    CLAIMED_SHARE,
+    CLAIMED_TOKENS,
+    MEASURES,
+    Concentration,
+    FloatArray,
+    lorenz,
+    mine,
+)
+from adatoken3d_ros.pruning.policies import GateSize, GateView, Policy, Rope, Selection, make_policy
+from adatoken3d_ros.pruning.schedule import Schedule
+from benchmarks._paired import Tally, scene_interval
+from benchmarks._reuse import remembering
+from benchmarks._scenes import Reader, Room, Workers, bar, find_rooms, layout, machine
+from benchmarks.accuracy import MAX_ANSWER, SPLITS
+from benchmarks.frontier import judge
+
+REMOVALS = (*(f"least by {measure}" for measure in MEASURES), "random", f"most by {MEASURES[-1]}")
+FIGURES = ("lowest_share", "largest_q", "gini")
+_POINTS = 101  # of a Lorenz curve
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """Keeps the tokens that it is told to: (k,) int64, rising."""
+
+    keep: Tensor
+    name: str = "chosen"
+    rope: Rope = "original"
+
+    def select(self, view: GateView) -> Selection:
+        return Selection(self.keep)
+
+    def default_schedule(self, n_layers: int) -> Schedule:
+        return Schedule()
+
+    def flops(self, config: LlamaConfig, size: GateSize) -> float:
+        return 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What Q questions about a room show on a model of L layers.
+
+    Attributes:
+        figures: (Q, measures, FIGURES) over all layers.
+        by_layer: (Q, measures, L) S(0.60).
+        curves: (Q, measures, points) Lorenz curves over all layers.
+        kl: (Q, ways) nats; score: (Q, ways), see `ways`.
+    """
+
+    figures: FloatArray
+    by_layer: FloatArray
+    curves: FloatArray
+    kl: FloatArray
+    score: FloatArray
+
+
+def removal_layers(n_layers: int) -> tuple[int, ...]:
+    """Before the first layer, and in the middle."""
+    return (0, n_layers // 2) if n_layers > 1 else (0,)
+
+
+def ways(n_layers: int) -> list[tuple[int, str]]:
+    """(layer, removal) in the order of the columns after the first, which is unpruned."""
+    return [(layer, removal) for layer in removal_layers(n_layers) for removal in REMOVALS]
+
+
+def kept_tokens(removal: str, shares: Mapping[str, FloatArray], seed: Sequence[int]) -> Tensor:
+    """(k,) int64 rising: what is left when 60 % of the N tokens are removed. shares: (N,) of each measure."""
+    n = len(shares[MEASURES[0]])
+    removed = int(CLAIMED_TOKENS * n + 1e-9)
+    kind, _, measure = removal.partition(" by ")
+    if kind == "random":
+        order = np.random.default_rng(seed).permutation(n)
+    else:
+        order = np.argsort(shares[measure] if kind == "least" else -shares[measure], kind="stable")
+    return torch.from_numpy(np.sort(order[removed:]).astype(np.int64))
+
+
+def examine(reader: Reader, room: Room) -> Found:
+    """Measures the contributions of each question's prompt, and removes tokens by them."""
+    samples = reader.samples(room.scene(), room.questions)
+    mined = [mine(reader.language, s.embeds, spatial_start=s.spatial_start, n_spatial=s.n_spatial) for s in samples]
+    grid = np.linspace(0.0, 1.0, _POINTS)
+    shares = [{measure: one.token_shares(measure) for measure in MEASURES} for one in mined]
+    figures = [[[getattr(Concentration.of(s[m]), f) for f in FIGURES] for m in MEASURES] for s in shares]
+    by_layer = [
+        [[Concentration.of(layer).lowest_share for layer in one.layer_token_shares(m)] for m in MEASURES]
+        for one in mined
+    ]
+    curves = [[np.interp(grid, *lorenz(s[m])) for m in MEASURES] for s in shares]
+    columns: list[tuple[int, str] | None] = [None, *ways(reader.n_layers)]
+    kl, score = np.zeros((len(samples), len(columns))), np.zeros((len(samples), len(columns)))
+    with remembering(reader.language), torch.inference_mode():
+        reference: list[Tensor] = []
+        guesses: list[list[int]] = [[] for _ in samples]
+        for column, way in enumerate(columns):
+            for q, (sample, qa) in enumerate(zip(samples, room.questions, strict=True)):
+                schedule, policy = Schedule(), make_policy("none")
+                if way is not None:
+                    keep = kept_tokens(way[1], shares[q], [room.seed, q])
+                    schedule, policy = Schedule.of([way[0]], [len(keep) / sample.n_spatial]), Chosen(keep)
+                filled = _read(reader, sample, schedule, policy)
+                log_probs = filled.logits[0].double().log_softmax(-1)
+                if way is None:
+                    reference.append(log_probs)
+                kl[q, column] = max(0.0, float((reference[q].exp() * (reference[q] - log_probs)).sum()))
+                score[q, column] = judge(reader, filled, qa, guesses[q])
+    return Found(np.array(figures), np.array(by_layer), np.array(curves), kl, score)
+
+
+def _read(reader: Reader, sample: Sample, schedule: Schedule, policy: Policy) -> Any:
+    return prefill(reader.language, sample.embeds, layout(sample), schedule, policy, max_new_tokens=MAX_ANSWER)
+
+
+# --- figures ---
+
+
+def summarise(rooms: Sequence[Room], found: Sequence[Found], n_layers: int, seed: int = 0) -> dict[str, Any]:
+    """All figures of the JSON but where they come from."""
+    asked = [(room.seed, qa.family) for room in rooms for qa in room.questions]
+    seeds = [place for place, _ in asked]
+    concentration, by_layer = (np.concatenate([getattr(f, name) for f in found]) for name in ("figures", "by_layer"))
+    kl, score = (np.concatenate([getattr(f, name) for f in found]) for name in ("kl", "score"))
+    overall = scene_interval(seeds, concentration, seed=seed)
+    layers = scene_interval(seeds, by_layer, seed=seed)
+    contribution = {
+        measure: {
+            **{name: _estimate(overall[:, m, k]) for k, name in enumerate(FIGURES)},
+            "lowest_share_by_layer": [_estimate(layers[:, m, layer]) for layer in range(n_layers)],
+            "lorenz": np.concatenate([f.curves for f in found])[:, m].mean(axis=0).round(5).tolist(),
+        }
+        for m, measure in enumerate(MEASURES)
+    }
+    tally = Tally(seeds, [family for _, family in asked], score.T, seed=seed)
+    moved = scene_interval(seeds, kl, seed=seed)
+    removal: dict[str, dict[str, Any]] = {}
+    columns = ways(n_layers)
+    for column, (layer, name) in enumerate(columns, 1):
+        random = 1 + columns.index((layer, "random"))
+        beyond = scene_interval(seeds, kl[:, column] - kl[:, random], seed=seed)
+        removal.setdefault(str(layer), {})[name] = {
+            "kl": _estimate(moved[:, column]),
+            "kl_to_random": _estimate(beyond),
+            "macro": float(tally.macro[column]),
+            "interval": tally.interval(column),
+            "difference": tally.difference(column, 0),
+            "difference_interval": tally.difference_interval(column, 0),
+            "to_random": tally.difference(column, random),
+            "to_random_interval": tally.difference_interval(column, random),
+        }
+    return {
+        "claim": {"tokens": CLAIMED_TOKENS, "share": CLAIMED_SHARE},
+        "contribution": contribution,
+        "unpruned": {"macro": float(tally.macro[0]), "interval": tally.interval(0), "families": tally.families(0, 0)},
+        "removal": removal,
+        "questions": len(asked),
+        "rooms": tally.rooms,
+    }
+
+
+def _estimate(values: FloatArray) -> dict[str, float]:
+    return {name: float(value) for name, value in zip(("mean", "low", "high"), values, strict=True)}
+
+
+def verdict(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The sentence by each measure, the removal at each layer, and both in words.
+
+    A removal is called harmless where at most half a point is lost and the interval of the loss includes none, and
+    better than chance where the interval of its difference to the random one lies above 0, in accuracy or, as less
+    divergence, in KL.
+    """
+    by_measure, lines = {}, []
+    for measure, found in result["contribution"].items():
+        share = found["lowest_share"]
+        holds = True if share["high"] < CLAIMED_SHARE else False if share["low"] > CLAIMED_SHARE else None
+        by_measure[measure] = holds
+        says = {True: "holds", False: "does not hold", None: "is undecided"}[holds]
+        lines.append(
+            f"By {measure} share the least contributing 60 % of the spatial tokens hold {share['mean']:.1%} "
+            f"[{share['low']:.1%}, {share['high']:.1%}] of the contribution: the sentence {says}."
+        )
+    removals: dict[str, dict[str, dict[str, bool]]] = {}
+    for layer, some in result["removal"].items():
+        for name, one in some.items():
+            low, high = one["difference_interval"]
+            judged = {
+                "harmless": one["difference"] >= -0.005 and high >= 0,
+                "better_than_random": one["to_random_interval"][0] > 0 or one["kl_to_random"]["high"] < 0,
+            }
+            removals.setdefault(layer, {})[name] = judged
+            says = "harmless" if judged["harmless"] else "not harmless"
+            chance = (
+                ""
+                if name == "random"
+                else (", and better than chance" if judged["better_than_random"] else ", and no better than chance")
+            )
+            lines.append(
+                f"Removed before layer {layer}, {name}: {100 * one['difference']:+.1f} "
+                f"[{100 * low:+.1f}, {100 * high:+.1f}] points, KL {one['kl']['mean']:.2g}: {says}{chance}."
+            )
+    decided = set(by_measure.values())
+    if decided == {True}:
+        words = "The sentence holds on this model, by every measure."
+    elif decided == {False}:
+        words = "The sentence does not hold on this model, by any measure."
+    else:
+        words = "The sentence stands or falls with the measure of contribution."
+    return {"sentence": by_measure, "removal": removals, "in_words": [words, *lines]}
+
+
+# --- for people ---
+
+
+def tables(result: Mapping[str, Any]) -> list[Table]:
+    """Contributions, and what removal does."""
+    first = Table(title="What the least contributing 60 % of the spatial tokens hold; by layer and over all")
+    first.add_column("layer")
+    for measure in MEASURES:
+        first.add_column(measure, justify="right")
+    of = result["contribution"]
+    for layer in range(len(of[MEASURES[0]]["lowest_share_by_layer"])):
+        first.add_row(str(layer), *(_percent(of[m]["lowest_share_by_layer"][layer]) for m in MEASURES))
+    first.add_row("all", *(_percent(of[m]["lowest_share"]) for m in MEASURES))
+    whole = result["unpruned"]["macro"]
+    second = Table(title=f"60 % of the spatial tokens removed (unpruned: {whole:.3f}); differences in points")
+    for heading in ("before layer", "which", "KL in nats", "macro", "to unpruned", "to random"):
+        second.add_column(heading)
+    for layer, some in result["removal"].items():
+        for name, one in some.items():
+            kl = "{mean:.3g} [{low:.3g}, {high:.3g}]".format(**one["kl"])
+            gaps = [_points(one[key], one[f"{key}_interval"]) for key in ("difference", "to_random")]
+            second.add_row(layer, name, kl, f"{one['macro']:.3f}", *gaps)
+    return [first, second]
+
+
+def _percent(value: Mapping[str, float]) -> str:
+    return "{mean:.1%} [{low:.1%}, {high:.1%}]".format(**value)
+
+
+def _points(value: float, interval: Sequence[float]) -> str:
+    return f"{100 * value:+.1f} [{100 * interval[0]:+.1f}, {100 * interval[1]:+.1f}]"
+
+
+def draw(result: Mapping[str, Any], path: Path) -> None:
+    """S(0.60) by layer, Lorenz curves, and accuracy after removal, PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(15, 5.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, middle, right = figure.subplots(1, 3)
+    for measure, colour in zip(MEASURES, ("#4c72b0", "#55a868", "#c44e52"), strict=True):
+        of = result["contribution"][measure]
+        layers = of["lowest_share_by_layer"]
+        x = range(len(layers))
+        left.plot(x, [one["mean"] for one in layers], color=colour, marker="o", markersize=4, label=measure)
+        left.fill_between(x, [o["low"] for o in layers], [o["high"] for o in layers], color=colour, alpha=0.2)
+        curve = of["lorenz"]
+        label = f"{measure}: {of['lowest_share']['mean']:.1%}"
+        middle.plot(np.linspace(0, 1, len(curve)), curve, color=colour, linewidth=2, label=label)
+    left.axhline(CLAIMED_SHARE, color="black", linewidth=1, linestyle="--", label="the paper's 5 %")
+    left.set(title="Held by the least contributing 60 %", xlabel="decoder layer", ylabel="share", ylim=(0, None))
+    middle.plot([0, 1], [0, 1], color="grey", linewidth=1, linestyle=":", label="all tokens equal")
+    middle.plot(CLAIMED_TOKENS, CLAIMED_SHARE, "k*", markersize=13, label="the paper's sentence")
+    middle.set(title="Over all layers", xlabel="share of spatial tokens, least first", ylabel="their contribution")
+    middle.set(xlim=(0, 1), ylim=(0, 1))
+    whole = result["unpruned"]
+    right.axhspan(*whole["interval"], color="black", alpha=0.06, linewidth=0)
+    right.axhline(whole["macro"], color="black", linewidth=1, linestyle="--", label="unpruned, 95 % interval")
+    width = 0.8 / len(result["removal"])
+    for k, (layer, some) in enumerate(result["removal"].items()):
+        x_of = np.arange(len(some)) + (k - (len(result["removal"]) - 1) / 2) * width
+        height = [one["macro"] for one in some.values()]
+        spread = np.abs(np.array([one["interval"] for one in some.values()]).T - height)
+        when = "before the first layer" if layer == "0" else f"before layer {layer}"
+        right.bar(x_of, height, width, yerr=spread, capsize=2, label=when, color=("#4c72b0", "#dd8452")[k % 2])
+    names = list(next(iter(result["removal"].values())))
+    right.set_xticks(range(len(names)), [name.replace(" by ", "\nby ") for name in names], fontsize=8)
+    right.set(title="60 % of the spatial tokens removed", ylabel="accuracy, mean over the families")
+    for axis in (left, middle, right):
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False)
+    figure.suptitle(f"{result['questions']} questions about {result['rooms']} rooms, {result['model']['name']}")
+    figure.savefig(path, dpi=120)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.claims", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--json", type=Path, required=True, help="file to write the figures to")
+    parser.add_argument("--picture", type=Path, help="PNG to draw them in")
+    parser.add_argument("--model", type=Path, help="checkpoint (the embedded model)")
+    parser.add_argument("--scenes", type=Path, metavar="DIR", help="rooms, encoded once and kept (none are kept)")
+    parser.add_argument("--split", default="test", choices=SPLITS)
+    parser.add_argument("--questions", type=int, default=360, help="at least so many, one a family and room (360)")
+    parser.add_argument("--workers", type=int, default=2, help="processes with one thread each (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the questions and the bootstrap")
+    return parser
+
+
+def main() -> None:
+    commands = parser()
+    args = commands.parse_args()
+    for name in ("questions", "workers"):
+        if getattr(args, name) < 1:
+            commands.error(f"--{name} {getattr(args, name)} must be at least 1")
+    console = Console()
+    reader = Reader(args.model or embedded_path())
+    with TemporaryDirectory() as temporary:
+        with bar(console, f"rooms of {args.split}") as progress:
+            rooms = find_rooms(
+                reader,
+                args.scenes or Path(temporary),
+                args.split,
+                args.questions,
+                seed=args.seed,
+                per_family=1,
+                workers=args.workers,
+                progress=progress,
+            )
+        with Workers(reader, args.workers, console) as workers:
+            found = workers.map("contributions and removals", examine, rooms)
+    result = summarise(rooms, found, reader.n_layers, args.seed)
+    result["verdict"] = verdict(result)
+    result |= {"split": args.split, "model": reader.about(), "machine": machine()}
+    for shown in tables(result):
+        console.print(shown)
+    for line in result["verdict"]["in_words"]:
+        console.print(line, highlight=False)
+    args.json.parent.mkdir(parents=True, exist_ok=True)
+    args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if args.picture is not None:
+        draw(result, args.picture)
+
+
+if __name__ == "__main__":
+    main()
