@@ -150,15 +150,16 @@ def choose(
     """A strategy for every contestant at every target that one of its settings reaches, in that order."""
     names = [name for name in CONTESTANTS if name != "random"]
     tried = {(n, t): candidates(n, t, work, n_layers, fitted) for n in names for t in targets}
-    flat = [strategy for some in tried.values() for strategy in some]
+    flat = [strategy for some in tried.values() if len(some) > 1 for strategy in some]
     measured = iter(workers.map("settings of all", divergence, [Measurement(rooms, strategy) for strategy in flat]))
     chosen: dict[tuple[str, float], Strategy] = {}
     for (name, target), some in tried.items():
-        judged = [(next(measured), strategy) for strategy in some]
-        if judged:
-            kl, best = min(judged, key=lambda one: one[0])
-            info = {**best.info, "contestant": name, "kl": kl, "settings_tried": len(some)}
-            chosen[name, target] = replace(best, info=info)
+        if not some:
+            continue
+        kls = [next(measured) for _ in some] if len(some) > 1 else [0.0]
+        best = some[int(np.argmin(kls))]
+        tried_here = {one.info["setting"]: kl for one, kl in zip(some, kls, strict=True) if len(some) > 1}
+        chosen[name, target] = replace(best, info={**best.info, "contestant": name, "kl_of_settings": tried_here})
     for target in targets:
         if (ours := chosen.get(("ours", target))) is not None:
             info = {"target": target, "contestant": "random", "setting": "the schedule of ours"}

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adatoken3d_ros.pruning.flops import layer_flops
-from adatoken3d_ros.pruning.gate import Layout, decode, prefill
+from adatoken3d_ros.pruning.gate import Layout, decode, prefill, read_chunk
 from adatoken3d_ros.pruning.policies import Policy, SceneTokens, make_policy
 from adatoken3d_ros.pruning.schedule import Schedule, Stage
 
@@ -123,10 +123,13 @@ class Probe:
     @torch.inference_mode()
     def _divergence(self, sample: Sample, reference: _Reference, schedule: Schedule) -> float:
         filled = self._prefill(sample, schedule)
-        logits = [filled.logits[0]]
-        for token in reference.tokens:
-            logits.append(decode(self.language, filled, token[None])[0])
-        found = torch.stack(logits).log_softmax(-1)
+        logits = filled.logits
+        if len(reference.tokens):  # all at once: they are known
+            model, tokens = self.language.model, reference.tokens[None]
+            positions = filled.next_position[:, None] + torch.arange(tokens.shape[1], device=tokens.device)
+            hidden = read_chunk(self.language, filled.cache, model.embed_tokens(tokens), positions)
+            logits = torch.cat([logits, self.language.lm_head(model.norm(hidden[0])).float()])
+        found = logits.log_softmax(-1)
         divergence = (reference.log_probs.exp() * (reference.log_probs - found)).double().sum(-1)
         if not divergence.isfinite().all():
             raise CalibrationError(f"the divergence of {schedule} is not finite")
