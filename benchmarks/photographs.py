@@ -14,8 +14,8 @@ Beside it, what can be had without looking:
 Intervals are Wilson's, 95 %, over the questions: they say what so few questions leave open about this one desk, and
 nothing about other scenes.
 
-The model was trained in rooms with the floor at z = 0 and the origin in their middle. So `scene.origin` is found from
-the depth alone, see `room_origin`.
+The model was trained in rooms with the floor at z = 0 and the origin in their middle. Where it sees its origin here is
+found by the session itself, from the depth alone: on the floor, in the middle of what was seen (`scene.window`).
 
     python -m benchmarks.photographs --json F --photographs DIR [--model DIR] [--blind DIR]
 """
@@ -32,31 +32,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from adatoken3d_ros.cli import ask
 from adatoken3d_ros.engine.answer import Question, Status
 from adatoken3d_ros.engine.session import SceneSession, SessionConfig
 from adatoken3d_ros.model.checkpoint import load
 from adatoken3d_ros.models import embedded_path
 from adatoken3d_ros.pruning.gate import generate
 from adatoken3d_ros.pruning.prefix import ScenePrefix
-from adatoken3d_ros.pruning.strategy import default_strategy
 from adatoken3d_ros.scene.folder import read_folder
 from adatoken3d_ros.scene.frames import PosedFrame
-from adatoken3d_ros.scene.geometry import backproject
 from adatoken3d_ros.synthetic.questions import FAMILIES
 from benchmarks.accuracy import majority_answers
 
 QUESTIONS = Path(__file__).parent / "data" / "tum_fr1_desk.json"
 STRATEGIES = ("none", "ours")
-_STRIDE = 8  # of the pixels that are looked at for the origin
-_LEVEL = 0.05  # metres, height of a slab in which a floor is looked for
-_FLOOR_SHARE = 0.01  # of all points, that a floor has at least
 _BLIND_TOKENS = 24  # of an answer; the longest right one has four
 
 
@@ -129,41 +123,6 @@ def read_questions(path: Path = QUESTIONS) -> tuple[list[Checked], dict[str, Thi
     return questions, things
 
 
-def room_origin(frames: Sequence[PosedFrame]) -> tuple[float, float, float]:
-    """The point of the floor in the middle of what the frames show, scene frame, metres, rounded to centimetres.
-
-    z: of the slabs of 5 cm that hold 1 % of all measured points or more, the lowest that no neighbour exceeds is the
-    floor; its height is the median of the points in it and its two neighbours. x, y: halfway between the 1st and the
-    99th percentile of the points. Heights are along z: the poses' frame must have it upwards.
-
-    Raises:
-        ValueError: if the frames have no depth, or no slab is so full.
-    """
-    parts: list[NDArray[np.floating]] = []
-    for frame in frames:
-        rows, columns = (
-            a.ravel() for a in np.mgrid[: frame.depth.shape[0] : _STRIDE, : frame.depth.shape[1] : _STRIDE]
-        )
-        measured = np.isfinite(frame.depth[rows, columns])
-        rows, columns = rows[measured], columns[measured]
-        parts.append(backproject(frame.depth[rows, columns], columns, rows, frame.K, frame.T_world_camera))
-    points = np.concatenate([np.empty((0, 3)), *parts])
-    if not len(points):
-        raise ValueError(f"the {len(frames)} frames have no depth to find the floor in")
-    level = np.floor(points[:, 2] / _LEVEL).astype(np.int64)
-    lowest = int(level.min())
-    full = np.bincount(level - lowest, minlength=2)
-    padded = np.concatenate([[0], full, [0]])
-    peaks = (full >= _FLOOR_SHARE * len(points)) & (full >= padded[:-2]) & (full >= padded[2:])
-    if not peaks.any():
-        raise ValueError(f"no height of the scene holds {_FLOOR_SHARE:.0%} of its points: no floor is seen")
-    near = np.abs(level - lowest - int(peaks.argmax())) <= 1
-    floor = np.median(points[near, 2])
-    low, high = np.quantile(points[:, :2], [0.01, 0.99], axis=0)
-    x, y = (low + high) / 2
-    return round(float(x), 2), round(float(y), 2), round(float(floor), 2)
-
-
 def wilson(right: int, count: int) -> tuple[float, float]:
     """95 % interval of a share (Wilson 1927)."""
     z = 1.959964
@@ -213,11 +172,18 @@ def offered(asked: Checked) -> tuple[str, ...]:
     return tuple(sorted(asked.about[-2:], key=lambda name: asked.question.rfind(f"the {name}")))
 
 
-def observed(session: SceneSession, frames: Sequence[PosedFrame]) -> SceneSession:
-    """The session after it has been shown the frames one by one."""
-    for frame in frames:
-        session.observe(frame)
-        session.encode_pending()
+def watch(model: Path, photographs: Path, strategy: str) -> SceneSession:
+    """The session of `adatoken3d ask --folder` after it has seen the photographs.
+
+    Raises:
+        ValueError, OSError: for a checkpoint or a folder that cannot be used.
+    """
+    parser = argparse.ArgumentParser()
+    ask.add_parser(parser.add_subparsers())
+    given = ["ask", "", "--model", str(model), "--folder", str(photographs)]
+    args = parser.parse_args([*given, "--strategy", strategy, "--device", "cpu", "--dtype", "float32"])
+    session = ask.open_session(args)
+    ask.watch_all(session, ask.frames(args))
     return session
 
 
@@ -228,14 +194,10 @@ def run(model: Path, photographs: Path, blind: Path | None, console: Console) ->
         ValueError, OSError: for a checkpoint or a folder that cannot be used; RuntimeError if a question fails.
     """
     questions, _ = read_questions()
-    frames = list(read_folder(photographs))
-    origin = room_origin(frames)
-    llava, tokenizer, _ = load(model, dtype=torch.float32)
-    result: dict[str, Any] = {"origin": list(origin), "frames": len(frames)}
+    result: dict[str, Any] = {}
     given: dict[str, list[str]] = {}
     for name in STRATEGIES:
-        strategy = default_strategy(name, int(llava.config.language.num_hidden_layers))
-        session = observed(SceneSession(llava, tokenizer, SessionConfig(origin=origin), strategy=strategy), frames)
+        session = watch(model, photographs, name)
         texts = []
         for asked in track(questions, f"questions ({name})", console=console, transient=True):
             answer = session.ask(Question(asked.question))
@@ -243,26 +205,25 @@ def run(model: Path, photographs: Path, blind: Path | None, console: Console) ->
                 raise RuntimeError(f"{asked.question!r}: {answer.status.name} {answer.status_message}")
             texts.append(answer.text)
         given[name] = texts
-        result["views"], result["spatial_tokens"] = len(session.poses), answer.spatial_tokens
+        result |= {"views": len(session.poses), "spatial_tokens": answer.spatial_tokens, "model": session.model_id}
+    origin = tuple(round(float(v), 3) for v in session.memory.origin)
+    result["origin"] = list(origin)
     frequent = majority_answers()
     given["majority"] = [frequent.get(asked.family, "") for asked in questions]
     given["constant"] = constant_answers(questions)
     if blind is not None:
-        given["blind"] = blind_answers(blind, questions, frames[0], origin)
+        given["blind"] = blind_answers(blind, questions, next(read_folder(photographs)), origin)
     for name, texts in given.items():
         result[name] = summary(questions, texts)
     result["answers"] = [
         {"question": asked.question, "right": [asked.answer, *asked.also], **{n: t[k] for n, t in given.items()}}
         for k, asked in enumerate(questions)
     ]
-    result["model"] = {"name": model.resolve().name, "hash": llava.config.hash()}
     result["machine"] = {"processor": platform.machine(), "torch": torch.__version__}
     return result
 
 
-def blind_answers(
-    path: Path, questions: Sequence[Checked], frame: PosedFrame, origin: tuple[float, float, float]
-) -> list[str]:
+def blind_answers(path: Path, questions: Sequence[Checked], frame: PosedFrame, origin: tuple[float, ...]) -> list[str]:
     """What a model answers that was trained without spatial tokens, greedily.
 
     Raises:
@@ -271,7 +232,10 @@ def blind_answers(
     if not json.loads((path / "config.json").read_text(encoding="utf-8")).get("training", {}).get("blind", False):
         raise ValueError(f"{path} was trained with spatial tokens: its config.json does not say blind")
     model, tokenizer, _ = load(path, dtype=torch.float32)
-    session = observed(SceneSession(model, tokenizer, SessionConfig(origin=origin)), [frame])
+    x, y, z = origin
+    session = SceneSession(model, tokenizer, SessionConfig(origin=(x, y, z)))
+    session.observe(frame)
+    session.encode_pending()
     # It was trained with one empty token in place of the scene.
     empty = model.project(torch.zeros(1, int(model.config.vision.hidden_size)))[None]
     texts = []
@@ -292,8 +256,8 @@ def report(result: Mapping[str, Any]) -> Table:
     names = [name for name in (*STRATEGIES, "blind", "majority", "constant") if name in result]
     first = result[names[0]]
     title = (
-        f"{first['questions']} questions about {result['frames']} photographs ({result['views']} views kept, "
-        f"{result['spatial_tokens']} tokens)"
+        f"{first['questions']} questions about photographs ({result['views']} views kept, {result['spatial_tokens']} "
+        f"tokens, origin {result['origin']} m)"
     )
     table = Table(title=title)
     table.add_column("family")

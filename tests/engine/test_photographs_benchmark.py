@@ -7,7 +7,6 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -30,12 +29,12 @@ from benchmarks.photographs import (
     constant_answers,
     offered,
     read_questions,
-    room_origin,
     summary,
     wilson,
 )
 
 DESK = Path(__file__).resolve().parents[3] / "shared" / "data" / "tum_fr1_desk"
+FLOOR = 0.05  # metres, in the frame of the poses
 QUESTIONS, THINGS = read_questions()
 IDS = [asked.question[:60] for asked in QUESTIONS]
 
@@ -129,50 +128,30 @@ def seen_at(frame: PosedFrame, u: int, v: int) -> np.ndarray:
 
 
 def test_points_are_those_of_their_pixels(desk: dict[str, PosedFrame]) -> None:
-    origin = room_origin(list(desk.values()))
     for asked in QUESTIONS:
         assert asked.photograph in desk
         for click, pixel in zip(asked.clicks, asked.pixels, strict=bool(asked.pixels)):
             assert pixel is not None
             np.testing.assert_allclose(seen_at(desk[asked.photograph], *pixel), click, atol=0.006)
         if asked.family == "direction":
-            assert asked.clicks[0][2] == pytest.approx(origin[2], abs=0.05)  # somebody stands on the floor
+            assert asked.clicks[0][2] == FLOOR  # somebody stands on it
     for thing in THINGS.values():
         found = seen_at(desk[thing.photograph], *thing.pixel)
         assert np.linalg.norm(found - thing.centre) < thing.radius + 0.02
 
 
-def test_the_floor_of_the_photographs_is_level_and_found(desk: dict[str, PosedFrame]) -> None:
-    """The bare boards below the desk in photograph 011: where the rule says, and upright within 3 degrees."""
+def test_the_floor_of_the_photographs_is_level_and_found(desk: dict[str, PosedFrame], tiny_directory: Path) -> None:
+    """The bare boards below the desk in photograph 011: upright within 3 degrees, and the model's z = 0."""
     frame = desk["011"]
     rows, columns = (a.ravel() for a in np.mgrid[240:330:3, 280:560:3])
     points = backproject(frame.depth[rows, columns], columns, rows, frame.K, frame.T_world_camera)
     points = points[np.isfinite(points[:, 2])].astype(np.float64)
     normal = np.linalg.svd(points - points.mean(axis=0), full_matrices=False)[2][2]
     assert abs(normal[2]) > math.cos(math.radians(3))
-    origin = room_origin(list(desk.values()))
-    assert origin[2] == pytest.approx(points[:, 2].mean(), abs=0.03)
-    assert np.abs(origin[:2]).max() < 1.0
-
-
-def test_origin_of_a_room_that_is_known() -> None:
-    """Furniture and walls do not count as floor; what the views show is roughly the room."""
-    for seed in (0, 5):
-        room = make_room(seed, "test")
-        frames = [view.frame for view in render_views(room, seed=seed, count=4, width=160, height=120, noise=True)]
-        lifted = []
-        for frame in frames:
-            T = frame.T_world_camera.copy()
-            T[:3, 3] += (3.0, -2.0, 0.7)
-            lifted.append(PosedFrame(frame.rgb, frame.depth, frame.K, T, frame.stamp_ns))
-        x, y, z = room_origin(lifted)
-        assert z == pytest.approx(0.7, abs=0.02)
-        assert math.hypot(x - 3.0, y + 2.0) < 0.6
-
-
-def test_no_floor_and_no_depth(wall_frame: Callable[..., PosedFrame]) -> None:
-    with pytest.raises(ValueError, match="2 frames have no depth"):
-        room_origin([wall_frame(i, depth=np.nan) for i in range(2)])
+    assert points[:, 2].mean() == pytest.approx(FLOOR, abs=0.02)
+    origin = photographs.watch(tiny_directory, DESK, "none").memory.origin
+    assert origin[2] == pytest.approx(FLOOR, abs=0.15)
+    assert np.abs(origin[:2]).max() < 2.0
 
 
 def test_interval_by_hand() -> None:
@@ -223,12 +202,12 @@ def test_a_folder_is_asked_about(tiny_directory: Path, tmp_path: Path, monkeypat
         np.savetxt(tmp_path / "pose" / f"{number}.txt", view.frame.T_world_camera)
     some = [next(asked for asked in QUESTIONS if asked.family == family) for family in ("count", "nearest")]
     monkeypatch.setattr(photographs, "read_questions", lambda: (some, {}))
+    monkeypatch.setattr(photographs, "STRATEGIES", ("ours",))
     monkeypatch.setattr(photographs, "majority_answers", lambda: {"count": "1"})
     result = photographs.run(tiny_directory, tmp_path, None, Console(quiet=True))
-    assert result["views"] == result["frames"] == 2 and result["spatial_tokens"] > 0
-    assert result["origin"][2] == pytest.approx(0.0, abs=0.01)
+    assert result["views"] == 2 and result["spatial_tokens"] > 0
     assert result["majority"]["families"] == {"count": 1.0, "nearest": 0.0}
-    assert all(entry["none"] and entry["ours"] for entry in result["answers"])
+    assert all(entry["ours"] for entry in result["answers"])
     assert photographs.report(result).row_count == 4
     with pytest.raises(ValueError, match="was trained with spatial tokens"):
         photographs.run(tiny_directory, tmp_path, tiny_directory, Console(quiet=True))
