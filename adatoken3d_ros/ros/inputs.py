@@ -22,7 +22,7 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 
 from adatoken3d_ros.ros.conversions import ConversionError, stamp_to_ns
-from adatoken3d_ros.ros.diagnostics import Arrivals, InputState
+from adatoken3d_ros.ros.diagnostics import NOT_YET, Arrivals, InputState
 from adatoken3d_ros.ros.pairing import (
     COLOURED_POINTS,
     DEPTH,
@@ -48,9 +48,11 @@ from adatoken3d_ros.ros.poses import (
     pose_from_numbers,
     require_tf2,
 )
+from adatoken3d_ros.ros.qos import override
 from adatoken3d_ros.scene.frames import PosedFrame
 
 POLL_PERIOD = 0.05  # seconds between two looks for the poses of images that wait
+AGES = 2000  # frames whose age at acceptance is remembered; a minute at 30 Hz
 QUEUE_DEPTH = 10  # messages that the middleware keeps for us while a callback runs
 FUTURE_NS = 10_000_000_000  # how far ahead of the node's clock a stamp may be: clocks differ, wild stamps are refused
 BASE_TO_CAMERA = "pose.base_to_camera"
@@ -125,6 +127,8 @@ class Inputs:
         self._entities: list[tuple[Callable[[Any], object], Any]] = []
         self._arrivals: dict[str, Arrivals] = {}
         self._counts: Counter[str] = Counter()
+        self._before: Counter[str] = Counter()  # what became of messages that came before the inputs' last start
+        self._ages: deque[float] = deque(maxlen=AGES)
         self._bad_poses = 0
         self._needed: tuple[str, ...] = ()
         self._started = 0.0
@@ -149,8 +153,15 @@ class Inputs:
                 )
 
     def start(self) -> None:
-        """Subscribes. Raises PoseError as `check`."""
+        """Subscribes. Raises PoseError as `check`, ValueError for a quality of service that there is not."""
         self.check()
+        try:
+            self._start()
+        except ValueError:
+            self.stop()
+            raise
+
+    def _start(self) -> None:
         settings = self._parameters
         source, made_of = settings["pose.source"], settings["input.source"]
         poses = self._make_poses(source)
@@ -168,7 +179,7 @@ class Inputs:
             latest_ns=self._latest_ns,
         )
         self._arrivals.clear()
-        self._counts.clear()
+        self._ages.clear()
         self.problem = ""
         self._paired_at = None
         self._started = time.monotonic()
@@ -195,6 +206,7 @@ class Inputs:
         self._entities.clear()
         if self._assembler is not None:
             self._assembler.stop()
+            self._before.update(self._assembler.counters())
             if isinstance(self._assembler.poses, TfPose):
                 self._assembler.poses.close()
             self._assembler = None
@@ -268,6 +280,7 @@ class Inputs:
             depth=QUEUE_DEPTH,
             reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
         )
+        override(self._node, topic, profile)
 
         def received(message: Any) -> None:
             self._arrived(topic).add(time.monotonic())
@@ -278,7 +291,10 @@ class Inputs:
         self._entities.append((self._node.destroy_subscription, subscription))
 
     def _on_image(self, topic: str, message: Any) -> None:
-        if self._assembler is not None:
+        if self._assembler is None:
+            # The executor had taken it when the inputs were stopped.
+            self._before[f"dropped.{topic}.stopped"] += 1
+        else:
             before = self._assembler.matched
             frames = self._assembler.add(topic, stamp_to_ns(message.header.stamp), message)
             if self._assembler.matched > before:
@@ -305,8 +321,10 @@ class Inputs:
             self._hand_over(self._assembler.poll())
 
     def _hand_over(self, frames: list[LazyFrame]) -> None:
+        now_ns = self._node.get_clock().now().nanoseconds if frames else 0
         for frame in frames:
             self._newest += 1
+            self._ages.append((now_ns - frame.stamp_ns) / 1e6)
             self._submit(Offer(partial(self._first, frame, self._newest, self._jumps), self._is_well))
 
     def _first(self, frame: LazyFrame, number: int, jumps: int) -> Picture:
@@ -354,16 +372,16 @@ class Inputs:
 
     def _values(self) -> dict[str, Any]:
         values: dict[str, Any] = {f"received.{name}": count for name, count in sorted(self._counts.items())}
-        assembler = self._assembler
+        counters, assembler = self._before.copy(), self._assembler
         if assembler is not None:
-            for name, counts in assembler.pairer.counts.items():
-                values[f"paired.{name}"] = counts.paired
+            counters.update(assembler.counters())
+            for name in assembler.pairer.streams:
                 values[f"pending.{name}"] = assembler.pairer.pending(name)
-                values.update({f"dropped.{name}.{reason}": n for reason, n in sorted(counts.dropped.items())})
-            values["pairs.matched"] = assembler.matched
             values["pairs.waiting"] = assembler.waiting
-            values["pairs.handed_over"] = assembler.ready
-            values.update({f"pairs.dropped.{reason}": n for reason, n in sorted(assembler.dropped.items())})
+        values.update(sorted(counters.items()))
+        for percent in (50, 95):
+            age = f"{np.percentile(self._ages, percent):.2f}" if self._ages else NOT_YET
+            values[f"accepted.age_ms.p{percent}"] = age
         values["poses.refused"] = self._bad_poses
         values["time_jumps"] = self._jumps
         values["pictures.further"] = self._pictures

@@ -440,6 +440,15 @@ class Assembler:
         self._waiting = waiting
         return frames
 
+    def counters(self) -> Counter[str]:
+        """What became of messages and pairs until now, without those that still wait."""
+        counters: Counter[str] = Counter({"pairs.matched": self.matched, "pairs.handed_over": self.ready})
+        for name, counts in self.pairer.counts.items():
+            counters[f"paired.{name}"] = counts.paired
+            counters.update({f"dropped.{name}.{reason}": n for reason, n in counts.dropped.items()})
+        counters.update({f"pairs.dropped.{reason}": n for reason, n in self.dropped.items()})
+        return counters
+
     def why_waiting(self) -> str:
         """What the newest waiting pair lacks; empty if none waits."""
         if not self._waiting:
