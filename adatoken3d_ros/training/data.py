@@ -30,7 +30,7 @@ from adatoken3d_ros.model.vision import VisionTower
 from adatoken3d_ros.scene.geometry import sample_pixels
 from adatoken3d_ros.scene.patches import PatchConfig, patch_points
 from adatoken3d_ros.scene.token_map import voxel_keys, voxel_pool
-from adatoken3d_ros.synthetic.furnished import FurnishedRoom, Item, Split, make_room
+from adatoken3d_ros.synthetic.furnished import FIRST_ITEM, FurnishedRoom, Item, Split, make_room
 from adatoken3d_ros.synthetic.views import Renderer, Sight, View, render_views, sights
 
 Progress = Callable[[int, int], None]
@@ -216,7 +216,30 @@ def _make(split: Split, vision: VisionTower, config: SceneConfig, path: Path) ->
     save_scene(build_scene(int(path.stem), split, vision, config), path)
 
 
-# --- the same room, turned ---
+# --- the same room with fewer tokens, and turned ---
+
+
+def thinned(scene: Scene, items: float, rest: float, rng: np.random.Generator) -> Scene:
+    """The scene with a random part `items` of the tokens that show something, and `rest` of those that show only the
+    room itself; of each item at least one token stays."""
+    m = len(scene.features)
+    shows = np.zeros(m, bool)
+    is_item = scene.instance.numpy() >= FIRST_ITEM
+    voxel = scene.voxel.numpy()
+    shows[voxel[is_item]] = True
+    kept = rng.random(m) < np.where(shows, items, rest)
+    # The patch of each item that comes first in a random order keeps its token.
+    order = rng.permutation(np.flatnonzero(is_item))
+    _, first = np.unique(scene.instance.numpy()[order], return_index=True)
+    kept[voxel[order[first]]] = True
+    place, inside = torch.from_numpy(np.cumsum(kept) - 1), torch.from_numpy(kept[voxel])
+    return replace(
+        scene,
+        features=scene.features[torch.from_numpy(kept)],
+        xyz=scene.xyz[inside],
+        voxel=place[scene.voxel[inside]],
+        instance=scene.instance[inside],
+    )
 
 
 def turned(scene: Scene, quarters: int, mirror: bool, voxel_size: float) -> Scene:

@@ -25,6 +25,9 @@ from adatoken3d_ros.model.vision import VisionTower
 from adatoken3d_ros.synthetic.furniture import COLOURS, KINDS
 from adatoken3d_ros.synthetic.questions import DIRECTIONS, STANDPOINTS, WORDINGS, article, plural
 
+_LIKENESS = 1.4  # of query and key maps with orthonormal rows: 1 is logits of sqrt(head width) for a row with itself
+_TAKEN = 0.1
+
 
 @dataclass(frozen=True)
 class ModelSize:
@@ -124,7 +127,28 @@ def new_model(content: Mapping[str, Any], vision: VisionTower, seed: int) -> Lla
                 nn.init.zeros_(layer.bias)
     # Of length 1, as the classes of the tokens are told by likeness to these vectors.
     nn.init.normal_(model.language.model.embed_tokens.weight, std=size**-0.5, generator=generator)
+    for layer in model.language.model.layers:
+        _look_for_likeness(layer.self_attn, generator)
     return model.train()
+
+
+def _look_for_likeness(attention: nn.Module, generator: torch.Generator) -> None:
+    """Half of the heads begin by attending to what is like the row itself, and by taking over what they find.
+
+    After Trockman and Kolter 2023 (arXiv:2305.09828): in trained transformers query and key maps are alike. Here it is
+    what a word has to do to find its tokens, which from random weights takes thousands of steps to come about.
+    """
+    size, heads = attention.config.hidden_size, attention.config.num_attention_heads
+    width = size // heads
+    assert attention.config.num_key_value_heads == heads  # a head's own keys
+    with torch.no_grad():
+        for head in range(heads // 2):
+            rows = slice(head * width, (head + 1) * width)
+            basis = torch.linalg.qr(torch.randn(size, width, generator=generator)).Q.T
+            attention.q_proj.weight[rows] = _LIKENESS * basis
+            attention.k_proj.weight[rows] = _LIKENESS * basis
+            attention.v_proj.weight[rows] = basis
+            attention.o_proj.weight[:, rows] = _TAKEN * basis.T
 
 
 def save_model(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,8 @@ from adatoken3d_ros.training.packing import Encoder, Packed
 
 _KINDS = {kind: k for k, kind in enumerate(KINDS)}
 _COLOURS = {colour: k for k, colour in enumerate(COLOURS)}
+MAX_RANK = 6  # as far as questions count
+_SHARPNESS = 16.0
 _BACKGROUND_WEIGHT = 0.2  # most tokens show floor and walls
 
 
@@ -34,6 +36,7 @@ class Truth:
         kind: (I,) int64. colour: (I,) int64, -1 where the item was given none.
         box: (I, 6) float32, centre and size, metres.
         xyz: (M, 3) float32, mean point.
+        rank: (I,) int64, how many items of its class are met up to this one, itself left out, in the tokens' order.
     """
 
     share: Tensor
@@ -41,6 +44,7 @@ class Truth:
     colour: Tensor
     box: Tensor
     xyz: Tensor
+    rank: Tensor
 
     @classmethod
     def of(cls, scene: Scene) -> Truth:
@@ -49,34 +53,45 @@ class Truth:
         votes = torch.zeros(m, len(items) + 1)
         votes.index_put_((scene.voxel, column), torch.ones(len(column)), accumulate=True)
         count = votes.sum(dim=1, keepdim=True)
+        kind = torch.tensor([_KINDS[i.kind] for i in items])
+        # The first token of each item; of those that are not seen, none.
+        first = torch.where(votes[:, :-1] > 0, torch.arange(m)[:, None], m).amin(dim=0)
+        rank = ((kind[:, None] == kind) & (first < first[:, None])).sum(dim=1)
         return cls(
             votes / count,
-            torch.tensor([_KINDS[i.kind] for i in items]),
+            kind,
             torch.tensor([-1 if i.colour is None else _COLOURS[i.colour] for i in items]),
             torch.tensor([[*i.centre, *i.size] for i in items], dtype=torch.float32),
             torch.zeros(m, 3).index_add_(0, scene.voxel, scene.xyz) / count,
+            rank.clamp(max=MAX_RANK - 1),
         )
 
     def to(self, device: torch.device | str) -> Truth:
         """On another device."""
-        return Truth(*(t.to(device) for t in (self.share, self.kind, self.colour, self.box, self.xyz)))
+        return Truth(*(getattr(self, f.name).to(device) for f in fields(self)))
 
 
 class DenseHead(nn.Module):
     """From a token's hidden state: class and colour, by the embeddings of their words, and the item's box.
 
-    Because a class is told by its word's own embedding, the word can later find the token by likeness.
+    Because a class is told by its word's own embedding, the word can later find the token by likeness. With `ranks`
+    also the item's rank in its class, which is what counting needs and no token can tell before it has seen others.
     """
 
     word_ids: Tensor
     word_starts: Tensor
 
-    def __init__(self, width: int, words: Encoder) -> None:
+    def __init__(self, width: int, words: Encoder, *, ranks: bool = True) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
+        # The identity at first: a token is drawn to its class's word itself, which can then find it by likeness.
         self.kind = nn.Linear(width, width)
         self.colour = nn.Linear(width, width)
+        for linear in (self.kind, self.colour):
+            nn.init.eye_(linear.weight)
+            nn.init.zeros_(linear.bias)
         self.box = nn.Linear(width, 6)
+        self.rank = nn.Linear(width, MAX_RANK) if ranks else None
         self.nothing = nn.Parameter(torch.zeros(width))
         ids = [words.text(name) for name in (*KINDS, *COLOURS)]
         starts = [0, *itertools.accumulate(len(i) for i in ids[:-1])]
@@ -106,11 +121,54 @@ class DenseHead(nn.Module):
             wanted = truth.box[item[shown]].clone()
             wanted[:, :3] -= truth.xyz[shown]
             losses["box"] = functional.smooth_l1_loss(box, wanted, beta=0.2)
+            if self.rank is not None:
+                losses["rank"] = functional.cross_entropy(self.rank(h[shown]).float(), truth.rank[item[shown]])
         painted = shown & (truth.colour[item] >= 0)
         if bool(painted.any()):
             logits = self.colour(h[painted]).float() @ colours.T.float()
             losses["colour"] = functional.cross_entropy(logits, truth.colour[item[painted]])
         return losses
+
+
+class MentionHead(nn.Module):
+    """From the hidden state where one thing is named or clicked: its class and colour, and its box.
+
+    What an answer needs of a thing must be gathered from its tokens first; this says so for every thing of every
+    question, where the answer's own loss says it for one word.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.kind = nn.Linear(width, len(KINDS))
+        self.colour = nn.Linear(width, len(COLOURS))
+        self.box = nn.Linear(width, 6)
+
+    def forward(self, hidden: Tensor, truth: Truth, targets: Sequence[tuple[int, Sequence[int]]]) -> dict[str, Tensor]:
+        """Losses of the rows of hidden (rows, D) that mean one item; targets: (row, instances)."""
+        single = [(row, about[0] - FIRST_ITEM) for row, about in targets if len(about) == 1]
+        if not single:
+            return {}
+        item = torch.tensor([i for _, i in single], device=hidden.device)
+        h = self.norm(hidden[[row for row, _ in single]].float())
+        colour = truth.colour[item]
+        losses = {
+            "kind": functional.cross_entropy(self.kind(h).float(), truth.kind[item]),
+            "box": functional.smooth_l1_loss(self.box(h).float(), truth.box[item], beta=0.2),
+        }
+        if bool((colour >= 0).any()):
+            losses["colour"] = functional.cross_entropy(self.colour(h).float(), colour, ignore_index=-1)
+        return losses
+
+
+def finding_loss(tokens: Tensor, clicks: Tensor, voxel: Tensor) -> Tensor:
+    """-log of the part of a softmax over likeness that a clicked point gives to its own token.
+
+    Args:
+        tokens: (M, D) as projected. clicks: (n, D) as encoded. voxel: (n,) int64, the token of each clicked point.
+    """
+    likeness = functional.normalize(clicks.float(), dim=1) @ functional.normalize(tokens.float(), dim=1).T
+    return functional.cross_entropy(_SHARPNESS * likeness, voxel)
 
 
 def share_of(truth: Truth, instances: Sequence[int]) -> Tensor:

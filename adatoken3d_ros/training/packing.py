@@ -225,7 +225,7 @@ def run(
         # One split a tensor: the gradient of each slice taken apart would be a tensor of zeros as large as all rows.
         parts = [[a.transpose(0, 1) for a in t[0].split(sizes, dim=1)] for t in (q, k, v)]
         q0, k0, v0 = (part[0] for part in parts)
-        out = [_attend_prefix(q0, k0, v0)]
+        out = [_attend_prefix(q0, k0, v0, attention.scaling)]
         for chunk, (_, b, t) in enumerate(packed.chunks, 1):
             own = [part[chunk].unflatten(0, (b, t)).transpose(1, 2) for part in parts]
             out.append(_attend_question(own[0], own[1], own[2], k0, v0, attention.scaling))
@@ -235,11 +235,15 @@ def run(
     return final
 
 
-def _attend_prefix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention of the prefix (n, heads, d) -> (n, heads d)."""
-    q, k, v = (t.transpose(0, 1)[None] for t in (q, k, v))
-    out = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-    return out[0].transpose(0, 1).flatten(1)
+def _attend_prefix(q: Tensor, k: Tensor, v: Tensor, scaling: float) -> Tensor:
+    """Causal attention of the prefix (n, heads, d) -> (n, heads d).
+
+    Written out: in bfloat16 on a CPU, twice as fast as torch's fused kernel with its gradient.
+    """
+    q, k, v = (t.transpose(0, 1) for t in (q, k, v))
+    later = torch.ones(q.shape[1], q.shape[1], dtype=torch.bool, device=q.device).triu(1)
+    score = (q * scaling @ k.transpose(1, 2)).masked_fill_(later, float("-inf"))
+    return (score.softmax(dim=2).to(v.dtype) @ v).transpose(0, 1).flatten(1)
 
 
 def _attend_question(q: Tensor, k: Tensor, v: Tensor, k0: Tensor, v0: Tensor, scaling: float) -> Tensor:

@@ -39,7 +39,9 @@ def scenes(vision: VisionTower, scene_config: SceneConfig) -> list[Scene]:
 @pytest.fixture
 def make_trainer(vision: VisionTower, scenes: list[Scene]) -> Callable[..., Trainer]:
     def make(**settings: object) -> Trainer:
-        config = TrainConfig(**{"steps": 20, "scenes_per_step": 2, "warmup": 2, "align": 0, "early": 10, **settings})  # type: ignore[arg-type]
+        config = TrainConfig(
+            **{"steps": 20, "scenes_per_step": 2, "warmup": 2, "align": 0, "early": 10, "noise": 0.1, **settings}
+        )  # type: ignore[arg-type]
         return Trainer(config, SIZE, vision, scenes)
 
     return make

@@ -22,6 +22,7 @@ from adatoken3d_ros.training.data import (
     encode_views,
     prepare,
     read_scene,
+    thinned,
     turned,
     turned_room,
 )
@@ -148,3 +149,19 @@ def test_left_and_right_change_places_in_a_mirror_only(scenes: list[Scene]) -> N
                     assert after == (swap[before] if mirror else before)
                     seen.add(before)
     assert {"left", "right"} <= seen
+
+
+def test_a_thinned_scene_keeps_a_token_of_every_item(scenes: list[Scene]) -> None:
+    scene = scenes[0]
+    shown = set(scene.instance[scene.instance >= FIRST_ITEM].tolist())
+    thin = thinned(scene, 0.0, 0.0, np.random.default_rng(0))
+    assert set(thin.instance[thin.instance >= FIRST_ITEM].tolist()) == shown
+    assert len(thin.features) <= len(shown) < len(scene.features)
+    whole = thinned(scene, 1.0, 1.0, np.random.default_rng(0))
+    assert all(torch.equal(getattr(whole, n), getattr(scene, n)) for n in ("features", "xyz", "voxel", "instance"))
+    # What is left is what was: each point's token has the features that it had, and all of its points.
+    half = thinned(scene, 0.5, 0.5, np.random.default_rng(0))
+    rows = {tuple(f.tolist()): n for n, f in enumerate(scene.features)}
+    for token, feature in enumerate(half.features):
+        old = rows[tuple(feature.tolist())]
+        assert torch.equal(half.xyz[half.voxel == token], scene.xyz[scene.voxel == old])

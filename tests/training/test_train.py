@@ -15,17 +15,17 @@ from adatoken3d_ros.model import checkpoint
 from adatoken3d_ros.synthetic.questions import FAMILIES, generate
 from adatoken3d_ros.synthetic.views import render_views
 from adatoken3d_ros.training.data import Scene
-from adatoken3d_ros.training.losses import Truth, pointing_loss
+from adatoken3d_ros.training.losses import Truth, finding_loss, pointing_loss
 from adatoken3d_ros.training.train import TrainConfig, Trainer, TrainingError
 
 MakeTrainer = Callable[..., Trainer]
 
 
 def test_the_loss_falls(make_trainer: MakeTrainer) -> None:
-    trainer = make_trainer(steps=20, decay=0.0, rate=3e-3)
+    trainer = make_trainer(steps=20, decay=0.0, rate=3e-3, early=0, thinnest=(1.0, 1.0))
     reports = [trainer.train_step() for _ in range(20)]
     assert [r.step for r in reports] == list(range(1, 21))
-    for name in ("answer", "kind@1", "kind@2", "box@1", "pointing"):
+    for name in ("answer", "kind@1", "kind@2", "rank@1", "click@0", "told kind@2", "pointing"):
         values = [r.losses[name] for r in reports]
         assert np.mean(values[-4:]) < 0.95 * np.mean(values[:4]), (name, values)
     right = trainer.evaluate(trainer.scenes[:1])
@@ -37,7 +37,7 @@ def test_aligned_first_the_tokens_tell_what_they_show(make_trainer: MakeTrainer)
     trainer = make_trainer(steps=14, align=12, decay=0.0, rate=3e-3)
     before = trainer.parameters["language.model.layers.0.mlp.up_proj.weight"].clone()
     reports = [trainer.train_step() for _ in range(12)]
-    assert all(set(r.losses) == {"kind@0", "box@0", "colour@0"} for r in reports)
+    assert all(set(r.losses) == {"kind@0", "box@0", "colour@0", "click@0"} for r in reports)
     kind = [r.losses["kind@0"] for r in reports]
     assert np.mean(kind[-3:]) < 0.95 * np.mean(kind[:3])
     assert torch.equal(before, trainer.parameters["language.model.layers.0.mlp.up_proj.weight"])
@@ -132,6 +132,47 @@ def test_truth_of_tokens_by_hand(scenes: list[Scene]) -> None:
     assert truth.box[2].tolist() == pytest.approx([*items[2].centre, *items[2].size], abs=1e-5)
 
 
+def test_ranks_count_what_has_been_met_before(scenes: list[Scene]) -> None:
+    """Token by token, slowly: an item's rank is how many others of its class have a token before its first."""
+    for scene in scenes:
+        truth = Truth.of(scene)
+        met: dict[int, int] = {}
+        for token in range(len(scene.features)):
+            for instance in scene.instance[scene.voxel == token].tolist():
+                met.setdefault(instance, token)
+        for column, item in enumerate(scene.room.items):
+            if item.instance in met:
+                others = [i for i in scene.room.items if i.kind == item.kind and i.instance in met]
+                before = sum(met[i.instance] < met[item.instance] for i in others)
+                assert int(truth.rank[column]) == min(before, 5)
+
+
+def test_finding_loss_by_hand() -> None:
+    """Two tokens at right angles: a click along the first has likeness 1 and 0."""
+    tokens, clicks = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([[3.0, 0.0]])
+    assert float(finding_loss(tokens, clicks, torch.tensor([0]))) == pytest.approx(np.log1p(np.exp(-16)), abs=1e-6)
+    assert float(finding_loss(tokens, clicks, torch.tensor([1]))) == pytest.approx(16.0, abs=1e-4)
+
+
+def test_threads_change_nothing(make_trainer: MakeTrainer) -> None:
+    alone, together = make_trainer(steps=3), make_trainer(steps=3, threads=2)
+    for _ in range(2):
+        assert alone.train_step().losses == together.train_step().losses
+    for name, parameter in alone.parameters.items():
+        assert torch.equal(parameter, together.parameters[name]), name
+
+
+def test_likeness_is_where_half_of_the_heads_begin(make_trainer: MakeTrainer) -> None:
+    """A row finds its own like among rows at random."""
+    trainer = make_trainer()
+    attention = trainer.model.language.model.layers[1].self_attn
+    width = attention.head_dim
+    x = torch.nn.functional.normalize(torch.randn(40, 48, generator=torch.Generator().manual_seed(0)), dim=1) * 48**0.5
+    q, k = (projection(x)[:, :width] for projection in (attention.q_proj, attention.k_proj))
+    assert torch.equal((q @ k.T).argmax(dim=1), torch.arange(40))
+    assert not torch.equal(attention.q_proj.weight[width:], attention.k_proj.weight[width:])
+
+
 def test_pointing_loss_by_hand() -> None:
     """Two tokens with logits 0 and ln 3: the second, which is the item, gets 3/4 of the attention."""
     truth = Truth(
@@ -140,6 +181,7 @@ def test_pointing_loss_by_hand() -> None:
         torch.tensor([-1]),
         torch.zeros(1, 6),
         torch.zeros(2, 3),
+        torch.tensor([0]),
     )
     queries = torch.tensor([[[1.0]], [[0.0]]])
     keys = torch.log(torch.tensor([[[1.0]], [[3.0]]]))
