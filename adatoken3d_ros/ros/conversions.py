@@ -74,8 +74,8 @@ def image_to_rgb(msg: Any) -> NDArray[np.uint8]:
 def depth_to_metres(msg: Any) -> NDArray[np.float32]:
     """sensor_msgs/Image to (H, W) float32 metres, NaN where there is no measurement (REP 117 and 118).
 
-    The unit comes from the encoding: 16UC1 and mono16 are millimetres, 32FC1 metres. Zero, negative and non-finite
-    values become NaN.
+    The unit comes from the encoding: 16UC1 and mono16 are millimetres, 32FC1 metres. Zero, negative, non-finite and
+    saturated (65535) values become NaN.
 
     Raises:
         ConversionError: for an unknown encoding, an empty image, or a size, step and data length that disagree.
@@ -367,10 +367,12 @@ def _rows(msg: Any, pixel_bytes: int) -> NDArray[np.uint8]:
 
 
 def _metres(values: NDArray[Any], unit: float) -> NDArray[np.float32]:
-    """Any depths to float32 metres; zero, negative and non-finite ones to NaN."""
+    """Any depths to float32 metres; zero, negative, non-finite and saturated (the largest integer) ones to NaN."""
     # Dividing by 1000 rounds correctly, multiplying by 0.001 does not.
     metres = values.astype(np.float32) if unit == 1.0 else values.astype(np.float32) / np.float32(1.0 / unit)
     metres[~(metres > 0) | np.isinf(metres)] = np.nan
+    if values.dtype.kind == "u":
+        metres[values == np.iinfo(values.dtype).max] = np.nan
     return metres
 
 

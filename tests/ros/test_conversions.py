@@ -85,10 +85,10 @@ def test_bad_colour_names_the_value(message: Any, named: str) -> None:
 @pytest.mark.parametrize(("encoding"), ["16UC1", "mono16"])
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_millimetres_to_metres(encoding: str, order: str) -> None:
-    data = np.array([0, 1, 1234, 65535], dtype=order + "u2").tobytes()
-    found = c.depth_to_metres(image(encoding, 4, 1, 8, data, big=int(order == ">")))
+    data = np.array([0, 1, 1234, 65534, 65535], dtype=order + "u2").tobytes()
+    found = c.depth_to_metres(image(encoding, 5, 1, 10, data, big=int(order == ">")))
     assert found.dtype == np.float32
-    np.testing.assert_array_equal(found, np.array([[np.nan, 0.001, 1.234, 65.535]], np.float32))
+    np.testing.assert_array_equal(found, np.array([[np.nan, 0.001, 1.234, 65.534, np.nan]], np.float32))
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -130,9 +130,9 @@ def test_png_and_jpeg_come_out_as_rgb() -> None:
 
 
 def test_compressed_depth() -> None:
-    depth = np.array([[0, 1500], [2500, 65535]], np.uint16)
+    depth = np.array([[0, 1500], [65535, 65534]], np.uint16)
     png = cv2.imencode(".png", depth)[1].tobytes()
-    expected = np.array([[np.nan, 1.5], [2.5, 65.535]], np.float32)
+    expected = np.array([[np.nan, 1.5], [np.nan, 65.534]], np.float32)
     np.testing.assert_array_equal(c.compressed_to_metres(compressed("16UC1; png", png)), expected)
     with_header = compressed("16UC1; compressedDepth png", bytes(12) + png)
     np.testing.assert_array_equal(c.compressed_to_metres(with_header), expected)
