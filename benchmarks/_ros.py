@@ -61,11 +61,13 @@ class Bench:
     def __init__(self, model: Path | None = None, *, show: bool = False, **parameters: Any) -> None:
         self._folder = TemporaryDirectory(prefix="adatoken3d-")
         self.processes = Processes(show=show)
-        os.environ.update(
-            ROS_DOMAIN_ID=str(free_domain()),
-            ROS_AUTOMATIC_DISCOVERY_RANGE="LOCALHOST",
-            PYTHONPATH=os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
-        )
+        changes = {
+            "ROS_DOMAIN_ID": str(free_domain()),
+            "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+        }
+        self._environment = {name: os.environ.get(name) for name in changes}
+        os.environ.update(changes)
         self._parameters = {
             "model.path": str(model or endless_model(Path(self._folder.name) / "tiny")),
             "pose.source": "pose_topic",
@@ -150,6 +152,8 @@ class Bench:
         finally:
             self.processes.stop()
             self._folder.cleanup()
+            for name, value in self._environment.items():
+                os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
 def endless_model(path: Path) -> Path:

@@ -79,6 +79,78 @@ def test_big_endian_doubles_in_another_order_with_padding_between_fields_points_
     assert (cloud.width, cloud.height) == (2, 2)
 
 
+KINDS = {INT8: "i1", UINT8: "u1", UINT16: "u2", INT32: "i4", UINT32: "u4", FLOAT32: "f4", FLOAT64: "f8"}
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_any_layout_gives_the_same_numbers(data: st.DataObject) -> None:
+    """Fields in any order with any padding, either byte order, rows with padding; written by numpy's own structures."""
+    order, (height, width) = data.draw(st.sampled_from("<>")), data.draw(st.sampled_from([(1, 7), (3, 4)]))
+    kinds = {name: data.draw(st.sampled_from([FLOAT32, FLOAT64])) for name in "xyz"}
+    colour = data.draw(st.sampled_from(["rgb", "rgba", "r g b", "intensity", ""]))
+    if colour in ("rgb", "rgba"):
+        kinds[colour] = data.draw(st.sampled_from([FLOAT32, UINT32, INT32]))
+    elif colour == "r g b":
+        kinds |= dict.fromkeys("rgb", UINT8)
+    elif colour:
+        kinds[colour] = data.draw(st.sampled_from([UINT8, UINT16, FLOAT32, FLOAT64]))
+    kinds["ring"] = UINT16
+    names, offsets, end = data.draw(st.permutations(list(kinds))), [], 0
+    for name in names:
+        offsets.append(end + data.draw(st.integers(0, 5)))
+        end = offsets[-1] + np.dtype(KINDS[kinds[name]]).itemsize
+    step = end + data.draw(st.integers(0, 9))
+    written = {name: "u4" if name in ("rgb", "rgba") else KINDS[kinds[name]] for name in names}
+    layout = {"names": names, "formats": [order + written[name] for name in names], "offsets": offsets}
+    points = np.zeros((height, width), np.dtype({**layout, "itemsize": step}))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    for name in names:
+        points[name] = rng.integers(0, 256, (height, width))
+    for i, axis in enumerate("xyz"):
+        points[axis] += i / 4
+    packed = rng.integers(0, 256, (height, width, 3))
+    if colour in ("rgb", "rgba"):
+        points[colour] = packed[..., 0] << 16 | packed[..., 1] << 8 | packed[..., 2]
+    padding = bytes(data.draw(st.integers(0, 6)))
+    rows = b"".join(row.tobytes() + padding for row in points)
+    fields = [(name, at, kinds[name]) for name, at in zip(names, offsets, strict=True)]
+    cloud = read_cloud(
+        message(fields, rows, step, width=width, height=height, row_step=width * step + len(padding),
+                is_bigendian=order == ">")
+    )  # fmt: skip
+    np.testing.assert_array_equal(cloud.xyz, np.stack([points[axis].reshape(-1) for axis in "xyz"], 1), strict=False)
+    if colour in ("rgb", "rgba"):
+        np.testing.assert_array_equal(cloud.rgb, packed.reshape(-1, 3))
+    elif colour == "r g b":
+        np.testing.assert_array_equal(cloud.rgb, np.stack([points[name].reshape(-1) for name in "rgb"], 1))
+    elif colour:
+        assert cloud.rgb is not None and (np.ptp(cloud.rgb, axis=1) == 0).all()
+        brightest, darkest = (cloud.rgb[pick(points[colour])] for pick in (np.argmax, np.argmin))
+        assert (brightest >= darkest).all()
+    else:
+        assert cloud.rgb is None
+
+
+@pytest.mark.parametrize("big_endian", [False, True])
+def test_ros_reads_the_same_numbers(big_endian: bool) -> None:
+    point_cloud2 = pytest.importorskip("sensor_msgs_py.point_cloud2", reason="sensor_msgs_py is not installed")
+    from sensor_msgs.msg import PointCloud2, PointField
+
+    order = ">" if big_endian else "<"
+    layout = {"names": ["z", "x", "y"], "formats": [order + "f4", order + "f4", order + "f8"], "offsets": [0, 8, 16]}
+    points = np.zeros(50, np.dtype({**layout, "itemsize": 28}))
+    for name in "xyz":
+        points[name] = np.random.default_rng(ord(name)).normal(size=50)
+    sent = PointCloud2(height=1, width=50, point_step=28, row_step=28 * 50, is_bigendian=big_endian)
+    kinds = {"z": (0, FLOAT32), "x": (8, FLOAT32), "y": (16, FLOAT64)}
+    sent.fields = [PointField(name=name, offset=at, datatype=kind, count=1) for name, (at, kind) in kinds.items()]
+    sent.data.frombytes(points.tobytes())
+    theirs = point_cloud2.read_points(sent, field_names=("x", "y", "z"), skip_nans=False)
+    for i, name in enumerate("xyz"):
+        np.testing.assert_array_equal(read_cloud(sent).xyz[:, i], theirs[name].reshape(-1).astype(np.float32))
+
+
 def test_separate_bytes_of_colour_and_intensity() -> None:
     data = struct.pack("<fffBBB", 0, 0, 0, 7, 8, 9)
     cloud = read_cloud(message([*XYZ, ("r", 12, UINT8), ("g", 13, UINT8), ("b", 14, UINT8)], data, 15))

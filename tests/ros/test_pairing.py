@@ -289,6 +289,53 @@ def test_depth_of_another_camera_waits_for_its_calibration() -> None:
     assert len(assembler.poll()) == 1
 
 
+def test_distortion_is_taken_out_of_what_a_binned_region_of_the_sensor_shows() -> None:
+    """A small bright near square, seen through a lens, where it would be seen through a pinhole."""
+    lens = info(
+        d=[0.2, -0.1, 0.0, 0.0, 0.0],
+        binning_x=2,
+        binning_y=2,
+        roi=SimpleNamespace(x_offset=300, y_offset=200, width=320, height=240),
+    )
+    ray, r2 = np.array([0.4, 0.3]), 0.25
+    bent = ray * (1 + 0.2 * r2 - 0.1 * r2 * r2)
+
+    def pixel(at: np.ndarray) -> np.ndarray:
+        """In the image that is sent: the sensor's pixel, in the region, two by two."""
+        return ((at * (500, 510) + (320, 240) - (300, 200)) / 2).round().astype(int)
+
+    (u, v), (x, y) = pixel(bent), pixel(ray)
+    assert (abs(u - x), abs(v - y)) > (2, 2), "or this test would see nothing"
+    rgb, mm = np.zeros((120, 160, 3), np.uint8), np.full((120, 160), 3000, "<u2")
+    rgb[v - 1 : v + 2, u - 1 : u + 2], mm[v - 1 : v + 2, u - 1 : u + 2] = 255, 1000
+    colour = stamped(image("rgb8", 160, 120, 480, rgb.tobytes()))
+    geometry = stamped(image("16UC1", 160, 120, 320, mm.tobytes()))
+    for infos in ({"rgb": lens}, {"rgb": lens, "depth": lens}):
+        frame = frame_of(Assembler(StaticPose(at(0.0))), colour, geometry, **infos)
+        assert frame.rgb[y, x, 0] > 128 and frame.depth[y, x] == 1.0
+        assert frame.depth[60, 80] == 3.0 and frame.K[0].tolist() == [250.0, 0.0, 10.0]
+    # Rectified already: nothing is moved, and the matrix is P's.
+    frame = frame_of(Assembler(StaticPose(at(0.0)), rectified=True), colour, geometry, rgb=lens)
+    assert np.array_equal(frame.rgb, rgb) and frame.depth[v, u] == 1.0 and frame.K[0].tolist() == [200.0, 0.0, 5.0]
+
+
+def test_what_nobody_needs_is_checked_but_not_converted(monkeypatch: pytest.MonkeyPatch) -> None:
+    frame = spoiled()
+    for name in ("decode_rgb", "decode_depth"):
+        monkeypatch.setattr(f"adatoken3d_ros.ros.pairing.{name}", lambda message: pytest.fail("converted"))
+    (picture,) = frame.pictures()
+    stamp, T = picture.view()
+    assert stamp == 1 and np.array_equal(T, at(0.0))
+    for messages in (
+        {"info": small_info(width=4)},
+        {"rgb": stamped(image("strange", 2, 1, 6, bytes(6)))},
+        {"depth": stamped(image("16UC1", 1, 1, 2, bytes(2)))},
+        {"depth": stamped(image("16UC1", 2, 1, 4, bytes(3)))},
+    ):
+        with pytest.raises(ConversionError):
+            spoiled(**messages).pictures()
+
+
 def square_cloud(frame: str) -> Any:
     rgb, metres = np.full((4, 4, 3), 200, np.uint8), np.full((4, 4), 2, np.float32)
     return stamped(cloud_message(rgb, metres, np.array([[4.0, 0, 1.5], [0, 4.0, 1.5], [0, 0, 1]])), frame)
