@@ -31,7 +31,7 @@ from adatoken3d_ros.training.language import ModelSize, config_content, new_mode
 from adatoken3d_ros.training.losses import DenseHead, MentionHead, Truth, answer_loss, finding_loss, pointing_loss
 from adatoken3d_ros.training.packing import IGNORE, Encoded, Encoder, Packed, embed, exact, pack, run, spatial_tokens
 
-_MOMENTS = (("step", "exp_avg", "exp_avg_sq"), ("momentum_buffer",))  # of AdamW, of Muon
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")  # of AdamW and of Muon
 _CLICKS = 64  # points a scene whose tokens are to be found
 STATE = "training"  # folder in the checkpoint, which the loader does not read
 
@@ -175,13 +175,16 @@ class Trainer:
             lr=config.rate,
             betas=(0.9, 0.98),
         )
-        muon = torch.optim.Muon(
-            [self.parameters[n] for n in sorted(inner)],
-            lr=config.rate,
-            weight_decay=config.weight_decay,
-            adjust_lr_fn="match_rms_adamw",
+        muons = (
+            torch.optim.Muon(
+                [self.parameters[n] for n in sorted(inner)[k :: config.threads]],
+                lr=config.rate,
+                weight_decay=config.weight_decay,
+                adjust_lr_fn="match_rms_adamw",
+            )
+            for k in range(config.threads)
         )
-        self.optimizers: tuple[torch.optim.Optimizer, ...] = (adam, muon)
+        self.optimizers: tuple[torch.optim.Optimizer, ...] = (*muons, adam)
         self.pool = ThreadPoolExecutor(config.threads, "scene", torch.set_num_threads, (1,))
         self.recipe = dict(recipe or {})
         self.step = 0
@@ -239,7 +242,8 @@ class Trainer:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            optimizer.step()
+        for _ in self.pool.map(lambda optimizer: optimizer.step(), self.optimizers):
+            pass
         self.step += 1
         self.seconds += time.monotonic() - started
         losses = {name: float(np.mean(values)) for name, values in sorted(totals.items())}
@@ -415,11 +419,12 @@ class Trainer:
                 ours[name].copy_(weights[official])
             for name, parameter in self.heads.named_parameters():
                 parameter.copy_(state[f"heads.{name}"])
+        owner = {p: o for o in self.optimizers for group in o.param_groups for p in group["params"]}
         for name, parameter in self.parameters.items():
-            for optimizer, keys in zip(self.optimizers, _MOMENTS, strict=True):
-                moments = {key: state[f"{key}.{name}"] for key in keys if f"{key}.{name}" in state}
-                if moments:
-                    optimizer.state[parameter] = {
-                        key: value if key == "step" else value.to(parameter.device) for key, value in moments.items()
-                    }
+            optimizer = owner[parameter]
+            moments = {key: state[f"{key}.{name}"] for key in _MOMENTS if f"{key}.{name}" in state}
+            if moments:
+                optimizer.state[parameter] = {
+                    key: value if key == "step" else value.to(parameter.device) for key, value in moments.items()
+                }
         self.step, self.seconds = int(facts["step"]), float(facts["seconds"])
