@@ -45,7 +45,7 @@ RIVALS = (
     "divprune",
 )
 CONTESTANTS = (*RIVALS, "ours_default", "ours")
-_STEPS = 30  # halvings of a knob
+_STEPS = 20  # halvings of a knob
 _SHRINK = (1.0, 0.5, 0.25)
 _GATES = 10
 

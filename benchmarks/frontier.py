@@ -339,7 +339,7 @@ def run(args: argparse.Namespace, folder: Path, console: Console) -> tuple[dict[
     return result, strategies
 
 
-def _sizes(reader: Reader, rooms: Sequence[Room], most: int = 100) -> list[tuple[int, int, int]]:
+def _sizes(reader: Reader, rooms: Sequence[Room], most: int = 40) -> list[tuple[int, int, int]]:
     """Spatial, other and question tokens of the prompts: of all, or of so many at equal distances."""
     asked = [(room, qa) for room in rooms for qa in room.questions]
     found = []

@@ -12,8 +12,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from adatoken3d_ros.pruning.calibration import FlopsCost, Sample
+from adatoken3d_ros.pruning.flops import layer_flops
 from adatoken3d_ros.pruning.gate import Layout, Prefill, generate, prefill
-from adatoken3d_ros.pruning.policies import SceneTokens, make_policy
+from adatoken3d_ros.pruning.policies import GateSize, SceneTokens, make_policy
 from adatoken3d_ros.pruning.schedule import Schedule
 from adatoken3d_ros.pruning.strategy import Strategy
 from adatoken3d_ros.training.train import Trainer
@@ -116,7 +117,9 @@ def test_a_guess_gives_the_same_answer_sooner(
     guess = [(token + 1) % 50 if k in wrong else token for k, token in enumerate(answer)]
     for tokens in (guess, guess[:4], [], [*guess, 1, 2]):
         filled = read(language, samples[0], schedule, "ours")
+        before = filled.cache.lengths
         assert decode_along(language, filled, tokens, max_new_tokens=8, eos=eos) == answer
+        assert filled.cache.lengths == tuple(n + 8 for n in before)  # what was wrong is forgotten, nothing else
     filled = read(language, samples[0], schedule, "ours")
     until = answer.index(answer[5])  # the first time that this token comes up
     assert decode_along(language, filled, guess, max_new_tokens=8, eos=answer[5]) == answer[:until]
@@ -182,6 +185,16 @@ def test_candidates_just_keep_the_budget(name: str, fitted: Fitted) -> None:
         for strategy in found:
             strategy.schedule.check(LAYERS)
     assert candidates(name, 0.01, work, LAYERS, fitted) == []
+
+
+def test_operations_count_the_choosing() -> None:
+    """One prompt, one gate that keeps half: what the layers see, and what PyramidDrop computes to choose."""
+    policy, gate = make_policy("pyramiddrop"), GateSize(4, 630, 600, 300, 15)
+    layers = 4 * layer_flops(CONFIG, 630) + 4 * layer_flops(CONFIG, 330)
+    head = 2 * 32 * 50
+    expected = (layers + head + policy.flops(CONFIG, gate)) / (8 * layer_flops(CONFIG, 630) + head)
+    assert policy.flops(CONFIG, gate) > 0.01 * layers
+    assert Operations(CONFIG, [(600, 30, 15)]).share(policy, Schedule.of([4], [0.5])) == pytest.approx(expected)
 
 
 def test_ours_has_planned_candidates_and_the_control_none(fitted: Fitted) -> None:
