@@ -44,6 +44,16 @@ class FakeNode:
     def destroy_subscription(self, topic: str) -> None:
         del self.subscriptions[topic]
 
+    def resolve_topic_name(self, topic: str) -> str:
+        return f"/{topic}"
+
+    def has_parameter(self, name: str) -> bool:
+        return True
+
+    def get_parameter(self, name: str) -> Any:
+        """Nothing is overridden."""
+        return SimpleNamespace(value=None)
+
     def create_timer(self, *_: Any, **__: Any) -> None:
         """Nobody looks by himself; the test sends something."""
 
@@ -104,7 +114,8 @@ class Rig:
         monkeypatch.setattr("adatoken3d_ros.ros.inputs.time", SimpleNamespace(monotonic=lambda: self.seconds))
         self.node = FakeNode()
         self.fates: list[str] = []
-        self.worker = Worker(lambda: SceneSession(*loaded, SessionConfig(max_new_tokens=4)), on_frame=self._done)
+        config = SessionConfig(max_new_tokens=4, max_depth=self.parameters["scene.max_depth"])
+        self.worker = Worker(lambda: SceneSession(*loaded, config), on_frame=self._done)
         self.worker.start()
         self.worker.ready.result(LIMIT)
         wiring: Any = SimpleNamespace(worker=self.worker)
