@@ -32,6 +32,7 @@ from adatoken3d_ros.training.losses import DenseHead, MentionHead, Truth, answer
 from adatoken3d_ros.training.packing import IGNORE, Encoded, Encoder, Packed, embed, exact, pack, run, spatial_tokens
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")  # of AdamW and of Muon
+_OFTEN_THIN = 0.5
 _CLICKS = 64  # points a scene whose tokens are to be found
 STATE = "training"  # folder in the checkpoint, which the loader does not read
 
@@ -62,7 +63,8 @@ class TrainConfig:
         guided_heads: heads whose attention is shown what to look at. noise: deviation of noise on vision features.
         thinnest: scenes lose tokens at random, at most all but this part of those that show something and of the
             others: half the work, and a model that does not mind which of them are there. In the early steps they
-            always lose so many: what words mean is learned from a few tokens in a third of the time.
+            always lose so many, and later every second time: what words mean is learned from a few tokens in a third
+            of the time.
         threads: scenes computed at once, each in one thread, while aligning and after it; the result is the same.
         blind: train without spatial tokens, to see what can be guessed.
         autocast: matrix products in bfloat16.
@@ -99,7 +101,7 @@ class TrainConfig:
 
     def thinning(self, step: int, rng: np.random.Generator) -> tuple[float, float]:
         """Parts of the tokens that a scene keeps: of those that show something, of the others."""
-        if self.align <= step < self.align + self.early:
+        if self.align <= step < self.align + self.early or (step >= self.align and rng.random() < _OFTEN_THIN):
             return self.thinnest
         items, rest = self.thinnest
         return max(items, float(rng.uniform(0.0, 1.0)) ** 0.5), float(rng.uniform(rest, 1.0))
