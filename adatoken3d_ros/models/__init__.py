@@ -15,5 +15,5 @@ def embedded_path() -> Path:
     """
     path = Path(str(files("adatoken3d_ros.models").joinpath("embedded")))
     if not (path / "config.json").is_file():
-        raise FileNotFoundError(f"{path} is missing: there is no trained model yet, see docs/model_card.md")
+        raise FileNotFoundError(f"{path} is missing: this version has no trained model, see docs/model_card.md")
     return path
