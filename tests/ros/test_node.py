@@ -351,3 +351,38 @@ def test_the_scene_is_cleared_and_built_again(live: Live) -> None:
     assert live.ask().status == Answer.NO_SCENE
     live.camera.send(live.camera.messages(STAMP + next(LATER), *synthetic_frame(5)))
     live.graph.wait(lambda: live.ask().status == Answer.TRUNCATED, "an answer about the new scene")
+
+
+def test_the_scene_goes_into_a_file_and_comes_back(live: Live, tmp_path: Path) -> None:
+    def do(what: str) -> Any:
+        return live.graph.call(Trigger, f"{NAME}/{what}_scene")
+
+    assert not do("save").success and "scene.file is empty" in do("load").message
+    refused = live.set("scene.file", "https://example.org/scene")
+    assert not refused.successful and "absolute path on this machine" in refused.reason
+    before, path = live.ask(), tmp_path / "scene"
+    assert live.set("scene.file", str(path)).successful
+    # What is missing or damaged is named, and nothing is lost.
+    assert not (missing := do("load")).success and str(path) in missing.message
+    path.write_bytes(b"no scene at all")
+    assert not (damaged := do("load")).success and f"{path} is no scene" in damaged.message
+    path.unlink()
+    path.mkdir()
+    assert not do("save").success and not do("load").success
+    path.rmdir()
+    assert live.ask().text == before.text
+    saved = do("save")
+    assert saved.success and saved.message.endswith(f"views are in {path}")
+    assert live.graph.call(Trigger, f"{NAME}/clear_scene").success
+    assert live.ask().status == Answer.NO_SCENE
+    loaded = do("load")
+    assert loaded.success and loaded.message.endswith(f"views came from {path}")
+    answer = live.ask()
+    assert (answer.text, answer.header.stamp, answer.spatial_tokens) == (
+        before.text,
+        before.header.stamp,
+        before.spatial_tokens,
+    )
+    scenes = live.graph.collect(PointCloud2, f"{NAME}/scene_tokens")
+    live.graph.wait(lambda: scenes and scenes[-1].width == answer.spatial_tokens, "the scene in sight")
+    live.set("scene.file", "")
