@@ -132,7 +132,7 @@ def new_model(content: Mapping[str, Any], vision: VisionTower, seed: int) -> Lla
     return model.train()
 
 
-def _look_for_likeness(attention: nn.Module, generator: torch.Generator) -> None:
+def _look_for_likeness(attention: Any, generator: torch.Generator) -> None:
     """Half of the heads begin by attending to what is like the row itself, and by taking over what they find.
 
     After Trockman and Kolter 2023 (arXiv:2305.09828): in trained transformers query and key maps are alike. Here it is
