@@ -36,7 +36,7 @@ from adatoken3d_ros.ros.client import SceneClient
 ROOT = Path(__file__).resolve().parents[1]
 NODE = "node"  # its name among the processes
 NAME = "/adatoken3d"
-WAIT = 120.0  # seconds; a machine that is busy with other things may be slow
+WAIT = 300.0  # seconds; a machine that is busy with other things may be slow
 SETTLED = 3  # equal reports of the counters in a row
 
 

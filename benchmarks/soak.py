@@ -7,9 +7,10 @@ away, parameter changes (some of them to be refused), clearing the scene, and li
 same minutes give the same schedule, so that what failed once can be repeated.
 
     rss_growth_mb_per_hour  slope of the node's memory over time: median of the slopes between all pairs of samples
-                            (Theil and Sen), of one sample a second while the node is active, the first fifth of the
-                            time left out. Half an hour at least is needed for it to mean something.
-    unanswered              questions without an answer of any status within --patience
+                            (Theil and Sen), of one sample a second, the first fifth of the time left out. Half an
+                            hour at least is needed for it to mean something.
+    unanswered              questions without an answer of any status, and other requests without a reply, within
+                            --patience
     crashes                 1 if the node ended by itself; the run then ends, and its last words are in the figures
 
     python -m benchmarks.soak --minutes 60 --json F
@@ -33,7 +34,7 @@ from rich.table import Table
 from scipy.stats import theilslopes
 
 from adatoken3d_ros.cli.processes import ProcessError
-from adatoken3d_ros.ros.client import SceneClient
+from adatoken3d_ros.ros.client import LifecycleError, SceneClient
 from benchmarks._ros import NODE, Bench, Requests, argument_parser, setting, unaccounted, write
 from benchmarks._ros_camera import Camera
 
@@ -149,7 +150,11 @@ class Soak:
                     time.sleep(min(action.at - now, SAMPLE_SECONDS / 4))
                 progress(action.at)
                 self.tally.actions[action.what] += 1
-                self._do(action)
+                try:
+                    self._do(action)
+                except (TimeoutError, LifecycleError) as error:
+                    self.tally.unanswered += isinstance(error, TimeoutError)
+                    self._problem(error, action)
             for question in self._open:
                 question.result()
             self._bench.processes.check()
