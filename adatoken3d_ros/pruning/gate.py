@@ -21,6 +21,7 @@ from .policies import GateView, Policy, Rope, SceneTokens, Selection
 from .schedule import Schedule
 
 ShouldStop = Callable[[], bool]
+HurryUp = Callable[[int, int], int | None]
 CosSin = tuple[Tensor, Tensor]
 BeforeLayer = Callable[[int, Tensor, CosSin], None]
 
@@ -122,6 +123,7 @@ def prefill(
     scene: SceneTokens | Sequence[SceneTokens] | None = None,
     rope: Rope | None = None,
     should_stop: ShouldStop | None = None,
+    pace: HurryUp | None = None,
     max_new_tokens: int = 0,
 ) -> Prefill:
     """Reads a prompt, dropping spatial tokens at the schedule's gates.
@@ -135,16 +137,21 @@ def prefill(
         scene: centroids of the spatial tokens, one for all samples or one for each; some policies need it.
         rope: "original" positions for kept tokens, or "renumber" from 0 after each drop; None for the policy's own way.
         should_stop: asked before each layer.
+        pace: for one sample: asked before each layer g with (g, the spatial tokens that it is about to see); how many
+            of these it and the layers behind may see at most, 0 for none, or None for all of them.
         max_new_tokens: tokens the caller means to decode, so that a full context is found before any work.
 
     Raises:
-        GateError: the prompt does not fit the layout or the context, the model lacks SDPA, a score is not finite.
+        GateError: the prompt does not fit the layout or the context, the model lacks SDPA, a score is not finite, or
+            `pace` asks for more tokens than there are or for several samples.
         ScheduleError: the schedule does not fit the model.
         PolicyError: the policy cannot score at one of the gates.
         Cancelled: should_stop() was true.
     """
     model, layers = language.model, language.model.layers
     _check(language, embeds, layout, max_new_tokens)
+    if pace is not None and len(embeds) != 1:
+        raise GateError(f"a pace is kept for one sample, the prompt has {len(embeds)}")
     counts = list(zip(*(schedule.counts(n, len(layers)) for n in layout.n_spatial), strict=True))  # [layer][sample]
     cache, journal = RaggedCache(len(layers)), _Journal(layout, len(layers), embeds.device)
     chooser = _Chooser(layers, layout, policy, scene, cache)
@@ -153,19 +160,29 @@ def prefill(
     for g, layer in enumerate(layers):
         if should_stop is not None and should_stop():
             raise Cancelled(f"stopped before layer {g} of {len(layers)}")
+        if pace is not None and (most := _most(pace, g, counts[g][0])) is not None:
+            counts[g:] = [(min(n, most),) for (n,) in counts[g:]]
         if counts[g] != rows.counts:
             with journal.clock:
                 chosen = [chooser.choose(g, b, k, hidden, question, cos_sin, rows) for b, k in enumerate(counts[g])]
                 journal.note(g, rows, chosen)
                 hidden, rows = _drop(chosen, hidden, rows, layout, renumber=(rope or policy.rope) == "renumber")
                 cos_sin, mask = model.rotary_emb(hidden, rows.positions), rows.mask()
-        if g + 1 < len(layers) and counts[g + 1] != counts[g]:
+        # Whether `pace` will ask for a gate before the next layer is not known yet.
+        if g + 1 < len(layers) and (pace is not None or counts[g + 1] != counts[g]):
             question = hidden[:, -max(layout.n_question) :].clone()  # a view would keep all of `hidden` alive
         cache.facts.append(LayerFacts(rows.pads, rows.shifts))
         hidden = layer(hidden, attention_mask=mask, position_embeddings=cos_sin, past_key_values=cache)
     logits = last_logits(language, hidden)
     trace = journal.trace(tuple(max(at_layer) for at_layer in counts))
     return Prefill(logits, cache, torch.tensor(layout.n_tokens, device=embeds.device), trace)
+
+
+def _most(pace: HurryUp, g: int, n: int) -> int | None:
+    most = pace(g, n)
+    if most is not None and not 0 <= most <= n:
+        raise GateError(f"the pace asks for {most} of {n} spatial tokens before layer {g}")
+    return most
 
 
 def _drop(

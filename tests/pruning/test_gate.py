@@ -450,3 +450,80 @@ def test_one_scene_serves_a_batch_of_questions(mha: LlamaForCausalLM) -> None:
     shared = SceneTokens(torch.rand(30, 3, generator=torch.Generator().manual_seed(1)))
     result = prefill(mha, prompt.embeds, prompt.layout, Schedule.of([0], [0.5]), make_policy("ours"), scene=shared)
     assert torch.equal(result.trace.retained[0], result.trace.retained[1])
+
+
+# A prefill that is hurried
+
+
+@pytest.mark.parametrize("policy", ["ours", "fastv", "pyramiddrop"])
+@pytest.mark.parametrize(
+    ("schedule", "asked", "seen"),
+    [
+        # Without a gate of its own; the mildest and the strongest drop.
+        (Schedule(), {3: 11}, (40, 40, 40, 11, 11, 11)),
+        (Schedule(), {2: 20, 3: 0}, (40, 40, 20, 0, 0, 0)),
+        # Between gates: the next one finds less than it would keep, the one after it drops again.
+        (Schedule.of([1, 3, 5], [0.5, 0.4, 0.1]), {2: 7}, (40, 20, 7, 7, 7, 4)),
+        # At a gate: what the schedule leaves is dropped further in one go.
+        (Schedule.of([2], [0.5], withdraw_layer=5), {2: 10, 4: 3}, (40, 40, 10, 10, 3, 0)),
+        # Right after a gate and before the last layer.
+        (Schedule.of([4], [0.5]), {5: 1}, (40, 40, 40, 40, 20, 1)),
+    ],
+)
+def test_a_hurried_prefill_equals_its_oracle(
+    language: LlamaForCausalLM, policy: str, schedule: Schedule, asked: dict[int, int], seen: tuple[int, ...]
+) -> None:
+    shown: list[tuple[int, int]] = []
+
+    def pace(g: int, n: int) -> int | None:
+        shown.append((g, n))
+        return asked.get(g)
+
+    made = make_policy(policy)
+    result = prefill(language, SINGLE.embeds, SINGLE.layout, schedule, made, scene=SINGLE.scene, pace=pace)
+    assert result.trace.spatial_per_layer == seen
+    reached = result.trace.last_layer[0]
+    assert tuple(int((reached >= i).sum()) for i in range(N_LAYERS)) == seen
+    assert result.cache.lengths == tuple(n + 12 for n in seen)
+    assert [g for g, _ in shown] == list(range(N_LAYERS))
+    assert all(n >= seen[g] for g, n in shown)
+    assert_equals_oracle(language, SINGLE, result, n_steps=4, rope=made.rope)
+
+
+def test_hurried_gates_choose_as_those_of_a_schedule(mha: LlamaForCausalLM) -> None:
+    """The same tokens, scores and logits: what `pace` asks for is a gate like any other."""
+    schedule = Schedule.of([2, 4], [0.5, 0.25], withdraw_layer=5)
+    planned = run(mha, SINGLE, schedule, "ours")
+    counts = schedule.counts(40, N_LAYERS)
+    made = make_policy("ours")
+    hurried = prefill(
+        mha, SINGLE.embeds, SINGLE.layout, Schedule(), made, scene=SINGLE.scene, pace=lambda g, n: counts[g]
+    )
+    assert torch.equal(hurried.logits, planned.logits)
+    assert torch.equal(hurried.trace.last_layer, planned.trace.last_layer)
+    assert torch.equal(hurried.trace.contribution, planned.trace.contribution)
+    assert hurried.trace.spatial_per_layer == planned.trace.spatial_per_layer
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+def test_a_pace_that_asks_for_nothing_changes_nothing(mha: LlamaForCausalLM, schedule: Schedule) -> None:
+    plain = run(mha, SINGLE, schedule, "ours")
+    made = make_policy("ours")
+    same = prefill(mha, SINGLE.embeds, SINGLE.layout, schedule, made, scene=SINGLE.scene, pace=lambda g, n: None)
+    assert torch.equal(same.logits, plain.logits) and torch.equal(same.trace.contribution, plain.trace.contribution)
+    assert same.trace.spatial_per_layer == plain.trace.spatial_per_layer and same.cache.lengths == plain.cache.lengths
+
+
+@pytest.mark.parametrize("most", [41, -1])
+def test_a_pace_beyond_what_is_there_is_refused(mha: LlamaForCausalLM, most: int) -> None:
+    with pytest.raises(GateError, match=f"asks for {most} of 40 spatial tokens before layer 2"):
+        prefill(
+            mha,
+            SINGLE.embeds,
+            SINGLE.layout,
+            Schedule(),
+            make_policy("ours"),
+            pace=lambda g, n: most if g == 2 else None,
+        )
+    with pytest.raises(GateError, match="one sample, the prompt has 3"):
+        prefill(mha, BATCH.embeds, BATCH.layout, Schedule(), make_policy("ours"), pace=lambda g, n: None)
