@@ -222,7 +222,9 @@ def start_nodes(processes: Processes, model: Path, seed: int) -> None:
     """The scene node and the camera, with the parameters of config/demo.yaml."""
     parameters = ["--ros-args", "--params-file", str(share() / "config" / "demo.yaml")]
     module = [sys.executable, "-m"]
-    node = ["adatoken3d_ros.ros.node", *parameters, "-p", f"model.path:={model}", "-p", "autostart:=false"]
+    # What the node measures of this machine, for seconds, is kept for the next demo.
+    own = {"model.path": model, "autostart": "false", "budget.cache": tiny_checkpoint_path().parent}
+    node = ["adatoken3d_ros.ros.node", *parameters, *(f for k, v in own.items() for f in ("-p", f"{k}:={v}"))]
     camera = ["adatoken3d_ros.ros.demo_camera", *parameters, "-p", f"seed:={seed}"]
     processes.start(NODE, [*module, *node])
     processes.start("demo_camera", [*module, *camera])
