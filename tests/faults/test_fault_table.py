@@ -31,7 +31,7 @@ SIGKILL during an answer; every order; two nodes of the same name; never reads; 
 
 
 @cache
-def tests_of(path: str) -> dict[str, set[str]]:
+def written_tests(path: str) -> dict[str, set[str]]:
     """{test: ids of its parameters, as far as they are written down} of a file."""
     found = {}
     for node in ast.parse((ROOT / path).read_text(encoding="utf-8")).body:
@@ -65,8 +65,8 @@ def test_every_fault_has_a_test_that_exists() -> None:
         assert match is not None, (fault, test)
         path, name, parameter = match.groups()
         assert (ROOT / path).is_file(), (fault, path)
-        assert name in tests_of(path), (fault, test)
-        assert parameter is None or parameter in tests_of(path)[name], (fault, test, tests_of(path)[name])
+        assert name in written_tests(path), (fault, test)
+        assert parameter is None or parameter in written_tests(path)[name], (fault, test, written_tests(path)[name])
         assert action, fault
 
 
