@@ -80,7 +80,7 @@ def test_counters_add_up_over_a_node_s_life(graph: Graph, tiny_model: Path) -> N
     # Nine views in each life, one of them without depth.
     assert (values["received.rgb/image"], values["received.depth/image"]) == ("18", "16")
     assert float(values["accepted.age_ms.p95"]) >= float(values["accepted.age_ms.p50"])
-    assert values["frames.key_frame"] == "4" and "frames.superseded" not in values, process.log
+    assert values["frames.key_frame"] == "4", process.log
 
 
 def test_a_quality_of_service_that_there_is_not_is_refused_by_name(graph: Graph, tiny_model: Path) -> None:
