@@ -58,6 +58,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--minutes", type=float, metavar="M", help="save and end after so long, whatever the steps")
     parser.add_argument("--save-every", type=int, default=100, metavar="N", help="steps between checkpoints (100)")
     parser.add_argument("--evaluate-every", type=int, default=200, metavar="N", help="steps between evaluations (200)")
+    parser.add_argument("--export", type=Path, metavar="DIR", help="at the end, the model in float16 as it is shipped")
     parser.add_argument("--prepare-only", action="store_true", help="render and encode the rooms, then end")
     for name, kind in _SIZES.items():
         parser.add_argument(
@@ -107,6 +108,8 @@ def run(args: argparse.Namespace) -> int:
         f"{len(training)} rooms; step {trainer.step} of {args.steps}"
     )
     loop(trainer, validation, args, console)
+    if args.export is not None:
+        trainer.export(args.export)
     return 0
 
 

@@ -157,14 +157,16 @@ def save_model(
     words: PreTrainedTokenizerFast,
     directory: Path,
     recipe: Mapping[str, Any],
+    dtype: torch.dtype = torch.float32,
 ) -> None:
     """Writes config.json (with the recipe), tokenizer.json and model.safetensors, each complete or not at all."""
     directory.mkdir(parents=True, exist_ok=True)
     state = model.state_dict()
-    weights = {theirs: state[ours].detach().float().contiguous() for ours, theirs in official_names(model).items()}
+    weights = {theirs: state[ours].detach().to(dtype).contiguous() for ours, theirs in official_names(model).items()}
     partial = directory / "model.safetensors.part"
     save_file(weights, partial, metadata={"format": "pt"})
     partial.replace(directory / "model.safetensors")
+    content = {**content, "torch_dtype": str(dtype).removeprefix("torch.")}
     text = json.dumps({**content, "training": dict(recipe)}, indent=2, sort_keys=True) + "\n"
     partial = directory / "config.json.part"
     partial.write_text(text, encoding="utf-8")

@@ -112,7 +112,9 @@ class DenseHead(nn.Module):
         log_kind = functional.log_softmax(
             self.kind(h).float() @ torch.cat([kinds, self.nothing[None]]).T.float(), dim=1
         )
-        weight = torch.where(inside > 0, 1.0, _BACKGROUND_WEIGHT)
+        # Questions are as often about small things as about large ones, which most tokens show.
+        size = torch.cat([truth.share[:, :-1].sum(dim=0).clamp(min=1.0), truth.share.new_tensor([len(h)])])
+        weight = (truth.share / size.sqrt()).sum(dim=1) * torch.where(inside > 0, 1.0, _BACKGROUND_WEIGHT)
         losses = {"kind": -((target * log_kind).sum(dim=1) * weight).sum() / weight.sum()}
         shown = inside > 0.25
         item = truth.share[:, :-1].argmax(dim=1)

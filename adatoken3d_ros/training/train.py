@@ -369,16 +369,22 @@ class Trainer:
 
     # --- files ---
 
-    def save(self, directory: Path) -> None:
-        """The model as the loader reads it, and in a folder beside it what a resumed run needs."""
-        recipe = {
+    def export(self, directory: Path) -> None:
+        """The model alone, in float16: half the size, for those who only run it."""
+        save_model(self.model, self.content, self.tokenizer, directory, self._recipe(), torch.float16)
+
+    def _recipe(self) -> dict[str, Any]:
+        return {
             **self.recipe,
             **asdict(self.config),
             "step": self.step,
             "hours": round(self.seconds / 3600, 3),
             "rooms": len(self.scenes),
         }
-        save_model(self.model, self.content, self.tokenizer, directory, recipe)
+
+    def save(self, directory: Path) -> None:
+        """The model as the loader reads it, and in a folder beside it what a resumed run needs."""
+        save_model(self.model, self.content, self.tokenizer, directory, self._recipe())
         state: dict[str, Tensor] = {f"heads.{n}": p.detach() for n, p in self.heads.named_parameters()}
         for name, parameter in self.parameters.items():
             for optimizer in self.optimizers:

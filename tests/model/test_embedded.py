@@ -29,7 +29,7 @@ Loaded = tuple[Llava3D, PreTrainedTokenizerFast, checkpoint.LoadReport]
 @pytest.fixture(scope="module")
 def embedded() -> Loaded:
     try:
-        return checkpoint.load(embedded_path())
+        return checkpoint.load(embedded_path(), dtype=torch.float32)
     except FileNotFoundError as error:
         pytest.skip(str(error))
 
