@@ -159,7 +159,7 @@ class Bench:
                     image_size=args.image,
                 )
         self.name = "embedded" if self.trained and args.model is None else "random" if not self.trained else str(path)
-        self.model, self.tokenizer, _ = checkpoint.load(path)
+        self.model, self.tokenizer, _ = checkpoint.load(path, dtype=torch.float32)
         self.n_layers = int(self.model.config.language.num_hidden_layers)
         if Path(args.strategy).suffix == ".yaml":
             self.strategy = Strategy.load(args.strategy)
