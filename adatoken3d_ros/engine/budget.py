@@ -8,12 +8,14 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from statistics import median_high
 
 import numpy as np
 
 from adatoken3d_ros.engine.answer import Question, StageTimes
+from adatoken3d_ros.engine.hurry import Hurry
 from adatoken3d_ros.engine.latency import FloatArray, LatencyModel
-from adatoken3d_ros.engine.plans import RUNGS, Plan, Situation, Table, options
+from adatoken3d_ros.engine.plans import RUNGS, SHORTEST_ANSWER, Plan, Situation, Table, loss_per_share, options
 from adatoken3d_ros.pruning.strategy import Strategy
 
 
@@ -140,9 +142,16 @@ class Controller:
 
     def expected_tokens(self, limit: int) -> int:
         """How long an answer is likely to be at most: the 95th percentile of those that were not cut for time."""
+        return self._length(limit, 95)
+
+    def typical_tokens(self, limit: int) -> int:
+        """How long an answer is likely to be: the median of those that were not cut for time."""
+        return self._length(limit, 50)
+
+    def _length(self, limit: int, percentile: float) -> int:
         if len(self._lengths) < self._FEWEST_LENGTHS:
             return limit
-        return min(limit, math.ceil(float(np.percentile(list(self._lengths), 95))))
+        return min(limit, math.ceil(float(np.percentile(list(self._lengths), percentile))))
 
     def answered(self, n_tokens: int) -> None:
         """An answer was not cut for time."""
@@ -170,6 +179,10 @@ class Pace:
         self._lost = [0.0, 0.0]  # by views and by tokens
         self._tokens: int | None = None  # the smallest cap so far
         self._small = False
+        self._explained = 0.0  # seconds, p50 of what was done
+        self._done: set[str] = set()
+        self._asked: float | None = None  # when the last token was there
+        self._steps: list[float] = []
 
     def out_of_memory(self) -> None:
         """Memory ran out: from now on `plan` gives the smallest plan there is, whatever the budget."""
@@ -248,15 +261,56 @@ class Pace:
 
     def took(self, stage: str, terms: FloatArray) -> None:
         """The present stage has done what `terms` describe."""
-        if self._controller.latency is not None:
-            self._controller.latency.observe(stage, terms, self._watch.stage_seconds)
+        latency = self._controller.latency
+        if latency is not None:
+            self._explained += float(latency.p50(stage, terms))
+            self._done.add(stage)
+            latency.observe(stage, terms, self._watch.stage_seconds)
+
+    def answered(self, times: StageTimes) -> None:
+        """The question is answered; teaches how whole answers differ from the sum of their stages."""
+        latency = self._controller.latency
+        # A prefix that had to be read first, and an answer that ended early, are not explained by their stages.
+        whole = "decode" in self._done and not self._done.isdisjoint({"prefill", "follow_up"})
+        if latency is not None and whole and not self._small:
+            latency.observe_answer(self._explained, (times.total - times.queue) / 1e3)
+
+    def reading(self, plan: Plan, n_spatial: int, n_text: int) -> Hurry | None:
+        """What keeps the prefill of `plan` in time; None where it has all the time there is, or is late anyway."""
+        latency = self._controller.latency
+        if latency is None or self._budget_ms is None or self.hopeless or self._small:
+            return None
+        return Hurry(
+            latency,
+            self._watch.clock,
+            self.deadline - self._controller.config.reserve_ms / 1e3,
+            plan.strategy.schedule.counts(n_spatial, self._controller.n_layers),
+            n_spatial,
+            n_text,
+            answer_tokens=min(plan.answer_tokens, SHORTEST_ANSWER),
+            may_choose=plan.strategy.policy != "none",
+        )
+
+    def read(self, hurry: Hurry | None) -> None:
+        """Notes what a prefill gave up on the way."""
+        if hurry is None or not hurry.drops or self.decision is None:
+            return
+        lost = loss_per_share(self._controller.options) * hurry.removed_share
+        self.decision = replace(self.decision, rung=max(3, self.decision.rung), loss=self.decision.loss + lost)
+        steps = ", ".join(f"layer {g} ({kept} of {n} tokens)" for g, n, kept in hurry.drops)
+        self.why += f"; hurried before {steps}"
 
     def time_is_up(self, next_step: FloatArray) -> bool:
-        """Whether another decode step might end after the deadline."""
-        latency = self._controller.latency
-        step = 0.0 if latency is None else float(latency.p95("decode", next_step))
-        reserve = 0.0 if latency is None else self._controller.config.reserve_ms / 1e3
-        return self._watch.clock() + step + reserve >= self.deadline
+        """Asked after each token: whether another decode step might end after the deadline."""
+        latency, now = self._controller.latency, self._watch.clock()
+        if latency is None:
+            return now >= self.deadline
+        # From token to token in this answer: what is done with the text belongs to a step, too.
+        if self._asked is not None:
+            self._steps.append(now - self._asked)
+        self._asked = now
+        step = max(float(latency.p95("decode", next_step)), median_high(self._steps) if self._steps else 0.0)
+        return now + step + self._controller.config.reserve_ms / 1e3 >= self.deadline
 
     @property
     def predicted(self) -> StageTimes | None:

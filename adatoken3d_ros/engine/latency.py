@@ -116,7 +116,8 @@ class Ratio:
     """Measured over fitted time of one stage: an exponentially weighted mean of its logarithm, and how it scatters.
 
     One measurement that is off by more than `outlier` changes nothing; a second one on the same side right after it
-    does at once: then it is not an accident but another pace, as when another program starts.
+    does at once: then it is not an accident but another pace, as when another program starts. What is known of few
+    measurements only is guarded more widely.
 
     Args:
         scatter: measured / predicted of the warm-up, the first entries of the window.
@@ -124,6 +125,8 @@ class Ratio:
         window: how many measurements the 95th percentile is taken of.
         outlier: factor.
     """
+
+    _EARLY = 0.3  # by how much an unmeasured pace may be off; halved by the first measurement, a third after the second
 
     def __init__(
         self, scatter: Iterable[float] = (), *, weight: float = 0.2, window: int = 64, outlier: float = 1.5
@@ -170,7 +173,7 @@ class Ratio:
     def _percentile(self) -> float:
         # Few measurements know little of their tail: as if one more had been somewhat late.
         known = [*self._scatter, 1.1]
-        return max(1.0, float(np.percentile(known, 95)))
+        return max(1.0 + self._EARLY / (1 + self.count), float(np.percentile(known, 95)))
 
 
 class LatencyModel:
@@ -200,6 +203,7 @@ class LatencyModel:
             self.coefficients[name] = values
         self.scatter = {name: list((scatter or {}).get(name, ())) for name in TERMS}
         self.ratios = {stage: Ratio(self.scatter[name]) for stage, name in FORMULA.items()}
+        self.answers = Ratio()  # of whole answers: what is in no stage, and what slows all of them at once
         self.version = 0
 
     @classmethod
@@ -229,6 +233,16 @@ class LatencyModel:
         expected = float(self.fitted_seconds(stage, terms))
         if expected > 0 and seconds > 0:
             self.ratios[stage].observe(seconds / expected)
+            self.version += 1
+
+    def p95_answer(self, p50: Any, p95: Any) -> Any:
+        """(...) seconds that 19 of 20 answers stay under, from the sums of their stages' p50 and p95 (...)."""
+        return np.maximum(p95, p50 * self.answers.value * self.answers.guard)
+
+    def observe_answer(self, p50: float, seconds: float) -> None:
+        """Takes into account that a whole answer took `seconds`, of which its stages' p50 explain `p50`."""
+        if p50 > 0 and seconds > 0:
+            self.answers.observe(seconds / p50)
             self.version += 1
 
     @property

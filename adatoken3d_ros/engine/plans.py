@@ -124,7 +124,8 @@ class Situation:
         tokens_per_view: what a new view is expected to add, tokens.
         n_system, n_question: rows of the prompt before and after the spatial tokens.
         answer_limit: longest answer, tokens.
-        answer_expected: tokens that answers have been taking.
+        answer_expected: tokens that 19 of 20 answers stay under.
+        answer_typical: tokens that half of them stay under; None for answer_expected.
         built: numbers of scene tokens for which the tokens are there already.
         reuse: prefixes may be used; prefix_ready: the scene's is there.
         prunable: plans may choose the number of scene tokens (not any more once they are built).
@@ -143,6 +144,7 @@ class Situation:
     reuse: bool = False
     prefix_ready: bool = False
     prunable: bool = True
+    answer_typical: int | None = None
 
     @property
     def n_text(self) -> int:
@@ -291,7 +293,7 @@ _COLUMNS = ("option", "views", "tokens", "capped", "rung", "loss", "views_loss",
 
 
 def _grid(s: Situation, options: Sequence[Option], latency: LatencyModel, n_layers: int) -> _Grid:
-    unit = _unit(options)
+    unit = loss_per_share(options)
     answers = _answers(s.answer_limit)
     columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
     terms: list[list[FloatArray]] = []
@@ -341,10 +343,16 @@ def _with_answers(
     n, m = len(terms), len(answers)
     limits = np.asarray(answers)
     # The first token comes out of the prefill; an answer that ends by itself takes one more step to say so.
-    steps = np.minimum(limits - 1, s.answer_expected)
-    decoding = decode_terms(steps[None, :], stacked[4], n_layers)
-    decode50 = latency.p50("decode", decoding)
-    decode95 = latency.p95("decode", decoding)
+    typical = s.answer_expected if s.answer_typical is None else s.answer_typical
+    usual, long = (
+        decode_terms(np.minimum(limits - 1, tokens)[None, :], stacked[4], n_layers)
+        for tokens in (typical, s.answer_expected)
+    )
+    decode50 = latency.p50("decode", usual)
+    decode95 = latency.p95("decode", long)
+    p95 = latency.p95_answer(
+        once50.sum(axis=1)[:, None] + latency.p50("decode", long), np.asarray(once95)[:, None] + decode95
+    )
     wide = {name: np.repeat(np.asarray(values), m) for name, values in columns.items()}
     shorter = np.tile(1 - limits / limits[0], n)
     return _Grid(
@@ -358,11 +366,11 @@ def _with_answers(
         views_loss=wide["views_loss"],
         tokens_loss=wide["tokens_loss"],
         stages=np.concatenate([np.repeat(once50, m, axis=0), decode50.reshape(-1, 1)], axis=1),
-        p95=np.repeat(once95, m) + decode95.reshape(-1),
+        p95=p95.reshape(-1),
     )
 
 
-def _unit(options: Sequence[Option]) -> float:
+def loss_per_share(options: Sequence[Option]) -> float:
     """Loss of a share of views, tokens or answer by the proxy: no less than any option pays for what it removes."""
     return max((option.loss / option.removed for option in options if option.removed > 0), default=1.0)
 

@@ -291,6 +291,7 @@ class SceneSession:
         except Cancelled:
             answer = replace(answer, status=Status.CANCELLED, status_message="cancelled during prefill")
         times = watch.finish()
+        pace.answered(times)
         met = times.total <= (question.latency_budget_ms or math.inf)
         return replace(
             answer, times=times, budget_met=met, plan=pace.why, predicted=pace.predicted, decision=pace.decision
@@ -379,9 +380,18 @@ class SceneSession:
         layout = Layout.single(spliced.spatial_start, spliced.n_spatial, spliced.n_tokens)
         schedule, n_text = plan.strategy.schedule, spliced.n_tokens - spliced.n_spatial
         policy = self._policy if plan.strategy.policy == self.strategy.policy else self._make_policy(plan.strategy)
+        hurry = pace.reading(plan, spliced.n_spatial, n_text)
         filled = prefill(
-            self.model.language, spliced.embeds, layout, schedule, policy, scene=block.scene, should_stop=should_stop
+            self.model.language,
+            spliced.embeds,
+            layout,
+            schedule,
+            policy,
+            scene=block.scene,
+            should_stop=should_stop,
+            pace=hurry,
         )
+        pace.read(hurry)
         pace.took("prefill", read_terms(filled.trace.spatial_per_layer, spliced.n_spatial, n_text))
         yield filled
 
@@ -445,6 +455,7 @@ class SceneSession:
             n_question=prompt.n_tokens - n_system,
             answer_limit=limit,
             answer_expected=self.controller.expected_tokens(limit),
+            answer_typical=self.controller.typical_tokens(limit),
             built=self.prepared.built,
             reuse=self.config.budget.reuse is Reuse.PREFIX,
             prefix_ready=self.prepared.prefix is not None,

@@ -245,6 +245,8 @@ class Worker:
                 with self._changed:
                     self._running = None
                 ticket.result.set_result(answer)
+                # Hands over Python's lock: the asker would else wait until background work lets go of it.
+                time.sleep(0)
         self._refuse_waiting(Status.CANCELLED, "the node is stopping")
 
     def _withdraw(self, ticket: Ticket) -> None:

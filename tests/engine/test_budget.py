@@ -16,6 +16,7 @@ from adatoken3d_ros.engine.answer import Answer, Question, Status
 from adatoken3d_ros.engine.budget import BudgetConfig, Infeasible, Reuse
 from adatoken3d_ros.engine.latency import LatencyModel
 from adatoken3d_ros.engine.session import SceneSession, SessionConfig, whole_words
+from adatoken3d_ros.pruning.gate import prefill
 from adatoken3d_ros.scene.frames import PosedFrame
 
 # Seconds: 0.1 a view, 0.0001 a row and layer, 0.01 a decode step.
@@ -33,7 +34,8 @@ class World:
         config = SessionConfig(max_new_tokens=16, budget=BudgetConfig(**{"reserve_ms": 0.0, **budget}))
         self.session = make_session(config, clock=lambda: self.now)
         self.session.controller.latency = LatencyModel(COEFFICIENTS)
-        for ratio in self.session.controller.latency.ratios.values():
+        latency = self.session.controller.latency
+        for ratio in (*latency.ratios.values(), latency.answers):
             ratio._guard = 1.0
         self.reads: list[str] = []
         monkeypatch.setattr(self.session.model, "encode_images", self._timed_features(self.session.model))
@@ -187,6 +189,47 @@ def test_an_answer_that_runs_out_of_time_ends_with_a_whole_word(make_world: Any,
     assert answer.status is Status.TRUNCATED and f"{budget}" in answer.status_message
     assert answer.budget_met and answer.times.total <= budget
     assert re.fullmatch(r"(word3\d\d )*word3\d\d", answer.text), answer.text
+
+
+def test_a_prefill_that_falls_behind_drops_tokens_instead_of_being_late(
+    make_world: Any, frames: Frames, monkeypatch: Any
+) -> None:
+    world = make_world()
+    monkeypatch.setattr(session_module, "prefill", prefill)
+    world.session.observe(frames[0])
+    world.session.encode_pending()
+    stalls: dict[int, float] = {}  # layer and seconds
+    rows: list[int] = []
+
+    def read(index: int, hidden: torch.Tensor) -> None:
+        rows.append(hidden.shape[1])
+        world.spend(1e-4 * rows[-1] + stalls.get(index, 0.0))
+
+    language = world.session.model.language.model
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, args, index=i: read(index, args[0]))
+        for i, layer in enumerate(language.layers)
+    ]
+    try:
+        free = world.ask(60_000)
+        n_layers, n_text = len(language.layers), rows[0] - free.spatial_tokens
+        budget = 1.3 * free.times.total
+        assert free.retained_tokens == free.spatial_tokens and layers(free)[-1] == free.spatial_tokens
+        on_time = world.ask(budget)
+        assert on_time.budget_met and "hurried" not in on_time.plan and layers(on_time) == layers(free)
+        # Another program takes the core before layer 1. Enough is left for the text and four words only.
+        least = 1.84e-4 * n_text * (n_layers - 2) + 0.037
+        stalls[1] = budget / 1e3 - 2e-4 * rows[0] - least
+        late = world.ask(budget)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    full = late.spatial_tokens
+    assert late.budget_met and late.times.total <= budget, late.plan
+    assert "unpruned" in late.plan and f"hurried before layer 2 (0 of {full} tokens)" in late.plan
+    assert layers(late) == (full, full) + (0,) * (n_layers - 2)
+    assert late.decision is not None and late.decision.rung == 3 and late.decision.loss > 0
+    assert late.prefill_flops < 0.6 * free.prefill_flops and late.text
 
 
 def test_whole_words() -> None:
