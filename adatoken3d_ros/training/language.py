@@ -159,10 +159,18 @@ def save_model(
     recipe: Mapping[str, Any],
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Writes config.json (with the recipe), tokenizer.json and model.safetensors, each complete or not at all."""
+    """Writes config.json (with the recipe), tokenizer.json and model.safetensors, each complete or not at all.
+
+    Args:
+        dtype: of all weights but the vision tower's.
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    state = model.state_dict()
-    weights = {theirs: state[ours].detach().to(dtype).contiguous() for ours, theirs in official_names(model).items()}
+    state = {ours: tensor.detach().float() for ours, tensor in model.state_dict().items()}
+    # The tower stays what it was published as, and what scenes were encoded with.
+    weights = {
+        theirs: (state[ours] if ours.startswith("vision.") else state[ours].to(dtype)).contiguous()
+        for ours, theirs in official_names(model).items()
+    }
     partial = directory / "model.safetensors.part"
     save_file(weights, partial, metadata={"format": "pt"})
     partial.replace(directory / "model.safetensors")

@@ -370,7 +370,7 @@ class Trainer:
     # --- files ---
 
     def export(self, directory: Path) -> None:
-        """The model alone, in float16: half the size, for those who only run it."""
+        """The model alone, all but the tower in float16: for those who only run it."""
         save_model(self.model, self.content, self.tokenizer, directory, self._recipe(), torch.float16)
 
     def _recipe(self) -> dict[str, Any]:

@@ -192,14 +192,15 @@ def test_pointing_loss_by_hand() -> None:
     assert float(pointing_loss(queries, keys, 1.0, truth, [])) == 0.0
 
 
-def test_the_exported_model_is_half_the_size_and_answers_alike(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+def test_the_exported_model_is_smaller_and_the_same(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     trainer = make_trainer()
     trainer.train_step()
     trainer.save(tmp_path / "whole")
     trainer.export(tmp_path / "half")
     sizes = {kind: (tmp_path / kind / "model.safetensors").stat().st_size for kind in ("whole", "half")}
-    assert sizes["half"] < 0.6 * sizes["whole"]
+    assert sizes["half"] < 0.7 * sizes["whole"]
     whole, half = (checkpoint.load(tmp_path / kind, dtype=torch.float32)[0] for kind in ("whole", "half"))
     assert half.config.hash() == whole.config.hash()
     for name, tensor in whole.state_dict().items():
-        assert torch.allclose(half.state_dict()[name], tensor, rtol=1e-3, atol=1e-6), name
+        close = 0.0 if name.startswith("vision.") else 1e-3
+        assert torch.allclose(half.state_dict()[name], tensor, rtol=close, atol=close * 1e-3), name
