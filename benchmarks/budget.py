@@ -12,13 +12,15 @@ yet. Twice:
 By run: `miss_rate` (late answers), `p95_overshoot` (of late / budget - 1, 0 for those in time), `median_use` (time
 taken over budget), `p95_prediction_error` (of predicted over taken time - 1, without the queue), `clock_error_ms`
 (largest difference between the answer's total and the asker's own clock) and `loss_by_decile` of the budgets. With a
-trained model there is also `accuracy_by_decile`. `controllers` has the same for the quiet questions with their budgets
-ignored: always unpruned, always the configured strategy, always the cheapest plan.
+trained model there is also `accuracy_by_decile`, and `accuracy_latency`: what --frontier-questions questions take from
+the question to the answer and how many answers are right, for plans of the configured policy and for every rival on its
+own schedules (a second picture, beside P with the ending `_accuracy`). `controllers` has the same for the quiet
+questions with their budgets ignored: always unpruned, always the configured strategy, always the cheapest plan.
 
 The loss is the divergence (KL, nats) from the unpruned answer that each schedule was measured to have on some of the
 scenes before; what is no schedule (views, tokens, the answer's length) counts by the engine's proxy.
 
-    python -m benchmarks.budget --json F [--picture P] [--questions 200] [--model DIR]
+    python -m benchmarks.budget --json F [--picture P] [--questions 200] [--frontier-questions 20] [--model DIR]
 """
 
 from __future__ import annotations
@@ -66,9 +68,11 @@ from adatoken3d_ros.scene.keyframes import KeyFrameConfig
 from adatoken3d_ros.synthetic.furnished import make_room
 from adatoken3d_ros.synthetic.questions import QA, generate
 from adatoken3d_ros.synthetic.views import render_views
+from benchmarks import _accuracy_latency
 
 WAIT = 120.0  # seconds until an answer that does not come ends the benchmark
-FACTORS = (0.5, 1.0, 2.0)  # on each rival's own keep ratios, for the picture
+FACTORS = (0.5, 1.0, 2.0)  # on each rival's own keep ratios, for the pictures
+OWN_POINTS = 6  # schedules of the configured policy, for accuracy against latency
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +106,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", type=Path, help="a checkpoint; the embedded one, or else one of random weights")
     parser.add_argument("--strategy", default="ours", help="configured strategy: a policy's name or a .yaml file")
     parser.add_argument("--questions", type=int, default=200, help="in each run (%(default)s)")
+    parser.add_argument(
+        "--frontier-questions", type=int, default=20, help="a strategy, for accuracy against latency (%(default)s)"
+    )
     parser.add_argument("--scenes", type=int, default=5, help="rooms (%(default)s)")
     parser.add_argument(
         "--views", type=int, default=8, help="views that are encoded before the questions (%(default)s)"
@@ -113,7 +120,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--hidden", type=int, default=192, help="width of a random model (%(default)s)")
     parser.add_argument("--image", type=int, default=224, help="image size of a random model (%(default)s)")
     args = parser.parse_args(arguments)
-    if min(args.questions, args.scenes, args.views, args.threads, args.max_new_tokens) < 1:
+    if min(args.questions, args.frontier_questions, args.scenes, args.views, args.threads, args.max_new_tokens) < 1:
         parser.error("questions, scenes, views, threads and tokens must be at least 1")
     return args
 
@@ -243,9 +250,9 @@ class Runner:
 
     def ask(self, question: Question, frame: PosedFrame | None) -> tuple[Answer, float]:
         """The answer and the milliseconds until it was there; `frame` comes in just before the question."""
-        began = time.monotonic()
         if frame is not None:
             self.worker.submit_frame(partial(_itself, frame))
+        began = time.monotonic()
         answer = self.worker.submit(question).result.result(WAIT)
         ended = time.monotonic()
         if frame is not None:
@@ -299,7 +306,7 @@ def run(
                 limit = {"budget": budget, "cheapest": 1e-3}.get(way)
                 frame = later.pop() if i % 4 == 0 and later else None
                 answer, asker = runner.ask(replace(question, latency_budget_ms=limit), frame)
-                rows.append(Row(budget, asker, answer, _loss(answer), bench_score(bench, qa, answer)))
+                rows.append(Row(budget, asker, answer, _loss(answer), bench_score(bench, qa, answer.text)))
                 progress()
     finally:
         hogs.close()
@@ -312,12 +319,12 @@ def _loss(answer: Answer) -> float:
     return answer.decision.loss
 
 
-def bench_score(bench: Bench, qa: QA, answer: Answer) -> float | None:
+def bench_score(bench: Bench, qa: QA, text: str) -> float | None:
     if not bench.trained:
         return None
     from benchmarks.accuracy import score
 
-    return float(score(qa, answer.text))
+    return float(score(qa, text))
 
 
 # Figures -----------------------------------------------------------------------------------------------------------
@@ -326,6 +333,7 @@ def bench_score(bench: Bench, qa: QA, answer: Answer) -> float | None:
 def figures(rows: Sequence[Row]) -> dict[str, Any]:
     """What the module's text says of a run."""
     late = [max(0.0, row.use - 1.0) for row in rows]
+    clock = [abs(row.asker - row.answer.times.total) for row in rows]
     errors = [
         abs(row.answer.predicted.total / (row.answer.times.total - row.answer.times.queue) - 1.0)
         for row in rows
@@ -338,7 +346,10 @@ def figures(rows: Sequence[Row]) -> dict[str, Any]:
         "median_use": median(row.use for row in rows),
         "p95_prediction_error": float(np.percentile(errors, 95)) if errors else None,
         "median_ms": median(row.answer.times.total for row in rows),
-        "clock_error_ms": max(abs(row.asker - row.answer.times.total) for row in rows),
+        "clock_error_ms": max(clock),
+        "clock_error_ms_p95": float(np.percentile(clock, 95)),
+        "clock_error_ms_p50": median(clock),
+        "hurried": sum("hurried before" in row.answer.plan for row in rows),
         "loss": float(np.mean([row.loss for row in rows])),
         "loss_by_decile": by_decile(rows, lambda row: row.loss),
         "statuses": dict(Counter(row.answer.status.name for row in rows)),
@@ -429,6 +440,26 @@ def _prefill_ms(bench: Bench, schedule: Schedule, policy: Any) -> float:
     return 1e3 * (time.perf_counter() - began) / len(bench.samples)
 
 
+def accuracy_latency(bench: Bench, progress: Callable[[], None]) -> dict[str, list[_accuracy_latency.Point]]:
+    """Accuracy against latency by policy, see `_accuracy_latency`; every question with all views encoded."""
+    each = -(-bench.args.frontier_questions // len(bench.scenes))
+
+    def show(frames: Sequence[PosedFrame], session: SceneSession) -> None:
+        for frame in frames:
+            session.observe(frame)
+        session.encode_pending()
+
+    def score(qa: QA, text: str) -> float:
+        return bench_score(bench, qa, text) or 0.0
+
+    own = _accuracy_latency.thinned(bench.calibrated, OWN_POINTS)
+    asked = _accuracy_latency.strategies(own, bench.strategy.policy, bench.n_layers, FACTORS)
+    scenes = [(partial(show, scene.first), scene.questions[:each]) for scene in bench.scenes]
+    session = bench.session()
+    session.controller.latency = None  # the strategy alone decides, and no table is made
+    return _accuracy_latency.measure(session, scenes, asked, score, progress)
+
+
 def draw(result: dict[str, Any], path: Path) -> None:
     """Left: loss against prefill time by policy. Right: how much of its budget each answer took."""
     import matplotlib
@@ -496,7 +527,11 @@ def measure(args: argparse.Namespace, console: Console) -> dict[str, Any]:
         half = args.questions // 2
         task = progress.add_task("policies", total=len(POLICY_NAMES) - 1)
         policies = frontier(bench, advance)
+        if bench.trained:
+            task = progress.add_task("accuracy", total=args.frontier_questions)
+        accuracy = {"accuracy_latency": accuracy_latency(bench, advance)} if bench.trained else {}
     return {
+        **accuracy,
         "quiet": figures(quiet),
         "hog": {**figures(hogged[half:]), "before": figures(hogged[:half])},
         "controllers": {"ours": figures(quiet), **{way: figures(rows) for way, rows in others.items()}},
@@ -571,6 +606,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         args.json.write_text(json.dumps(shown, indent=2) + "\n", encoding="utf-8")
     if args.picture is not None:
         draw(result, args.picture)
+        if "accuracy_latency" in result:
+            beside = args.picture.with_name(f"{args.picture.stem}_accuracy{args.picture.suffix}")
+            setting = result["setting"]
+            _accuracy_latency.draw(result["accuracy_latency"], setting["policy"], setting["model"], beside)
 
 
 if __name__ == "__main__":
