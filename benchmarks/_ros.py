@@ -238,6 +238,13 @@ class Requests:
         """A future of the answer."""
         return self._ask.call_async(AskScene.Request(question=question, max_new_tokens=max_new_tokens))
 
+    def answered(self, question: str, max_new_tokens: int, budget_ms: float) -> tuple[Any, float]:
+        """The answer within a latency budget, and the time until it came."""
+        request = AskScene.Request(question=question, max_new_tokens=max_new_tokens, latency_budget_ms=budget_ms)
+        began = time.perf_counter()
+        reply, came = self._timed(self._ask.call_async(request), "an answer")
+        return reply.answer, 1e3 * (came - began)
+
     def get_parameter(self, name: str) -> float:
         """Time of a parameter get."""
         began = time.perf_counter()

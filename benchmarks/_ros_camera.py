@@ -146,7 +146,7 @@ def main() -> None:
     parser.add_argument("--height", type=int, default=480)
     parser.add_argument("--points", type=int, default=300_000)
     parser.add_argument("--speed", type=float, default=0.25, help="of the sensor, metres a second")
-    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     with rclpy.init(args=[]):
         node = rclpy.create_node("benchmark_camera")

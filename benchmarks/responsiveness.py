@@ -11,6 +11,11 @@ process, again and again:
 each from the request to the reply as a client sees it; p50, p95, p99 and the largest of --requests. The tiny model is
 the hard case: its steps are so short that its thread asks for Python's lock all the time.
 
+Then --budgeted questions with latency budgets go through the service while pictures of 320 x 240 come at 10 Hz from a
+third process:
+
+    clock_error_ms    the asker's clock from request to reply, less the answer's own total
+
     python -m benchmarks.responsiveness --json F
 """
 
@@ -28,6 +33,8 @@ from benchmarks._ros_camera import Camera
 
 GOAL_MS = 50.0
 TRUNCATED = 4  # of Answer.status: the answer was cut at its limit, so the model wrote until then
+CLOCK_GOAL_MS = 10.0
+BUDGETS_MS = (40.0, 80.0, 160.0, 320.0)  # in turn
 NAMES = ("queue_status_ms", "parameter_get_ms", "cancel_ms")
 
 
@@ -64,6 +71,26 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     return figures(times) | {"requests": args.requests, "long_answers": questions, "not_counted": retried}
 
 
+def clock_error(args: argparse.Namespace) -> dict[str, Any]:
+    """How far the answers' own times are from the asker's while a camera streams."""
+    errors: list[float] = []
+    late = 0
+    with Bench(args.model, show=args.show, budget__warm_up=True) as bench:
+        requests = Requests()
+        try:
+            size = ["--width", "320", "--height", "240", "--rate", "10", "--seconds", "600"]
+            bench.python("camera", "benchmarks._ros_camera", "--kind", "images", *size)
+            bench.wait(lambda: int(bench.counters().get("key_frames", 0)), "a key frame")
+            for index in range(args.budgeted):
+                answer, seen = requests.answered("What is there?", 8, BUDGETS_MS[index % len(BUDGETS_MS)])
+                errors.append(seen - answer.total_ms)
+                late += not answer.budget_met
+        finally:
+            requests.close()
+    found: dict[str, Any] = dict(percentiles("clock_error_ms", errors))
+    return found | {"clock_goal_ms": CLOCK_GOAL_MS, "budgeted": args.budgeted, "late": late}
+
+
 def show_a_view(bench: Bench, requests: Requests) -> None:
     """So that there is something to ask about."""
     camera = Camera(requests.node, "images", width=64, height=48, points=1, speed=0.0)
@@ -91,6 +118,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argument_parser("How fast the node replies to others while its model writes an answer.")
     parser.add_argument("--requests", type=int, default=200, help="of each kind")
     parser.add_argument("--tokens", type=int, default=3000, help="length of the long answers")
+    parser.add_argument("--budgeted", type=int, default=100, help="questions with a budget, for the clocks")
     args = parser.parse_args(arguments)
     if args.requests < 1 or args.tokens < 1:
         parser.error(f"--requests {args.requests} and --tokens {args.tokens} must be at least 1")
@@ -100,13 +128,18 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
     found = measure(args)
+    if args.budgeted > 0:
+        found |= clock_error(args)
     table = Table("while the model writes", "p50 ms", "p95 ms", "p99 ms", "largest ms")
-    for name in NAMES:
+    for name in (*NAMES, *(["clock_error_ms"] if args.budgeted > 0 else [])):
         cells = (f"{found[f'{name}_{what}']:.1f}" for what in ("p50", "p95", "p99", "max"))
         table.add_row(name.removesuffix("_ms"), *cells)
     console = Console()
     console.print(table)
     console.print(f"goal: p99 under {GOAL_MS:g} ms each: {'met' if found['met'] else 'MISSED'}")
+    if args.budgeted > 0:
+        kept = found["clock_error_ms_max"] <= CLOCK_GOAL_MS
+        console.print(f"goal: clocks agree within {CLOCK_GOAL_MS:g} ms: {'met' if kept else 'MISSED'}")
     write(args.json, found | {"setting": setting(args)})
 
 

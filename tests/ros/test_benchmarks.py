@@ -79,6 +79,13 @@ def test_replies_are_measured_while_the_model_writes(tiny_model: Path) -> None:
         assert 0 < found[f"{name}_p50"] <= found[f"{name}_p99"] <= found[f"{name}_max"]
 
 
+def test_clocks_are_compared_while_frames_come(tiny_model: Path) -> None:
+    found = responsiveness.clock_error(responsiveness.parse(["--model", str(tiny_model), "--budgeted", "2"]))
+    assert found["budgeted"] == 2 and 0 <= found["late"] <= 2
+    # The asker sees the answer's own time and the way there and back, nothing less.
+    assert 0 < found["clock_error_ms_p50"] <= found["clock_error_ms_max"]
+
+
 def test_everything_happens_once(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(soak, "RATES", dict.fromkeys(RATES, 1.0))
     args = soak.parse(["--model", str(tiny_model), "--minutes", "0.05", "--seed", "0"])
