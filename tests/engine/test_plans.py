@@ -34,7 +34,7 @@ HERE = Situation(
 def exact() -> LatencyModel:
     """Without scatter, so that p95 is p50."""
     model = LatencyModel(LATENCY)
-    for ratio in model.ratios.values():
+    for ratio in (*model.ratios.values(), model.answers):
         ratio._guard = 1.0
     return model
 
