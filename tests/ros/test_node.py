@@ -31,7 +31,8 @@ from adatoken3d_ros.pruning.strategy import default_strategy
 STAMP = 1_700_000_000_000_000_000
 VIEWS = 3
 NAME = "/adatoken3d"
-LATER = itertools.count(10_000_000_000, 100_000_000)  # nanoseconds after STAMP, for one more frame each
+# Nanoseconds after STAMP, for one more frame each: a camera at rest is looked at once in a second.
+LATER = itertools.count(10_000_000_000, 2_000_000_000)
 
 
 class Live:
