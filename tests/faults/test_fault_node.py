@@ -112,28 +112,14 @@ def test_two_nodes_of_one_name(live: Live) -> None:
     twin = live.graph.start_node()
     try:
         live.until("model", "2 nodes have this node's name")
-        # Both say so, each in its own time.
-        live.graph.wait(lambda: "2 nodes are named /adatoken3d" in live.process.log, "the older one's warning", LONG)
+        # Both say so, each in its own time; one that is interrupted while it starts does not say good-bye.
+        for process in (live.process, twin):
+            live.graph.wait(lambda process=process: "2 nodes are named /adatoken3d" in process.log, "a warning", LONG)
         live.graph.wait(lambda: live.status("model").level == DiagnosticStatus.WARN, "a warning", LONG)
     finally:
         ended = twin.stop(signal.SIGINT)
     assert ended[0] == 0, twin.log
     live.until("model", "ready")
-    assert live.ask().status == Answer.TRUNCATED
-
-
-def test_a_subscriber_that_never_reads(live: Live) -> None:
-    """It holds up nobody: frames become views, questions are answered, and diagnostics go on."""
-    silent = live.graph.start_script(FOLDER / "silent_subscriber.py")
-    stat = Path(f"/proc/{silent.popen.pid}/stat")
-    live.graph.wait(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", "a subscriber that stopped", LONG)
-    for i in range(12):
-        if i % 3 == 0:
-            live.see(2 + i)
-        assert live.ask(f"Number {i}?").status == Answer.TRUNCATED
-    count = len(live.diagnostics)
-    live.graph.wait(lambda: len(live.diagnostics) > count + 5, "diagnostics", LONG)
-    silent.kill()
     assert live.ask().status == Answer.TRUNCATED
 
 
@@ -165,3 +151,23 @@ def test_killed_during_an_answer_and_during_the_load(live: Live) -> None:
     status, seconds = live.process.stop(signal.SIGTERM)
     assert status == 0 and seconds < STOP_SECONDS, live.process.log
     assert live.graph.result(owed, "the answer that was owed").answer.status == Answer.CANCELLED
+
+
+def test_a_subscriber_that_never_reads(live: Live) -> None:
+    """It holds up nobody: frames become views, questions are answered, and diagnostics go on.
+
+    The last of these tests: after its reader was killed, the middleware of this process has been seen to hear no more.
+    """
+    live.start()
+    live.see(0)
+    silent = live.graph.start_script(FOLDER / "silent_subscriber.py")
+    stat = Path(f"/proc/{silent.popen.pid}/stat")
+    live.graph.wait(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", "a subscriber that stopped", LONG)
+    for i in range(12):
+        if i % 3 == 0:
+            live.see(2 + i)
+        assert live.ask(f"Number {i}?").status == Answer.TRUNCATED
+    count = len(live.diagnostics)
+    live.graph.wait(lambda: len(live.diagnostics) > count + 5, "diagnostics", LONG)
+    silent.kill()
+    assert live.ask().status == Answer.TRUNCATED
