@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import socket
@@ -29,13 +30,17 @@ from adatoken3d_ros.ros.conversions import fill_camera_info, fill_image, fill_po
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE = 60.0  # seconds; long, for slow machines: no test waits this long unless something is wrong
 STOP_SECONDS = 2.0
+_NEXT = itertools.count(os.getpid())
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
 def claim_domain() -> tuple[int, socket.socket]:
-    """A domain from 1 to 101 that no other test process on this machine holds; free again when the socket closes."""
-    for i in range(101):
-        domain = (os.getpid() + i) % 101 + 1
+    """A domain from 1 to 101 that no other test process on this machine holds; free again when the socket closes.
+
+    The one that comes next is another one: what ran in a test's own process may be seen for a while after its end.
+    """
+    for _ in range(101):
+        domain = next(_NEXT) % 101 + 1
         lock = socket.socket(socket.AF_UNIX)
         try:
             lock.bind(f"\0adatoken3d-test-domain-{domain}")
