@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,9 @@ from adatoken3d.msg import Answer
 from adatoken3d.srv import AskScene
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from ros_graph import STOP_SECONDS, Camera, Graph, Process, synthetic_frame
+
+# In one process with other tests of nodes they have been seen to hang: they are run by themselves.
+pytestmark = pytest.mark.skipif("ADATOKEN3D_FAULT_NODE" not in os.environ, reason="set ADATOKEN3D_FAULT_NODE=1")
 
 NAME = "/adatoken3d"
 LONG = 120.0  # seconds until a wait fails: a model is loaded on a busy machine
