@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from adatoken3d_ros.training.data import Scene
     from adatoken3d_ros.training.language import ModelSize
-    from adatoken3d_ros.training.train import Report, Trainer
+    from adatoken3d_ros.training.train import Report, TrainConfig, Trainer
 
 VALIDATION_SEED = 5_000_000  # of the training split, far above every room that is trained on
 _SIZES = {"layers": int, "width": int, "heads": int, "intermediate": int, "views": int, "voxel_size": float}
@@ -45,7 +45,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--validation-rooms", type=int, default=24, metavar="N", help="rooms for the curves (24)")
     parser.add_argument("--steps", type=int, default=20000, metavar="N", help="optimizer steps in all (20000)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random (0)")
-    parser.add_argument("--scenes-per-step", type=int, default=4, metavar="N", help="rooms in a step (4)")
+    parser.add_argument("--batches", type=int, default=2, metavar="N", help="batches of rooms in a step (2)")
     parser.add_argument("--rate", type=float, default=1.5e-3, metavar="R", help="learning rate (0.0015)")
     parser.add_argument("--align", type=int, default=1000, metavar="N", help="steps on tokens alone first (1000)")
     parser.add_argument("--early", type=int, default=800, metavar="N", help="steps with simple questions next (800)")
@@ -53,7 +53,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--blind", action="store_true", help="without spatial tokens: what can be guessed")
     parser.add_argument("--no-autocast", action="store_true", help="float32 throughout, not bfloat16 matrix products")
     parser.add_argument("--device", default="cpu", metavar="D", help="cpu or cuda (cpu)")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (torch's own choice)")
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="that share a step's batches (1)")
+    parser.add_argument("--compile", action="store_true", help="compile the layers, which needs a C++ compiler")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes that render rooms (1)")
     parser.add_argument("--minutes", type=float, metavar="M", help="save and end after so long, whatever the steps")
     parser.add_argument("--save-every", type=int, default=100, metavar="N", help="steps between checkpoints (100)")
@@ -68,34 +69,54 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command; 0 when all steps are done or the time is up."""
+    from adatoken3d_ros.training.train import TrainingError
+
+    if (args.out / "config.json").is_file() and not args.resume:
+        raise TrainingError(f"{args.out} holds a checkpoint already: --resume goes on with it")
+    _config(args)  # refused before rooms are made
+    if args.processes > 1:
+        import tempfile
+
+        from torch import multiprocessing
+
+        # The rooms are made by one process, and read by all.
+        train(argparse.Namespace(**{**vars(args), "prepare_only": True}))
+        if not args.prepare_only:
+            with tempfile.TemporaryDirectory() as folder:
+                multiprocessing.spawn(_share, (args, f"file://{folder}/meeting"), args.processes)
+    else:
+        train(args)
+    return 0
+
+
+def _share(rank: int, args: argparse.Namespace, meeting: str) -> None:
+    """What each of the processes runs."""
+    import torch
+    from torch import distributed
+
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=args.processes)
+    try:
+        train(args, quiet=rank > 0)
+    finally:
+        distributed.destroy_process_group()
+
+
+def train(args: argparse.Namespace, *, quiet: bool = False) -> None:
+    """Prepares the rooms and trains; a quiet one shows and writes nothing."""
     import torch
     from rich.console import Console
 
     from adatoken3d_ros.training.language import ModelSize
-    from adatoken3d_ros.training.train import TrainConfig, Trainer, TrainingError
+    from adatoken3d_ros.training.train import Trainer
 
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
-    if (args.out / "config.json").is_file() and not args.resume:
-        raise TrainingError(f"{args.out} holds a checkpoint already: --resume goes on with it")
-    console = Console()
-    size = _size(args, ModelSize)
-    config = TrainConfig(
-        steps=args.steps,
-        seed=args.seed,
-        scenes_per_step=args.scenes_per_step,
-        rate=args.rate,
-        align=args.align,
-        early=args.early,
-        decay=args.decay,
-        blind=args.blind,
-        autocast=not args.no_autocast,
-    )
+    console = Console(quiet=quiet)
+    size, config = _size(args, ModelSize), _config(args)
     vision, training, validation = scenes(args, size, console)
     if args.prepare_only:
-        return 0
+        return
     recipe = {
-        "machine": f"{platform.machine()}, {args.device}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "machine": f"{platform.machine()}, {args.device}, torch {torch.__version__}",
         "first_room": args.first_room,
         "size": asdict(size),
     }
@@ -108,9 +129,27 @@ def run(args: argparse.Namespace) -> int:
         f"{len(training)} rooms; step {trainer.step} of {args.steps}"
     )
     loop(trainer, validation, args, console)
-    if args.export is not None:
+    if args.export is not None and not quiet:
         trainer.export(args.export)
-    return 0
+
+
+def _config(args: argparse.Namespace) -> TrainConfig:
+    """Raises TrainingError for what cannot be trained with."""
+    from adatoken3d_ros.training.train import TrainConfig
+
+    return TrainConfig(
+        steps=args.steps,
+        seed=args.seed,
+        batches=args.batches,
+        processes=args.processes,
+        rate=args.rate,
+        align=0 if args.blind else args.align,
+        early=args.early,
+        decay=args.decay,
+        blind=args.blind,
+        autocast=not args.no_autocast,
+        compiled=args.compile,
+    )
 
 
 def _size(args: argparse.Namespace, kind: type[ModelSize]) -> ModelSize:
@@ -185,29 +224,30 @@ def loop(trainer: Trainer, validation: list[Scene], args: argparse.Namespace, co
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     log = args.out / "training" / "log.jsonl"
-    args.out.mkdir(parents=True, exist_ok=True)
-    log.parent.mkdir(exist_ok=True)
+    log.parent.mkdir(parents=True, exist_ok=True)
     until = time.monotonic() + 60 * args.minutes if args.minutes is not None else float("inf")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     saved = trainer.step
     try:
         with Progress(*columns, console=console) as bar, log.open("a", encoding="utf-8") as lines:
             task = bar.add_task("training", total=trainer.config.steps, completed=trainer.step)
-            while trainer.step < trainer.config.steps and time.monotonic() < until:
+            while trainer.step < trainer.config.steps and trainer.agreed(time.monotonic() < until):
                 report = trainer.train_step()
                 bar.update(task, completed=trainer.step, description=_headline(report))
-                lines.write(json.dumps(_line(report)) + "\n")
+                written = [_line(report)]
                 if trainer.step % args.evaluate_every == 0 and validation:
                     right = trainer.evaluate(validation)
-                    lines.write(json.dumps({"step": trainer.step, "right": right}) + "\n")
+                    written.append({"step": trainer.step, "right": right})
                     shown = ", ".join(f"{family} {share:.2f}" for family, share in right.items())
                     console.print(f"step {trainer.step}: {shown}")
-                lines.flush()
-                if trainer.step % args.save_every == 0:
-                    trainer.save(args.out)
-                    saved = trainer.step
+                if trainer.rank == 0:
+                    lines.writelines(json.dumps(line) + "\n" for line in written)
+                    lines.flush()
+                    if trainer.step % args.save_every == 0:
+                        trainer.save(args.out)
+                        saved = trainer.step
     finally:
-        if trainer.step > saved:
+        if trainer.step > saved and trainer.rank == 0:
             trainer.save(args.out)
             console.print(f"saved at step {trainer.step} in {args.out}")
 

@@ -219,9 +219,9 @@ def _make(split: Split, vision: VisionTower, config: SceneConfig, path: Path) ->
 # --- the same room with fewer tokens, and turned ---
 
 
-def thinned(scene: Scene, items: float, rest: float, rng: np.random.Generator) -> Scene:
+def thinned(scene: Scene, items: float, rest: float, rng: np.random.Generator, most: int | None = None) -> Scene:
     """The scene with a random part `items` of the tokens that show something, and `rest` of those that show only the
-    room itself; of each item at least one token stays."""
+    room itself, at most `most` (and items); of each item at least one token stays."""
     m = len(scene.features)
     shows = np.zeros(m, bool)
     is_item = scene.instance.numpy() >= FIRST_ITEM
@@ -231,7 +231,12 @@ def thinned(scene: Scene, items: float, rest: float, rng: np.random.Generator) -
     # The patch of each item that comes first in a random order keeps its token.
     order = rng.permutation(np.flatnonzero(is_item))
     _, first = np.unique(scene.instance.numpy()[order], return_index=True)
-    kept[voxel[order[first]]] = True
+    needed = np.zeros(m, bool)
+    needed[voxel[order[first]]] = True
+    kept |= needed
+    if most is not None and kept.sum() > most:
+        spare = rng.permutation(np.flatnonzero(kept & ~needed))
+        kept[spare[max(0, most - int(needed.sum())) :]] = False
     place, inside = torch.from_numpy(np.cumsum(kept) - 1), torch.from_numpy(kept[voxel])
     return replace(
         scene,

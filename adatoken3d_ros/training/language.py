@@ -19,6 +19,7 @@ from adatoken3d_ros.model.checkpoint import official_names
 from adatoken3d_ros.model.config import Llava3DConfig
 from adatoken3d_ros.model.efficientnet import EfficientNetLiteConfig
 from adatoken3d_ros.model.llava3d import Llava3D
+from adatoken3d_ros.model.position import PositionMLP
 from adatoken3d_ros.model.prompt import TEMPLATES
 from adatoken3d_ros.model.tokenizer import llama_tokenizer, word_vocabulary
 from adatoken3d_ros.model.vision import VisionTower
@@ -27,6 +28,9 @@ from adatoken3d_ros.synthetic.questions import DIRECTIONS, STANDPOINTS, WORDINGS
 
 _LIKENESS = 1.4  # of query and key maps with orthonormal rows: 1 is logits of sqrt(head width) for a row with itself
 _TAKEN = 0.1
+_REACH = 4.5  # metres from the middle of a room
+_HEIGHTS = (-0.3, 3.0)  # metres
+_POSITION_GAIN = 2.0
 
 
 @dataclass(frozen=True)
@@ -121,15 +125,40 @@ def new_model(content: Mapping[str, Any], vision: VisionTower, seed: int) -> Lla
         torch.manual_seed(seed)
         model = Llava3D(Llava3DConfig.from_dict(content))
     model.vision = vision
-    for module in (model.projector, model.position, model.click):
-        for layer in module.modules():
-            if isinstance(layer, nn.Linear):
-                nn.init.zeros_(layer.bias)
+    for layer in model.projector:
+        if isinstance(layer, nn.Linear):
+            nn.init.zeros_(layer.bias)
+    for position in (model.position, model.click):
+        spread_knots(position, generator)
     # Of length 1, as the classes of the tokens are told by likeness to these vectors.
     nn.init.normal_(model.language.model.embed_tokens.weight, std=size**-0.5, generator=generator)
     for layer in model.language.model.layers:
         _look_for_likeness(layer.self_attn, generator)
     return model.train()
+
+
+def spread_knots(position: PositionMLP, generator: torch.Generator) -> None:
+    """Each unit of the hidden layer begins to say something at another place of a room.
+
+    Three of four look along an axis, and where they change (the knots) is spread evenly, so that coordinates can be
+    read off to centimetres; the others look in any direction. Without biases, LayerNorm would take away how far from
+    the origin a point is.
+    """
+    width = position.lift.out_features
+    direction = torch.nn.functional.normalize(torch.randn(width, 3, generator=generator), dim=1)
+    knot = torch.empty(width).uniform_(-_REACH, _REACH, generator=generator)
+    for axis, (low, high) in enumerate(((-_REACH, _REACH), (-_REACH, _REACH), _HEIGHTS)):
+        rows = torch.arange(axis, 3 * width // 4, 3)
+        # As far between the knots along each axis; half of the units look backwards.
+        scale = 2 * _REACH / (high - low) * torch.where(torch.arange(len(rows)) % 2 == 0, 1.0, -1.0)
+        direction[rows] = 0.0
+        direction[rows, axis] = scale
+        knot[rows] = scale * torch.linspace(low, high, len(rows))
+    with torch.no_grad():
+        position.lift.weight.copy_(direction)
+        position.lift.bias.copy_(-knot)
+        position.out.weight.mul_(_POSITION_GAIN)
+        position.out.bias.zero_()
 
 
 def _look_for_likeness(attention: Any, generator: torch.Generator) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,7 @@ class Truth:
         box: (I, 6) float32, centre and size, metres.
         xyz: (M, 3) float32, mean point.
         rank: (I,) int64, how many items of its class are met up to this one, itself left out, in the tokens' order.
+        scenes: how many this is the truth of.
     """
 
     share: Tensor
@@ -45,6 +46,7 @@ class Truth:
     box: Tensor
     xyz: Tensor
     rank: Tensor
+    scenes: int = 1
 
     @classmethod
     def of(cls, scene: Scene) -> Truth:
@@ -66,9 +68,22 @@ class Truth:
             rank.clamp(max=MAX_RANK - 1),
         )
 
+    @classmethod
+    def joined(cls, truths: Sequence[Truth]) -> Truth:
+        """Of the tokens and items of several scenes, one scene after the other."""
+        own = [truth.share[:, :-1] for truth in truths]
+        rest = torch.cat([truth.share[:, -1:] for truth in truths])
+        columns = {
+            f.name: torch.cat([getattr(truth, f.name) for truth in truths])
+            for f in fields(cls)
+            if f.name not in ("share", "scenes")
+        }
+        return cls(torch.cat([torch.block_diag(*own), rest], dim=1), scenes=sum(t.scenes for t in truths), **columns)
+
     def to(self, device: torch.device | str) -> Truth:
         """On another device."""
-        return Truth(*(getattr(self, f.name).to(device) for f in fields(self)))
+        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.type == "Tensor"}
+        return replace(self, **moved)
 
 
 class DenseHead(nn.Module):
@@ -113,7 +128,8 @@ class DenseHead(nn.Module):
             self.kind(h).float() @ torch.cat([kinds, self.nothing[None]]).T.float(), dim=1
         )
         # Questions are as often about small things as about large ones, which most tokens show.
-        size = torch.cat([truth.share[:, :-1].sum(dim=0).clamp(min=1.0), truth.share.new_tensor([len(h)])])
+        tokens = truth.share.new_tensor([len(h) / truth.scenes])
+        size = torch.cat([truth.share[:, :-1].sum(dim=0).clamp(min=1.0), tokens])
         weight = (truth.share / size.sqrt()).sum(dim=1) * torch.where(inside > 0, 1.0, _BACKGROUND_WEIGHT)
         losses = {"kind": -((target * log_kind).sum(dim=1) * weight).sum() / weight.sum()}
         shown = inside > 0.25
@@ -147,8 +163,8 @@ class MentionHead(nn.Module):
         self.box = nn.Linear(width, 6)
 
     def forward(self, hidden: Tensor, truth: Truth, targets: Sequence[tuple[int, Sequence[int]]]) -> dict[str, Tensor]:
-        """Losses of the rows of hidden (rows, D) that mean one item; targets: (row, instances)."""
-        single = [(row, about[0] - FIRST_ITEM) for row, about in targets if len(about) == 1]
+        """Losses of the rows of hidden (rows, D) that mean one item; targets: (row, items)."""
+        single = [(row, items[0]) for row, items in targets if len(items) == 1]
         if not single:
             return {}
         item = torch.tensor([i for _, i in single], device=hidden.device)
@@ -163,6 +179,29 @@ class MentionHead(nn.Module):
         return losses
 
 
+class RelationHead(nn.Module):
+    """From the hidden state where an answer begins: the boxes of the first things that the question names, in order.
+
+    Who is to say how far apart two things are, or which is taller, needs both in one place first.
+    """
+
+    def __init__(self, width: int, things: int = 3) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.boxes = nn.Linear(width, 6 * things)
+        self.things = things
+
+    def forward(self, hidden: Tensor, truth: Truth, targets: Sequence[tuple[int, Sequence[int]]]) -> Tensor:
+        """The loss of the rows of hidden (rows, D); targets: (row, items in the order of their names)."""
+        entries = [(n, k, i) for n, (_, items) in enumerate(targets) for k, i in enumerate(items[: self.things])]
+        if not entries:
+            return hidden.new_zeros((), dtype=torch.float32)
+        number, place, item = (torch.tensor(column, device=hidden.device) for column in zip(*entries, strict=True))
+        h = self.norm(hidden[[row for row, _ in targets]].float())
+        boxes = self.boxes(h).float().unflatten(1, (self.things, 6))
+        return functional.smooth_l1_loss(boxes[number, place], truth.box[item], beta=0.2)
+
+
 def finding_loss(tokens: Tensor, clicks: Tensor, voxel: Tensor) -> Tensor:
     """-log of the part of a softmax over likeness that a clicked point gives to its own token.
 
@@ -173,34 +212,27 @@ def finding_loss(tokens: Tensor, clicks: Tensor, voxel: Tensor) -> Tensor:
     return functional.cross_entropy(_SHARPNESS * likeness, voxel)
 
 
-def share_of(truth: Truth, instances: Sequence[int]) -> Tensor:
-    """(M,) part of each token that shows one of these items."""
-    return truth.share[:, [i - FIRST_ITEM for i in instances]].sum(dim=1)
-
-
 def pointing_loss(
-    queries: Tensor, keys: Tensor, scaling: float, truth: Truth, targets: Sequence[tuple[int, Sequence[int]]]
+    queries: Tensor, keys: Tensor, scaling: float, share: Tensor, targets: Sequence[Sequence[int]]
 ) -> Tensor:
-    """-log of the attention that some rows pay the tokens of some items, out of that paid to all spatial tokens.
+    """Sum over rows of -log of the attention that they pay the tokens of some items, out of that paid to all spatial
+    tokens of the scene; the mean over heads.
 
     Args:
-        queries: (rows, heads, d). keys: (M, heads, d) of the spatial tokens. targets: (row, instances).
+        queries: (rows, heads, d) of these rows. keys: (M, heads, d) of the scene's spatial tokens.
+        share: (M, I), part of each token that shows each item. targets: items of each row; rows whose items no token
+            shows count 0.
     """
-    wanted = {instances: share_of(truth, instances) for instances in {tuple(i) for _, i in targets}}
-    wanted = {instances: share for instances, share in wanted.items() if float(share.sum()) > 0}
-    pairs = [(row, tuple(instances)) for row, instances in targets if tuple(instances) in wanted]
-    if not pairs:
-        return queries.new_zeros((), dtype=torch.float32)
-    rows = queries[[row for row, _ in pairs]].float()
-    attention = torch.einsum("rhd,mhd->rhm", rows, keys.float()).mul(scaling).softmax(dim=2)
-    share = torch.stack([wanted[instances] for _, instances in pairs])
-    return -torch.einsum("rhm,rm->rh", attention, share).clamp_min(1e-6).log().mean()
+    wanted = torch.stack([share[:, list(items)].sum(dim=1) for items in targets])
+    attention = torch.einsum("rhd,mhd->rhm", queries.float(), keys.float()).mul(scaling).softmax(dim=2)
+    found = -torch.einsum("rhm,rm->rh", attention, wanted).clamp_min(1e-6).log().mean(dim=1)
+    return (found * (wanted.sum(dim=1) > 0)).sum()
 
 
 def answer_loss(logits: Tensor, packed: Packed, labelled: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean over the questions of the mean cross entropy of the answer's tokens, and that of each question (Q,)."""
-    loss = functional.cross_entropy(logits.float(), packed.label[labelled], reduction="none")
-    question = packed.question[labelled]
-    n = torch.zeros(len(packed.questions), device=loss.device).index_add(0, question, torch.ones_like(loss))
+    """Mean over the questions of the weighted mean cross entropy of an answer's tokens, and that of each (Q,)."""
+    weight, question = packed.weight[labelled], packed.question[labelled]
+    loss = functional.cross_entropy(logits.float(), packed.label[labelled], reduction="none") * weight
+    n = torch.zeros(len(packed.questions), device=loss.device).index_add(0, question, weight)
     per_question = torch.zeros_like(n).index_add(0, question, loss) / n
     return per_question.mean(), per_question.detach()

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training loop. Everything random follows from the seed and the number of the step, so a run that was ended and
-resumed is the run that was not."""
+resumed is the run that was not, and so is one that several processes share (torch.distributed)."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -28,20 +28,47 @@ from adatoken3d_ros.synthetic.furnished import FIRST_ITEM
 from adatoken3d_ros.synthetic.questions import FAMILIES, generate
 from adatoken3d_ros.training.data import Scene, thinned, turned
 from adatoken3d_ros.training.language import ModelSize, config_content, new_model, save_model, tokenizer
-from adatoken3d_ros.training.losses import DenseHead, MentionHead, Truth, answer_loss, finding_loss, pointing_loss
-from adatoken3d_ros.training.packing import IGNORE, Encoded, Encoder, Packed, embed, exact, pack, run, spatial_tokens
+from adatoken3d_ros.training.losses import (
+    DenseHead,
+    MentionHead,
+    RelationHead,
+    Truth,
+    answer_loss,
+    finding_loss,
+    pointing_loss,
+)
+from adatoken3d_ros.training.packing import (
+    IGNORE,
+    Encoded,
+    Encoder,
+    Packed,
+    Shape,
+    decoder_layer,
+    embed,
+    exact,
+    pack,
+    run,
+    spatial_tokens,
+)
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")  # of AdamW and of Muon
-_OFTEN_THIN = 0.5
 _CLICKS = 64  # points a scene whose tokens are to be found
+_ALIGNED_SCENES = 4  # of a batch while aligning
 STATE = "training"  # folder in the checkpoint, which the loader does not read
 
 # Questions of each family asked of a scene: at first mostly what one token tells, then everything.
 _EARLY = {
     **{"class": 5, "colour": 4, "existence": 4, "count": 2, "on": 2},
-    **dict.fromkeys(("nearest", "box", "distance", "closer"), 1),
+    **dict.fromkeys(("nearest", "taller", "larger"), 1),
+    **dict.fromkeys(("distance", "closer", "direction", "box"), 3),
 }
-_LATE = {**dict.fromkeys(FAMILIES, 2), "existence": 3, "count": 3, "box": 1}
+_LATE = {
+    **dict.fromkeys(FAMILIES, 2),
+    **{"existence": 4, "count": 3, "colour": 3, "class": 4, "nearest": 3, "closer": 4, "direction": 4},
+    **{"distance": 4, "box": 4},
+}
+# (questions a scene, rows a question): room for most of these. What finds no place is left out.
+_GROUPS = ((16, 16), (9, 24), (5, 32), (5, 40))
 
 
 class TrainingError(ValueError):
@@ -53,26 +80,28 @@ class TrainConfig:
     """A run's recipe.
 
     Attributes:
-        steps: of the optimizer. scenes_per_step: rooms whose gradients are added.
+        steps: of the optimizer. batches: of scenes, whose gradients are added in each of them.
+        processes: that share the batches, in one group of torch.distributed; the result is the same, to the bit.
         rate: learning rate. It rises in the first `warmup` steps, and again where the language model begins to learn,
             and falls to a twentieth in the last `decay` of all steps.
         align: first steps, in which only projector and position embedding learn, from what each token shows: without
             the language model these cost a tenth, and what it reads makes sense from its first step on.
         early: steps after those with mostly simple questions.
+        sizes: (rows of a prefix, scenes) of the kinds of batches, and `mix`, how often each is taken; in the early
+            steps the first always is. A scene loses tokens at random until it fits: what words mean is learned from a
+            few tokens in a third of the time, and a model does not mind which of them are there.
+        thinnest: parts of the tokens that scenes of the first kind keep: of those that show something, of the others.
         auxiliary: factor of the losses on tokens and attention.
         guided_heads: heads whose attention is shown what to look at. noise: deviation of noise on vision features.
-        thinnest: scenes lose tokens at random, at most all but this part of those that show something and of the
-            others: half the work, and a model that does not mind which of them are there. In the early steps they
-            always lose so many, and later every second time: what words mean is learned from a few tokens in a third
-            of the time.
-        threads: scenes computed at once, each in one thread, while aligning and after it; the result is the same.
         blind: train without spatial tokens, to see what can be guessed.
         autocast: matrix products in bfloat16.
+        compiled: layers by torch.compile, which needs a C++ compiler and some minutes at first.
     """
 
     steps: int = 4000
     seed: int = 0
-    scenes_per_step: int = 4
+    batches: int = 2
+    processes: int = 1
     rate: float = 1.5e-3
     warmup: int = 150
     decay: float = 0.25
@@ -80,18 +109,22 @@ class TrainConfig:
     clip: float = 1.0
     align: int = 1000
     early: int = 800
-    auxiliary: float = 1.0
+    sizes: tuple[tuple[int, int], ...] = ((128, 4), (384, 3), (768, 2))
+    mix: tuple[float, ...] = (0.5, 0.35, 0.15)
+    thinnest: tuple[float, float] = (0.25, 0.05)
+    auxiliary: float = 1.5
     guided_heads: int = 2
     noise: float = 0.3
-    thinnest: tuple[float, float] = (0.25, 0.05)
-    threads: int = 1
     blind: bool = False
     autocast: bool = False
+    compiled: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("steps", "scenes_per_step", "rate", "clip"):
+        for name in ("steps", "batches", "rate", "clip"):
             if not getattr(self, name) > 0:
                 raise TrainingError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.processes < 1 or self.batches % self.processes:
+            raise TrainingError(f"{self.batches} batches a step cannot be shared by {self.processes} processes")
 
     def rate_at(self, step: int) -> float:
         """Learning rate of step 0, 1, ..."""
@@ -99,12 +132,11 @@ class TrainConfig:
         begun = step - self.align if step >= self.align else step
         return self.rate * min(1.0, (begun + 1) / max(1, self.warmup)) * falling
 
-    def thinning(self, step: int, rng: np.random.Generator) -> tuple[float, float]:
-        """Parts of the tokens that a scene keeps: of those that show something, of the others."""
-        if self.align <= step < self.align + self.early or (step >= self.align and rng.random() < _OFTEN_THIN):
-            return self.thinnest
-        items, rest = self.thinnest
-        return max(items, float(rng.uniform(0.0, 1.0)) ** 0.5), float(rng.uniform(rest, 1.0))
+    def kind(self, step: int) -> int:
+        """Index of the step's size."""
+        if step < self.align + self.early:
+            return 0
+        return int(np.random.default_rng([self.seed, 2, step]).choice(len(self.sizes), p=self.mix))
 
     def counts(self, step: int) -> Mapping[str, int]:
         """Questions of each family."""
@@ -156,12 +188,14 @@ class Trainer:
         self.told = sorted(
             {layer + 1 for layer in (self.mention_layers[-1], self.about_layers[0])} & set(range(layers))
         )
+        self.related = min(self.about_layers[-1] + 1, layers - 1)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed + 1)
             self.heads = nn.ModuleDict(
                 {
                     **{f"dense{d}": DenseHead(size.width, self.encoder, ranks=d > 0) for d in self.depths},
                     **{f"told{d}": MentionHead(size.width) for d in self.told},
+                    "related": RelationHead(size.width),
                 }
             ).to(device)
         self.parameters = {
@@ -177,17 +211,16 @@ class Trainer:
             lr=config.rate,
             betas=(0.9, 0.98),
         )
-        muons = (
-            torch.optim.Muon(
-                [self.parameters[n] for n in sorted(inner)[k :: config.threads]],
-                lr=config.rate,
-                weight_decay=config.weight_decay,
-                adjust_lr_fn="match_rms_adamw",
-            )
-            for k in range(config.threads)
+        muon = torch.optim.Muon(
+            [self.parameters[n] for n in sorted(inner)],
+            lr=config.rate,
+            weight_decay=config.weight_decay,
+            adjust_lr_fn="match_rms_adamw",
         )
-        self.optimizers: tuple[torch.optim.Optimizer, ...] = (*muons, adam)
-        self.pool = ThreadPoolExecutor(config.threads, "scene", torch.set_num_threads, (1,))
+        self.optimizers: tuple[torch.optim.Optimizer, ...] = (muon, adam)
+        self.processes = config.processes
+        self.rank = dist.get_rank() if self.processes > 1 else 0
+        self.layer_step = torch.compile(decoder_layer, dynamic=False) if config.compiled else decoder_layer
         self.recipe = dict(recipe or {})
         self.step = 0
         self.seconds = 0.0
@@ -203,108 +236,163 @@ class Trainer:
                 found.append(self.encoder.encode(qa, scene))
         return found
 
-    def sample(self, number: int) -> tuple[Scene, Packed | None]:
-        """Scene 0, 1, ... of the run and the questions, None while aligning.
-
-        Each epoch has its own order, and rooms are turned and mirrored at random.
-        """
+    def sample(self, step: int, batch: int) -> tuple[list[Scene], Packed | None]:
+        """Some scenes, turned, mirrored and thinned at random, and questions on them, none while aligning."""
         config = self.config
-        step, (epoch, place) = number // config.scenes_per_step, divmod(number, len(self.scenes))
-        order = np.random.default_rng([config.seed, 0, epoch]).permutation(len(self.scenes))
-        rng = np.random.default_rng([config.seed, 1, number])
-        scene = self.scenes[int(order[place])]
-        scene = turned(scene, int(rng.integers(4)), bool(rng.integers(2)), self.size.voxel_size)
-        scene = thinned(scene, *config.thinning(step, rng), rng)
-        noise = torch.from_numpy(rng.standard_normal(scene.features.shape, dtype=np.float32))
-        scene = replace(scene, features=scene.features.float() + config.noise * noise)
-        if step < config.align and not config.blind:
-            return scene, None
-        asked = self.questions(scene, config.counts(step), rng)
-        return scene, pack(asked)
+        rng = np.random.default_rng([config.seed, 1, step, batch])
+        aligning = step < config.align and not config.blind
+        kind = config.kind(step)
+        rows, n = config.sizes[kind]
+        n = min(_ALIGNED_SCENES if aligning else n, len(self.scenes))
+        scenes, asked = [], []
+        for number in rng.choice(len(self.scenes), n, replace=False).tolist():
+            scene = turned(self.scenes[number], int(rng.integers(4)), bool(rng.integers(2)), self.size.voxel_size)
+            if not aligning:
+                asked.append(self.questions(scene, config.counts(step), rng))
+                items, rest = config.thinnest
+                if kind > 0:
+                    items, rest = max(items, float(rng.uniform()) ** 0.5), max(rest, float(rng.uniform()))
+                scene = thinned(scene, items, rest, rng, most=rows - len(self.encoder.system))
+            noise = torch.from_numpy(rng.standard_normal(scene.features.shape, dtype=np.float32))
+            scenes.append(replace(scene, features=scene.features.float() + config.noise * noise))
+        if aligning:
+            return scenes, None
+        lengths = [len(self.encoder.system) + (1 if config.blind else len(scene.features)) for scene in scenes]
+        shape = Shape(n, max(rows, *lengths) if not config.blind else lengths[0], _GROUPS)
+        return scenes, pack(asked, lengths, shape)
 
     def train_step(self) -> Report:
-        """One step of the optimizer."""
+        """One step of the optimizer, the same in every process."""
         started = time.monotonic()
         rate = self.config.rate_at(self.step)
-        totals: dict[str, list[float]] = defaultdict(list)
-        n = self.config.scenes_per_step
-        for parameter in self.parameters.values():
-            parameter.grad = None
-        # Added in the scenes' order, so that threads change nothing.
-        for gradients, parts in self.pool.map(self._gradients, range(self.step * n, (self.step + 1) * n)):
-            for parameter, gradient in zip(self.parameters.values(), gradients, strict=True):
-                if gradient is not None:
-                    gradient = gradient / n
-                    parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
-            for name, values in parts.items():
-                totals[name].extend(values)
-        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip)
+        parameters = list(self.parameters.values())
+        total = torch.zeros(sum(p.numel() for p in parameters), device=self.model.device)
+        found: list[dict[str, list[float]]] = []
+        for batch in range(self.rank, self.config.batches, self.processes):
+            gradients, parts = self._gradients(self.step, batch)
+            total += torch.cat(
+                [
+                    (torch.zeros_like(p) if g is None else g).flatten()
+                    for p, g in zip(parameters, gradients, strict=True)
+                ]
+            )
+            found.append(parts)
+        if self.processes > 1:
+            dist.all_reduce(total)
+        found = self._gathered(found)
+        norm = total.div_(self.config.batches).norm()
         if not torch.isfinite(norm):
             raise TrainingError(f"the gradient of step {self.step} is not finite")
-        for optimizer in self.optimizers:
+        total *= min(1.0, self.config.clip / (float(norm) + 1e-6))
+        for parameter, gradient in zip(parameters, total.split([p.numel() for p in parameters]), strict=True):
+            parameter.grad = gradient.view_as(parameter)
+        aligning = self.step < self.config.align and not self.config.blind
+        for optimizer in self.optimizers[aligning:]:
             for group in optimizer.param_groups:
                 group["lr"] = rate
-        for _ in self.pool.map(lambda optimizer: optimizer.step(), self.optimizers):
-            pass
+            optimizer.step()
         self.step += 1
         self.seconds += time.monotonic() - started
-        losses = {name: float(np.mean(values)) for name, values in sorted(totals.items())}
+        names = sorted({name for parts in found for name in parts})
+        losses = {name: float(np.mean([v for parts in found for v in parts.get(name, ())])) for name in names}
         return Report(self.step, losses, rate, time.monotonic() - started)
 
-    def _gradients(self, number: int) -> tuple[tuple[Tensor | None, ...], dict[str, list[float]]]:
-        """Of a sample's loss by every parameter, None where it plays no part; and the losses by name."""
-        scene, packed = self.sample(number)
-        loss, parts = self.alignment(scene) if packed is None else self.losses(scene, packed)
+    def agreed(self, go_on: bool) -> bool:
+        """What the first process says."""
+        if self.processes == 1:
+            return go_on
+        said = torch.tensor([int(go_on)])
+        dist.broadcast(said, 0)
+        return bool(said)
+
+    def _gathered(self, own: list[Any]) -> list[Any]:
+        """The entries of all processes, in the order of what they are about: each has every n-th."""
+        if self.processes == 1:
+            return own
+        every: list[Any] = [None] * self.processes
+        dist.all_gather_object(every, own)
+        return [every[k % self.processes][k // self.processes] for k in range(sum(map(len, every)))]
+
+    def _gradients(self, step: int, batch: int) -> tuple[tuple[Tensor | None, ...], dict[str, list[float]]]:
+        """Of a batch's loss by every parameter, None where it plays no part; and the losses by name."""
+        scenes, packed = self.sample(step, batch)
+        loss, parts = self.alignment(scenes) if packed is None else self.losses(scenes, packed)
         return torch.autograd.grad(loss, list(self.parameters.values()), allow_unused=True), parts
 
-    def alignment(self, scene: Scene) -> tuple[Tensor, dict[str, list[float]]]:
+    def alignment(self, scenes: Sequence[Scene]) -> tuple[Tensor, dict[str, list[float]]]:
         """The losses of the projected tokens alone, which no layer has read."""
         table = self.model.language.model.embed_tokens.weight
-        truth = Truth.of(scene).to(self.model.device)
-        tokens = spatial_tokens(self.model, scene)
-        found = {**self.heads["dense0"](tokens, truth, table), "click": self.finding(scene, tokens)}
+        truth = Truth.joined([Truth.of(scene) for scene in scenes]).to(self.model.device)
+        tokens = spatial_tokens(self.model, scenes)
+        found = {**self.heads["dense0"](torch.cat(tokens), truth, table), "click": self.finding(scenes, tokens)}
         return torch.stack(list(found.values())).sum(), {f"{n}@0": [float(v.detach())] for n, v in found.items()}
 
-    def finding(self, scene: Scene, tokens: Tensor) -> Tensor:
-        """How badly points on items are found among the tokens by likeness to their encoded clicks."""
-        on_items = torch.nonzero(scene.instance >= FIRST_ITEM)[:, 0]
-        every = on_items[:: max(1, len(on_items) // _CLICKS)]
-        clicks = self.model.embed_clicks(scene.xyz[every].to(self.model.device))
-        return finding_loss(tokens, clicks, scene.voxel[every].to(self.model.device))
+    def finding(self, scenes: Sequence[Scene], tokens: Sequence[Tensor]) -> Tensor:
+        """How badly points on items are found among their scene's tokens by likeness to their encoded clicks."""
+        found = []
+        for scene, own in zip(scenes, tokens, strict=True):
+            on_items = torch.nonzero(scene.instance >= FIRST_ITEM)[:, 0]
+            every = on_items[:: max(1, len(on_items) // _CLICKS)]
+            clicks = self.model.embed_clicks(scene.xyz[every].to(self.model.device))
+            found.append(finding_loss(own, clicks, scene.voxel[every].to(self.model.device)))
+        return torch.stack(found).mean()
 
-    def losses(self, scene: Scene, packed: Packed) -> tuple[Tensor, dict[str, list[float]]]:
-        """The weighted sum of all losses of a scene, and each by name."""
+    def losses(self, scenes: Sequence[Scene], packed: Packed) -> tuple[Tensor, dict[str, list[float]]]:
+        """The weighted sum of all losses of a batch, and each by name."""
         model, config, device = self.model, self.config, self.model.device
         packed = packed.to(device)
-        truth = Truth.of(scene).to(device)
-        first = len(self.encoder.system)
+        truths = [Truth.of(scene) for scene in scenes]
+        truth = Truth.joined(truths).to(device)
+        first_item = np.cumsum([0, *(len(t.kind) for t in truths)]) - FIRST_ITEM
+        system, n = len(self.encoder.system), packed.shape.prefix
+        at = packed.shape.sizes[0]
+        # What is named or clicked, and what decides the answer (to be looked at where that begins), by scene:
+        # (row, items of the joined truth).
+        mentions: list[list[tuple[int, tuple[int, ...]]]] = [[] for _ in scenes]
+        abouts: list[list[tuple[int, tuple[int, ...]]]] = [[] for _ in scenes]
+        related: list[tuple[int, tuple[int, ...]]] = []
+        for q, start, number in zip(packed.questions, packed.start.tolist(), packed.scene.tolist(), strict=True):
+            first = int(first_item[number])
+            own = [(at + start + row, tuple(first + i for i in about)) for row, about in sorted(q.mentions)]
+            mentions[number] += own
+            answers = at + start + q.n_prompt - 1
+            if q.about:
+                abouts[number].append((answers, tuple(first + i for i in q.about)))
+            related.append((answers, tuple(items[0] for _, items in own if len(items) == 1)))
         points: list[Tensor] = []
+
+        def look(layer: int, queries: Tensor, keys: Tensor) -> None:
+            heads = [config.guided_heads, queries.shape[1] - config.guided_heads]
+            scaling = model.language.model.layers[layer].self_attn.scaling
+            for layers, targets in ((self.mention_layers, mentions), (self.about_layers, abouts)):
+                if layer not in layers or not any(targets):
+                    continue
+                # One piece of each tensor: a gradient for every slice would be a tensor of zeros as large as all rows.
+                rows = queries[[row for own in targets for row, _ in own]].split(heads, dim=1)[0]
+                looking = rows.split([len(own) for own in targets])
+                prefix = keys.split([at, len(keys) - at])[0].split(heads, dim=1)[0].split(n)
+                found, begin = [], 0
+                for number, own in enumerate(targets):
+                    m = len(truths[number].share)
+                    seen = prefix[number].split([system, m, n - system - m])[1]
+                    if own:
+                        share = truth.share[begin : begin + m]
+                        found.append(pointing_loss(looking[number], seen, scaling, share, [items for _, items in own]))
+                    begin += m
+                points.append(torch.stack(found).sum() / sum(map(len, targets)))
+
         with torch.autocast(device.type, torch.bfloat16, enabled=config.autocast):
-            prefix = self.prefix(scene)
-            states: dict[int, list[Tensor]] = {} if config.blind else {d: [] for d in (*self.depths, *self.told)}
-            at = len(prefix)
-            mentions = [
-                (at + int(packed.start[n]) + row, about)
-                for n, q in enumerate(packed.questions)
-                for row, about in q.mentions
-            ]
-            # The row that begins the answer looks at what decides it.
-            abouts = [(at + int(packed.start[n]) + q.n_prompt - 1, q.about) for n, q in enumerate(packed.questions)]
-
-            def look(layer: int, queries: Tensor, keys: Tensor) -> None:
-                for layers, targets in ((self.mention_layers, mentions), (self.about_layers, abouts)):
-                    if layer in layers and targets:
-                        own = slice(0, config.guided_heads)
-                        scaling = model.language.model.layers[layer].self_attn.scaling
-                        points.append(pointing_loss(queries[:, own], keys[first:at, own], scaling, truth, targets))
-
+            tokens = spatial_tokens(model, scenes, blind=config.blind)
+            depths = {*self.depths, *self.told, self.related}
+            states: dict[int, list[Tensor]] = {} if config.blind else {d: [] for d in depths}
             hidden = run(
                 model.language,
-                prefix,
+                self.prefixes(tokens),
                 embed(model, packed),
                 packed,
                 look=None if config.blind else look,
                 states=states,
+                layer_step=self.layer_step,
             )
             labelled = torch.nonzero(packed.label != IGNORE)[:, 0]
             logits = model.language.lm_head(hidden[at + labelled])
@@ -316,54 +404,56 @@ class Trainer:
         ):
             parts[f"answer/{q.family}"].append(value)
             parts[f"right/{q.family}"].append(float(right))
+        if not states:
+            return total, parts
+        auxiliary: dict[str, tuple[float, Tensor]] = {}
         table = model.language.model.embed_tokens.weight
-        for depth in self.depths if states else ():
-            for name, value in self.heads[f"dense{depth}"](states[depth][0][first:at], truth, table).items():
-                total = total + config.auxiliary * value / len(self.depths)
-                parts[f"{name}@{depth}"].append(float(value.detach()))
-        if states:
-            with torch.autocast(device.type, enabled=False):
-                found = self.finding(scene, prefix[first:])
-            total = total + config.auxiliary * found / len(self.depths)
-            parts["click@0"].append(float(found.detach()))
-        for depth in self.told if states else ():
-            for name, value in self.heads[f"told{depth}"](states[depth][0], truth, mentions).items():
-                total = total + config.auxiliary * value / len(self.told)
-                parts[f"told {name}@{depth}"].append(float(value.detach()))
+        shown = torch.cat([k * n + system + torch.arange(len(t.share), device=device) for k, t in enumerate(truths)])
+        for depth in self.depths:
+            for name, value in self.heads[f"dense{depth}"](states[depth][0][shown], truth, table).items():
+                auxiliary[f"{name}@{depth}"] = (1 / len(self.depths), value)
+        with torch.autocast(device.type, enabled=False):
+            auxiliary["click@0"] = (1 / len(self.depths), self.finding(scenes, tokens))
+        named = [mention for own in mentions for mention in own]
+        for depth in self.told:
+            for name, value in self.heads[f"told{depth}"](states[depth][0], truth, named).items():
+                auxiliary[f"told {name}@{depth}"] = (1 / len(self.told), value)
+        auxiliary["related"] = (1.0, self.heads["related"](states[self.related][0], truth, related))
         if points:
-            pointing = torch.stack(points).mean()
-            total = total + 0.5 * config.auxiliary * pointing
-            parts["pointing"].append(float(pointing.detach()))
+            auxiliary["pointing"] = (0.5, torch.stack(points).mean())
+        for name, (factor, value) in auxiliary.items():
+            total = total + config.auxiliary * factor * value
+            parts[name].append(float(value.detach()))
         return total, parts
 
-    def prefix(self, scene: Scene) -> Tensor:
-        """(N, D) the system's text and the scene's tokens."""
+    def prefixes(self, tokens: Sequence[Tensor]) -> list[Tensor]:
+        """(N, D) of each scene: the system's text and the scene's tokens."""
         table = self.model.language.model.embed_tokens
         system = table(torch.tensor(self.encoder.system, device=self.model.device))
-        return torch.cat([system, spatial_tokens(self.model, scene, blind=self.config.blind).to(system.dtype)])
+        return [torch.cat([system, own.to(system.dtype)]) for own in tokens]
 
     # --- measuring ---
 
+    @torch.no_grad()
     def evaluate(self, scenes: Sequence[Scene], per_family: int = 2, seed: int = 0) -> dict[str, float]:
         """Share of answers right to the letter, by family, and their mean as `macro`."""
-
-        @torch.no_grad()
-        def judge(number: int, scene: Scene) -> list[tuple[str, bool]]:
-            asked = self.questions(scene, dict.fromkeys(FAMILIES, per_family), np.random.default_rng([seed, number]))
-            packed = pack(asked).to(self.model.device)
+        judged = []
+        for number in range(self.rank, len(scenes), self.processes):
+            scene, rng = scenes[number], np.random.default_rng([seed, number])
+            asked = self.questions(scene, dict.fromkeys(FAMILIES, per_family), rng)
             with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.config.autocast):
-                prefix = self.prefix(scene)
-                hidden = run(self.model.language, prefix, embed(self.model, packed), packed)
+                prefixes = self.prefixes(spatial_tokens(self.model, [scene], blind=self.config.blind))
+                packed = pack([asked], [len(prefixes[0])]).to(self.model.device)
+                hidden = run(self.model.language, prefixes, embed(self.model, packed), packed)
                 labelled = torch.nonzero(packed.label != IGNORE)[:, 0]
-                logits = self.model.language.lm_head(hidden[len(prefix) + labelled])
+                logits = self.model.language.lm_head(hidden[packed.shape.sizes[0] + labelled])
             right = exact(logits, packed, labelled)
-            return [(q.family, bool(ok)) for q, ok in zip(packed.questions, right, strict=True)]
-
-        judged = [answer for answers in self.pool.map(judge, range(len(scenes)), scenes) for answer in answers]
+            judged.append([(q.family, bool(ok)) for q, ok in zip(packed.questions, right, strict=True)])
+        every = [answer for answers in self._gathered(judged) for answer in answers]
         shares = {
-            family: float(np.mean([ok for other, ok in judged if other == family]))
+            family: float(np.mean([ok for other, ok in every if other == family]))
             for family in FAMILIES
-            if any(other == family for other, _ in judged)
+            if any(other == family for other, _ in every)
         }
         return {**shares, "macro": float(np.mean(list(shares.values())))}
 

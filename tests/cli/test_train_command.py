@@ -40,8 +40,6 @@ def _train(out: Path, tower: Path, *more: str) -> int:
             *rooms,
             "--voxel-size",
             "0.5",
-            "--threads",
-            "1",
             *more,
         ]
     )
@@ -53,7 +51,7 @@ def _log(out: Path) -> list[dict[str, float]]:
 
 def test_trains_saves_and_goes_on(tmp_path: Path, tower: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    assert _train(out, tower, "--steps", "2", "--evaluate-every", "2", "--scenes-per-step", "1") == 0
+    assert _train(out, tower, "--steps", "2", "--evaluate-every", "2", "--batches", "1") == 0
     assert [line["step"] for line in _log(out)] == [1, 2, 2]
     assert "macro" in _log(out)[-1]["right"]  # type: ignore[operator]
     assert "saved at step 2" in capsys.readouterr().out
@@ -61,7 +59,7 @@ def test_trains_saves_and_goes_on(tmp_path: Path, tower: Path, capsys: pytest.Ca
     assert _train(out, tower, "--steps", "3") == 2
     assert "--resume goes on" in capsys.readouterr().err
     # Resumed, the sizes are the checkpoint's own.
-    rest = ["--resume", "--steps", "3", "--scenes-per-step", "1", "--rooms", "2", "--validation-rooms", "0"]
+    rest = ["--resume", "--steps", "3", "--batches", "1", "--rooms", "2", "--validation-rooms", "0"]
     assert main(["train", "--out", str(out), "--scenes", str(tmp_path / "scenes"), *rest]) == 0
     assert [line["step"] for line in _log(out)] == [1, 2, 2, 3]
     model, _, report = checkpoint.load(out)
@@ -69,6 +67,17 @@ def test_trains_saves_and_goes_on(tmp_path: Path, tower: Path, capsys: pytest.Ca
     assert model.config.image_size == 64 and report.ignored == []
     recipe = json.loads((out / "config.json").read_text())["training"]
     assert (recipe["step"], recipe["rooms"], recipe["seed"], recipe["first_room"]) == (3, 2, 0, 0)
+
+
+def test_processes_share_the_steps(tmp_path: Path, tower: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two processes write one log and one checkpoint; more of them than batches are refused."""
+    out = tmp_path / "out"
+    assert _train(out, tower, "--steps", "2", "--evaluate-every", "2", "--processes", "2") == 0
+    assert [line["step"] for line in _log(out)] == [1, 2, 2]
+    assert json.loads((out / "config.json").read_text())["training"]["step"] == 2
+    assert checkpoint.load(out)[2].ignored == []
+    assert _train(tmp_path / "other", tower, "--steps", "2", "--processes", "3") == 2
+    assert "2 batches a step cannot be shared by 3 processes" in capsys.readouterr().err
 
 
 def test_rooms_alone_and_a_time_limit(tmp_path: Path, tower: Path) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import pytest
@@ -36,12 +37,16 @@ def scenes(vision: VisionTower, scene_config: SceneConfig) -> list[Scene]:
     return [build_scene(seed, "train", vision, scene_config) for seed in range(4)]
 
 
+def new_trainer(vision: VisionTower, scenes: list[Scene], **settings: object) -> Trainer:
+    config = TrainConfig(
+        **{
+            **{"steps": 20, "warmup": 2, "align": 0, "early": 10, "noise": 0.1, "sizes": ((226, 1),), "mix": (1.0,)},
+            **settings,
+        }
+    )  # type: ignore[arg-type]
+    return Trainer(config, SIZE, vision, scenes)
+
+
 @pytest.fixture
 def make_trainer(vision: VisionTower, scenes: list[Scene]) -> Callable[..., Trainer]:
-    def make(**settings: object) -> Trainer:
-        config = TrainConfig(
-            **{"steps": 20, "scenes_per_step": 2, "warmup": 2, "align": 0, "early": 10, "noise": 0.1, **settings}
-        )  # type: ignore[arg-type]
-        return Trainer(config, SIZE, vision, scenes)
-
-    return make
+    return functools.partial(new_trainer, vision, scenes)

@@ -8,24 +8,31 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
 
 from adatoken3d_ros.engine.answer import Question, Status
 from adatoken3d_ros.engine.session import SceneSession
 from adatoken3d_ros.model import checkpoint
+from adatoken3d_ros.model.position import PositionMLP
+from adatoken3d_ros.model.vision import VisionTower
 from adatoken3d_ros.synthetic.questions import FAMILIES, generate
 from adatoken3d_ros.synthetic.views import render_views
 from adatoken3d_ros.training.data import Scene
-from adatoken3d_ros.training.losses import Truth, finding_loss, pointing_loss
+from adatoken3d_ros.training.language import spread_knots
+from adatoken3d_ros.training.losses import RelationHead, Truth, finding_loss, pointing_loss
+from adatoken3d_ros.training.packing import spatial_tokens
 from adatoken3d_ros.training.train import TrainConfig, Trainer, TrainingError
+from tests.training.conftest import new_trainer
 
 MakeTrainer = Callable[..., Trainer]
 
 
 def test_the_loss_falls(make_trainer: MakeTrainer) -> None:
-    trainer = make_trainer(steps=20, decay=0.0, rate=3e-3, early=0, thinnest=(1.0, 1.0))
+    trainer = make_trainer(steps=20, decay=0.0, rate=3e-3, early=0, thinnest=(1.0, 1.0), sizes=((226, 2),))
     reports = [trainer.train_step() for _ in range(20)]
     assert [r.step for r in reports] == list(range(1, 21))
-    for name in ("answer", "kind@1", "kind@2", "rank@1", "click@0", "told kind@2", "pointing"):
+    for name in ("answer", "kind@1", "kind@2", "rank@1", "click@0", "told kind@2", "related", "pointing"):
         values = [r.losses[name] for r in reports]
         assert np.mean(values[-4:]) < 0.95 * np.mean(values[:4]), (name, values)
     right = trainer.evaluate(trainer.scenes[:1])
@@ -101,7 +108,7 @@ def test_what_cannot_be_resumed_is_refused(make_trainer: MakeTrainer, tmp_path: 
 
 def test_a_blind_model_sees_one_empty_token(make_trainer: MakeTrainer, scenes: list[Scene]) -> None:
     trainer = make_trainer(blind=True)
-    prefixes = [trainer.prefix(scene) for scene in scenes[:2]]
+    prefixes = trainer.prefixes(spatial_tokens(trainer.model, scenes[:2], blind=True))
     assert torch.equal(prefixes[0], prefixes[1]) and len(prefixes[0]) == len(trainer.encoder.system) + 1
     report = trainer.train_step()
     assert "pointing" not in report.losses and not any(name.startswith("kind@") for name in report.losses)
@@ -114,6 +121,8 @@ def test_the_rate_rises_stays_and_falls() -> None:
     assert [config.rate_at(s) for s in (0, 39, 40, 49)] == pytest.approx([0.1, 1.0, 0.1, 1.0])
     with pytest.raises(TrainingError, match="steps must be positive, got 0"):
         TrainConfig(steps=0)
+    with pytest.raises(TrainingError, match="2 batches a step cannot be shared by 3 processes"):
+        TrainConfig(processes=3)
 
 
 def test_truth_of_tokens_by_hand(scenes: list[Scene]) -> None:
@@ -154,12 +163,49 @@ def test_finding_loss_by_hand() -> None:
     assert float(finding_loss(tokens, clicks, torch.tensor([1]))) == pytest.approx(16.0, abs=1e-4)
 
 
-def test_threads_change_nothing(make_trainer: MakeTrainer) -> None:
-    alone, together = make_trainer(steps=3), make_trainer(steps=3, threads=2)
-    for _ in range(2):
-        assert alone.train_step().losses == together.train_step().losses
-    for name, parameter in alone.parameters.items():
-        assert torch.equal(parameter, together.parameters[name]), name
+def _share(rank: int, vision: VisionTower, scenes: list[Scene], folder: str) -> None:
+    """One of two processes that train together; what they come to is written to a file by each."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    trainer = new_trainer(vision, scenes, steps=3, align=1, processes=2)
+    losses = [trainer.train_step().losses for _ in range(3)]
+    right = trainer.evaluate(scenes[:3])
+    save_file({n: p.detach().contiguous() for n, p in trainer.parameters.items()}, f"{folder}/{rank}.safetensors")
+    Path(folder, f"{rank}.json").write_text(json.dumps([losses, right]))
+    dist.destroy_process_group()
+
+
+def test_processes_change_nothing(vision: VisionTower, scenes: list[Scene], tmp_path: Path) -> None:
+    """Two processes that share a step's batches do what one does, to the bit, and agree on what they have done."""
+    torch.multiprocessing.spawn(_share, (vision, scenes, str(tmp_path)), 2)
+    alone = new_trainer(vision, scenes, steps=3, align=1)
+    losses = [alone.train_step().losses for _ in range(3)]
+    expected = json.loads(json.dumps([losses, alone.evaluate(scenes[:3])]))
+    for rank in range(2):
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == expected
+        found = load_file(tmp_path / f"{rank}.safetensors")
+        for name, parameter in alone.parameters.items():
+            assert torch.equal(parameter, found[name]), name
+
+
+@torch.no_grad()
+def test_positions_are_told_apart_from_the_start() -> None:
+    """Each coordinate can be read off the hidden layer by a linear map, to centimetres, and so can which half of a
+    metre that is, which is no linear function of it; without biases neither can, whatever is read off."""
+    generator = torch.Generator().manual_seed(0)
+    xyz = torch.rand(4000, 3, generator=generator) * torch.tensor([8.0, 8.0, 2.5]) - torch.tensor([4.0, 4.0, 0.0])
+    wanted = torch.cat([xyz, torch.cos(2 * torch.pi * xyz)], dim=1).double()
+
+    def unexplained(position: PositionMLP) -> torch.Tensor:
+        hidden = torch.cat([position.hidden(xyz), torch.ones(4000, 1)], dim=1).double()
+        fit = torch.linalg.lstsq(hidden[:3000], wanted[:3000], driver="gelsd").solution
+        return (hidden[3000:] @ fit - wanted[3000:]).std(dim=0) / wanted[3000:].std(dim=0)
+
+    position = PositionMLP(192)
+    spread_knots(position, generator)
+    assert (unexplained(position)[:3] < 0.04).all() and (unexplained(position)[3:] < 0.5).all()
+    position.lift.bias.zero_()
+    assert (unexplained(position)[[0, 1, 3, 4, 5]] > 0.15).all()
 
 
 def test_likeness_is_where_half_of_the_heads_begin(make_trainer: MakeTrainer) -> None:
@@ -185,11 +231,42 @@ def test_pointing_loss_by_hand() -> None:
     )
     queries = torch.tensor([[[1.0]], [[0.0]]])
     keys = torch.log(torch.tensor([[[1.0]], [[3.0]]]))
-    loss = pointing_loss(queries, keys, 1.0, truth, [(0, (3,))])
+    share = truth.share[:, :-1]
+    loss = pointing_loss(queries[:1], keys, 1.0, share, [(0,)])
     assert float(loss) == pytest.approx(-np.log(0.75), abs=1e-6)
-    both = pointing_loss(queries, keys, 1.0, truth, [(0, (3,)), (1, (3,))])
-    assert float(both) == pytest.approx(-(np.log(0.75) + np.log(0.5)) / 2, abs=1e-6)
-    assert float(pointing_loss(queries, keys, 1.0, truth, [])) == 0.0
+    both = pointing_loss(queries, keys, 1.0, share, [(0,), (0,)])
+    assert float(both) == pytest.approx(-(np.log(0.75) + np.log(0.5)), abs=1e-6)
+    assert float(pointing_loss(queries, keys, 1.0, torch.zeros(2, 1), [(0,), (0,)])) == 0.0
+
+
+def test_joined_truth_is_each_scenes_own(scenes: list[Scene]) -> None:
+    own = [Truth.of(scene) for scene in scenes[:2]]
+    joined = Truth.joined(own)
+    m, items = len(own[0].share), len(own[0].kind)
+    assert joined.scenes == 2 and joined.share.shape == (m + len(own[1].share), items + len(own[1].kind) + 1)
+    assert torch.equal(joined.share[:m, :items], own[0].share[:, :-1])
+    assert torch.equal(joined.share[m:, items:], own[1].share)
+    assert float(joined.share[:m, items:-1].abs().sum()) == 0.0
+    assert torch.equal(joined.share[:m, -1], own[0].share[:, -1])
+    assert torch.equal(joined.box[items:], own[1].box)
+
+
+@torch.no_grad()
+def test_the_relation_head_tells_boxes_in_the_order_of_names(scenes: list[Scene]) -> None:
+    truth, head = Truth.of(scenes[0]), RelationHead(6, things=2)
+    head.boxes.weight.zero_()
+    head.boxes.bias.copy_(torch.cat([truth.box[2], truth.box[0]]))
+    hidden = torch.randn(5, 6)
+    assert float(head(hidden, truth, [(4, (2, 0)), (1, (2,)), (0, ())])) == pytest.approx(0.0, abs=1e-6)
+    assert float(head(hidden, truth, [(4, (0, 2))])) > 0.01
+    assert float(head(hidden, truth, [(0, ())])) == 0.0
+
+
+def test_what_boxes_are_weighed_by(make_trainer: MakeTrainer) -> None:
+    """Whole part and tenths count, hundredths and commas little, of `[-1.` `2` `5` `,` `0.` `5` `0` `]`."""
+    encoder = make_trainer().encoder
+    ids = encoder.text("[-1.25, 0.50]")
+    assert [encoder._weight(a, b) for a, b in zip(ids, ids[1:], strict=False)] == [1, 1, 0.15, 0.15, 1, 1, 0.15]
 
 
 def test_the_exported_model_is_smaller_and_the_same(make_trainer: MakeTrainer, tmp_path: Path) -> None:
