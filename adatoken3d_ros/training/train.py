@@ -110,7 +110,7 @@ class TrainConfig:
     align: int = 1000
     early: int = 800
     sizes: tuple[tuple[int, int], ...] = ((128, 4), (384, 3), (768, 2))
-    mix: tuple[float, ...] = (0.5, 0.35, 0.15)
+    mix: tuple[float, ...] = (0.3, 0.4, 0.3)
     thinnest: tuple[float, float] = (0.25, 0.05)
     auxiliary: float = 1.5
     guided_heads: int = 2
