@@ -80,6 +80,7 @@ class Camera:
         fill_pose(pose.pose, T)
         ns_to_stamp(pose.header.stamp, stamp_ns)
         self._publish(self._pose, pose)
+        self.counts["pose"] = self.counts.get("pose", 0) + 1
         for name, messages in self._messages.items():
             message = messages[index % len(messages)]
             kept = {field: getattr(message, field) for field in spoilt or {} if hasattr(message, field)}

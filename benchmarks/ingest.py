@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Does the node keep up with its sensors, and is every message accounted for?
 
-The real node with a tiny model takes 640 x 480 colour and depth at 30 Hz, then coloured clouds of 300,000 points at
-10 Hz, each from a process of its own and a sensor that moves, and with the default transport:
+The real node with a tiny model takes 640 x 480 colour and depth at 30 Hz, with the default transport and once more with
+the package's profile for it (config/fastdds_shm.xml), then coloured clouds of 300,000 points at 10 Hz with the default
+one, each from a process of its own and a sensor that moves:
 
     unaccounted_frames  received messages, pairs and frames that were neither used, nor no key frame, nor dropped for a
                         reason: differences in the node's own counters, all stages together
-    not_received        sent, but never received by the node (lost by the middleware)
+    not_received        images or clouds that were sent, but never received by the node (lost by the middleware);
+    poses_not_received  the same of poses, which the node interpolates
     cpu_cores           CPU time of the node over time, while the sensor sends; the tiny model's encoder included
     accept_ms_p95       from a frame's stamp, taken right before it was published, until its pair was complete, had its
                         pose and calibration, and was handed to the thread that takes frames
@@ -18,8 +20,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,22 +32,41 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks._ros import Bench, argument_parser, setting, unaccounted, write
+from benchmarks._ros import ROOT, Bench, argument_parser, setting, unaccounted, write
+
+PROFILE = ROOT / "config" / "fastdds_shm.xml"
+_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")  # of Kilted, of Jazzy
+_IMAGES = ("--kind", "images"), ("rgb/image", "depth/image")
 
 # name -> (parameters of the node, flags of the sensor, streams that make frames)
 CASES: dict[str, tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]] = {
-    "images": ({}, ("--kind", "images"), ("rgb/image", "depth/image")),
+    "images": ({}, *_IMAGES),
+    "images_with_profile": ({}, *_IMAGES),
     "cloud": ({"input__source": "points"}, ("--kind", "cloud"), ("points",)),
 }
+
+
+@contextmanager
+def transport(profile: Path | None) -> Iterator[None]:
+    """The middleware's profile for all processes that are started meanwhile; None for its default."""
+    before = {name: os.environ.pop(name, None) for name in _VARIABLES}
+    if profile is not None:
+        os.environ.update(dict.fromkeys(_VARIABLES, str(profile)))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
 def measure(args: argparse.Namespace, name: str) -> dict[str, Any]:
     """One sensor for some seconds."""
     parameters, flags, streams = CASES[name]
-    rate = args.rate if name == "images" else args.cloud_rate
+    rate = args.cloud_rate if name == "cloud" else args.rate
     size = ("--width", args.width, "--height", args.height, "--points", args.points, "--speed", args.speed)
     with (
         TemporaryDirectory() as folder,
+        transport(PROFILE if name == "images_with_profile" else None),
         Bench(args.model, show=args.show, **parameters) as bench,
     ):
         told = Path(folder) / "sensor.json"
@@ -73,8 +97,9 @@ def figures(values: dict[str, str], sent: dict[str, Any], streams: tuple[str, ..
     return {
         "unaccounted_frames": sum(abs(count) for count in missing.values()),
         "unaccounted": {name: count for name, count in missing.items() if count},
-        "sent": {stream: sent["sent"][stream] for stream in streams},
+        "sent": sent["sent"],
         "not_received": sum(sent["sent"][stream] - received[stream] for stream in streams),
+        "poses_not_received": sent["sent"]["pose"] - int(values.get("received.pose", 0)),
         "accept_ms_p95": None if age == "n/a" else float(age),
         "fates": fates,
         "dropped": dropped,
@@ -108,12 +133,12 @@ def main(arguments: list[str] | None = None) -> None:
         with console.status(f"{name}: {args.seconds:g} s of sending"):
             found[name] = measure(args, name)
     table = Table("", *found)
-    for key in ("unaccounted_frames", "not_received", "cpu_cores", "accept_ms_p95"):
+    for key in ("unaccounted_frames", "not_received", "poses_not_received", "cpu_cores", "accept_ms_p95"):
         table.add_row(key, *(str(case[key]) for case in found.values()))
     for fate in sorted({fate for case in found.values() for fate in case["fates"]}):
         table.add_row(f"frames: {fate}", *(str(case["fates"].get(fate, 0)) for case in found.values()))
     console.print(table)
-    write(args.json, {**found["images"], "cloud": found["cloud"], "setting": setting(args)})
+    write(args.json, {**found.pop("images"), **found, "setting": setting(args)})
 
 
 if __name__ == "__main__":

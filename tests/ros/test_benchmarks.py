@@ -28,12 +28,12 @@ def test_ingested_frames_by_hand() -> None:
     values = {
         "received.points": "9", "paired.points": "9", "pending.points": "0", "pairs.matched": "9",
         "pairs.handed_over": "8", "pairs.waiting": "0", "pairs.dropped.no_pose": "1", "frames.key_frame": "2",
-        "frames.too_similar": "4", "accepted.age_ms.p95": "12.50",
+        "frames.too_similar": "4", "received.pose": "7", "accepted.age_ms.p95": "12.50",
     }  # fmt: skip
-    sent = {"sent": {"points": 10}, "latest_ms": 1.0, "acknowledged": True, "repeated": 0}
+    sent = {"sent": {"points": 10, "pose": 10}, "latest_ms": 1.0, "acknowledged": True, "repeated": 0}
     found = ingest.figures(values, sent, ("points",))
     assert (found["unaccounted_frames"], found["unaccounted"]) == (2, {"frames": 2})
-    assert (found["not_received"], found["accept_ms_p95"]) == (1, 12.5)
+    assert (found["not_received"], found["poses_not_received"], found["accept_ms_p95"]) == (1, 3, 12.5)
     assert found["fates"] == {"key_frame": 2, "too_similar": 4} and found["dropped"] == {"pairs.dropped.no_pose": 1}
 
 
