@@ -91,6 +91,7 @@ class TrainConfig:
             steps the first always is. A scene loses tokens at random until it fits: what words mean is learned from a
             few tokens in a third of the time, and a model does not mind which of them are there.
         thinnest: parts of the tokens that scenes of the first kind keep: of those that show something, of the others.
+            Of the last kind they keep all that fits, of those between a random part.
         auxiliary: factor of the losses on tokens and attention.
         guided_heads: heads whose attention is shown what to look at. noise: deviation of noise on vision features.
         blind: train without spatial tokens, to see what can be guessed.
@@ -110,7 +111,7 @@ class TrainConfig:
     align: int = 1000
     early: int = 800
     sizes: tuple[tuple[int, int], ...] = ((128, 4), (384, 3), (768, 2))
-    mix: tuple[float, ...] = (0.3, 0.4, 0.3)
+    mix: tuple[float, ...] = (0.25, 0.4, 0.35)
     thinnest: tuple[float, float] = (0.25, 0.05)
     auxiliary: float = 1.5
     guided_heads: int = 2
@@ -133,10 +134,19 @@ class TrainConfig:
         return self.rate * min(1.0, (begun + 1) / max(1, self.warmup)) * falling
 
     def kind(self, step: int) -> int:
-        """Index of the step's size."""
-        if step < self.align + self.early:
+        """Index of the step's size; without tokens there is nothing to thin."""
+        if self.blind or step < self.align + self.early:
             return 0
         return int(np.random.default_rng([self.seed, 2, step]).choice(len(self.sizes), p=self.mix))
+
+    def kept(self, kind: int, rng: np.random.Generator) -> tuple[float, float]:
+        """Parts of the tokens that a scene of this size keeps: of those that show something, of the others."""
+        items, rest = self.thinnest
+        if kind == 0:
+            return items, rest
+        if kind == len(self.sizes) - 1:
+            return 1.0, 1.0
+        return max(items, float(rng.uniform()) ** 0.5), max(rest, float(rng.uniform()))
 
     def counts(self, step: int) -> Mapping[str, int]:
         """Questions of each family."""
@@ -249,10 +259,7 @@ class Trainer:
             scene = turned(self.scenes[number], int(rng.integers(4)), bool(rng.integers(2)), self.size.voxel_size)
             if not aligning:
                 asked.append(self.questions(scene, config.counts(step), rng))
-                items, rest = config.thinnest
-                if kind > 0:
-                    items, rest = max(items, float(rng.uniform()) ** 0.5), max(rest, float(rng.uniform()))
-                scene = thinned(scene, items, rest, rng, most=rows - len(self.encoder.system))
+                scene = thinned(scene, *config.kept(kind, rng), rng, most=rows - len(self.encoder.system))
             noise = torch.from_numpy(rng.standard_normal(scene.features.shape, dtype=np.float32))
             scenes.append(replace(scene, features=scene.features.float() + config.noise * noise))
         if aligning:

@@ -125,6 +125,20 @@ def test_the_rate_rises_stays_and_falls() -> None:
         TrainConfig(processes=3)
 
 
+def test_sizes_are_drawn_and_what_scenes_keep() -> None:
+    config = TrainConfig(align=10, early=5, thinnest=(0.25, 0.05))
+    assert {config.kind(step) for step in range(15)} == {0}
+    drawn = [config.kind(step) for step in range(15, 2015)]
+    for kind, share in enumerate(config.mix):
+        assert drawn.count(kind) / 2000 == pytest.approx(share, abs=0.04)
+    assert drawn == [config.kind(step) for step in range(15, 2015)]
+    assert {TrainConfig(blind=True).kind(step) for step in range(5000, 5100)} == {0}
+    rng = np.random.default_rng(0)
+    assert config.kept(0, rng) == (0.25, 0.05) and config.kept(2, rng) == (1.0, 1.0)
+    between = np.array([config.kept(1, rng) for _ in range(100)])
+    assert (between >= (0.25, 0.05)).all() and (between <= 1).all() and between.std(axis=0).min() > 0.1
+
+
 def test_truth_of_tokens_by_hand(scenes: list[Scene]) -> None:
     """Shares are counted patch by patch, slowly."""
     scene = scenes[1]
