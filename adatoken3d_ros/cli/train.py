@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from adatoken3d_ros.training.data import Scene
     from adatoken3d_ros.training.language import ModelSize
-    from adatoken3d_ros.training.train import Report, TrainConfig, Trainer
+    from adatoken3d_ros.training.recipe import TrainConfig
+    from adatoken3d_ros.training.train import Report, Trainer
 
 VALIDATION_SEED = 5_000_000  # of the training split, far above every room that is trained on
 _SIZES = {"layers": int, "width": int, "heads": int, "intermediate": int, "views": int, "voxel_size": float}
@@ -69,7 +70,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command; 0 when all steps are done or the time is up."""
-    from adatoken3d_ros.training.train import TrainingError
+    from adatoken3d_ros.training.recipe import TrainingError
 
     if (args.out / "config.json").is_file() and not args.resume:
         raise TrainingError(f"{args.out} holds a checkpoint already: --resume goes on with it")
@@ -135,7 +136,7 @@ def train(args: argparse.Namespace, *, quiet: bool = False) -> None:
 
 def _config(args: argparse.Namespace) -> TrainConfig:
     """Raises TrainingError for what cannot be trained with."""
-    from adatoken3d_ros.training.train import TrainConfig
+    from adatoken3d_ros.training.recipe import TrainConfig
 
     return TrainConfig(
         steps=args.steps,

@@ -50,107 +50,14 @@ from adatoken3d_ros.training.packing import (
     run,
     spatial_tokens,
 )
+from adatoken3d_ros.training.recipe import TrainConfig, TrainingError
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")  # of AdamW and of Muon
 _CLICKS = 64  # points a scene whose tokens are to be found
 _ALIGNED_SCENES = 4  # of a batch while aligning
 STATE = "training"  # folder in the checkpoint, which the loader does not read
-
-# Questions of each family asked of a scene: at first mostly what one token tells, then everything.
-_EARLY = {
-    **{"class": 5, "colour": 4, "existence": 4, "count": 2, "on": 2},
-    **dict.fromkeys(("nearest", "taller", "larger"), 1),
-    **dict.fromkeys(("distance", "closer", "direction", "box"), 3),
-}
-_LATE = {
-    **dict.fromkeys(FAMILIES, 2),
-    **{"existence": 4, "count": 3, "colour": 3, "class": 4, "nearest": 3, "closer": 4, "direction": 4},
-    **{"distance": 4, "box": 4},
-}
 # (questions a scene, rows a question): room for most of these. What finds no place is left out.
 _GROUPS = ((16, 16), (9, 24), (5, 32), (5, 40))
-
-
-class TrainingError(ValueError):
-    """A run that cannot be started or resumed; the message names the setting or file."""
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """A run's recipe.
-
-    Attributes:
-        steps: of the optimizer. batches: of scenes, whose gradients are added in each of them.
-        processes: that share the batches, in one group of torch.distributed; the result is the same, to the bit.
-        rate: learning rate. It rises in the first `warmup` steps, and again where the language model begins to learn,
-            and falls to a twentieth in the last `decay` of all steps.
-        align: first steps, in which only projector and position embedding learn, from what each token shows: without
-            the language model these cost a tenth, and what it reads makes sense from its first step on.
-        early: steps after those with mostly simple questions.
-        sizes: (rows of a prefix, scenes) of the kinds of batches, and `mix`, how often each is taken; in the early
-            steps the first always is. A scene loses tokens at random until it fits: what words mean is learned from a
-            few tokens in a third of the time, and a model does not mind which of them are there.
-        thinnest: parts of the tokens that scenes of the first kind keep: of those that show something, of the others.
-            Of the last kind they keep all that fits, of those between a random part.
-        auxiliary: factor of the losses on tokens and attention.
-        guided_heads: heads whose attention is shown what to look at. noise: deviation of noise on vision features.
-        blind: train without spatial tokens, to see what can be guessed.
-        autocast: matrix products in bfloat16.
-        compiled: layers by torch.compile, which needs a C++ compiler and some minutes at first.
-    """
-
-    steps: int = 4000
-    seed: int = 0
-    batches: int = 2
-    processes: int = 1
-    rate: float = 1.5e-3
-    warmup: int = 150
-    decay: float = 0.25
-    weight_decay: float = 0.05
-    clip: float = 1.0
-    align: int = 1000
-    early: int = 800
-    sizes: tuple[tuple[int, int], ...] = ((128, 4), (384, 3), (768, 2))
-    mix: tuple[float, ...] = (0.25, 0.4, 0.35)
-    thinnest: tuple[float, float] = (0.25, 0.05)
-    auxiliary: float = 1.5
-    guided_heads: int = 2
-    noise: float = 0.3
-    blind: bool = False
-    autocast: bool = False
-    compiled: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batches", "rate", "clip"):
-            if not getattr(self, name) > 0:
-                raise TrainingError(f"{name} must be positive, got {getattr(self, name)}")
-        if self.processes < 1 or self.batches % self.processes:
-            raise TrainingError(f"{self.batches} batches a step cannot be shared by {self.processes} processes")
-
-    def rate_at(self, step: int) -> float:
-        """Learning rate of step 0, 1, ..."""
-        falling = min(1.0, max(0.05, (self.steps - step) / max(1.0, self.decay * self.steps)))
-        begun = step - self.align if step >= self.align else step
-        return self.rate * min(1.0, (begun + 1) / max(1, self.warmup)) * falling
-
-    def kind(self, step: int) -> int:
-        """Index of the step's size; without tokens there is nothing to thin."""
-        if self.blind or step < self.align + self.early:
-            return 0
-        return int(np.random.default_rng([self.seed, 2, step]).choice(len(self.sizes), p=self.mix))
-
-    def kept(self, kind: int, rng: np.random.Generator) -> tuple[float, float]:
-        """Parts of the tokens that a scene of this size keeps: of those that show something, of the others."""
-        items, rest = self.thinnest
-        if kind == 0:
-            return items, rest
-        if kind == len(self.sizes) - 1:
-            return 1.0, 1.0
-        return max(items, float(rng.uniform()) ** 0.5), max(rest, float(rng.uniform()))
-
-    def counts(self, step: int) -> Mapping[str, int]:
-        """Questions of each family."""
-        return _EARLY if step < self.align + self.early else _LATE
 
 
 @dataclass

@@ -14,7 +14,8 @@ from adatoken3d_ros.model.vision import VisionTower
 from adatoken3d_ros.training.data import Scene, SceneConfig, build_scene
 from adatoken3d_ros.training.language import ModelSize, config_content
 from adatoken3d_ros.training.pretrained import fingerprint
-from adatoken3d_ros.training.train import TrainConfig, Trainer
+from adatoken3d_ros.training.recipe import TrainConfig
+from adatoken3d_ros.training.train import Trainer
 
 SIZE = ModelSize(
     layers=4, width=48, heads=2, intermediate=64, image_size=96, taps=(0, 3), voxel_size=0.4, views=3, max_tokens=200

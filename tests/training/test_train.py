@@ -22,7 +22,8 @@ from adatoken3d_ros.training.data import Scene
 from adatoken3d_ros.training.language import spread_knots
 from adatoken3d_ros.training.losses import RelationHead, Truth, finding_loss, pointing_loss
 from adatoken3d_ros.training.packing import spatial_tokens
-from adatoken3d_ros.training.train import TrainConfig, Trainer, TrainingError
+from adatoken3d_ros.training.recipe import TrainConfig, TrainingError
+from adatoken3d_ros.training.train import Trainer
 from tests.training.conftest import new_trainer
 
 MakeTrainer = Callable[..., Trainer]
