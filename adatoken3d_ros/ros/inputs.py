@@ -191,9 +191,7 @@ class Inputs:
         if source in POSE_TOPICS:
             topic, kind = POSE_TOPICS[source]
             self._needed += (topic,)
-            # Of poses the newest counts, and one that is lost is interpolated. Where large images have filled the
-            # writer's shared memory, a reliable reader gets small messages late, when they are sent again, or never.
-            self._subscribe(kind, topic, self._on_pose, reliable=False)
+            self._subscribe(kind, topic, self._on_pose)
         for topic in STREAMS[made_of]:
             self._subscribe(PointCloud2 if topic == POINTS else image, topic, self._on_image)
         # Steady, so that waiting images are looked at even while simulated time stands still.
@@ -276,8 +274,8 @@ class Inputs:
             settings["scene.frame_id"], T_base_camera, tolerance_ns=round(settings["pose.tolerance"] * 1e9)
         )
 
-    def _subscribe(self, kind: Any, topic: str, callback: Callable[[str, Any], None], *, reliable: bool = True) -> None:
-        reliable = reliable and self._parameters["qos.reliability"] == "reliable"
+    def _subscribe(self, kind: Any, topic: str, callback: Callable[[str, Any], None]) -> None:
+        reliable = self._parameters["qos.reliability"] == "reliable"
         profile = QoSProfile(
             depth=QUEUE_DEPTH,
             reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,

@@ -70,9 +70,10 @@ def probe(language: LlamaForCausalLM) -> Probe:
 
 
 def test_an_unpruned_schedule_moves_nothing(probe: Probe) -> None:
-    assert probe.divergence(Schedule()) == pytest.approx(0.0, abs=1e-9)
-    assert probe.divergence(Schedule((Stage(2, 1.0),))) == pytest.approx(0.0, abs=1e-9)
-    assert probe.divergence(Schedule(withdraw_layer=N_LAYERS)) == pytest.approx(0.0, abs=1e-9)
+    """But for rounding: products of other shapes are added in another order on some processors."""
+    assert probe.divergence(Schedule()) == pytest.approx(0.0, abs=1e-6)
+    assert probe.divergence(Schedule((Stage(2, 1.0),))) == pytest.approx(0.0, abs=1e-6)
+    assert probe.divergence(Schedule(withdraw_layer=N_LAYERS)) == pytest.approx(0.0, abs=1e-6)
 
 
 def test_the_reference_is_what_transformers_generates(language: LlamaForCausalLM, probe: Probe) -> None:

@@ -48,7 +48,7 @@ def test_a_scene_is_what_a_session_makes_of_the_views(
     tokens = session.memory.question_tokens(max_tokens)
     with torch.no_grad():
         expected = model.project(tokens.features)
-        torch.testing.assert_close(spatial_tokens(model, scene), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(spatial_tokens(model, [scene])[0], expected, rtol=1e-4, atol=1e-5)
     assert len(scene.features) == len(tokens) <= max_tokens
 
 
