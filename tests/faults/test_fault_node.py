@@ -129,7 +129,7 @@ def test_two_nodes_of_one_name(live: Live) -> None:
     assert live.ask().status == Answer.TRUNCATED
 
 
-@pytest.mark.skipif(os.environ.get(ALONE) != "all", reason="not reliable yet: set ADATOKEN3D_FAULT_NODE=all")
+@pytest.mark.skipif(os.environ.get(ALONE) != "all", reason="fails, not understood yet: set ADATOKEN3D_FAULT_NODE=all")
 def test_a_client_that_disappears(live: Live) -> None:
     """Its questions are answered and published all the same, and the next one's turn comes."""
     before = live.answered()
