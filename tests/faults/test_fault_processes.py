@@ -17,7 +17,7 @@ LIMIT = 600  # seconds
 @pytest.mark.timeout(LIMIT + 30)
 @pytest.mark.skipif(ALONE in os.environ, reason="this is that process")
 def test_faults_that_need_processes() -> None:
-    """Every test of `test_fault_node.py` passes but the one that is left out, which fails for a reason not found yet."""
+    """Every test of `test_fault_node.py` passes but the one left out, which fails for a reason not found yet."""
     pytest.importorskip("rclpy")
     file = Path(__file__).with_name("test_fault_node.py")
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(file)]
