@@ -16,10 +16,10 @@ _EARLY = {
     **dict.fromkeys(("nearest", "taller", "larger"), 1),
     **dict.fromkeys(("distance", "closer", "direction", "box"), 3),
 }
+# More of those of which a room has few that are clear: about as many of each come of it.
 _LATE = {
-    **dict.fromkeys(FAMILIES, 2),
-    **{"existence": 4, "count": 3, "colour": 3, "class": 4, "nearest": 3, "closer": 4, "direction": 4},
-    **{"distance": 4, "box": 4},
+    **{"existence": 3, "count": 6, "colour": 2, "class": 3, "nearest": 8, "on": 4},
+    **{"direction": 4, "closer": 3, "taller": 6, "larger": 6, "distance": 5, "box": 5},
 }
 
 

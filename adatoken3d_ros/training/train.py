@@ -57,7 +57,7 @@ _CLICKS = 64  # points a scene whose tokens are to be found
 _ALIGNED_SCENES = 4  # of a batch while aligning
 STATE = "training"  # folder in the checkpoint, which the loader does not read
 # (questions a scene, rows a question): room for most of these. What finds no place is left out.
-_GROUPS = ((16, 16), (9, 24), (5, 32), (5, 40))
+_GROUPS = ((16, 16), (9, 24), (4, 32), (6, 40))
 
 
 @dataclass

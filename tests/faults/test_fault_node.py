@@ -75,10 +75,6 @@ class Live:
     def key_frames(self) -> int:
         return self.value("scene", "key_frames")
 
-    def answered(self) -> int:
-        """Answers that were published."""
-        return self.value("latency", "answers.TRUNCATED")
-
     def value(self, task: str, key: str) -> int:
         return next((int(pair.value) for pair in self.status(task).values if pair.key == key), 0)
 
@@ -129,15 +125,17 @@ def test_two_nodes_of_one_name(live: Live) -> None:
     assert live.ask().status == Answer.TRUNCATED
 
 
-@pytest.mark.skipif(os.environ.get(ALONE) != "all", reason="fails, not understood yet: set ADATOKEN3D_FAULT_NODE=all")
 def test_a_client_that_disappears(live: Live) -> None:
     """Its questions are answered and published all the same, and the next one's turn comes."""
-    before = live.answered()
+    published = live.graph.collect(Answer, f"{NAME}/answer", 10)
     client = live.graph.start_script(FOLDER / "vanishing_client.py")
     live.graph.wait(lambda: "asked" in client.log, "questions that were asked", LONG)
     client.kill()
     assert live.ask("And mine?").status == Answer.TRUNCATED
-    live.graph.wait(lambda: live.answered() == before + 3, "the answers that nobody waits for", LONG)
+    asked = ["And mine?", "Over the action?", "Over the service?"]
+    live.graph.wait(lambda: len(published) >= 3, "the answers that nobody waits for", LONG)
+    assert sorted(answer.question for answer in published) == asked
+    assert {answer.status for answer in published} == {Answer.TRUNCATED}
     live.until("model", "ready")
 
 
