@@ -4,18 +4,17 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from statistics import median_high
 
-import numpy as np
-
 from adatoken3d_ros.engine.answer import Question, StageTimes
 from adatoken3d_ros.engine.hurry import Hurry
 from adatoken3d_ros.engine.latency import FloatArray, LatencyModel
-from adatoken3d_ros.engine.plans import RUNGS, SHORTEST_ANSWER, Plan, Situation, Table, loss_per_share, options
+from adatoken3d_ros.engine.lengths import AnswerLengths
+from adatoken3d_ros.engine.plans import RUNGS, Plan, Situation, Table, loss_per_share, options
 from adatoken3d_ros.pruning.strategy import Strategy
 
 
@@ -95,8 +94,6 @@ class Controller:
     """
 
     _TABLES = 8
-    _LENGTHS = 32
-    _FEWEST_LENGTHS = 4
 
     def __init__(
         self,
@@ -110,7 +107,7 @@ class Controller:
         self.latency: LatencyModel | None = None
         self._calibrated = tuple(calibrated)
         self._tables: OrderedDict[tuple[Situation, int], Table] = OrderedDict()
-        self._lengths: deque[int] = deque(maxlen=self._LENGTHS)
+        self.lengths = AnswerLengths()  # of those that were not cut for time
         self.set_strategy(strategy)
 
     def set_strategy(self, strategy: Strategy, calibrated: Sequence[Strategy] | None = None) -> None:
@@ -140,23 +137,6 @@ class Controller:
         """Makes the next question build its table anew."""
         self._tables.clear()
 
-    def expected_tokens(self, limit: int) -> int:
-        """How long an answer is likely to be at most: the 95th percentile of those that were not cut for time."""
-        return self._length(limit, 95)
-
-    def typical_tokens(self, limit: int) -> int:
-        """How long an answer is likely to be: the median of those that were not cut for time."""
-        return self._length(limit, 50)
-
-    def _length(self, limit: int, percentile: float) -> int:
-        if len(self._lengths) < self._FEWEST_LENGTHS:
-            return limit
-        return min(limit, math.ceil(float(np.percentile(list(self._lengths), percentile))))
-
-    def answered(self, n_tokens: int) -> None:
-        """An answer was not cut for time."""
-        self._lengths.append(n_tokens)
-
     def start(self, question: Question, watch: Stopwatch) -> Pace:
         """Begins a question."""
         return Pace(self, question.latency_budget_ms or None, watch)
@@ -179,6 +159,7 @@ class Pace:
         self._lost = [0.0, 0.0]  # by views and by tokens
         self._tokens: int | None = None  # the smallest cap so far
         self._small = False
+        self._expected = 1  # tokens of the answer
         self._explained = 0.0  # seconds, p50 of what was done
         self._done: set[str] = set()
         self._asked: float | None = None  # when the last token was there
@@ -197,6 +178,7 @@ class Pace:
         if self._small:
             return self._smallest(situation)
         plan = self._best(situation)
+        self._expected = situation.answer_expected
         self._tokens = plan.max_tokens or self._tokens
         return plan
 
@@ -287,7 +269,7 @@ class Pace:
             plan.strategy.schedule.counts(n_spatial, self._controller.n_layers),
             n_spatial,
             n_text,
-            answer_tokens=min(plan.answer_tokens, SHORTEST_ANSWER),
+            answer_tokens=min(plan.answer_tokens, self._expected),
             may_choose=plan.strategy.policy != "none",
         )
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from statistics import fmean, median_low
 
-from adatoken3d_ros.engine.latency import FloatArray, LatencyModel, decode_terms, read_terms
+from adatoken3d_ros.engine.latency import LatencyModel, decode_terms, read_terms
 
 FACTORS = (0.5, 0.25, 0.0)  # of the tokens that are there, from the mildest drop to withdrawal
 MOST = 3.0  # a layer that took more than this many times the median layer was interrupted, and counts as so many
@@ -15,14 +15,18 @@ MARGIN = 1.1  # on what this prefill's own pace predicts
 
 
 class Hurry:
-    """Asked before each layer (see `pruning.gate.prefill`): whether the rest and the shortest answer end in time.
+    """Asked before each layer (see `pruning.gate.prefill`): whether the rest and the answer end in time.
 
-    The rest is predicted by the latency model, with its guard or by how much slower this prefill has been so far than
-    the model said, whichever is more. A layer that was interrupted once says little of the others, so the pace is a
-    mean of what each layer took over its prediction in which none counts more than MOST times the (lower) median; an
-    imagined layer that took what was predicted is one of them. If the rest would end too late the mildest of FACTORS
-    that is in time is chosen, the strongest where none is. The first layer is never held back: the plan has just been
-    made, and no layer was measured since.
+    Two things must hold. The rest as planned must be likely to end in time, as predicted by the latency model's median
+    with a margin, or by how much slower this prefill has been so far than the model said. And it must be safe to wait:
+    should this layer and all others take as long as 19 of 20 do, withdrawing the scene behind this layer must still be
+    enough, since that can be decided before the next one. What only may turn out late is thus not dropped before it has
+    to be. If one does not hold, the mildest of FACTORS for which both do is chosen, the strongest where none is.
+
+    A layer that was interrupted once says little of the others, so the pace is a mean of what each layer took over its
+    prediction in which none counts more than MOST times the (lower) median; an imagined layer that took what was
+    predicted is one of them. The first layer is never held back: the plan has just been made, and no layer was measured
+    since.
 
     Args:
         latency: predicts.
@@ -30,7 +34,7 @@ class Hurry:
         until: when the answer must be there.
         counts: spatial tokens that each layer is planned to see.
         n_spatial, n_text: tokens of the prompt.
-        answer_tokens: of the shortest answer.
+        answer_tokens: of the answer that is to be written then.
         may_choose: the policy can drop some of the tokens, not only all.
 
     Attributes:
@@ -67,15 +71,16 @@ class Hurry:
         if g == 0:
             self._began = now
             return None
-        expected = float(self._latency.p50("prefill", self._terms(g - 1, g, self._counts[g])))
+        layer = read_terms(self._counts[g : g + 1], self._counts[g - 1], self._n_text)
+        expected = float(self._latency.p50("prefill", layer))
         if expected > 0:
             self._ratios.append((now - self._began) / expected)
         self._began = now
-        if n == 0 or now + self._rest(g, n) <= self._until:
+        if n == 0 or self._in_time(g, n, now):
             return None
         for factor in self._factors:
             kept = math.floor(factor * n)
-            if now + self._rest(g, kept) <= self._until:
+            if self._in_time(g, kept, now):
                 break
         self.drops.append((g, n, kept))
         self._counts[g + 1 :] = [min(kept, count) for count in self._counts[g + 1 :]]
@@ -92,15 +97,17 @@ class Hurry:
         """Share of all token-layers that was dropped beyond the plan."""
         return (sum(self._planned) - sum(self._counts[1:])) / max(1, self._counts[0] * len(self._planned))
 
-    def _terms(self, first: int, end: int, most: int) -> FloatArray:
-        """Terms of layers first..end-1, none of which sees more than `most` tokens."""
-        counts = [min(most, count) for count in self._counts[first + 1 : end + 1]]
-        return read_terms(counts, self._counts[first], self._n_text)
+    def _in_time(self, g: int, kept: int, now: float) -> bool:
+        """Whether layers from g on may see so many tokens."""
+        planned = [min(kept, count) for count in self._counts[g + 1 :]]
+        pace = MARGIN * self.pace
+        likely = self._rest(g, planned, max(MARGIN, pace))
+        safe = self._rest(g, [planned[0], *[0] * (len(planned) - 1)], max(self._latency.ratios["prefill"].guard, pace))
+        return now + max(likely, safe) <= self._until
 
-    def _rest(self, g: int, most: int) -> float:
-        """Seconds that layers from g on and the shortest answer take, if they see at most so many tokens."""
+    def _rest(self, g: int, counts: Sequence[int], slower: float) -> float:
+        """Seconds of layers from g on that see these tokens, so many times slower than predicted, and of the answer."""
         latency, n_layers = self._latency, len(self._planned)
-        reading = float(latency.p50("prefill", self._terms(g, n_layers, most)))
-        cached = sum(min(most, n) if i >= g else n for i, n in enumerate(self._counts[1:]))
-        writing = latency.p95("decode", decode_terms(self._steps, cached + n_layers * self._n_text, n_layers))
-        return reading * max(latency.ratios["prefill"].guard, MARGIN * self.pace) + float(writing)
+        reading = float(latency.p50("prefill", read_terms(counts, self._counts[g], self._n_text)))
+        cached = sum(self._counts[1 : g + 1]) + sum(counts) + n_layers * self._n_text
+        return reading * slower + float(latency.p95("decode", decode_terms(self._steps, cached, n_layers)))

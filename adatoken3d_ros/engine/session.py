@@ -431,7 +431,7 @@ class SceneSession:
             short = f"the latency budget of {answer.question.latency_budget_ms} ms leaves an answer of {limit} tokens"
             status, message = Status.TRUNCATED, pace.warning or (reached if limit == asked else short)
         if status is Status.OK or len(ids) == asked:
-            self.controller.answered(len(ids))
+            self.controller.lengths.add(answer.question.text, len(ids))
         boxes = tuple(
             Box(_triple(np.asarray(box[:3]) + self.memory.origin), _triple(np.asarray(box[3:6])))
             for box in parse_boxes(text)
@@ -454,8 +454,8 @@ class SceneSession:
             n_system=n_system,
             n_question=prompt.n_tokens - n_system,
             answer_limit=limit,
-            answer_expected=self.controller.expected_tokens(limit),
-            answer_typical=self.controller.typical_tokens(limit),
+            answer_expected=self.controller.lengths.of(question.text, limit, 95),
+            answer_typical=self.controller.lengths.of(question.text, limit, 50),
             built=self.prepared.built,
             reuse=self.config.budget.reuse is Reuse.PREFIX,
             prefix_ready=self.prepared.prefix is not None,

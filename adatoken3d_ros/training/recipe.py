@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from adatoken3d_ros.synthetic.questions import FAMILIES
-
 # Questions of each family asked of a scene: at first mostly what one token tells, then everything.
 _EARLY = {
     **{"class": 5, "colour": 4, "existence": 4, "count": 2, "on": 2},

@@ -14,12 +14,15 @@ COEFFICIENTS = {"encode": [0.1], "tokens": [0.0] * 3, "prefill": [0.0, 1e-4, 0.0
 class Run:
     """Asks before each layer, which then takes as long as is said, milliseconds."""
 
-    def __init__(self, until_ms: float, counts: tuple[int, ...] = (100,) * 8, **options: bool) -> None:
+    def __init__(
+        self, until_ms: float, counts: tuple[int, ...] = (100,) * 8, *, guard: float = 1.0, **options: bool
+    ) -> None:
         self.now = 0.0
         self.seen = list(counts)
         latency = LatencyModel(COEFFICIENTS)
         for ratio in latency.ratios.values():
             ratio._guard = 1.0
+        latency.ratios["prefill"]._guard = guard
         self.hurry = Hurry(latency, lambda: self.now, until_ms / 1e3, counts, 100, 20, answer_tokens=4, **options)
 
     def layers(self, *took: float) -> list[int | None]:
@@ -86,3 +89,16 @@ def test_gates_of_the_plan_are_known() -> None:
     assert Run(in_time + 0.1, planned).layers(12.0) == [None, None]
     assert Run(in_time - 0.1, planned).layers(12.0) == [None, 50]
     assert Run(1.0, planned).layers(12.0, 2.0, 2.0, 2.0, 2.0, 2.0)[-1] is None
+
+
+def test_what_may_turn_out_late_waits_as_long_as_it_can_be_mended() -> None:
+    # Layers may take three times as long. At layer 1, after 12 ms, all that are left may take 252 ms; but if that is
+    # seen, 36 ms later, six layers without the scene take 36 ms.
+    fallback = 12.0 + 3 * (12.0 + 6 * 2.0) + 30.0
+    likely = 12.0 + 1.1 * 7 * 12.0 + 30.0
+    assert fallback < likely
+    assert Run(likely + 0.1, guard=3.0).layers(*[12.0] * 4) == [None] * 5
+    # Eight times as long could not be mended any more, with half of the tokens it could.
+    needed = 12.0 + 8 * (12.0 + 6 * 2.0) + 30.0
+    assert Run(needed + 0.1, guard=8.0).layers(12.0) == [None, None]
+    assert Run(needed - 0.1, guard=8.0).layers(12.0) == [None, 50]
