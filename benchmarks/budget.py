@@ -205,7 +205,8 @@ class Bench:
             session.observe(frame)
         session.encode_pending()
         spliced, tokens = session.spliced(Question(scene.questions[0].question))
-        known = SceneTokens(tokens.xyz, tokens.features)
+        spatial = spliced.embeds[0, spliced.spatial_start : spliced.spatial_start + spliced.n_spatial]
+        known = SceneTokens(tokens.xyz, spatial)
         return Sample(spliced.embeds, spliced.spatial_start, spliced.n_spatial, known)
 
     def _calibrate(self) -> tuple[Strategy, ...]:

@@ -279,7 +279,8 @@ def collect(session: SceneSession, args: argparse.Namespace, questions: tuple[st
         for question in questions:
             spliced, tokens = session.spliced(Question(question))
             # One object for all questions: it remembers what depends on the scene alone.
-            scene = scene or SceneTokens(tokens.xyz, tokens.features)
+            spatial = spliced.embeds[0, spliced.spatial_start : spliced.spatial_start + spliced.n_spatial]
+            scene = scene or SceneTokens(tokens.xyz, spatial)
             prompts.samples.append(Sample(spliced.embeds, spliced.spatial_start, spliced.n_spatial, scene))
             prompts.scenes.append(name)
             prompts.questions.append(question)

@@ -66,8 +66,8 @@ class Prepared:
         if size not in self._blocks:
             generator = None if self._seed is None else torch.Generator().manual_seed(self._seed)
             tokens = self._memory.question_tokens(size, generator)
-            block = Block(tokens, SceneTokens(tokens.xyz, tokens.features), self._model.project(tokens.features))
-            self._blocks[size] = block
+            spatial = self._model.project(tokens.features)
+            self._blocks[size] = Block(tokens, SceneTokens(tokens.xyz, spatial), spatial)
         return self._blocks[size]
 
     @torch.inference_mode()

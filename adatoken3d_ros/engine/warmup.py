@@ -157,8 +157,8 @@ def _measure_size(
     prompt = _prompt(tokenizer)
 
     def build() -> tuple[Spliced, SceneTokens]:
-        scene = SceneTokens(xyz.to(model.device), features)
-        return model.splice(prompt, model.project(features + model.position.finish(features))), scene
+        spatial = model.project(features + model.position.finish(features))
+        return model.splice(prompt, spatial), SceneTokens(xyz.to(model.device), spatial)
 
     log.add("tokens", token_terms(n), _times(model, build, clock))
     spliced, scene = build()

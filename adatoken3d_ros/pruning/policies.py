@@ -22,6 +22,7 @@ from .schedule import Schedule
 from .scores import (
     attention_of_last_rows,
     diverse_features,
+    diverse_places,
     farthest_points,
     keep_top,
     position_bias,
@@ -39,7 +40,8 @@ class PolicyError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class SceneTokens:
-    """What is known of the N spatial tokens beforehand: centroids (N, 3) in metres, and features (N, C).
+    """What is known of the N spatial tokens beforehand: centroids (N, 3) in metres, and features (N, D), the tokens as
+    the language model reads them.
 
     Keep one object as long as the scene stays the same: it remembers what `spread` found.
 
@@ -57,9 +59,14 @@ class SceneTokens:
             raise PolicyError(f"spatial token {token} is at {self.xyz[token].tolist()}")
 
     def spread(self, k: int) -> Tensor:
-        """(k,) int64 first tokens in the farthest-point order of the centroids; the longest list is remembered."""
+        """(k,) int64 first tokens in an order in which each differs most from those before it, in what it shows and
+        where (`diverse_places`), or only where (`farthest_points`) without features; the longest list is remembered.
+        """
         if not self._orders or len(self._orders[0]) < k:
-            self._orders[:] = [farthest_points(self.xyz, k)]
+            if self.features is None:
+                self._orders[:] = [farthest_points(self.xyz, k)]
+            else:
+                self._orders[:] = [diverse_places(self.xyz, self.features, k)]
         return self._orders[0][:k]
 
     @property
@@ -418,13 +425,14 @@ class DivPrune:
 class Ours:
     """`ours`: attention that the whole question pays, read off the keys that layer g-1 has cached anyway.
 
-    At g = 0 nothing has been asked yet: farthest points, or diverse states where no positions are given.
+    At g = 0 nothing has been asked yet: the tokens that differ most in what they show and where (`SceneTokens.spread`),
+    in their states alone where no positions are given.
 
     Attributes:
         rows: "question" for all rows after the spatial tokens, "last" for the last one.
-        coverage: share of the slots given to the first tokens in the farthest-point order of the scene, whatever their
-            score, so that counting and grounding survive; the best of the others get the rest. None for 0.1 where
-            positions are given, 0 where they are not.
+        coverage: share of the slots given to the first tokens in that order of the scene, whatever their score, so that
+            counting and grounding survive; the best of the others get the rest. None for 0.1 where positions are given,
+            0 where they are not.
         debias: m numbers, the mean score to expect along the relative position of a token, which the scores are
             divided by; empty for no correction (`information.position_curve` measures them).
         sink_dims: activations that mark attention sinks, which then rank last; they belong to the language model
@@ -486,7 +494,12 @@ class Ours:
         return scaled_schedule([2, 8, 16], [0.5, 0.25, 0.125], n_layers)
 
     def flops(self, config: LlamaConfig, size: GateSize) -> float:
-        return _cached_key_flops(config, size, 1 if self.rows == "last" else size.n_question) if size.layer > 0 else 0.0
+        # The order of the scene, as if none of its tokens had been compared for an earlier gate or question.
+        if size.layer == 0:
+            return 2.0 * config.hidden_size * size.n_keep * size.n_spatial
+        n_spread = math.floor((0.1 if self.coverage is None else self.coverage) * size.n_keep)
+        spread = 2.0 * config.hidden_size * n_spread * size.n_spatial
+        return spread + _cached_key_flops(config, size, 1 if self.rows == "last" else size.n_question)
 
 
 _POLICIES: dict[str, Callable[..., Policy]] = {

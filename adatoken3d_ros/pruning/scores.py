@@ -118,3 +118,24 @@ def diverse_features(features: Tensor, k: int) -> Tensor:
         best = nearest.argmax(0, keepdim=True)
         picked.append(best)
     return torch.cat(picked)[:k]
+
+
+def diverse_places(xyz: Tensor, features: Tensor, k: int, per_metre: float = 0.05) -> Tensor:
+    """Indices (k,) of tokens that show something else or are somewhere else: the nearest to the centroid, then always
+    the one whose nearest among all before is farthest, by 1 - cosine of the features and `per_metre` for each metre.
+
+    Args:
+        xyz: (n, 3), metres. features: (n, D).
+
+    Greedy and deterministic, so the first j of k are the answer for j. O(n) memory, O(k n D) time.
+    """
+    unit, points = normalize(features.detach().float(), dim=-1), xyz.detach().float()
+    best = (points - points.mean(0)).square().sum(-1).argmin(0, keepdim=True)
+    nearest = torch.full((len(points),), torch.inf, device=points.device)
+    picked = []
+    for _ in range(k):
+        picked.append(best)
+        gap = (1 - unit @ unit[best[0]]).add_((points - points[best]).norm(dim=-1), alpha=per_metre)
+        nearest = torch.minimum(nearest, gap, out=nearest).index_fill_(0, best, -1.0)
+        best = nearest.argmax(0, keepdim=True)
+    return torch.cat(picked) if picked else torch.zeros(0, dtype=torch.long, device=points.device)

@@ -20,7 +20,7 @@ from adatoken3d_ros.pruning.policies import (
     make_policy,
 )
 from adatoken3d_ros.pruning.schedule import Schedule
-from adatoken3d_ros.pruning.scores import farthest_points
+from adatoken3d_ros.pruning.scores import diverse_places, farthest_points
 from tests.pruning.oracle import N_LAYERS, make_prompt
 
 PROMPT = make_prompt((5,), (40,), (7,))
@@ -144,6 +144,17 @@ def test_a_scene_remembers_its_longest_order() -> None:
     scene = PROMPT.scene[0]
     for k in (5, 30, 12, 40):
         assert torch.equal(scene.spread(k), farthest_points(scene.xyz, k))
+
+
+def test_what_tokens_show_counts_where_it_is_known(mha: LlamaForCausalLM) -> None:
+    xyz, features = PROMPT.scene[0].xyz, PROMPT.embeds[0, 5:45]
+    scene = SceneTokens(xyz, features)
+    for k in (5, 30, 12, 40):
+        assert torch.equal(scene.spread(k), diverse_places(xyz, features, k))
+    result = prefill(
+        mha, PROMPT.embeds, PROMPT.layout, Schedule.of([0, 2], [0.25, 0.1]), Ours(coverage=1.0), scene=scene
+    )
+    assert result.trace.retained[0].nonzero()[:, 0].tolist() == scene.spread(4).sort().values.tolist()
 
 
 def test_coverage_is_a_tenth_where_positions_are_known(mha: LlamaForCausalLM) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from adatoken3d_ros.pruning.scores import (
     attention_of_last_rows,
     diverse_features,
+    diverse_places,
     farthest_points,
     keep_top,
     position_bias,
@@ -89,3 +90,28 @@ def test_diverse_features_are_a_greedy_max_min_of_cosines() -> None:
     assert diverse_features(features, 3).tolist() == [4, 2, 3]
     assert diverse_features(features, 0).tolist() == []
     assert diverse_features(features[:1], 1).tolist() == [0]
+
+
+def test_diverse_places_by_hand() -> None:
+    # Four tokens that look alike at 0, 1, 2 and 10 m (centroid 3.25), the second of them turned by 90 degrees.
+    line = torch.tensor([[0.0, 0, 0], [1, 0, 0], [2, 0, 0], [10, 0, 0]])
+    features = torch.tensor([[1.0, 0], [0, 3], [2, 0], [1, 0]])
+    # From 2 m: 0.05 * 2, 1 + 0.05, -, 0.05 * 8. Then the nearer of two: 0.1, -, -, 0.4.
+    assert diverse_places(line, features, 4).tolist() == [2, 1, 3, 0]
+    assert diverse_places(line, features, 4, per_metre=0.9).tolist() == [2, 3, 1, 0]
+    assert diverse_places(line, features, 0).tolist() == []
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 30), st.integers(0, 9))
+def test_diverse_places_are_a_greedy_max_min(n: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    xyz, features = 5 * torch.rand(n, 3, generator=generator), torch.randn(n, 6, generator=generator)
+    order = diverse_places(xyz, features, n)
+    assert sorted(order.tolist()) == list(range(n))
+    unit = torch.nn.functional.normalize(features, dim=1)
+    distance = 1 - unit @ unit.T + 0.05 * torch.cdist(xyz, xyz)
+    for i in range(1, n):
+        gap = distance[:, order[:i]].amin(1).index_fill(0, order[:i], -1.0)
+        assert gap[order[i]] >= gap.max() - 1e-5
+    assert diverse_places(xyz, features, n // 2).tolist() == order[: n // 2].tolist()
