@@ -13,8 +13,9 @@ at its best, and `ours` has no more than the others: it too is fitted to the mod
     adatoken                 share at the last layer; the rate of decay fitted to what the layers contribute, the
                              paper's, or one three times as steep
     ours_default             a factor on the ratios of its own schedule, with its default options
-    ours                     the same with the options that suit the model; gates planned from what each alone does
-                             to the answers, without and with the layer from which on no spatial token is left
+    ours                     the same with the options that suit the model; a share k before the first layer, alone or
+                             with k^1.5 and k^2 later; gates planned from what each alone does to the answers, without
+                             and with the layer from which on no spatial token is left
     random                   on the schedules of `ours`: the control
 """
 
@@ -161,7 +162,17 @@ def _families(name: str, n_layers: int, target: float, fitted: Fitted) -> list[_
         return [_scaled("its own schedule", make_policy("ours").default_schedule(n_layers))]
     if name == "ours":
         own_ratios = _scaled("its own schedule", make_policy("ours").default_schedule(n_layers))
-        return [own_ratios, _first_layer(), *(_scaled(*planned) for planned in _planned(n_layers, target, fitted))]
+        return [
+            own_ratios,
+            _first_layer(),
+            (
+                "before the first layer, then by attention",
+                lambda k: _at([0, 8, 16], [k, k**1.5, k**2], 1.0, n_layers),
+                0.02,
+                1.0,
+            ),
+            *(_scaled(*planned) for planned in _planned(n_layers, target, fitted)),
+        ]
     raise ValueError(f"{name!r} is no contestant with schedules of its own")
 
 

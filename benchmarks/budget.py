@@ -17,8 +17,9 @@ the question to the answer and how many answers are right, for plans of the conf
 own schedules (a second picture, beside P with the ending `_accuracy`). `controllers` has the same for the quiet
 questions with their budgets ignored: always unpruned, always the configured strategy, always the cheapest plan.
 
-The loss is the divergence (KL, nats) from the unpruned answer that each schedule was measured to have on some of the
-scenes before; what is no schedule (views, tokens, the answer's length) counts by the engine's proxy.
+The loss is the divergence (KL, nats) from the unpruned answer that each of the model's fitted strategies was measured
+to have: in the files that come with the model, as the node uses them, or else on some of the scenes before. What is no
+schedule (views, tokens, the answer's length) counts by the engine's proxy.
 
     python -m benchmarks.budget --json F [--picture P] [--questions 200] [--frontier-questions 20] [--model DIR]
 """
@@ -52,6 +53,7 @@ from rich.table import Table
 from adatoken3d_ros.engine.answer import Answer, Question
 from adatoken3d_ros.engine.budget import BudgetConfig
 from adatoken3d_ros.engine.latency import LatencyModel
+from adatoken3d_ros.engine.loading import fitted_strategies, make_strategy
 from adatoken3d_ros.engine.plans import RUNGS, options, removed_share
 from adatoken3d_ros.engine.session import SceneSession, SessionConfig
 from adatoken3d_ros.engine.worker import Worker
@@ -62,7 +64,7 @@ from adatoken3d_ros.pruning.calibration import Probe, Sample, scaled
 from adatoken3d_ros.pruning.gate import Layout, prefill
 from adatoken3d_ros.pruning.policies import POLICY_NAMES, SceneTokens, make_policy
 from adatoken3d_ros.pruning.schedule import Schedule
-from adatoken3d_ros.pruning.strategy import Strategy, default_strategy
+from adatoken3d_ros.pruning.strategy import Strategy
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.keyframes import KeyFrameConfig
 from adatoken3d_ros.synthetic.furnished import make_room
@@ -168,10 +170,11 @@ class Bench:
         self.name = "embedded" if self.trained and args.model is None else "random" if not self.trained else str(path)
         self.model, self.tokenizer, _ = checkpoint.load(path, dtype=torch.float32)
         self.n_layers = int(self.model.config.language.num_hidden_layers)
-        if Path(args.strategy).suffix == ".yaml":
-            self.strategy = Strategy.load(args.strategy)
-        else:
-            self.strategy = default_strategy(args.strategy, self.n_layers)
+        model_hash = self.model.config.hash()
+        fitted = fitted_strategies(path, model_hash)
+        self.strategy = make_strategy(args.strategy, self.n_layers, model_hash, fitted)
+        own = [one for one in fitted if one.policy == self.strategy.policy]
+        self.calibrated = tuple(sorted(own, key=lambda one: removed_share(one.schedule, self.n_layers)))
         console.print("rendering rooms")
         self.scenes = make_scenes(args)
         session = self.session()
@@ -179,10 +182,10 @@ class Bench:
         session.warm_up()
         assert session.controller.latency is not None
         self._fit = session.controller.latency
-        console.print("measuring the loss of each schedule")
         self.samples = [self._sample(scene) for scene in self.scenes[:3]]
-        self.calibrated = self._calibrate()
-        self.losses = {one.schedule: float(one.info["figures"]["kl"]) for one in self.calibrated}
+        if not self.calibrated:
+            console.print("measuring the loss of each schedule")
+            self.calibrated = self._calibrate()
 
     def session(self) -> SceneSession:
         """A fresh session; its latency model starts from the fit."""
@@ -192,11 +195,9 @@ class Bench:
             seed=self.args.seed,
             budget=BudgetConfig(),
         )
-        session = SceneSession(self.model, self.tokenizer, config, strategy=self.strategy)
+        session = SceneSession(self.model, self.tokenizer, config, strategy=self.strategy, fitted=self.calibrated)
         if hasattr(self, "_fit"):
             session.controller.latency = LatencyModel(self._fit.coefficients, self._fit.key, self._fit.scatter)
-        if hasattr(self, "calibrated"):
-            session.controller.set_strategy(self.strategy, self.calibrated)
         return session
 
     def _sample(self, scene: Scene) -> Sample:
@@ -412,10 +413,11 @@ def frontier(bench: Bench, progress: Callable[[], None]) -> dict[str, list[dict[
     for name in POLICY_NAMES:
         if name == "none":
             continue
-        policy = make_policy(name)
+        own = name == bench.strategy.policy
+        policy = make_policy(name, **bench.strategy.options) if own else make_policy(name)
         probe = Probe(bench.model.language, bench.samples, policy)
         schedules = [scaled(policy.default_schedule(bench.n_layers), factor) for factor in FACTORS]
-        if name == bench.strategy.policy:
+        if own:
             schedules = [one.schedule for one in bench.calibrated]
         found[name] = []
         for schedule in dict.fromkeys(schedules):

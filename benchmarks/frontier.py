@@ -13,7 +13,8 @@ whatever is measured for it is measured in rooms of the training split that no t
 * Time: from a question's text to the end of its answer on a scene that is ready, alone and in turn with all others;
   median of the ratio to unpruned. What makes the accuracy pass fast (`_reuse`) is off.
 
-    python -m benchmarks.frontier --model DIR --json F [--picture PNG] [--strategies DIR] [--questions 500]
+    python -m benchmarks.frontier --json F [--picture PNG] [--model DIR] [--questions 500]
+    python -m benchmarks.frontier --strategies DIR [--model DIR]    only fits `ours`, for the folder of a checkpoint
 """
 
 from __future__ import annotations
@@ -43,13 +44,14 @@ from adatoken3d_ros.pruning.schedule import Schedule, Stage
 from adatoken3d_ros.pruning.strategy import Strategy
 from adatoken3d_ros.synthetic.questions import FAMILIES, QA
 from benchmarks._budgets import CONTESTANTS, RIVALS, Fitted, Operations, candidates, operations
-from benchmarks._frontier_report import draw, goals, table, verdict
+from benchmarks._frontier_report import GOAL_63, draw, goals, table, verdict
 from benchmarks._paired import Tally
 from benchmarks._reuse import decode_along, remembering
 from benchmarks._scenes import CALIBRATION_SEED, Reader, Room, Workers, bar, find_rooms, layout, machine
 from benchmarks.accuracy import MAX_ANSWER, SPLITS, score
 
 TARGETS = (0.9, 0.75, 0.6, 0.5, 0.43, 0.37, 0.28, 0.2, 0.15)
+FITTED = (*TARGETS, 0.1, 0.07, 0.05)  # for plans with hardly any time, too
 UNPRUNED = Strategy("none", "none", Schedule())
 _PROMPTS_PER_ROOM = 4  # of the rooms that are calibrated on
 _BIAS_POINTS = 16
@@ -145,10 +147,16 @@ def fit(workers: Workers, reader: Reader, rooms: tuple[Room, ...], work: Operati
 
 
 def choose(
-    workers: Workers, rooms: tuple[Room, ...], fitted: Fitted, work: Operations, n_layers: int, targets: Sequence[float]
+    workers: Workers,
+    rooms: tuple[Room, ...],
+    fitted: Fitted,
+    work: Operations,
+    n_layers: int,
+    targets: Sequence[float],
+    contestants: Sequence[str] = CONTESTANTS,
 ) -> list[Strategy]:
     """A strategy for every contestant at every target that one of its settings reaches, in that order."""
-    names = [name for name in CONTESTANTS if name != "random"]
+    names = [name for name in contestants if name != "random"]
     tried = {(n, t): candidates(n, t, work, n_layers, fitted) for n in names for t in targets}
     flat = [strategy for some in tried.values() if len(some) > 1 for strategy in some]
     measured = iter(workers.map("settings of all", divergence, [Measurement(rooms, strategy) for strategy in flat]))
@@ -159,12 +167,13 @@ def choose(
         kls = [next(measured) for _ in some] if len(some) > 1 else [0.0]
         best = some[int(np.argmin(kls))]
         tried_here = {one.info["setting"]: kl for one, kl in zip(some, kls, strict=True) if len(some) > 1}
-        chosen[name, target] = replace(best, info={**best.info, "contestant": name, "kl_of_settings": tried_here})
-    for target in targets:
+        measured_here = {"kl_of_settings": tried_here, "figures": {"kl": min(kls)}} if tried_here else {}
+        chosen[name, target] = replace(best, info={**best.info, "contestant": name, **measured_here})
+    for target in targets if "random" in contestants else ():
         if (ours := chosen.get(("ours", target))) is not None:
             info = {"target": target, "contestant": "random", "setting": "the schedule of ours"}
             chosen["random", target] = Strategy(f"random at {target:g}", "random", ours.schedule, info=info)
-    return [chosen[key] for name in CONTESTANTS for target in targets if (key := (name, target)) in chosen]
+    return [chosen[key] for name in contestants for target in targets if (key := (name, target)) in chosen]
 
 
 # --- accuracy ---
@@ -289,8 +298,8 @@ def _ask(
 # --- everything ---
 
 
-def run(args: argparse.Namespace, folder: Path, console: Console) -> tuple[dict[str, Any], list[Strategy]]:
-    """All figures, and the strategies that were compared."""
+def run(args: argparse.Namespace, folder: Path, console: Console) -> dict[str, Any]:
+    """All figures."""
     reader = Reader(args.model)
     find = partial(find_rooms, reader, folder, seed=args.seed, workers=args.workers)
     with bar(console, f"rooms of {args.split}") as progress:
@@ -317,7 +326,7 @@ def run(args: argparse.Namespace, folder: Path, console: Console) -> tuple[dict[
         point = {"flops": float(spent[way].sum() / spent[0].sum()), **_accuracies(tally, way), **seconds}
         points[strategy.info["contestant"]].append({**_settings(strategy), **point})
     behind = _rivalry(tally, strategies)
-    result = {
+    return {
         "unpruned": {**_accuracies(tally, 0), "flops": 1.0, "ms": unpruned_ms},
         "policies": points,
         "not_reached": {
@@ -336,7 +345,6 @@ def run(args: argparse.Namespace, folder: Path, console: Console) -> tuple[dict[
         "model": reader.about(),
         "machine": machine(),
     }
-    return result, strategies
 
 
 def _sizes(reader: Reader, rooms: Sequence[Room], most: int = 40) -> list[tuple[int, int, int]]:
@@ -383,14 +391,37 @@ def _rivalry(tally: Tally, strategies: Sequence[Strategy]) -> list[dict[str, Any
     return found
 
 
-def save_strategies(folder: Path, strategies: Sequence[Strategy], reader_hash: str, name: str) -> None:
-    """`ours` at every budget as files for the node and the commands."""
-    folder.mkdir(parents=True, exist_ok=True)
+def fit_ours(args: argparse.Namespace, folder: Path, console: Console) -> None:
+    """Writes `ours` at every budget of FITTED into --strategies; the one of the claim is what its name alone means."""
+    reader = Reader(args.model)
+    with bar(console, "rooms set aside") as progress:
+        found = find_rooms(
+            reader,
+            folder,
+            "train",
+            18 * args.rooms_aside,
+            first=CALIBRATION_SEED,
+            seed=args.seed,
+            workers=args.workers,
+            progress=progress,
+        )
+    aside = tuple(found[: args.rooms_aside])
+    with Workers(reader, args.workers, console) as workers:
+        work = Operations(reader.model.config.language, _sizes(reader, aside))
+        fitted = fit(workers, reader, aside, work)
+        strategies = choose(workers, aside, fitted, work, reader.n_layers, FITTED, ("ours",))
+    args.strategies.mkdir(parents=True, exist_ok=True)
     for strategy in strategies:
-        if strategy.info["contestant"] == "ours":
-            target = strategy.info["target"]
-            fitted = replace(strategy, name=f"ours-{target:g}", model_hash=reader_hash, model_id=name)
-            fitted.save(folder / f"ours-{target:g}.yaml")
+        target = strategy.info["target"]
+        name = "ours" if target == GOAL_63 else f"ours-{target:g}"
+        info = {
+            **{key: value for key, value in strategy.info.items() if key != "contestant"},
+            "rooms": [room.seed for room in aside],
+            "split": "train",
+        }
+        made = replace(strategy, name=name, model_hash=reader.model.config.hash(), model_id=reader.path.name, info=info)
+        made.save(args.strategies / f"{name}.yaml")
+        console.print(f"{name}: {strategy.info['setting']}, KL {strategy.info['figures']['kl']:.3g}")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -398,9 +429,13 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.frontier", description=(__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("--json", type=Path, required=True, help="file to write the figures to")
+    parser.add_argument(
+        "--json", type=Path, metavar="F", help="compare all policies and write the figures to this file"
+    )
     parser.add_argument("--picture", type=Path, help="PNG to draw them in")
-    parser.add_argument("--strategies", type=Path, metavar="DIR", help="write ours, fitted to the model, as YAML")
+    parser.add_argument(
+        "--strategies", type=Path, metavar="DIR", help="write ours, fitted to the model, into this folder"
+    )
     parser.add_argument("--model", type=Path, help="checkpoint (the embedded model)")
     parser.add_argument("--scenes", type=Path, metavar="DIR", help="rooms, encoded once and kept (none are kept)")
     parser.add_argument("--split", default="test", choices=SPLITS)
@@ -423,19 +458,23 @@ def main() -> None:
     for target in args.targets:
         if not 0 < target < 1:
             commands.error(f"--targets {target} is outside (0, 1)")
+    if args.json is None and args.strategies is None:
+        commands.error("--json or --strategies must say where to write what is found")
     torch.set_num_threads(args.threads)
     args.model = args.model or embedded_path()
     console = Console()
     with TemporaryDirectory() as temporary:
-        result, strategies = run(args, args.scenes or Path(temporary), console)
+        if args.strategies is not None:
+            fit_ours(args, args.scenes or Path(temporary), console)
+        if args.json is None:
+            return
+        result = run(args, args.scenes or Path(temporary), console)
     console.print(table(result))
     console.print(verdict(result["goals"]))
     args.json.parent.mkdir(parents=True, exist_ok=True)
     args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     if args.picture is not None:
         draw(result, args.picture)
-    if args.strategies is not None:
-        save_strategies(args.strategies, strategies, result["model"]["hash"], result["model"]["name"])
 
 
 if __name__ == "__main__":

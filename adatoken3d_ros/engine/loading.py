@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger(__name__)
+
+STRATEGIES = "strategies"  # folder of a checkpoint with those that were fitted to it
 
 # Fields that are called as their parameters are.
 _OF_THE_SCENE = (
@@ -141,9 +143,11 @@ def load_session(settings: ModelSettings, progress: Callable[[float, str], None]
         seed=settings.seed,
         budget=BudgetConfig(Infeasible(settings.infeasible), Reuse(settings.reuse)),
     )
-    strategy = make_strategy(settings.strategy, int(model.config.language.num_hidden_layers), model.config.hash())
-    model_id = f"{path.resolve().name}@{model.config.hash()}"
-    session = SceneSession(model, tokenizer, config, strategy=strategy, model_id=model_id)
+    model_hash = model.config.hash()
+    fitted = fitted_strategies(path, model_hash)
+    strategy = make_strategy(settings.strategy, int(model.config.language.num_hidden_layers), model_hash, fitted)
+    model_id = f"{path.resolve().name}@{model_hash}"
+    session = SceneSession(model, tokenizer, config, strategy=strategy, fitted=fitted, model_id=model_id)
     if settings.warm_up:
         cache = Path(settings.latency_cache) if settings.latency_cache else None
         known = session.warm_up(
@@ -191,8 +195,24 @@ def checkpoint_path(path: str) -> Path:
     return Path(path)
 
 
-def make_strategy(name: str, n_layers: int, model_hash: str) -> Strategy:
-    """A strategy by its policy's name, or from a .yaml file.
+def fitted_strategies(path: Path, model_hash: str) -> tuple[Strategy, ...]:
+    """Strategies in the folder `strategies` of a checkpoint, by name; those of another model are left out and logged.
+
+    Raises:
+        StrategyError, OSError: for a file that cannot be read.
+    """
+    from adatoken3d_ros.pruning.strategy import Strategy
+
+    found = [Strategy.load(file) for file in sorted((path / STRATEGIES).glob("*.yaml"))]
+    other = [one.name for one in found if one.model_hash != model_hash]
+    if other:
+        logger.warning("%s: not made for this model %s: %s", path / STRATEGIES, model_hash, ", ".join(other))
+    return tuple(one for one in found if one.model_hash == model_hash)
+
+
+def make_strategy(name: str, n_layers: int, model_hash: str, fitted: Sequence[Strategy] = ()) -> Strategy:
+    """A strategy by its policy's name, or from a .yaml file. A name means the model's own fitted strategy of that name
+    where there is one, else the policy with its default schedule.
 
     Raises:
         ValueError, OSError: for an unknown name, an unreadable file or a strategy that was made for another model.
@@ -207,7 +227,7 @@ def make_strategy(name: str, n_layers: int, model_hash: str) -> Strategy:
         return strategy
     if name not in POLICY_NAMES:
         raise ValueError(f"strategy {name!r} is none of {', '.join(POLICY_NAMES)} and no .yaml file")
-    return default_strategy(name, n_layers)
+    return next((one for one in fitted if one.name == name), default_strategy(name, n_layers))
 
 
 def free_gpu_memory() -> None:

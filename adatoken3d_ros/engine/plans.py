@@ -66,20 +66,23 @@ def options(strategy: Strategy, n_layers: int, calibrated: Sequence[Strategy] = 
     """From no pruning over the configured strategy to hardly any scene, by what they remove.
 
     `calibrated` are further strategies of the same model; those that remove no more than the configured one are in the
-    normal range, and they stand for what would be the same schedule with a loss by the proxy.
+    normal range, and they stand for what would be the same schedule with a loss by the proxy. As far as they reach,
+    only they are used: what their schedules cost is known, what scaled ones would cost is guessed.
     """
     removed = removed_share(strategy.schedule, n_layers)
+    reach = max((removed_share(one.schedule, n_layers) for one in calibrated), default=0.0)
     measured = {
         one.schedule: kl
         for one in (*calibrated, strategy)
         if one.policy == strategy.policy and (kl := calibrated_loss(one)) is not None
     }
-    unit = measured[strategy.schedule] / removed if strategy.schedule in measured and removed > 0 else 1.0
+    shares = [kl / share for schedule, kl in measured.items() if (share := removed_share(schedule, n_layers)) > 0]
+    unit = max(shares, default=1.0)
     full = replace(strategy, name="unpruned", schedule=Schedule())
     found: dict[Any, Strategy] = {full.schedule: full, strategy.schedule: strategy}
+    guessed: dict[Schedule, str] = {}
     for factor in (*WEAKER, *STRONGER):
-        schedule = scaled(strategy.schedule, factor)
-        found.setdefault(schedule, replace(strategy, name=f"{strategy.name} x{factor:g}", schedule=schedule))
+        guessed.setdefault(scaled(strategy.schedule, factor), f"{strategy.name} x{factor:g}")
     strongest = scaled(strategy.schedule, STRONGER[-1])
     for share in WITHDRAWALS:
         layer = max(1, math.floor(share * n_layers + 0.5))
@@ -87,7 +90,10 @@ def options(strategy: Strategy, n_layers: int, calibrated: Sequence[Strategy] = 
             layer = min(layer, strategy.schedule.withdraw_layer)
         stages = tuple(stage for stage in strongest.stages if stage.layer < layer)
         schedule = Schedule(stages, layer)
-        found.setdefault(schedule, replace(strategy, name=f"{strategy.name} until {layer}", schedule=schedule))
+        guessed.setdefault(schedule, f"{strategy.name} until {layer}")
+    for schedule, name in guessed.items():
+        if removed_share(schedule, n_layers) > reach:
+            found.setdefault(schedule, replace(strategy, name=name, schedule=schedule))
     for one in calibrated:
         if one.policy != strategy.policy or one.schedule not in found:
             found[(one.policy, one.schedule)] = one

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -86,7 +86,8 @@ class SceneSession:
     `observe` decides whether a frame is kept, `encode_pending` turns kept frames into spatial tokens (once each),
     `prepare` does what can be done before a question, and `ask` answers. None of them is thread safe:
     `engine.worker.Worker` gives the session a thread of its own. Budgets are kept by `controller`, which needs a
-    latency model (`engine.warmup`) to do more than end an answer at its deadline.
+    latency model (`engine.warmup`) to do more than end an answer at its deadline; `fitted` are strategies with measured
+    losses that it may plan with where they are of the strategy's policy.
 
     Raises:
         StrategyError: if the strategy was made for another model.
@@ -100,6 +101,7 @@ class SceneSession:
         config: SessionConfig | None = None,
         *,
         strategy: Strategy | None = None,
+        fitted: Sequence[Strategy] = (),
         model_id: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -107,6 +109,7 @@ class SceneSession:
         self.tokenizer = tokenizer
         self.config = config or SessionConfig()
         self.model_id = model_id
+        self.fitted = tuple(fitted)
         self._clock = clock
         self.memory = SceneMemory(model, self.config)
         self.prepared = Prepared(model, self.memory, self.config.seed if self.config.upstream_numerics else None)
@@ -123,9 +126,9 @@ class SceneSession:
         """Uses another pruning strategy from the next question on; raises as the constructor does."""
         strategy.check(self.model.config.hash())
         strategy.schedule.check(self.n_layers)
-        self._policy = self._make_policy(strategy)
+        self._make_policy(strategy)
         self.strategy = strategy
-        self.controller.set_strategy(strategy)
+        self.controller.set_strategy(strategy, [one for one in self.fitted if one.policy == strategy.policy])
 
     def warm_up(self, cache: Path | None = None, progress: Callable[[int, int], None] | None = None) -> bool:
         """Learns how fast this machine is; see `engine.warmup.latency_model`. Returns whether it was known already."""
@@ -350,14 +353,15 @@ class SceneSession:
         asked = min(question.max_new_tokens or self.config.max_new_tokens, self._room(spliced))
 
         watch.begin("prefill")
-        with torch.inference_mode(), self._read(plan, spliced, block, should_stop, pace) as filled:
+        policy = self._make_policy(plan.strategy)
+        with torch.inference_mode(), self._read(plan, policy, spliced, block, should_stop, pace) as filled:
             report = token_report(self.model.config.language, block.tokens, filled.trace, spliced)
             answer = replace(
                 answer,
                 strategy="scene-prefix" if plan.reuse else plan.strategy.name,
                 retained_tokens=int(report.retained.sum()),
-                prefill_flops=self._prefill_flops(filled.trace.spatial_per_layer, spliced),
-                prefill_flops_unpruned=self._prefill_flops((spliced.n_spatial,) * self.n_layers, spliced),
+                prefill_flops=self._prefill_flops(policy, filled.trace.spatial_per_layer, spliced),
+                prefill_flops_unpruned=self._prefill_flops(policy, (spliced.n_spatial,) * self.n_layers, spliced),
                 report=report,
             )
             watch.begin("decode")
@@ -365,7 +369,13 @@ class SceneSession:
 
     @contextmanager
     def _read(
-        self, plan: Plan, spliced: Spliced, block: Block, should_stop: Callable[[], bool], pace: Pace
+        self,
+        plan: Plan,
+        policy: Policy,
+        spliced: Spliced,
+        block: Block,
+        should_stop: Callable[[], bool],
+        pace: Pace,
     ) -> Iterator[Prefill]:
         """Reads the prompt as planned: over the scene's prefix, or in one go with the plan's gates."""
         if plan.reuse:
@@ -379,7 +389,6 @@ class SceneSession:
             return
         layout = Layout.single(spliced.spatial_start, spliced.n_spatial, spliced.n_tokens)
         schedule, n_text = plan.strategy.schedule, spliced.n_tokens - spliced.n_spatial
-        policy = self._policy if plan.strategy.policy == self.strategy.policy else self._make_policy(plan.strategy)
         hurry = pace.reading(plan, spliced.n_spatial, n_text)
         filled = prefill(
             self.model.language,
@@ -473,10 +482,10 @@ class SceneSession:
         # A character may be spread over several byte tokens: hold an unfinished one back.
         return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip().rstrip("\N{REPLACEMENT CHARACTER}")
 
-    def _prefill_flops(self, spatial_per_layer: tuple[int, ...], spliced: Spliced) -> float:
+    def _prefill_flops(self, policy: Policy, spatial_per_layer: tuple[int, ...], spliced: Spliced) -> float:
         config, n_text = self.model.config.language, spliced.n_tokens - spliced.n_spatial
         sizes = (config, spliced.n_spatial, spatial_per_layer, n_text, spliced.n_question)
-        return flops.prefill_flops(config, spatial_per_layer, n_text) + flops.scoring_flops(self._policy, *sizes)
+        return flops.prefill_flops(config, spatial_per_layer, n_text) + flops.scoring_flops(policy, *sizes)
 
 
 def whole_words(text: str) -> str:

@@ -44,6 +44,7 @@ from adatoken3d_ros.ros.signals import StopSignals
 if TYPE_CHECKING:
     from adatoken3d_ros.engine.latency import LatencyModel
     from adatoken3d_ros.engine.worker import Worker
+    from adatoken3d_ros.pruning.strategy import Strategy
 
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 LATE_JOINER_PERIOD = 0.25  # seconds between two looks for subscribers that came late
@@ -67,6 +68,7 @@ class SceneNode(LifecycleNodeMixin, Node):
         self._model_id = ""
         self.layers = 0
         self.model_hash = ""
+        self.fitted: tuple[Strategy, ...] = ()
         self._on_gpu = False
         self._loading: diagnostics.Loading | None = None
         self._loading_since = 0.0
@@ -198,7 +200,7 @@ class SceneNode(LifecycleNodeMixin, Node):
         finally:
             self._loading = None
         self._model_id, self.strategy = session.model_id, settings.strategy
-        self.layers, self.model_hash = session.n_layers, session.model.config.hash()
+        self.layers, self.model_hash, self.fitted = session.n_layers, session.model.config.hash(), session.fitted
         self._on_gpu = session.model.device.type == "cuda"
         self._speed = session.controller.latency
         return session
@@ -235,7 +237,7 @@ class SceneNode(LifecycleNodeMixin, Node):
     def _check_strategy(self, name: str) -> None:
         """Raises ValueError for a strategy that the loaded model cannot use; without a model all may be set."""
         if self._model_id:
-            make_strategy(name, self.layers, self.model_hash)
+            make_strategy(name, self.layers, self.model_hash, self.fitted)
 
     # --- frames and the scene -----------------------------------------------------------------------------------------
 

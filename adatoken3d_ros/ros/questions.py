@@ -186,7 +186,7 @@ class Questions:
             return Answer(question, Status.ERROR, status_message=why)
         strategy = self._node.parameters["strategy"]
         if strategy != self._node.strategy:
-            chosen = make_strategy(strategy, self._node.layers, self._node.model_hash)
+            chosen = make_strategy(strategy, self._node.layers, self._node.model_hash, self._node.fitted)
             await completed(self._node, self._node.worker.call(lambda session: session.set_strategy(chosen)))
             self._node.strategy = strategy
         self._node.worker.policy = type(self._node.worker.policy)(self._node.parameters["question_policy"])

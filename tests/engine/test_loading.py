@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import torch
 from adatoken3d_ros.engine import loading
 from adatoken3d_ros.engine.loading import ModelSettings, load_session, make_strategy
 from adatoken3d_ros.engine.session import SessionConfig
-from adatoken3d_ros.pruning.strategy import StrategyError, default_strategy
+from adatoken3d_ros.pruning.schedule import Schedule
+from adatoken3d_ros.pruning.strategy import Strategy, StrategyError, default_strategy
 from adatoken3d_ros.scene.keyframes import KeyFrameConfig
 
 SETTINGS = ModelSettings(
@@ -95,6 +97,28 @@ def test_what_cannot_be_used_is_named(
 def test_a_device_that_is_not_there(tiny_directory: Path) -> None:
     with pytest.raises(ValueError, match="'cuda:1'"):
         load_session(replace(SETTINGS, path=str(tiny_directory), device="cuda:1"))
+
+
+def test_a_checkpoint_brings_its_fitted_strategies(tiny_directory: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_directory, tmp_path / "model")
+    settings = replace(SETTINGS, path=str(tmp_path / "model"), strategy="ours")
+    plain = load_session(settings)
+    assert plain.fitted == () and plain.strategy.name == "ours-default"
+    own = plain.model.config.hash()
+    folder = tmp_path / "model" / "strategies"
+    folder.mkdir()
+    made = Strategy("ours", "ours", Schedule.of([0, 1], [0.5, 0.3]), own, info={"figures": {"kl": 0.02}})
+    strong = replace(made, name="ours-0.2", schedule=Schedule.of([0], [0.1]), info={"figures": {"kl": 0.3}})
+    for one in (made, strong, replace(made, name="stranger", model_hash="0123")):
+        one.save(folder / f"{one.name}.yaml")
+    session = load_session(settings)
+    assert session.strategy == made and session.fitted == (strong, made)
+    losses = {option.strategy.name: option.loss for option in session.controller.options}
+    assert losses["ours"] == 0.02 and losses["ours-0.2"] == 0.3
+    # A policy with the same name as no fitted strategy is as ever, and plans with its own schedules alone.
+    assert load_session(replace(settings, strategy="fastv")).strategy.name == "fastv-default"
+    session.set_strategy(default_strategy("fastv", session.n_layers))
+    assert {option.strategy.policy for option in session.controller.options} == {"fastv"}
 
 
 def test_a_strategy_file_belongs_to_one_model(tmp_path: Path) -> None:

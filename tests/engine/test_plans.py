@@ -80,6 +80,16 @@ def test_the_calibrated_divergence_is_the_unit_of_loss() -> None:
     assert next(one for one in options(calibrated, L, [other]) if one.strategy == other).loss == 0.0005
 
 
+def test_within_the_reach_of_calibrated_strategies_nothing_is_guessed() -> None:
+    """Scaled schedules are left only where they remove more than all that were measured, and cost the most they may."""
+    configured = replace(STRATEGY, info={"figures": {"kl": 0.02}})
+    strong = Strategy("strong", "ours", Schedule.of([1], [0.2]), info={"figures": {"kl": 0.35}})  # removes 0.7
+    found = {one.strategy.name: one for one in options(configured, L, [strong])}
+    guessed = {name: one for name, one in found.items() if name not in ("unpruned", "half", "strong")}
+    assert guessed and all(one.removed > 0.7 and one.rung == 3 for one in guessed.values())
+    assert guessed["half until 2"].loss == pytest.approx(0.5 * guessed["half until 2"].removed)
+
+
 def test_predictions_equal_the_slow_way() -> None:
     situation = replace(HERE, built=frozenset({1000}))
     for plan in table(situation).plans():

@@ -11,6 +11,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from adatoken3d_ros.engine.loading import fitted_strategies
+from adatoken3d_ros.engine.plans import calibrated_loss
 from adatoken3d_ros.pruning.calibration import FlopsCost, Sample
 from adatoken3d_ros.pruning.flops import layer_flops
 from adatoken3d_ros.pruning.gate import Layout, Prefill, generate, prefill
@@ -203,6 +205,7 @@ def test_ours_has_planned_candidates_and_the_control_none(fitted: Fitted) -> Non
     assert set(found) == {
         "its own schedule",
         "before the first layer",
+        "before the first layer, then by attention",
         "planned",
         "planned, with a withdrawal",
     }
@@ -265,7 +268,8 @@ def test_the_whole_benchmark(
     make_trainer: Callable[..., Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_trainer().save(tmp_path / "model")
-    arguments = ["--model", "model", "--json", "f.json", "--picture", "f.png", "--strategies", "s", "--scenes", "rooms"]
+    arguments = ["--model", "model", "--json", "f.json", "--picture", "f.png", "--scenes", "rooms"]
+    arguments += ["--strategies", "model/strategies"]
     sizes = ["--questions", "5", "--rooms-aside", "1", "--timed", "1", "--targets", "0.6", "0.02", "--workers", "1"]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["frontier", *arguments, *sizes, "--threads", "1"])
@@ -286,6 +290,7 @@ def test_the_whole_benchmark(
     assert result["goals"]["ahead"]["comparisons"] == len(RIVALS)
     assert result["fitted"]["split"] == "train" and result["fitted"]["rooms"][0] >= 7_000_000
     assert (tmp_path / "f.png").stat().st_size > 10_000
-    strategy = Strategy.load(tmp_path / "s" / "ours-0.6.yaml")
-    strategy.check(result["model"]["hash"])
-    assert {str(s.layer): s.ratio for s in strategy.schedule.stages} == result["policies"]["ours"][0]["stages"]
+    strategy = Strategy.load(tmp_path / "model" / "strategies" / "ours-0.6.yaml")
+    assert strategy.model_hash == result["model"]["hash"] and calibrated_loss(strategy) is not None
+    assert (strategy.info["target"], strategy.info["rooms"]) == (0.6, result["fitted"]["rooms"])
+    assert {one.name for one in fitted_strategies(tmp_path / "model", strategy.model_hash)} >= {"ours", "ours-0.6"}
