@@ -2,16 +2,20 @@
 """`adatoken3d train`: the small embedded model, trained on furnished rooms.
 
 Renders the rooms and encodes their views once (kept in --scenes), then trains the language model, position embedding,
-projector and click encoder; the vision tower stays as it is. Ctrl-C saves; --resume goes on, with the same or more
---steps. The checkpoint runs in the node and in every command as it is.
+projector and click encoder; the vision tower stays as it is. Ctrl-C or SIGTERM ends it behind its step and saves;
+--resume goes on, with the same or more --steps. The checkpoint runs in the node and in every command as it is.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
+import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
@@ -84,10 +88,27 @@ def run(args: argparse.Namespace) -> int:
         train(argparse.Namespace(**{**vars(args), "prepare_only": True}))
         if not args.prepare_only:
             with tempfile.TemporaryDirectory() as folder:
-                multiprocessing.spawn(_share, (args, f"file://{folder}/meeting"), args.processes)
+                shares = multiprocessing.spawn(_share, (args, f"file://{folder}/meeting"), args.processes, join=False)
+                _wait(shares)
     else:
         train(args)
     return 0
+
+
+def _wait(shares: Any) -> None:
+    """Until all processes have ended; an interrupt is passed on, and they end behind their step."""
+    interrupted = False
+    while True:
+        try:
+            if shares.join():
+                break
+        except KeyboardInterrupt:
+            interrupted = True
+            for process in shares.processes:
+                if process.is_alive():
+                    os.kill(process.pid, signal.SIGINT)
+    if interrupted:
+        raise KeyboardInterrupt
 
 
 def _share(rank: int, args: argparse.Namespace, meeting: str) -> None:
@@ -221,7 +242,11 @@ def _show(bar: Any, task: Any, done: int, total: int) -> None:
 
 
 def loop(trainer: Trainer, validation: list[Scene], args: argparse.Namespace, console: Console) -> None:
-    """Trains to the last step; saves now and then, at the end, and when it is interrupted."""
+    """Trains to the last step; saves now and then, at the end, and when it is interrupted, which ends it between steps.
+
+    Raises:
+        KeyboardInterrupt: it was interrupted.
+    """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     log = args.out / "training" / "log.jsonl"
@@ -230,9 +255,13 @@ def loop(trainer: Trainer, validation: list[Scene], args: argparse.Namespace, co
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     saved = trainer.step
     try:
-        with Progress(*columns, console=console) as bar, log.open("a", encoding="utf-8") as lines:
+        with (
+            Progress(*columns, console=console) as bar,
+            log.open("a", encoding="utf-8") as lines,
+            _between_steps() as interrupts,
+        ):
             task = bar.add_task("training", total=trainer.config.steps, completed=trainer.step)
-            while trainer.step < trainer.config.steps and trainer.agreed(time.monotonic() < until):
+            while trainer.step < trainer.config.steps and trainer.agreed(time.monotonic() < until and not interrupts):
                 report = trainer.train_step()
                 bar.update(task, completed=trainer.step, description=_headline(report))
                 written = [_line(report)]
@@ -251,6 +280,21 @@ def loop(trainer: Trainer, validation: list[Scene], args: argparse.Namespace, co
         if trainer.step > saved and trainer.rank == 0:
             trainer.save(args.out)
             console.print(f"saved at step {trainer.step} in {args.out}")
+    if interrupts:
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def _between_steps() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM, so that none comes in the middle of a step; also where a shell had them ignored."""
+    came: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda number, frame: came.append(number)) for number in numbers}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 def _headline(report: Report) -> str:

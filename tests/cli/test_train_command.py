@@ -2,12 +2,18 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
-from adatoken3d_ros.cli.main import main
+from adatoken3d_ros.cli.main import INTERRUPTED, main
 from adatoken3d_ros.model import checkpoint
 from adatoken3d_ros.model.config import Llava3DConfig
 from adatoken3d_ros.model.vision import VisionTower
@@ -26,23 +32,14 @@ def tower(tmp_path: Path) -> Path:
     return tmp_path / "tower"
 
 
-def _train(out: Path, tower: Path, *more: str) -> int:
+def _arguments(out: Path, tower: Path) -> list[str]:
     sizes = ["--layers", "3", "--width", "32", "--heads", "2", "--intermediate", "32", "--views", "2"]
     rooms = ["--rooms", "2", "--validation-rooms", "1", "--scenes", str(out.parent / "scenes")]
-    return main(
-        [
-            "train",
-            "--out",
-            str(out),
-            "--vision",
-            str(tower),
-            *sizes,
-            *rooms,
-            "--voxel-size",
-            "0.5",
-            *more,
-        ]
-    )
+    return ["--out", str(out), "--vision", str(tower), *sizes, *rooms, "--voxel-size", "0.5"]
+
+
+def _train(out: Path, tower: Path, *more: str) -> int:
+    return main(["train", *_arguments(out, tower), *more])
 
 
 def _log(out: Path) -> list[dict[str, float]]:
@@ -78,6 +75,30 @@ def test_processes_share_the_steps(tmp_path: Path, tower: Path, capsys: pytest.C
     assert checkpoint.load(out)[2].ignored == []
     assert _train(tmp_path / "other", tower, "--steps", "2", "--processes", "3") == 2
     assert "2 batches a step cannot be shared by 3 processes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_an_interrupt_ends_it_between_steps(tmp_path: Path, tower: Path, processes: str) -> None:
+    """SIGTERM to the command alone: all of its processes end, and what it has done is saved."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "adatoken3d_ros.cli.main", "train", *_arguments(out, tower)]
+    more = ["--steps", "100000", "--processes", processes, "--save-every", "100000", "--evaluate-every", "100000"]
+    process = subprocess.Popen([*command, *more], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        while not ((out / "training" / "log.jsonl").is_file() and len(_log(out)) >= 3):
+            with suppress(subprocess.TimeoutExpired):
+                raise AssertionError(process.wait(0.05))
+        started = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGTERM)
+        printed, _ = process.communicate(timeout=120)
+        _, left = psutil.wait_procs(started, timeout=30)
+        assert [one for one in left if one.status() != psutil.STATUS_ZOMBIE] == []
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == INTERRUPTED
+    step = json.loads((out / "config.json").read_text())["training"]["step"]
+    assert step == _log(out)[-1]["step"] >= 3 and f"saved at step {step}" in printed
 
 
 def test_rooms_alone_and_a_time_limit(tmp_path: Path, tower: Path) -> None:
