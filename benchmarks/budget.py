@@ -173,7 +173,7 @@ class Bench:
         model_hash = self.model.config.hash()
         fitted = fitted_strategies(path, model_hash)
         self.strategy = make_strategy(args.strategy, self.n_layers, model_hash, fitted)
-        own = [one for one in fitted if one.policy == self.strategy.policy]
+        own = [one for one in fitted.values() if one.policy == self.strategy.policy]
         self.calibrated = tuple(sorted(own, key=lambda one: removed_share(one.schedule, self.n_layers)))
         console.print("rendering rooms")
         self.scenes = make_scenes(args)
@@ -195,7 +195,8 @@ class Bench:
             seed=self.args.seed,
             budget=BudgetConfig(),
         )
-        session = SceneSession(self.model, self.tokenizer, config, strategy=self.strategy, fitted=self.calibrated)
+        fitted = {str(number): one for number, one in enumerate(self.calibrated)}
+        session = SceneSession(self.model, self.tokenizer, config, strategy=self.strategy, fitted=fitted)
         if hasattr(self, "_fit"):
             session.controller.latency = LatencyModel(self._fit.coefficients, self._fit.key, self._fit.scatter)
         return session

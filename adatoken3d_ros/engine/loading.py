@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -195,24 +195,24 @@ def checkpoint_path(path: str) -> Path:
     return Path(path)
 
 
-def fitted_strategies(path: Path, model_hash: str) -> tuple[Strategy, ...]:
-    """Strategies in the folder `strategies` of a checkpoint, by name; those of another model are left out and logged.
+def fitted_strategies(path: Path, model_hash: str) -> dict[str, Strategy]:
+    """Strategies in the folder `strategies` of a checkpoint, by the files' names without .yaml; those made for another
+    model are left out, and logged.
 
     Raises:
         StrategyError, OSError: for a file that cannot be read.
     """
     from adatoken3d_ros.pruning.strategy import Strategy
 
-    found = [Strategy.load(file) for file in sorted((path / STRATEGIES).glob("*.yaml"))]
-    other = [one.name for one in found if one.model_hash != model_hash]
+    found = {file.stem: Strategy.load(file) for file in sorted((path / STRATEGIES).glob("*.yaml"))}
+    other = [name for name, one in found.items() if one.model_hash != model_hash]
     if other:
         logger.warning("%s: not made for this model %s: %s", path / STRATEGIES, model_hash, ", ".join(other))
-    return tuple(one for one in found if one.model_hash == model_hash)
+    return {name: one for name, one in found.items() if one.model_hash == model_hash}
 
 
-def make_strategy(name: str, n_layers: int, model_hash: str, fitted: Sequence[Strategy] = ()) -> Strategy:
-    """A strategy by its policy's name, or from a .yaml file. A name means the model's own fitted strategy of that name
-    where there is one, else the policy with its default schedule.
+def make_strategy(name: str, n_layers: int, model_hash: str, fitted: Mapping[str, Strategy] | None = None) -> Strategy:
+    """A strategy from a .yaml file or by name: one that was fitted to the model, else a policy with its own schedule.
 
     Raises:
         ValueError, OSError: for an unknown name, an unreadable file or a strategy that was made for another model.
@@ -225,9 +225,13 @@ def make_strategy(name: str, n_layers: int, model_hash: str, fitted: Sequence[St
         strategy.check(model_hash)
         strategy.schedule.check(n_layers)
         return strategy
+    if fitted and name in fitted:
+        fitted[name].schedule.check(n_layers)
+        return fitted[name]
     if name not in POLICY_NAMES:
-        raise ValueError(f"strategy {name!r} is none of {', '.join(POLICY_NAMES)} and no .yaml file")
-    return next((one for one in fitted if one.name == name), default_strategy(name, n_layers))
+        known = dict.fromkeys((*POLICY_NAMES, *(fitted or ())))
+        raise ValueError(f"strategy {name!r} is none of {', '.join(known)} and no .yaml file")
+    return default_strategy(name, n_layers)
 
 
 def free_gpu_memory() -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -101,7 +101,7 @@ class SceneSession:
         config: SessionConfig | None = None,
         *,
         strategy: Strategy | None = None,
-        fitted: Sequence[Strategy] = (),
+        fitted: Mapping[str, Strategy] | None = None,
         model_id: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -109,7 +109,7 @@ class SceneSession:
         self.tokenizer = tokenizer
         self.config = config or SessionConfig()
         self.model_id = model_id
-        self.fitted = tuple(fitted)
+        self.fitted = dict(fitted or {})
         self._clock = clock
         self.memory = SceneMemory(model, self.config)
         self.prepared = Prepared(model, self.memory, self.config.seed if self.config.upstream_numerics else None)
@@ -128,7 +128,7 @@ class SceneSession:
         strategy.schedule.check(self.n_layers)
         self._make_policy(strategy)
         self.strategy = strategy
-        self.controller.set_strategy(strategy, [one for one in self.fitted if one.policy == strategy.policy])
+        self.controller.set_strategy(strategy, [one for one in self.fitted.values() if one.policy == strategy.policy])
 
     def warm_up(self, cache: Path | None = None, progress: Callable[[int, int], None] | None = None) -> bool:
         """Learns how fast this machine is; see `engine.warmup.latency_model`. Returns whether it was known already."""

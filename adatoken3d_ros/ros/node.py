@@ -68,7 +68,7 @@ class SceneNode(LifecycleNodeMixin, Node):
         self._model_id = ""
         self.layers = 0
         self.model_hash = ""
-        self.fitted: tuple[Strategy, ...] = ()
+        self.fitted: dict[str, Strategy] = {}
         self._on_gpu = False
         self._loading: diagnostics.Loading | None = None
         self._loading_since = 0.0

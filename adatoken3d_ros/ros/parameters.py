@@ -111,7 +111,7 @@ SPECS: tuple[Spec, ...] = (
          "as a point at the camera, a random cap on the tokens.", CONFIGURE),
     Spec("seed", 0, "Seed of everything random in an answer.", CONFIGURE, low=0, high=2**31 - 1),
     Spec("strategy", "ours", "Pruning strategy: its name, or the path of a strategy file (.yaml). "
-         "A name means the one fitted to the model, in its folder strategies/, where there is one.", ANY_TIME,
+         "A name means the file of that name in the model's folder strategies/, where there is one.", ANY_TIME,
          check=_not_blank),
     Spec("question_policy", "queue", "What happens to a question that comes during another.", ANY_TIME,
          choices=("queue", "replace", "reject")),

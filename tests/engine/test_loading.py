@@ -103,7 +103,7 @@ def test_a_checkpoint_brings_its_fitted_strategies(tiny_directory: Path, tmp_pat
     shutil.copytree(tiny_directory, tmp_path / "model")
     settings = replace(SETTINGS, path=str(tmp_path / "model"), strategy="ours")
     plain = load_session(settings)
-    assert plain.fitted == () and plain.strategy.name == "ours-default"
+    assert plain.fitted == {} and plain.strategy.name == "ours-default"
     own = plain.model.config.hash()
     folder = tmp_path / "model" / "strategies"
     folder.mkdir()
@@ -112,9 +112,12 @@ def test_a_checkpoint_brings_its_fitted_strategies(tiny_directory: Path, tmp_pat
     for one in (made, strong, replace(made, name="stranger", model_hash="0123")):
         one.save(folder / f"{one.name}.yaml")
     session = load_session(settings)
-    assert session.strategy == made and session.fitted == (strong, made)
+    assert session.strategy == made and session.fitted == {"ours": made, "ours-0.2": strong}
     losses = {option.strategy.name: option.loss for option in session.controller.options}
     assert losses["ours"] == 0.02 and losses["ours-0.2"] == 0.3
+    assert load_session(replace(settings, strategy="ours-0.2")).strategy == strong
+    with pytest.raises(ValueError, match="'mine' is none of none, random.* ours, ours-0.2 and no .yaml file"):
+        load_session(replace(settings, strategy="mine"))
     # A policy with the same name as no fitted strategy is as ever, and plans with its own schedules alone.
     assert load_session(replace(settings, strategy="fastv")).strategy.name == "fastv-default"
     session.set_strategy(default_strategy("fastv", session.n_layers))
