@@ -18,10 +18,10 @@ import pytest
 import torch
 
 from adatoken3d_ros.engine.answer import Question, Status
+from adatoken3d_ros.engine.loading import fitted_strategies, make_strategy
 from adatoken3d_ros.engine.session import SceneSession, SessionConfig
 from adatoken3d_ros.model import checkpoint
 from adatoken3d_ros.models import embedded_path
-from adatoken3d_ros.pruning.strategy import default_strategy
 from adatoken3d_ros.scene.keyframes import KeyFrameConfig
 from adatoken3d_ros.synthetic.furnished import make_room
 from adatoken3d_ros.synthetic.questions import generate
@@ -44,12 +44,14 @@ def fingerprint(model: Path) -> str:
 def answers(path: Path) -> dict[str, Any]:
     """One question of each family about the room, and what the model says with each strategy."""
     model, tokenizer, _ = checkpoint.load(path, dtype=torch.float32)
+    model_hash = model.config.hash()
+    fitted = fitted_strategies(path, model_hash)
     room = make_room(SEED, "test")
     views = render_views(room, seed=SEED, count=model.config.num_views)
     asked = generate(room, np.random.default_rng(SEED), sights(views, np.random.default_rng(SEED)), per_family=1)
     said: dict[str, list[str]] = {}
     for name in STRATEGIES:
-        strategy = default_strategy(name, int(model.config.language.num_hidden_layers))
+        strategy = make_strategy(name, int(model.config.language.num_hidden_layers), model_hash, fitted)
         config = SessionConfig(key_frames=KeyFrameConfig(0.0, 0.0))
         session = SceneSession(model, tokenizer, config, strategy=strategy)
         for view in views:
