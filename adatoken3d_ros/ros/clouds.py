@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""sensor_msgs/PointCloud2 to frames. No ROS import: the same code reads rclpy's messages and those of a bag reader.
+"""sensor_msgs/PointCloud2 to frames. No ROS is needed: the same code reads rclpy's messages and those of a bag reader.
 
 Three kinds of clouds are understood: an organised coloured cloud is a whole RGB-D frame, a cloud beside a camera gives
 the depth of its image, and a coloured cloud alone is drawn into the pictures of virtual cameras.
@@ -17,6 +17,11 @@ from numpy.typing import NDArray
 from adatoken3d_ros.ros.conversions import Camera, ConversionError, check_size
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.registration import z_buffer
+
+try:  # part of a ROS installation; there is no wheel of it
+    from sensor_msgs_py.point_cloud2 import read_points
+except ImportError:
+    read_points = None
 
 MAX_POINTS = 4_000_000  # a larger cloud is refused before it is read
 MAX_STEP = 1024  # bytes of one point
@@ -57,6 +62,8 @@ class Cloud:
 def read_cloud(msg: Any) -> Cloud:
     """sensor_msgs/PointCloud2 to arrays: any order, padding and byte order of fields.
 
+    Ordinary messages are read by sensor_msgs_py where ROS provides it.
+
     x, y and z are float32 or float64. Colour is the first there is of `rgb` and `rgba` (0x..RRGGBB in any 32 bit
     type), `r` `g` `b` (uint8), and `intensity`, in grey; the BRIGHTEST percentile of the cloud is white.
 
@@ -82,6 +89,7 @@ def read_cloud(msg: Any) -> Cloud:
     if len(fields) != len(msg.fields):
         raise ConversionError(f"the cloud has two fields of one name: {[field.name for field in msg.fields]}")
     order = ">" if msg.is_bigendian else "<"
+    by_ros = read_points is not None and _is_ordinary(msg)
 
     def column(name: str, kinds: str, read_as: str = "") -> NDArray[Any]:
         field = fields[name]
@@ -95,6 +103,8 @@ def read_cloud(msg: Any) -> Cloud:
         dtype, offset = np.dtype(order + (read_as or kind)), int(field.offset)
         if offset < 0 or offset + dtype.itemsize > step:
             raise ConversionError(f"the cloud's field {name!r} at offset {offset} is outside of point_step {step}")
+        if by_ros:
+            return np.asarray(read_points(msg, field_names=[name])[name]).view(dtype)
         return np.ndarray((height, width), dtype, data.data, offset, (row_step, step)).reshape(-1)
 
     missing = [name for name in "xyz" if name not in fields]
@@ -115,6 +125,19 @@ def read_cloud(msg: Any) -> Cloud:
     elif "intensity" in fields:
         rgb = _grey(column("intensity", " ".join(DATATYPES.values())))
     return Cloud(xyz, rgb, height, width)
+
+
+def _is_ordinary(msg: Any) -> bool:
+    """Whether sensor_msgs_py reads it right: it takes rclpy's class alone, knows no padding behind a row, fails at any
+    field that is wrong, and swaps bytes in the message itself."""
+    sizes = [np.dtype(DATATYPES.get(int(field.datatype), "V0")).itemsize for field in msg.fields]
+    return (
+        type(msg).__module__.startswith("sensor_msgs.")
+        and not msg.is_bigendian
+        and msg.row_step == msg.width * msg.point_step
+        and all(int(field.count) == 1 and size > 0 for field, size in zip(msg.fields, sizes, strict=True))
+        and all(field.offset + size <= msg.point_step for field, size in zip(msg.fields, sizes, strict=True))
+    )
 
 
 def organised_frame(

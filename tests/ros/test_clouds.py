@@ -133,23 +133,40 @@ def test_any_layout_gives_the_same_numbers(data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("big_endian", [False, True])
-def test_ros_reads_the_same_numbers(big_endian: bool) -> None:
+@pytest.mark.parametrize("padding", [0, 7])
+def test_ros_reads_the_same_numbers(monkeypatch: pytest.MonkeyPatch, big_endian: bool, padding: int) -> None:
+    """What sensor_msgs_py reads, and what is left to us because it would read it wrong."""
     point_cloud2 = pytest.importorskip("sensor_msgs_py.point_cloud2", reason="sensor_msgs_py is not installed")
     from sensor_msgs.msg import PointCloud2, PointField
 
     order = ">" if big_endian else "<"
-    layout = {"names": ["z", "x", "y"], "formats": [order + "f4", order + "f4", order + "f8"], "offsets": [0, 8, 16]}
-    points = np.zeros(50, np.dtype({**layout, "itemsize": 28}))
+    formats = [order + "f4", order + "f4", order + "f8", order + "u4"]
+    layout = {"names": ["z", "x", "y", "rgb"], "formats": formats, "offsets": [0, 8, 16, 24]}
+    points = np.zeros((5, 10), np.dtype({**layout, "itemsize": 30}))
     for name in "xyz":
-        points[name] = np.random.default_rng(ord(name)).normal(size=50)
-    sent = PointCloud2(height=1, width=50, point_step=28, row_step=28 * 50, is_bigendian=big_endian)
-    kinds = {"z": (0, FLOAT32), "x": (8, FLOAT32), "y": (16, FLOAT64)}
+        points[name] = np.random.default_rng(ord(name)).normal(size=points.shape)
+    points["rgb"] = np.random.default_rng(0).integers(0, 1 << 24, points.shape)
+    row = 30 * 10 + padding
+    sent = PointCloud2(height=5, width=10, point_step=30, row_step=row, is_bigendian=big_endian)
+    kinds = {"z": (0, FLOAT32), "x": (8, FLOAT32), "y": (16, FLOAT64), "rgb": (24, FLOAT32)}
     sent.fields = [PointField(name=name, offset=at, datatype=kind, count=1) for name, (at, kind) in kinds.items()]
-    sent.data.frombytes(points.tobytes())
-    ours = read_cloud(sent)  # first: theirs swaps the bytes of a big-endian message in place
-    theirs = point_cloud2.read_points(sent, field_names=("x", "y", "z"), skip_nans=False)
-    for i, name in enumerate("xyz"):
-        np.testing.assert_array_equal(ours.xyz[:, i], theirs[name].reshape(-1).astype(np.float32))
+    sent.data.frombytes(b"".join(line.tobytes() + bytes(padding) for line in points))
+    asked: list[str] = []
+
+    def read_points(cloud: Any, field_names: list[str]) -> Any:
+        asked.extend(field_names)
+        return point_cloud2.read_points(cloud, field_names)
+
+    monkeypatch.setattr(clouds, "read_points", read_points)
+    theirs = read_cloud(sent)
+    assert asked == ([] if big_endian or padding else ["x", "y", "z", "rgb"])
+    monkeypatch.setattr(clouds, "read_points", None)
+    ours = read_cloud(sent)
+    np.testing.assert_array_equal(ours.xyz, theirs.xyz)
+    np.testing.assert_array_equal(ours.rgb, theirs.rgb)
+    np.testing.assert_array_equal(
+        ours.xyz, np.stack([points[axis].reshape(-1) for axis in "xyz"], 1).astype(np.float32)
+    )
 
 
 def test_separate_bytes_of_colour_and_intensity() -> None:
