@@ -232,10 +232,3 @@ def make_strategy(name: str, n_layers: int, model_hash: str, fitted: Mapping[str
         known = dict.fromkeys((*POLICY_NAMES, *(fitted or ())))
         raise ValueError(f"strategy {name!r} is none of {', '.join(known)} and no .yaml file")
     return default_strategy(name, n_layers)
-
-
-def free_gpu_memory() -> None:
-    """Gives memory that torch keeps for later back to the GPU."""
-    import torch
-
-    torch.cuda.empty_cache()

@@ -8,7 +8,6 @@ for it is pending; the node then still counts as being in the state that it leav
 
 from __future__ import annotations
 
-import gc
 import importlib
 import logging
 import os
@@ -31,7 +30,8 @@ from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 from rclpy.task import Future
 
-from adatoken3d_ros.engine.loading import ModelSettings, free_gpu_memory, load_session, make_strategy
+from adatoken3d_ros.engine.loading import ModelSettings, load_session, make_strategy
+from adatoken3d_ros.engine.memory import free_cached, trim_heap
 from adatoken3d_ros.ros import diagnostics
 from adatoken3d_ros.ros.awaiting import beside, completed
 from adatoken3d_ros.ros.inputs import Inputs, Offer
@@ -229,10 +229,8 @@ class SceneNode(LifecycleNodeMixin, Node):
         self._model_id, self._speed = "", None
         self.outputs.forget_answer(self.parameters["scene.frame_id"])
         self.outputs.publish_scene(SceneView(), self.parameters["scene.frame_id"])
-        gc.collect()
-        if self._on_gpu:
-            free_gpu_memory()
-            self._on_gpu = False
+        free_cached(gpu=self._on_gpu)
+        self._on_gpu = False
 
     def _check_strategy(self, name: str) -> None:
         """Raises ValueError for a strategy that the loaded model cannot use; without a model all may be set."""
@@ -271,6 +269,7 @@ class SceneNode(LifecycleNodeMixin, Node):
 
     def clear(self, session: Any) -> None:
         session.clear()
+        trim_heap()
         self.outputs.forget_answer(self.parameters["scene.frame_id"])
         self.show_scene(session)
 

@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import logging
+import platform
+import resource
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +17,7 @@ from adatoken3d_ros.engine import session as session_module
 from adatoken3d_ros.engine.answer import Answer, Question, Status
 from adatoken3d_ros.engine.budget import BudgetConfig, Reuse
 from adatoken3d_ros.engine.latency import LatencyModel
-from adatoken3d_ros.engine.memory import describe, is_out_of_memory
+from adatoken3d_ros.engine.memory import describe, is_out_of_memory, trim_heap
 from adatoken3d_ros.engine.session import SceneSession, SessionConfig
 from adatoken3d_ros.engine.worker import Worker
 from adatoken3d_ros.scene.frames import PosedFrame
@@ -173,3 +176,18 @@ def test_what_counts_as_out_of_memory() -> None:
         torch.empty(10**15)
     assert is_out_of_memory(caught.value) and "\n" not in describe(caught.value)
     assert describe(MemoryError()) == "MemoryError"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="gives back what glibc keeps")
+def test_freed_memory_is_given_back() -> None:
+    """Small pieces between others: their pages are kept by the process until it is told to give them back."""
+
+    def held() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    pieces = [bytes(60_000) for _ in range(2000)]
+    pieces[:] = pieces[::20]  # what is left keeps the heap from shrinking
+    before = held()
+    trim_heap()
+    assert held() < before - 50_000_000
+    assert len(pieces) == 100
