@@ -236,7 +236,8 @@ class LatencyModel:
             self.version += 1
 
     def p95_answer(self, p50: Any, p95: Any) -> Any:
-        """(...) seconds that 19 of 20 answers stay under, from the sums of their stages' p50 and p95 (...)."""
+        """(...) seconds that 19 of 20 answers stay under, from the sum of their stages' p50 and what its p95 is (...)
+        where stages vary on their own."""
         return np.maximum(p95, p50 * self.answers.value * self.answers.guard)
 
     def observe_answer(self, p50: float, seconds: float) -> None:

@@ -345,7 +345,7 @@ def _with_answers(
     names = ("encode", "tokens", "prefill", "follow_up")
     stacked = [np.stack([row[i] for row in terms]) for i in range(5)]
     once50 = np.stack([latency.p50(name, stacked[i]) for i, name in enumerate(names)], axis=1)
-    once95 = sum(latency.p95(name, stacked[i]) for i, name in enumerate(names))
+    once95 = np.stack([latency.p95(name, stacked[i]) for i, name in enumerate(names)], axis=1)
     n, m = len(terms), len(answers)
     limits = np.asarray(answers)
     # The first token comes out of the prefill; an answer that ends by itself takes one more step to say so.
@@ -355,10 +355,11 @@ def _with_answers(
         for tokens in (typical, s.answer_expected)
     )
     decode50 = latency.p50("decode", usual)
-    decode95 = latency.p95("decode", long)
-    p95 = latency.p95_answer(
-        once50.sum(axis=1)[:, None] + latency.p50("decode", long), np.asarray(once95)[:, None] + decode95
-    )
+    # What varies on its own adds up in squares: the pace of each stage, and how long the answer is.
+    p50 = once50.sum(axis=1)[:, None] + decode50
+    squares = np.square(once95 - once50).sum(axis=1)[:, None] + np.square(latency.p95("decode", usual) - decode50)
+    slower = latency.p95_answer(p50, p50 + np.sqrt(squares)) - p50
+    p95 = p50 + np.hypot(slower, latency.p50("decode", long) - decode50)
     wide = {name: np.repeat(np.asarray(values), m) for name, values in columns.items()}
     shorter = np.tile(1 - limits / limits[0], n)
     return _Grid(
