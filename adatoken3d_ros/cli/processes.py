@@ -58,6 +58,8 @@ class Processes:
             prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
             if os.getppid() != parent:
                 os.kill(os.getpid(), signal.SIGKILL)
+            # A shell has what it starts in the background ignore SIGINT, which is inherited; here it is the way to end.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
 
         with open(self.log(name), "wb") as log:
             output = None if self._show else log

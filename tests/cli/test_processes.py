@@ -33,6 +33,14 @@ def test_leaving_interrupts() -> None:
     assert not logs.exists()
 
 
+def test_leaving_interrupts_where_the_shell_had_it_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        test_leaving_interrupts()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_leaving_kills_what_ignores_the_interrupt() -> None:
     with Processes() as processes:
         process = processes.start("stubborn", python(STUBBORN))
