@@ -74,6 +74,7 @@ from benchmarks import _accuracy_latency
 
 WAIT = 120.0  # seconds until an answer that does not come ends the benchmark
 FACTORS = (0.5, 1.0, 2.0)  # on each rival's own keep ratios, for the pictures
+MOST_LATE = 20  # late answers that are told one by one
 OWN_POINTS = 6  # schedules of the configured policy, for accuracy against latency
 
 
@@ -357,7 +358,7 @@ def figures(rows: Sequence[Row]) -> dict[str, Any]:
         "loss_by_decile": by_decile(rows, lambda row: row.loss),
         "statuses": dict(Counter(row.answer.status.name for row in rows)),
         "rungs": dict(Counter(RUNGS[row.answer.decision.rung] for row in rows if row.answer.decision is not None)),
-        "late": [_late(row) for row in rows if row.use > 1.0],
+        "late": [_late(row) for row in rows if row.use > 1.0][:MOST_LATE],
         "budget_ms": [min(row.budget for row in rows), max(row.budget for row in rows)],
     }
     if rows[0].score is not None:
