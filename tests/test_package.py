@@ -44,7 +44,7 @@ PYTHON_MODULES = {
 }
 # ROS packages: those with a module of another name, those that have no wheel, those that come with the wheel of rclpy.
 ROS_PACKAGES = {"tf2_ros": "tf2_ros_py"}
-WITHOUT_WHEEL = {"ament_index_python", "launch", "launch_ros", "tf2_ros"}
+WITHOUT_WHEEL = {"ament_index_python", "launch", "launch_ros", "sensor_msgs_py", "tf2_ros"}
 WITH_RCLPY = {"action_msgs", "builtin_interfaces", "lifecycle_msgs", "rcl_interfaces"}
 # Dependencies that no line of Python imports: programs that launch files start, and what generated messages need.
 NOT_IMPORTED = {"builtin_interfaces", "ros2bag", "ros2launch", "rosidl_default_runtime", "rviz2"}
