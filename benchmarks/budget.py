@@ -62,7 +62,7 @@ from adatoken3d_ros.model.tiny import write_tiny_checkpoint
 from adatoken3d_ros.models import embedded_path
 from adatoken3d_ros.pruning.calibration import Probe, Sample, scaled
 from adatoken3d_ros.pruning.gate import Layout, prefill
-from adatoken3d_ros.pruning.policies import POLICY_NAMES, SceneTokens, make_policy
+from adatoken3d_ros.pruning.policies import POLICY_NAMES, make_policy
 from adatoken3d_ros.pruning.schedule import Schedule
 from adatoken3d_ros.pruning.strategy import Strategy
 from adatoken3d_ros.scene.frames import PosedFrame
@@ -172,10 +172,8 @@ class Bench:
         self.model, self.tokenizer, _ = checkpoint.load(path, dtype=torch.float32)
         self.n_layers = int(self.model.config.language.num_hidden_layers)
         model_hash = self.model.config.hash()
-        fitted = fitted_strategies(path, model_hash)
-        self.strategy = make_strategy(args.strategy, self.n_layers, model_hash, fitted)
-        own = [one for one in fitted.values() if one.policy == self.strategy.policy]
-        self.calibrated = tuple(sorted(own, key=lambda one: removed_share(one.schedule, self.n_layers)))
+        self.fitted = fitted_strategies(path, model_hash)
+        self.strategy = make_strategy(args.strategy, self.n_layers, model_hash, self.fitted)
         console.print("rendering rooms")
         self.scenes = make_scenes(args)
         session = self.session()
@@ -186,7 +184,7 @@ class Bench:
         self.samples = [self._sample(scene) for scene in self.scenes[:3]]
         if not self.calibrated:
             console.print("measuring the loss of each schedule")
-            self.calibrated = self._calibrate()
+            self.fitted = self._calibrate()
 
     def session(self) -> SceneSession:
         """A fresh session; its latency model starts from the fit."""
@@ -196,8 +194,7 @@ class Bench:
             seed=self.args.seed,
             budget=BudgetConfig(),
         )
-        fitted = {str(number): one for number, one in enumerate(self.calibrated)}
-        session = SceneSession(self.model, self.tokenizer, config, strategy=self.strategy, fitted=fitted)
+        session = SceneSession(self.model, self.tokenizer, config, strategy=self.strategy, fitted=self.fitted)
         if hasattr(self, "_fit"):
             session.controller.latency = LatencyModel(self._fit.coefficients, self._fit.key, self._fit.scatter)
         return session
@@ -207,19 +204,23 @@ class Bench:
         for frame in scene.first:
             session.observe(frame)
         session.encode_pending()
-        spliced, tokens = session.spliced(Question(scene.questions[0].question))
-        spatial = spliced.embeds[0, spliced.spatial_start : spliced.spatial_start + spliced.n_spatial]
-        known = SceneTokens(tokens.xyz, spatial)
-        return Sample(spliced.embeds, spliced.spatial_start, spliced.n_spatial, known)
+        spliced, block = session.spliced(Question(scene.questions[0].question))
+        return Sample(spliced.embeds, spliced.spatial_start, spliced.n_spatial, block.scene)
 
-    def _calibrate(self) -> tuple[Strategy, ...]:
+    @property
+    def calibrated(self) -> list[Strategy]:
+        """Strategies of the configured policy with measured losses, by what they remove."""
+        own = [one for one in self.fitted.values() if one.policy == self.strategy.policy]
+        return sorted(own, key=lambda one: removed_share(one.schedule, self.n_layers))
+
+    def _calibrate(self) -> dict[str, Strategy]:
         policy = make_policy(self.strategy.policy, **self.strategy.options)
         probe = Probe(self.model.language, self.samples, policy)
-        found = []
+        found = {}
         for option in options(self.strategy, self.n_layers):
             figures = {"figures": {"kl": probe.divergence(option.strategy.schedule)}}
-            found.append(replace(option.strategy, info=figures))
-        return tuple(found)
+            found[option.strategy.name] = replace(option.strategy, info=figures)
+        return found
 
 
 # The runs ----------------------------------------------------------------------------------------------------------

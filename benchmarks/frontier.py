@@ -259,7 +259,7 @@ def time_all(
             with torch.inference_mode():
                 (sample,) = reader.samples(scene, [qa])
                 assert sample.scene is not None
-                _ = sample.scene.spread_rank  # of a scene that is ready
+                _ = sample.scene.order  # of a scene that is ready
                 spatial = sample.embeds[0, sample.spatial_start : sample.spatial_start + sample.n_spatial].clone()
                 ask = partial(_ask, reader, spatial, sample, qa)
                 ask(UNPRUNED, make_policy("none"))

@@ -258,7 +258,6 @@ def collect(session: SceneSession, args: argparse.Namespace, questions: tuple[st
     """Shows each scene to the session and asks for the model's input of every question about it."""
     from adatoken3d_ros.engine.answer import Question
     from adatoken3d_ros.pruning.calibration import Sample
-    from adatoken3d_ros.pruning.policies import SceneTokens
 
     prompts = Prompts()
     sources = args.folder or args.bag
@@ -275,13 +274,9 @@ def collect(session: SceneSession, args: argparse.Namespace, questions: tuple[st
             report("frames", n_frames, None)
         if session.scene() is None:
             raise ValueError(f"{path} has no frame with valid depth")
-        scene = None
         for question in questions:
-            spliced, tokens = session.spliced(Question(question))
-            # One object for all questions: it remembers what depends on the scene alone.
-            spatial = spliced.embeds[0, spliced.spatial_start : spliced.spatial_start + spliced.n_spatial]
-            scene = scene or SceneTokens(tokens.xyz, spatial)
-            prompts.samples.append(Sample(spliced.embeds, spliced.spatial_start, spliced.n_spatial, scene))
+            spliced, block = session.spliced(Question(question))
+            prompts.samples.append(Sample(spliced.embeds, spliced.spatial_start, spliced.n_spatial, block.scene))
             prompts.scenes.append(name)
             prompts.questions.append(question)
             prompts.views.append(len(session.poses))

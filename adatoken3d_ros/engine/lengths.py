@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import deque
 
 import numpy as np
@@ -50,4 +51,4 @@ class AnswerLengths:
 
 
 def _words(text: str) -> frozenset[str]:
-    return frozenset(text.lower().replace("?", " ").replace(",", " ").split())
+    return frozenset(re.findall(r"\w+", text.lower()))

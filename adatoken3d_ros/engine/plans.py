@@ -70,7 +70,6 @@ def options(strategy: Strategy, n_layers: int, calibrated: Sequence[Strategy] = 
     only they are used: what their schedules cost is known, what scaled ones would cost is guessed.
     """
     removed = removed_share(strategy.schedule, n_layers)
-    reach = max((removed_share(one.schedule, n_layers) for one in calibrated), default=0.0)
     measured = {
         one.schedule: kl
         for one in (*calibrated, strategy)
@@ -78,6 +77,7 @@ def options(strategy: Strategy, n_layers: int, calibrated: Sequence[Strategy] = 
     }
     shares = [kl / share for schedule, kl in measured.items() if (share := removed_share(schedule, n_layers)) > 0]
     unit = max(shares, default=1.0)
+    reach = max((removed_share(one.schedule, n_layers) for one in calibrated if one.schedule in measured), default=0.0)
     full = replace(strategy, name="unpruned", schedule=Schedule())
     found: dict[Any, Strategy] = {full.schedule: full, strategy.schedule: strategy}
     guessed: dict[Schedule, str] = {}

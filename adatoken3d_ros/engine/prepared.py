@@ -67,7 +67,9 @@ class Prepared:
             generator = None if self._seed is None else torch.Generator().manual_seed(self._seed)
             tokens = self._memory.question_tokens(size, generator)
             spatial = self._model.project(tokens.features)
-            self._blocks[size] = Block(tokens, SceneTokens(tokens.xyz, spatial), spatial)
+            block = Block(tokens, SceneTokens(tokens.xyz, spatial), spatial)
+            _ = block.scene.order  # for all questions, and where there is time ahead of them
+            self._blocks[size] = block
         return self._blocks[size]
 
     @torch.inference_mode()

@@ -126,7 +126,7 @@ class SceneSession:
         """Uses another pruning strategy from the next question on; raises as the constructor does."""
         strategy.check(self.model.config.hash())
         strategy.schedule.check(self.n_layers)
-        self._make_policy(strategy)
+        self._make_policy(strategy)  # refuses options that there are not
         self.strategy = strategy
         self.controller.set_strategy(strategy, [one for one in self.fitted.values() if one.policy == strategy.policy])
 
@@ -189,8 +189,9 @@ class SceneSession:
 
     # --- questions ---
 
-    def spliced(self, question: Question) -> tuple[Spliced, SpatialTokens]:
-        """The model's input for a question about the scene as it is, [system | spatial tokens | question].
+    def spliced(self, question: Question) -> tuple[Spliced, Block]:
+        """The model's input for a question about the scene as it is, [system | spatial tokens | question], and the
+        scene's part of it, one object as long as the scene stays the same.
 
         Raises:
             InvalidRequest: for a question that cannot be asked (see `check_question`), or too long for the context.
@@ -199,7 +200,7 @@ class SceneSession:
         prompt, clicks = self._prompt(question)
         self._check_scene()
         block = self.prepared.block(None)
-        return self._splice(prompt, clicks, block), block.tokens
+        return self._splice(prompt, clicks, block), block
 
     def plans(self, question: Question) -> Table:
         """The plans that a question would have at this moment; needs a latency model.

@@ -158,7 +158,9 @@ def _measure_size(
 
     def build() -> tuple[Spliced, SceneTokens]:
         spatial = model.project(features + model.position.finish(features))
-        return model.splice(prompt, spatial), SceneTokens(xyz.to(model.device), spatial)
+        scene = SceneTokens(xyz.to(model.device), spatial)
+        _ = scene.order
+        return model.splice(prompt, spatial), scene
 
     log.add("tokens", token_terms(n), _times(model, build, clock))
     spliced, scene = build()

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any, Literal, Protocol
 
 import torch
@@ -43,7 +43,7 @@ class SceneTokens:
     """What is known of the N spatial tokens beforehand: centroids (N, 3) in metres, and features (N, D), the tokens as
     the language model reads them.
 
-    Keep one object as long as the scene stays the same: it remembers what `spread` found.
+    Keep one object as long as the scene stays the same: it remembers its `order`.
 
     Raises:
         PolicyError: a centroid is not finite.
@@ -51,28 +51,20 @@ class SceneTokens:
 
     xyz: Tensor
     features: Tensor | None = None
-    _orders: list[Tensor] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not (finite := self.xyz.isfinite().all(-1)).all():
             token = int(finite.long().argmin())
             raise PolicyError(f"spatial token {token} is at {self.xyz[token].tolist()}")
 
-    def spread(self, k: int) -> Tensor:
-        """(k,) int64 first tokens in an order in which each differs most from those before it, in what it shows and
-        where (`diverse_places`), or only where (`farthest_points`) without features; the longest list is remembered.
+    @cached_property
+    def order(self) -> Tensor:
+        """(N,) int64 tokens in an order in which each differs most from all before it, in what it shows and where, or
+        without features only where. Asked for ahead of a question, it spares the gate the work.
         """
-        if not self._orders or len(self._orders[0]) < k:
-            if self.features is None:
-                self._orders[:] = [farthest_points(self.xyz, k)]
-            else:
-                self._orders[:] = [diverse_places(self.xyz, self.features, k)]
-        return self._orders[0][:k]
-
-    @property
-    def spread_rank(self) -> Tensor:
-        """(N,) int64 place of each token in that order; asked ahead of a question, it spares the gate the work."""
-        return self.spread(len(self.xyz)).argsort()
+        if self.features is None:
+            return farthest_points(self.xyz)
+        return diverse_places(self.xyz, self.features)
 
 
 @dataclass(frozen=True, eq=False)
@@ -425,7 +417,7 @@ class DivPrune:
 class Ours:
     """`ours`: attention that the whole question pays, read off the keys that layer g-1 has cached anyway.
 
-    At g = 0 nothing has been asked yet: the tokens that differ most in what they show and where (`SceneTokens.spread`),
+    At g = 0 nothing has been asked yet: the tokens that differ most in what they show and where (`SceneTokens.order`),
     in their states alone where no positions are given.
 
     Attributes:
@@ -476,7 +468,7 @@ class Ours:
         n_spread = self._spread_slots(view)
         if n_spread > 0:
             # Alive: every gate before kept as many of this order or more.
-            spread = view.scene_for(self.name).spread(n_spread)
+            spread = view.scene_for(self.name).order[:n_spread]
             ranked = ranked.index_fill(0, torch.searchsorted(view.alive, spread), torch.inf)
         keep = keep_top(ranked, view.n_keep)
         return Selection(keep, scores)
@@ -488,13 +480,13 @@ class Ours:
     def _spread(self, view: GateView) -> Tensor:
         if view.scene is None:
             return diverse_features(view.hidden[view.spatial], view.n_keep).sort().values
-        return view.scene_for(self.name).spread(view.n_keep).sort().values
+        return view.scene_for(self.name).order[: view.n_keep].sort().values
 
     def default_schedule(self, n_layers: int) -> Schedule:
         return scaled_schedule([2, 8, 16], [0.5, 0.25, 0.125], n_layers)
 
     def flops(self, config: LlamaConfig, size: GateSize) -> float:
-        # The order of the scene, as if none of its tokens had been compared for an earlier gate or question.
+        # Its part of the scene's order, as if that were not made once for all questions, and ahead of them.
         if size.layer == 0:
             return 2.0 * config.hidden_size * size.n_keep * size.n_spatial
         n_spread = math.floor((0.1 if self.coverage is None else self.coverage) * size.n_keep)

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, apply_rotary_pos_emb
@@ -86,22 +87,55 @@ def position_bias(curve: Tensor, index: Tensor, n: int) -> Tensor:
     return torch.lerp(curve[left].double(), curve[right].double(), at - left).to(curve.dtype)
 
 
-def farthest_points(xyz: Tensor, k: int) -> Tensor:
-    """Indices (k,) of points of `xyz` (n, 3): the nearest to the centroid, then always the farthest from all before.
+def farthest_points(xyz: Tensor) -> Tensor:
+    """(n,) int64: the point of `xyz` (n, 3) nearest to the centroid, then always the one farthest from all before.
 
-    Greedy and deterministic, so the first j of k are the answer for j. O(n) memory, O(k n) time in float32, on the CPU
-    wherever `xyz` is: the k steps are too small for a GPU.
+    Greedy and deterministic. O(n) memory, O(n^2) time in float32, on the CPU wherever `xyz` is: the steps are too small
+    for a GPU.
     """
-    points = np.ascontiguousarray(xyz.detach().float().cpu().numpy().T)
-    best = np.square(points - points.mean(1, keepdims=True)).sum(0).argmin()
-    nearest, order = np.full(points.shape[1], np.inf, np.float32), np.empty(k, np.int64)
-    for i in range(k):
+    points = _columns(xyz)
+    return _max_min(points, lambda i: _squares(points, i)).to(xyz.device)
+
+
+def diverse_places(xyz: Tensor, features: Tensor, per_metre: float = 0.05) -> Tensor:
+    """(n,) int64: tokens in an order in which each shows something else or is somewhere else.
+
+    The nearest to the centroid comes first, then always the one whose nearest among all before is farthest, by 1 -
+    cosine of the features and `per_metre` for each metre.
+
+    Args:
+        xyz: (n, 3), metres. features: (n, D).
+
+    Greedy and deterministic. O(n^2) memory; the products are made where `features` are, the steps on the CPU.
+    """
+    points, unit = _columns(xyz), normalize(features.detach().float(), dim=-1)
+    apart = (1 - unit @ unit.T).cpu().numpy()
+    order = _max_min(points, lambda i: apart[i] + per_metre * np.sqrt(_squares(points, i)))
+    return order.to(xyz.device)
+
+
+def _columns(xyz: Tensor) -> NDArray[np.float32]:
+    return np.ascontiguousarray(xyz.detach().float().cpu().numpy().T)
+
+
+def _squares(points: NDArray[np.float32], i: int) -> NDArray[np.float32]:
+    """Squares of the distances (n,) of points (3, n) from the i-th."""
+    gap = points - points[:, i, None]
+    squares: NDArray[np.float32] = np.einsum("cn,cn->n", gap, gap)
+    return squares
+
+
+def _max_min(points: NDArray[np.float32], distances: Callable[[int], NDArray[np.float32]]) -> Tensor:
+    """(n,) int64: the point of (3, n) nearest to the centroid, then always the one farthest from its nearest before."""
+    n = points.shape[1]
+    best = int(np.square(points - points.mean(1, keepdims=True)).sum(0).argmin())
+    nearest, order = np.full(n, np.inf, np.float32), np.empty(n, np.int64)
+    for i in range(n):
         order[i] = best
-        gap = points - points[:, best, None]
-        np.minimum(nearest, np.einsum("cn,cn->n", gap, gap), out=nearest)
+        np.minimum(nearest, distances(best), out=nearest)
         nearest[best] = -1.0
-        best = nearest.argmax()
-    return torch.from_numpy(order).to(xyz.device)
+        best = int(nearest.argmax())
+    return torch.from_numpy(order)
 
 
 def diverse_features(features: Tensor, k: int) -> Tensor:
@@ -118,24 +152,3 @@ def diverse_features(features: Tensor, k: int) -> Tensor:
         best = nearest.argmax(0, keepdim=True)
         picked.append(best)
     return torch.cat(picked)[:k]
-
-
-def diverse_places(xyz: Tensor, features: Tensor, k: int, per_metre: float = 0.05) -> Tensor:
-    """Indices (k,) of tokens that show something else or are somewhere else: the nearest to the centroid, then always
-    the one whose nearest among all before is farthest, by 1 - cosine of the features and `per_metre` for each metre.
-
-    Args:
-        xyz: (n, 3), metres. features: (n, D).
-
-    Greedy and deterministic, so the first j of k are the answer for j. O(n) memory, O(k n D) time.
-    """
-    unit, points = normalize(features.detach().float(), dim=-1), xyz.detach().float()
-    best = (points - points.mean(0)).square().sum(-1).argmin(0, keepdim=True)
-    nearest = torch.full((len(points),), torch.inf, device=points.device)
-    picked = []
-    for _ in range(k):
-        picked.append(best)
-        gap = (1 - unit @ unit[best[0]]).add_((points - points[best]).norm(dim=-1), alpha=per_metre)
-        nearest = torch.minimum(nearest, gap, out=nearest).index_fill_(0, best, -1.0)
-        best = nearest.argmax(0, keepdim=True)
-    return torch.cat(picked) if picked else torch.zeros(0, dtype=torch.long, device=points.device)

@@ -65,7 +65,7 @@ def test_the_model_sees_the_floor_at_zero_and_the_room_around_the_origin(
     # The same as with an origin that was put there from the beginning, voxels included: nothing was encoded again.
     origin = tuple(session.memory.origin.tolist())
     there = looked(make_session(replace(AUTO, origin_mode=OriginMode.FIXED, origin=origin)), walk)
-    a, b = session.spliced(QUESTION)[1], there.spliced(QUESTION)[1]
+    a, b = session.spliced(QUESTION)[1].tokens, there.spliced(QUESTION)[1].tokens
     assert torch.equal(a.count, b.count)
     torch.testing.assert_close(a.features, b.features, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(embeds(session), embeds(there), atol=1e-5, rtol=1e-4)

@@ -107,8 +107,8 @@ def test_too_many_tokens_are_drawn_at_random_from_the_seed(
         session = make_session(SessionConfig(KeyFrameConfig(), upstream_numerics=True, seed=seed))
         monkeypatch.setattr(session.model, "config", replace(session.model.config, max_spatial_tokens=20))
         looked(session, holed)
-        _, tokens = session.spliced(Question("What is there?"))
-        return tokens, list(published(session, holed))
+        _, block = session.spliced(Question("What is there?"))
+        return block.tokens, list(published(session, holed))
 
     tokens, voxels = asked(3)
     drawn = torch.randperm(len(voxels), generator=torch.Generator().manual_seed(3))[:20].tolist()

@@ -126,9 +126,9 @@ def test_coverage_gives_slots_to_the_farthest_point_order(mha: LlamaForCausalLM)
     schedule = Schedule.of([2], [0.5])
     best = kept(mha, Ours(coverage=0.0), schedule)
     spread = kept(mha, Ours(coverage=1.0), schedule)
-    assert spread == farthest_points(PROMPT.scene[0].xyz, 20).sort().values.tolist()
+    assert spread == farthest_points(PROMPT.scene[0].xyz)[:20].sort().values.tolist()
     mixed = set(kept(mha, Ours(coverage=0.5), schedule))
-    first = set(farthest_points(PROMPT.scene[0].xyz, 10).tolist())
+    first = set(farthest_points(PROMPT.scene[0].xyz)[:10].tolist())
     # The other ten are the best of the others: the best twenty without those, as far as the slots go.
     assert first <= mixed and len(mixed) == 20
     assert mixed - first <= set(best) or set(best) <= mixed
@@ -137,24 +137,17 @@ def test_coverage_gives_slots_to_the_farthest_point_order(mha: LlamaForCausalLM)
 
 def test_coverage_survives_every_gate(mha: LlamaForCausalLM) -> None:
     left = kept(mha, Ours(coverage=0.5), Schedule.of([0, 2, 4], [0.8, 0.5, 0.2]))
-    assert set(farthest_points(PROMPT.scene[0].xyz, 4).tolist()) <= set(left) and len(left) == 8
-
-
-def test_a_scene_remembers_its_longest_order() -> None:
-    scene = PROMPT.scene[0]
-    for k in (5, 30, 12, 40):
-        assert torch.equal(scene.spread(k), farthest_points(scene.xyz, k))
+    assert set(farthest_points(PROMPT.scene[0].xyz)[:4].tolist()) <= set(left) and len(left) == 8
 
 
 def test_what_tokens_show_counts_where_it_is_known(mha: LlamaForCausalLM) -> None:
     xyz, features = PROMPT.scene[0].xyz, PROMPT.embeds[0, 5:45]
+    assert torch.equal(PROMPT.scene[0].order, farthest_points(xyz))
     scene = SceneTokens(xyz, features)
-    for k in (5, 30, 12, 40):
-        assert torch.equal(scene.spread(k), diverse_places(xyz, features, k))
-    result = prefill(
-        mha, PROMPT.embeds, PROMPT.layout, Schedule.of([0, 2], [0.25, 0.1]), Ours(coverage=1.0), scene=scene
-    )
-    assert result.trace.retained[0].nonzero()[:, 0].tolist() == scene.spread(4).sort().values.tolist()
+    assert torch.equal(scene.order, diverse_places(xyz, features)) and scene.order is scene.order
+    schedule = Schedule.of([0, 2], [0.25, 0.1])
+    result = prefill(mha, PROMPT.embeds, PROMPT.layout, schedule, Ours(coverage=1.0), scene=scene)
+    assert result.trace.retained[0].nonzero()[:, 0].tolist() == scene.order[:4].sort().values.tolist()
 
 
 def test_coverage_is_a_tenth_where_positions_are_known(mha: LlamaForCausalLM) -> None:
@@ -170,7 +163,7 @@ def test_coverage_is_a_tenth_where_positions_are_known(mha: LlamaForCausalLM) ->
 
 def test_before_the_model_ours_spreads(mha: LlamaForCausalLM) -> None:
     schedule = Schedule.of([0], [0.25])
-    assert kept(mha, Ours(), schedule) == farthest_points(PROMPT.scene[0].xyz, 10).sort().values.tolist()
+    assert kept(mha, Ours(), schedule) == farthest_points(PROMPT.scene[0].xyz)[:10].sort().values.tolist()
     blind = prefill(mha, PROMPT.embeds, PROMPT.layout, schedule, Ours()).trace.retained[0].nonzero()[:, 0].tolist()
     assert blind == kept(mha, make_policy("divprune"), schedule)
 

@@ -41,7 +41,7 @@ class TheseTokens:
 
 @pytest.mark.parametrize("kept", [40, 13])
 def test_equals_a_prefill_from_scratch(language: LlamaForCausalLM, kept: int) -> None:
-    keep = farthest_points(PROMPT.scene[0].xyz, kept)
+    keep = farthest_points(PROMPT.scene[0].xyz)[:kept]
     prefix = ScenePrefix(language, SCENE, 5, keep=keep)
     for question in QUESTIONS:
         prompt = make_prompt((5,), (40,), (question.shape[1],))
@@ -58,7 +58,7 @@ def test_equals_a_prefill_from_scratch(language: LlamaForCausalLM, kept: int) ->
         {},
         {"top_k": 9},
         {"keep": torch.arange(0, 40, 3), "top_k": 6},
-        {"keep": farthest_points(PROMPT.scene[0].xyz, 15)},
+        {"keep": farthest_points(PROMPT.scene[0].xyz)[:15]},
         {"keep": diverse_features(SCENE[0, 5:], 15), "top_k": 4},
     ],
     ids=["whole", "top k", "every third, top k", "spread", "diverse, top k"],

@@ -87,11 +87,11 @@ def test_answers_are_those_of_a_session_that_prunes_nothing(
     session.encode_pending()
     samples = reader.samples(room.scene(), room.questions)
     for qa, sample in zip(room.questions, samples, strict=True):
-        spliced, tokens = session.spliced(Question(qa.question))
+        spliced, block = session.spliced(Question(qa.question))
         assert (sample.spatial_start, sample.n_spatial) == (spliced.spatial_start, spliced.n_spatial)
         np.testing.assert_allclose(sample.embeds, spliced.embeds, atol=2e-3)
         assert sample.scene is not None
-        np.testing.assert_allclose(sample.scene.xyz, tokens.xyz, atol=1e-4)
+        np.testing.assert_allclose(sample.scene.xyz, block.scene.xyz, atol=1e-4)
 
     # The answers are those of each prompt read alone.
     (given,) = Workers(reader, 1, Console(quiet=True)).map("", answers, [room])
