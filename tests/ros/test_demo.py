@@ -22,7 +22,7 @@ pytest.importorskip("adatoken3d.msg")
 from adatoken3d_ros.cli import demo
 
 MARK = "ADATOKEN3D_TEST_RUN"
-STOP_SECONDS = 2.0
+STOP_SECONDS = 10.0  # the watchdogs' one to two, on a machine that has other work as well; less than a hang takes
 DEADLINE = 60.0
 # Seconds after the start, over everything that the demo does: imports, discovery, loading, looking around, asking.
 MOMENTS = [0.0, *(round(random.Random(7).uniform(low, low + 1.5), 2) for low in (0.1, 1.0, 2.5, 4.0, 6.0, 9.0))]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,8 @@ def test_autostart_brings_it_up(graph: Graph, tiny_model: Path) -> None:
     graph.wait(lambda: answers, "the last answer, latched")
     request = AskScene.Request(question="What?", max_new_tokens=3000)  # the question that was just cut
     pending = graph.client(AskScene, f"{NAME}/ask").call_async(request)
-    graph.wait(lambda: "answering" in _model(graph), "the model to be answering")
+    model = model_status(graph)
+    graph.wait(lambda: "answering" in model(), "the model to be answering")
     status, seconds = process.stop(signal.SIGINT, signal.SIGINT, signal.SIGTERM)
     assert status == 0 and seconds < STOP_SECONDS, process.log
     answer = graph.result(pending, "the answer that was owed").answer
@@ -131,20 +133,17 @@ def test_a_transition_asked_for_while_it_starts_by_itself(graph: Graph, tiny_mod
     assert ask(graph).status == Answer.NO_SCENE
 
 
-_SEEN: dict[int, list[Any]] = {}
-
-
-def _model(graph: Graph) -> str:
-    seen = _SEEN.setdefault(id(graph), [])
-    if not seen:
-        graph.node.create_subscription(DiagnosticArray, "/diagnostics", seen.append, 10)
-    return next((s.message for s in seen[-1].status if s.name.endswith("model")), "") if seen else ""
+def model_status(graph: Graph) -> Callable[[], str]:
+    """What /diagnostics says of the model, from now on; nothing until it has spoken."""
+    seen = graph.collect(DiagnosticArray, "/diagnostics", 10)
+    return lambda: next((s.message for s in seen[-1].status if s.name.endswith("model")), "") if seen else ""
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ended_while_the_model_loads(graph: Graph, tiny_model: Path, number: signal.Signals) -> None:
     process = graph.start_node(tiny_model, autostart="true", diagnostics__period=0.05)
-    graph.wait(lambda: "loading" in _model(graph) or "ready" in _model(graph), "the load to begin")
+    model = model_status(graph)
+    graph.wait(lambda: "loading" in model() or "ready" in model(), "the load to begin")
     status, seconds = process.stop(number)
     assert status == 0 and seconds < STOP_SECONDS, process.log
 
