@@ -21,7 +21,10 @@ import yaml
 pytest.importorskip("rclpy")
 pytest.importorskip("adatoken3d.msg")
 
+from adatoken3d.msg import Answer
+from adatoken3d.srv import AskScene
 from rcl_interfaces.srv import ListParameters
+from sensor_msgs.msg import Image
 from visualization_msgs.msg import MarkerArray
 
 from adatoken3d_ros.cli.demo import default_model, tiny_checkpoint
@@ -290,9 +293,37 @@ def test_demo_runs_becomes_active_and_ends_cleanly(launch: Any, graph: Any) -> N
     assert launched.log.count("process has finished cleanly") == 2, launched.log
 
 
-def test_scene_node_alone_with_remaps_and_overrides(launch: Any, graph: Any) -> None:
-    from sensor_msgs.msg import Image
+def test_budgeted_questions_to_the_launched_demo_at_ten_hertz(launch: Any, graph: Any, tmp_path: Path) -> None:
+    """The answer's figures are those of the asker's clock; how far apart they get is benchmarks/responsiveness.py."""
+    content = yaml.safe_load((ROOT / "config" / "demo.yaml").read_text())
+    content["/**/demo_camera"]["ros__parameters"]["rate"] = 10.0
+    parameters = tmp_path / "ten_hertz.yaml"
+    parameters.write_text(yaml.safe_dump(content))
+    launched = launch("demo.launch.py", f"params_file:={parameters}")
 
+    def ask(budget: float) -> tuple[Answer, float]:
+        request = AskScene.Request(question="How many chairs are there?", latency_budget_ms=budget)
+        began = time.monotonic()
+        answer = graph.call(AskScene, "/adatoken3d/ask", request).answer
+        return answer, (time.monotonic() - began) * 1e3
+
+    graph.wait(lambda: ask(0.0)[0].status == Answer.OK, "an answer about a scene", timeout=120)
+    frames = graph.collect(Image, "/depth/image", 10)
+    budgets = [10.0**power for power in (4.0, 3.0, 2.5, 2.0) for _ in range(5)]
+    between = []
+    for budget in budgets:
+        answer, asked = ask(budget)
+        assert answer.status in (Answer.OK, Answer.TRUNCATED), answer.status_message
+        assert answer.latency_budget_ms == pytest.approx(budget)
+        assert answer.budget_met == (answer.total_ms <= budget)
+        assert 0 < answer.total_ms <= asked
+        between.append(asked - answer.total_ms)
+    assert frames, launched.log
+    assert min(between) < 10, between  # all of them are, where nothing else runs
+    launched.stop()
+
+
+def test_scene_node_alone_with_remaps_and_overrides(launch: Any, graph: Any) -> None:
     arguments = ("model:=" + str(tiny_checkpoint()), "pose_source:=odometry", "rgb_topic:=/camera/color/image_raw")
     launched = launch("adatoken3d.launch.py", *arguments)
     state = graph_state(graph, "/adatoken3d")
