@@ -595,16 +595,18 @@ class _Asker:
         named = self.named()
         if len(named) < 2:
             return None
-        wanted = DIRECTIONS[int(self.rng.integers(4))]
-        for _ in range(24):
-            kind, place, spots, beside = self.standpoint(named)
+        kind, wanted = self.standpoint_kind(named), DIRECTIONS[int(self.rng.integers(4))]
+        for _ in range(40):
+            place, spots, beside = self.standpoint(kind, named)
+            if any(i.footprint.distance(*spots[0]) < 0.2 for i in self.items if kind == "point"):
+                continue
             others = [i for i in named if i is not beside]
             if len(others) < 2:
                 continue
             faced = others[int(self.rng.integers(len(others)))]
-            matching = [
-                i for i in others if i is not faced and all(side_of(spot, faced, i) == wanted for spot in spots)
-            ]
+            # What is close to the thing that one faces is in front: nobody needs to look.
+            apart = [i for i in others if np.hypot(*(i.centre - faced.centre)[:2]) > 0.8]
+            matching = [i for i in apart if all(side_of(spot, faced, i) == wanted for spot in spots)]
             if not matching:
                 continue
             target = matching[int(self.rng.integers(len(matching)))]
@@ -620,22 +622,25 @@ class _Asker:
             return text.qa("direction", wanted, about)
         return None
 
+    def standpoint_kind(self, named: Sequence[Item]) -> str:
+        """One of STANDPOINTS, before anything else is drawn: how somebody stands must not tell the answer."""
+        kinds = ["middle", "point", "beside"] if self.low_pieces(named) else ["middle", "point"]
+        weight = np.array([0.3, 0.35, 0.35])[: len(kinds)]
+        return kinds[int(self.rng.choice(len(kinds), p=weight / weight.sum()))]
+
+    def low_pieces(self, named: Sequence[Item]) -> list[Item]:
+        return [i for i in named if i.supported_by == FLOOR and max(i.size[:2]) < 1.6]
+
     def standpoint(
-        self, named: Sequence[Item]
-    ) -> tuple[str, str | NDArray[np.float64], list[tuple[float, float]], Item | None]:
-        """(kind, words or point, places that this may mean, the item stood by)."""
-        draw = self.rng.random()
-        if draw < 0.3:
-            return "middle", "", [(0.0, 0.0)], None
-        if draw < 0.65:
-            for _ in range(20):
-                x, y = (float(round(self.rng.uniform(-0.45, 0.45) * s, 2)) for s in self.room.size[:2])
-                if all(i.footprint.distance(x, y) > 0.2 for i in self.items):
-                    return "point", np.array([x, y, 0.0]), [(x, y)], None
-            return "middle", "", [(0.0, 0.0)], None
-        floor = [i for i in named if i.supported_by == FLOOR and max(i.size[:2]) < 1.6]
-        if not floor:
-            return "middle", "", [(0.0, 0.0)], None
+        self, kind: str, named: Sequence[Item]
+    ) -> tuple[str | NDArray[np.float64], list[tuple[float, float]], Item | None]:
+        """(words or point, places that this may mean, the item stood by)."""
+        if kind == "middle":
+            return "", [(0.0, 0.0)], None
+        if kind == "point":
+            x, y = (float(round(self.rng.uniform(-0.45, 0.45) * s, 2)) for s in self.room.size[:2])
+            return np.array([x, y, 0.0]), [(x, y)], None
+        floor = self.low_pieces(named)
         item = floor[int(self.rng.integers(len(floor)))]
         # "By" something may be on any side of it: the answer has to be the same from all of them.
         centre, reach = item.centre, float(np.hypot(*item.size[:2]) / 2 + 0.3)
@@ -643,7 +648,7 @@ class _Asker:
             (centre[0] + reach * math.cos(a), centre[1] + reach * math.sin(a)) for a in np.arange(8) * math.pi / 4
         ]
         inside = [(x, y) for x, y in around if abs(x) < self.room.size[0] / 2 and abs(y) < self.room.size[1] / 2]
-        return "beside", self.name(item), [(float(centre[0]), float(centre[1])), *inside], item
+        return self.name(item), [(float(centre[0]), float(centre[1])), *inside], item
 
     def ask_closer(self) -> QA | None:
         named = self.named()

@@ -16,6 +16,7 @@ from adatoken3d_ros.synthetic.furniture import COLOURS, KINDS, load_pack
 from adatoken3d_ros.synthetic.questions import (
     FAMILIES,
     QA,
+    STANDPOINTS,
     WORDINGS,
     article,
     box_text,
@@ -293,6 +294,29 @@ def test_the_most_frequent_answer_does_not_pay() -> None:
     for family, counter in answers.items():
         share = counter.most_common(1)[0][1] / sum(counter.values())
         assert share < limit.get(family, 0.25), (family, counter.most_common(3))
+
+
+def test_how_somebody_stands_does_not_tell_the_direction() -> None:
+    answers: dict[str, Counter[str]] = defaultdict(Counter)
+    for room, qa in sample(120, per_family=3, families=("direction",)):
+        stands = "point" if len(qa.clicks) else ("middle", "beside")[len(qa.about) - 2]
+        answers[stands][qa.answer] += 1
+        faced, target = (room.item(instance) for instance in qa.about[:2])
+        assert np.hypot(*(target.centre - faced.centre)[:2]) > 0.8
+    assert set(answers) == set(STANDPOINTS)
+    for stands, counter in answers.items():
+        assert counter.most_common(1)[0][1] / counter.total() < 0.45, (stands, counter)
+
+
+def test_which_of_two_is_named_first_does_not_tell_the_answer() -> None:
+    pair = re.compile(r"(?:, |: |Is |Of )the (.+?) (?:or|and) the (.+?)(?:\?|,| closer| the )")
+    first: dict[str, list[bool]] = defaultdict(list)
+    for _, qa in sample(200, per_family=3, families=("closer", "taller", "larger")):
+        found = pair.search(qa.question)
+        assert found is not None and qa.answer in found.groups(), qa
+        first[qa.family].append(qa.answer == found[1])
+    for family, named in first.items():
+        assert len(named) > 150 and 0.4 < np.mean(named) < 0.6, (family, len(named), np.mean(named))
 
 
 def test_points_in_the_text_are_the_clicks() -> None:
