@@ -5,7 +5,8 @@ Rooms of the split `test` (new rooms, known furniture) and `test_unseen` (furnit
 rendered, encoded as a session does it and asked about, answers decoded greedily. An answer counts when it is right to
 the letter; a box by its overlap (intersection over union) with the true one. Beside it:
 
-* majority: the most frequent answer of each family in training rooms;
+* majority: the most frequent answer of each family in training rooms; which of two things it is, is answered by the
+  one named first;
 * blind: a model that was trained alike without spatial tokens (`adatoken3d train --blind`), if one is given.
 
 Intervals are 95 % bootstrap intervals over rooms: questions about one room are not independent.
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -42,7 +44,10 @@ from benchmarks._scenes import Reader, Room, Workers, bar, find_rooms, machine
 SPLITS: tuple[Split, ...] = ("test", "test_unseen")
 EXACT = tuple(family for family in FAMILIES if family != "box")
 MAX_ANSWER = 48  # tokens; a box takes 26 to 32
+_BOXES = {"acc25": 0.25, "acc50": 0.5}
 _MAJORITY_ROOMS = 150
+_ONE_OF_TWO = ("closer", "taller", "larger")
+_TWO = re.compile(r"(?:, |: |Is |Of )the (.+?) (?:or|and) the (.+?)(?:\?|,| closer| the )")
 
 
 @dataclass(frozen=True)
@@ -89,32 +94,44 @@ def overlap(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def summary(outcomes: Sequence[Outcome], seed: int = 0, resamples: int = 1000) -> dict[str, Any]:
-    """Accuracy by family, their mean (`macro`, boxes apart) with its interval, and boxes by overlap."""
+    """Accuracy by family, their mean (`macro`, boxes apart) and boxes by overlap, each with its interval."""
     rooms = sorted({o.room for o in outcomes})
     place = {room: k for k, room in enumerate(rooms)}
-    right = np.zeros((len(rooms), len(EXACT)))
-    count = np.zeros_like(right)
+    columns = (*EXACT, *_BOXES)
+    right, count = np.zeros((2, len(rooms), len(columns)))
     for o in outcomes:
-        if o.family in EXACT:
-            right[place[o.room], EXACT.index(o.family)] += o.score
-            count[place[o.room], EXACT.index(o.family)] += 1
+        scores = {o.family: o.score} if o.family in EXACT else {name: o.score >= t for name, t in _BOXES.items()}
+        for column, value in scores.items():
+            right[place[o.room], columns.index(column)] += value
+            count[place[o.room], columns.index(column)] += 1
     drawn = np.random.default_rng(seed).integers(len(rooms), size=(resamples, len(rooms)))
-    macros = [_macro(right[rows].sum(axis=0), count[rows].sum(axis=0)) for rows in drawn]
-    boxes = np.array([o.score for o in outcomes if o.family == "box"])
+    with np.errstate(invalid="ignore"):
+        accuracy = right.sum(axis=0) / count.sum(axis=0)
+        shares = right[drawn].sum(axis=1) / count[drawn].sum(axis=1)  # (resamples, columns), NaN where none was asked
+    exact = slice(len(EXACT))
+    asked = {name: k for k, name in enumerate(columns) if count[:, k].any()}
+    found = {name: float(accuracy[k]) for name, k in asked.items()}
+    between = {name: _interval(shares[:, k]) for name, k in asked.items()}
     return {
-        "macro": _macro(right.sum(axis=0), count.sum(axis=0)),
-        "interval": [float(v) for v in np.quantile(macros, [0.025, 0.975])],
-        "families": {f: float(r / n) for f, r, n in zip(EXACT, right.sum(axis=0), count.sum(axis=0), strict=True) if n},
-        "boxes": {name: float((boxes >= t).mean()) for name, t in (("acc25", 0.25), ("acc50", 0.5)) if len(boxes)},
+        "macro": float(np.nanmean(accuracy[exact])),
+        "interval": _interval(np.nanmean(shares[:, exact], axis=1)),
+        "families": {name: value for name, value in found.items() if name in EXACT},
+        "boxes": {name: value for name, value in found.items() if name in _BOXES},
+        "intervals": between,
         "counts": dict(sorted(Counter(o.family for o in outcomes).items())),
         "questions": len(outcomes),
         "rooms": len(rooms),
     }
 
 
-def _macro(right: np.ndarray, count: np.ndarray) -> float:
-    asked = count > 0
-    return float((right[asked] / count[asked]).mean())
+def _interval(values: np.ndarray) -> list[float]:
+    return [float(v) for v in np.nanquantile(values, [0.025, 0.975])]
+
+
+def guesses(questions: Sequence[QA], frequent: Mapping[str, str]) -> list[str]:
+    """What somebody says who looks at nothing: of two things the first, else the family's most frequent answer."""
+    two = [_TWO.search(qa.question) if qa.family in _ONE_OF_TWO else None for qa in questions]
+    return [named[1] if named else frequent.get(qa.family, "") for qa, named in zip(questions, two, strict=True)]
 
 
 def majority_answers(rooms: int = _MAJORITY_ROOMS) -> dict[str, str]:
@@ -153,9 +170,10 @@ def run(
             started = time.monotonic()
             result[split] = summary(outcomes(rooms, pool.map(f"answers, {split}", answers, rooms)), seed)
             result[split]["seconds"] = time.monotonic() - started
-            guessed = [[frequent.get(qa.family, "") for qa in room.questions] for room in rooms]
+            guessed = [guesses(room.questions, frequent) for room in rooms]
             result["majority"][split] = summary(outcomes(rooms, guessed), seed)
     if blind is not None:
+        result["blind_model"] = Reader(blind).about()
         with Workers(Reader(blind), workers, console) as pool:
             for split, rooms in found.items():
                 given = pool.map(f"blind answers, {split}", answers, rooms)

@@ -55,6 +55,7 @@ from benchmarks.frontier import judge
 REMOVALS = (*(f"least by {measure}" for measure in MEASURES), "random", f"most by {MEASURES[-1]}")
 FIGURES = ("lowest_share", "largest_q", "gini")
 _POINTS = 101  # of a Lorenz curve
+_MARGIN = 0.02  # of accuracy: what less than this is lost is called nothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,9 +205,9 @@ def _estimate(values: FloatArray) -> dict[str, float]:
 def verdict(result: Mapping[str, Any]) -> dict[str, Any]:
     """The sentence by each measure, the removal at each layer, and both in words.
 
-    A removal is called harmless where at most half a point is lost and the interval of the loss includes none, and
-    better than chance where the interval of its difference to the random one lies above 0, in accuracy or, as less
-    divergence, in KL.
+    A removal is called harmless where the interval of the difference lies above a loss of two points, harmful where
+    it lies below none, and undecided between; it is better than chance where the interval of its difference to the
+    random one lies above 0, in accuracy or, as less divergence, in KL.
     """
     by_measure, lines = {}, []
     for measure, found in result["contribution"].items():
@@ -218,16 +219,16 @@ def verdict(result: Mapping[str, Any]) -> dict[str, Any]:
             f"By {measure} share the least contributing 60 % of the spatial tokens hold {share['mean']:.1%} "
             f"[{share['low']:.1%}, {share['high']:.1%}] of the contribution: the sentence {says}."
         )
-    removals: dict[str, dict[str, dict[str, bool]]] = {}
+    removals: dict[str, dict[str, dict[str, str | bool]]] = {}
     for layer, some in result["removal"].items():
         for name, one in some.items():
             low, high = one["difference_interval"]
-            judged = {
-                "harmless": one["difference"] >= -0.005 and high >= 0,
+            effect = "harmless" if low > -_MARGIN else "harmful" if high < 0 else "undecided"
+            judged: dict[str, str | bool] = {
+                "effect": effect,
                 "better_than_random": one["to_random_interval"][0] > 0 or one["kl_to_random"]["high"] < 0,
             }
             removals.setdefault(layer, {})[name] = judged
-            says = "harmless" if judged["harmless"] else "not harmless"
             chance = (
                 ""
                 if name == "random"
@@ -235,7 +236,7 @@ def verdict(result: Mapping[str, Any]) -> dict[str, Any]:
             )
             lines.append(
                 f"Removed before layer {layer}, {name}: {100 * one['difference']:+.1f} "
-                f"[{100 * low:+.1f}, {100 * high:+.1f}] points, KL {one['kl']['mean']:.2g}: {says}{chance}."
+                f"[{100 * low:+.1f}, {100 * high:+.1f}] points, KL {one['kl']['mean']:.2g}: {effect}{chance}."
             )
     decided = set(by_measure.values())
     if decided == {True}:

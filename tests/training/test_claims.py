@@ -61,16 +61,16 @@ def test_the_sentence(share: tuple[float, float], holds: bool | None, words: str
 
 
 @pytest.mark.parametrize(
-    ("loss", "kl_high", "harmless", "better"),
+    ("loss", "kl_high", "effect", "better"),
     [
-        ((-0.02, -0.004, 0.01), 0.1, True, False),
-        ((-0.02, -0.006, 0.01), 0.1, False, False),
-        ((-0.004, -0.003, -0.001), -0.01, False, True),
+        ((-0.019, -0.004, 0.01), 0.1, "harmless", False),
+        ((-0.021, -0.004, 0.01), 0.1, "undecided", False),
+        ((-0.03, -0.02, -0.001), -0.01, "harmful", True),
     ],
 )
-def test_removals(loss: tuple[float, float, float], kl_high: float, harmless: bool, better: bool) -> None:
+def test_removals(loss: tuple[float, float, float], kl_high: float, effect: str, better: bool) -> None:
     found = claims.verdict(result((0.2, 0.3), loss, kl_high))["removal"]["0"]["least by norm"]
-    assert found == {"harmless": harmless, "better_than_random": better}
+    assert found == {"effect": effect, "better_than_random": better}
 
 
 def test_a_removal_goes_through_the_gate(make_trainer: Callable[..., Trainer], tmp_path: Path) -> None:
