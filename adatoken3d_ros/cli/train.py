@@ -57,7 +57,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--decay", type=float, default=0.25, metavar="P", help="last part of the steps, rate falling")
     parser.add_argument("--blind", action="store_true", help="without spatial tokens: what can be guessed")
     parser.add_argument("--no-autocast", action="store_true", help="float32 throughout, not bfloat16 matrix products")
-    parser.add_argument("--device", default="cpu", metavar="D", help="cpu or cuda (cpu)")
+    parser.add_argument("--device", default="auto", metavar="D", help="cpu, cuda, or auto: a GPU where one is (auto)")
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="that share a step's batches (1)")
     parser.add_argument("--compile", action="store_true", help="compile the layers, which needs a C++ compiler")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes that render rooms (1)")
@@ -137,12 +137,15 @@ def train(args: argparse.Namespace, *, quiet: bool = False) -> None:
     vision, training, validation = scenes(args, size, console)
     if args.prepare_only:
         return
+    device = args.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     recipe = {
-        "machine": f"{platform.machine()}, {args.device}, torch {torch.__version__}",
+        "machine": f"{platform.machine()}, {device}, torch {torch.__version__}",
         "first_room": args.first_room,
         "size": asdict(size),
     }
-    trainer = Trainer(config, size, vision, training, device=args.device, recipe=recipe)
+    trainer = Trainer(config, size, vision, training, device=device, recipe=recipe)
     if args.resume:
         trainer.resume(args.out)
     console.print(
