@@ -17,6 +17,8 @@ from adatoken3d_ros.engine.lengths import AnswerLengths
 from adatoken3d_ros.engine.plans import RUNGS, Plan, Situation, Table, loss_per_share, options
 from adatoken3d_ros.pruning.strategy import Strategy
 
+_PLANNED = ("encode", "tokens", "prefill", "decode")  # stages of StageTimes
+
 
 class Infeasible(str, Enum):
     """What happens to a question whose budget no plan can keep."""
@@ -94,6 +96,7 @@ class Controller:
     """
 
     _TABLES = 8
+    _REFUSALS = 4  # in a row, before one is answered
 
     def __init__(
         self,
@@ -107,7 +110,8 @@ class Controller:
         self.latency: LatencyModel | None = None
         self._calibrated = tuple(calibrated)
         self._tables: OrderedDict[tuple[Situation, int], Table] = OrderedDict()
-        self.lengths = AnswerLengths()  # of those that were not cut for time
+        self.lengths = AnswerLengths()
+        self.refused = 0  # questions since something was measured
         self.set_strategy(strategy)
 
     def set_strategy(self, strategy: Strategy, calibrated: Sequence[Strategy] | None = None) -> None:
@@ -132,6 +136,20 @@ class Controller:
             while len(self._tables) > self._TABLES:
                 self._tables.popitem(last=False)
         return self._tables[key]
+
+    def learn(self, stage: str, terms: FloatArray, seconds: float) -> None:
+        """Takes into account what was done between questions."""
+        if self.latency is not None:
+            self.latency.observe(stage, terms, seconds)
+
+    def wants_to_know(self) -> bool:
+        """Whether a question that would be refused is answered all the same, to see if the machine is still slow.
+
+        Refusing measures nothing: without this, what slowed the machine once would be believed for ever.
+        """
+        self.refused += 1
+        slowed = self.latency is not None and self.latency.slower > 1.0
+        return slowed and self.refused % self._REFUSALS == 0
 
     def forget_tables(self) -> None:
         """Makes the next question build its table anew."""
@@ -159,6 +177,7 @@ class Pace:
         self._lost = [0.0, 0.0]  # by views and by tokens
         self._tokens: int | None = None  # the smallest cap so far
         self._small = False
+        self._trial = False  # answered although it should be refused
         self._expected = 1  # tokens of the answer
         self._explained = 0.0  # seconds, p50 of what was done
         self._done: set[str] = set()
@@ -215,7 +234,9 @@ class Pace:
         self.warning = f"the latency budget of {self._budget_ms:g} ms cannot be kept: {feasible}"
         self.hopeless = self.hopeless or self._watch.stage == "queue"
         if controller.config.infeasible is Infeasible.REFUSE:
-            raise BudgetInfeasible(self.warning)
+            self._trial = self._trial or controller.wants_to_know()
+            if not self._trial:
+                raise BudgetInfeasible(self.warning)
         return self._decided(table.cheapest, situation, f"the fastest plan, {max(0.0, left) * 1e3:.0f} ms are left")
 
     def _decided(self, plan: Plan, situation: Situation, why: str) -> Plan:
@@ -245,12 +266,19 @@ class Pace:
         """The present stage has done what `terms` describe."""
         latency = self._controller.latency
         if latency is not None:
-            self._explained += float(latency.p50(stage, terms))
+            explained = float(latency.p50(stage, terms))
             self._done.add(stage)
-            latency.observe(stage, terms, self._watch.stage_seconds)
+            if latency.observe(stage, terms, self._watch.stage_seconds):
+                explained = float(latency.p50(stage, terms))  # the stage's own new pace is not the whole answer's, too
+            self._explained += explained
+            self._controller.refused = 0
 
     def answered(self, times: StageTimes) -> None:
         """The question is answered; teaches how whole answers differ from the sum of their stages."""
+        if self._predicted is not None:
+            stages = ((name, getattr(self._predicted, name), getattr(times, name)) for name in _PLANNED)
+            told = ", ".join(f"{name} {before:.0f}/{after:.0f}" for name, before, after in stages)
+            self.why += f"; predicted/measured ms: {told}"
         latency = self._controller.latency
         # A prefix that had to be read first, and an answer that ended early, are not explained by their stages.
         whole = "decode" in self._done and not self._done.isdisjoint({"prefill", "follow_up"})

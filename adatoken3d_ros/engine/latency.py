@@ -117,7 +117,7 @@ class Ratio:
 
     One measurement that is off by more than `outlier` changes nothing; a second one on the same side right after it
     does at once: then it is not an accident but another pace, as when another program starts. What is known of few
-    measurements only is guarded more widely.
+    measurements only is guarded more widely, but not by the size of an accident among them.
 
     Args:
         scatter: measured / predicted of the warm-up, the first entries of the window.
@@ -144,8 +144,8 @@ class Ratio:
         """95th percentile of measured / predicted, at least 1: p95 over p50."""
         return self._guard
 
-    def observe(self, ratio: float) -> None:
-        """Takes one measured / fitted time into account.
+    def observe(self, ratio: float) -> bool:
+        """Takes one measured / fitted time into account; whether it shows another pace.
 
         Raises:
             LatencyError: for a ratio that is not positive and finite.
@@ -156,11 +156,12 @@ class Ratio:
         self._scatter.append(ratio / self.value)
         held, self._held = self._held, None
         # The first measurement of all is no outlier: there is nothing yet that it could be compared with.
-        if abs(off) > self._outlier and self.count:
+        jumped = abs(off) > self._outlier and self.count > 0
+        if jumped:
             if held is None or held * off < 0:
                 self._held = off
                 self._guard = self._percentile()
-                return
+                return False
             step = (held + off) / 2
             # What the old pace scattered by says nothing of the new one, nor do the two that led here.
             self._scatter = deque([1.0], maxlen=self._scatter.maxlen)
@@ -169,10 +170,13 @@ class Ratio:
         self.value *= math.exp(step)
         self.count += 1
         self._guard = self._percentile()
+        return jumped
 
     def _percentile(self) -> float:
         # Few measurements know little of their tail: as if one more had been somewhat late.
         known = [*self._scatter, 1.1]
+        if len(known) <= 20:  # their 95th percentile leans on the largest alone
+            known = [min(ratio, math.exp(self._outlier)) for ratio in known]
         return max(1.0 + self._EARLY / (1 + self.count), float(np.percentile(known, 95)))
 
 
@@ -228,12 +232,16 @@ class LatencyModel:
         """(...) seconds that 19 of 20 such stages stay under."""
         return self.p50(stage, terms) * self.ratios[stage].guard
 
-    def observe(self, stage: str, terms: FloatArray, seconds: float) -> None:
-        """Takes into account that a stage took `seconds`; one with nothing to do says nothing."""
+    def observe(self, stage: str, terms: FloatArray, seconds: float) -> bool:
+        """Takes into account that a stage took `seconds`; one with nothing to do says nothing.
+
+        Returns whether the stage has another pace from now on.
+        """
         expected = float(self.fitted_seconds(stage, terms))
-        if expected > 0 and seconds > 0:
-            self.ratios[stage].observe(seconds / expected)
-            self.version += 1
+        if not (expected > 0 and seconds > 0):
+            return False
+        self.version += 1
+        return self.ratios[stage].observe(seconds / expected)
 
     def p95_answer(self, p50: Any, p95: Any) -> Any:
         """(...) seconds that 19 of 20 answers stay under, from the sum of their stages' p50 and what its p95 is (...)
@@ -250,6 +258,11 @@ class LatencyModel:
     def drift(self) -> dict[str, float]:
         """By stage, how many times slower it runs than when it was fitted; only stages that were measured."""
         return {stage: ratio.value for stage, ratio in self.ratios.items() if ratio.count}
+
+    @property
+    def slower(self) -> float:
+        """How many times slower than fitted the slowest stage or the answers as a whole are."""
+        return max(self.answers.value, *(ratio.value for ratio in self.ratios.values()))
 
     # --- files ---
 

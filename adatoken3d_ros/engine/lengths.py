@@ -11,7 +11,7 @@ import numpy as np
 
 
 class AnswerLengths:
-    """Remembers answers that ended by themselves or by the limit that was asked for.
+    """Remembers how long answers were, or would have been.
 
     Whether a question asks for one word or for six numbers is seen in its words. Those that share most words with it
     (Jaccard's index, newer ones first) tell; where too few share any, all questions do.
@@ -32,6 +32,14 @@ class AnswerLengths:
         """An answer had so many tokens."""
         self._known.append((_words(question), n_tokens))
         self._told = None
+
+    def add_cut(self, question: str, n_tokens: int, limit: int) -> None:
+        """An answer was cut for time after so many tokens, before its limit.
+
+        It counts twice its tokens, or what was expected if that is more: were only whole answers remembered, those that
+        are cut would be expected to be short for ever, and be cut again.
+        """
+        self.add(question, min(limit, max(2 * n_tokens, self.of(question, limit, 95))))
 
     def of(self, question: str, limit: int, percentile: float) -> int:
         """Tokens that so many percent of such answers stay within; at most `limit`, and that if little is known."""

@@ -160,6 +160,12 @@ class SceneSession:
 
     def encode_pending(self, limit: int | None = None, should_stop: Callable[[], bool] | None = None) -> int:
         """Encodes the newest `limit` of the frames that wait, see `SceneMemory.encode`; returns how many."""
+        began = self._clock()
+        views = self._encode(limit, should_stop)
+        self.controller.learn("encode", encode_terms(views), self._clock() - began)
+        return views
+
+    def _encode(self, limit: int | None, should_stop: Callable[[], bool] | None = None) -> int:
         before = len(self.memory.pending)
         try:
             return self.memory.encode(limit, should_stop)
@@ -339,7 +345,7 @@ class SceneSession:
         plan = pace.plan(self._situation(question, prompt, pending=len(self.memory.pending)))
 
         watch.begin("encode")
-        pace.took("encode", encode_terms(self.encode_pending(plan.new_views)))
+        pace.took("encode", encode_terms(self._encode(plan.new_views)))
         self._check_scene()
         plan = pace.plan(self._situation(question, prompt))
 
@@ -440,8 +446,11 @@ class SceneSession:
             reached = f"the answer reached max_new_tokens = {limit}"
             short = f"the latency budget of {answer.question.latency_budget_ms} ms leaves an answer of {limit} tokens"
             status, message = Status.TRUNCATED, pace.warning or (reached if limit == asked else short)
+        lengths = self.controller.lengths
         if status is Status.OK or len(ids) == asked:
-            self.controller.lengths.add(answer.question.text, len(ids))
+            lengths.add(answer.question.text, len(ids))
+        elif status is Status.TRUNCATED:
+            lengths.add_cut(answer.question.text, len(ids), asked)
         boxes = tuple(
             Box(_triple(np.asarray(box[:3]) + self.memory.origin), _triple(np.asarray(box[3:6])))
             for box in parse_boxes(text)
@@ -467,7 +476,9 @@ class SceneSession:
             answer_expected=self.controller.lengths.of(question.text, limit, 95),
             answer_typical=self.controller.lengths.of(question.text, limit, 50),
             built=self.prepared.built,
-            reuse=self.config.budget.reuse is Reuse.PREFIX,
+            # The prefix is that of all tokens: it does not go with fewer.
+            reuse=self.config.budget.reuse is Reuse.PREFIX
+            and (block is None or len(block.tokens) == self.prepared.size(None)),
             prefix_ready=self.prepared.prefix is not None,
             prunable=block is None,
         )

@@ -175,6 +175,63 @@ def test_what_encoding_takes_too_long_the_language_model_gives_back(make_world: 
     assert answer.budget_met and answer.predicted is not None and answer.predicted.encode == pytest.approx(100.0)
 
 
+def encoding(world: World, seconds: float) -> None:
+    """From now on a view takes so much more or less than it was measured to take."""
+    original = world.session.model.encode_images
+
+    def timed(*args: Any) -> Any:
+        world.now += seconds
+        return original(*args)
+
+    world.session.model.encode_images = timed
+
+
+@pytest.mark.parametrize(("more", "late", "pruned"), [(20.0, 0.05, True), (-30.0, -0.08, False)])
+def test_after_encoding_the_language_model_gets_what_is_left(
+    make_world: Any, frames: Frames, more: float, late: float, pruned: bool
+) -> None:
+    """A view that took long is paid for by pruning or words, the time that one did not need buys them back."""
+
+    def answer(late: float, budget: float) -> Answer:
+        world: World = make_world()
+        world.session.observe(frames[0])
+        encoding(world, late)
+        return world.ask(budget)  # there is no scene without the view
+
+    budget = answer(0.0, 60_000).times.total + more
+    as_planned, other = answer(0.0, budget), answer(late, budget)
+    assert as_planned.budget_met and other.budget_met
+    assert other.times.encode == pytest.approx(100.0 + 1e3 * late)
+    work = [sum(layers(one)) + one.times.decode for one in (as_planned, other)]
+    assert work[1] < work[0] if pruned else work[1] > work[0], (as_planned.plan, other.plan)
+
+
+def test_rungs_that_take_tokens_and_words_do_so(make_world: Any, frames: Frames) -> None:
+    world = make_world()
+    for frame in frames:
+        world.session.observe(frame)
+    world.session.encode_pending()
+    full = world.ask(60_000)
+    least = float(re.findall(r"feasible one is (\d+) ms", world.ask(1.0).status_message)[0])
+    fewer = shorter = 0
+    for budget in np.linspace(least + 1.0, full.times.total, 40):
+        answer = world.ask(float(budget))
+        plan = answer.decision
+        assert plan is not None and answer.budget_met
+        if plan.max_tokens is not None:
+            fewer += 1
+        wanted = re.findall(r"(\d+) tokens, answer", answer.plan)
+        if "fewer scene tokens" in answer.plan:
+            assert answer.spatial_tokens < full.spatial_tokens
+        assert not wanted or answer.spatial_tokens == int(wanted[0])
+        if plan.answer_tokens < 16:
+            shorter += 1
+            assert answer.times.decode == pytest.approx(10.0 * (plan.answer_tokens - 1))
+            assert answer.status is Status.TRUNCATED
+            assert f"leaves an answer of {plan.answer_tokens} tokens" in answer.status_message
+    assert shorter > 2
+
+
 def test_an_answer_that_runs_out_of_time_ends_with_a_whole_word(make_world: Any, frames: Frames) -> None:
     world = make_world()
     world.session.observe(frames[0])
@@ -296,6 +353,86 @@ def test_a_slower_machine_is_noticed_and_planned_for(make_world: Any, frames: Fr
     assert world.session.controller.latency.drift["prefill"] == pytest.approx(1.0, rel=0.1)
 
 
+def test_another_pace_is_counted_once(make_world: Any, frames: Frames) -> None:
+    """The stages have it: the ratio of whole answers must not have it again."""
+    world = make_world()
+    world.session.observe(frames[0])
+    world.session.encode_pending()
+    for _ in range(6):
+        full = world.ask(60_000).times.total
+    world.pace = 3.0
+    for _ in range(2):
+        world.ask(60_000)
+    latency = world.session.controller.latency
+    assert latency.drift["prefill"] == pytest.approx(3.0) and latency.drift["decode"] == pytest.approx(3.0)
+    assert latency.answers.value == pytest.approx(1.0, rel=0.05)
+    answer = world.ask(4.5 * full)
+    assert answer.strategy == "unpruned" and answer.budget_met and answer.times.decode == pytest.approx(450.0)
+
+
+def test_what_is_in_no_stage_is_planned_for(make_world: Any, frames: Frames, monkeypatch: Any) -> None:
+    world = make_world()
+    world.session.observe(frames[0])
+    world.session.encode_pending()
+    original = session_module.token_report
+
+    def slow(*args: Any) -> Any:
+        world.spend(0.05)
+        return original(*args)
+
+    full = world.ask(60_000).times.total
+    monkeypatch.setattr(session_module, "token_report", slow)
+    for _ in range(4):
+        world.ask(60_000)
+    answer = world.ask(full + 10.0)
+    # It was planned for, the answer did not have to be cut.
+    assert answer.budget_met and "ended the answer" not in answer.status_message, answer.plan
+
+
+def test_who_refuses_finds_out_that_the_machine_is_fast_again(make_world: Any, frames: Frames) -> None:
+    world = make_world(infeasible=Infeasible.REFUSE)
+    world.session.observe(frames[0])
+    world.session.encode_pending()
+    budget = 0.6 * world.ask(60_000).times.total
+    assert world.ask(budget).budget_met
+    world.pace = 4.0
+    for _ in range(3):
+        world.ask(60_000)
+    assert world.ask(budget).status is Status.BUDGET_INFEASIBLE
+    world.pace = 1.0
+    statuses = [world.ask(budget).status for _ in range(20)]
+    assert Status.BUDGET_INFEASIBLE in statuses and set(statuses[-8:]) == {Status.TRUNCATED}
+    # Where nothing is slower than it was measured to be, all are refused.
+    fresh = make_world(infeasible=Infeasible.REFUSE)
+    fresh.session.observe(frames[0])
+    fresh.session.encode_pending()
+    assert {fresh.ask(5.0).status for _ in range(20)} == {Status.BUDGET_INFEASIBLE}
+
+
+def test_views_that_are_encoded_between_questions_teach_too(make_world: Any, frames: Frames) -> None:
+    world = make_world()
+    world.pace = 3.0
+    for frame in frames:
+        world.session.observe(frame)
+        world.session.prepare()
+    assert world.session.controller.latency.drift == {"encode": pytest.approx(3.0)}
+
+
+def test_answers_that_are_always_cut_are_not_thought_to_be_short(make_world: Any, frames: Frames) -> None:
+    world = make_world()
+    world.session.observe(frames[0])
+    world.session.encode_pending()
+    for _ in range(5):
+        world.session.controller.lengths.add("What is this?", 2)
+    budget = 0.75 * world.ask(60_000).times.total
+    for _ in range(5):
+        world.session.controller.lengths.add("What is this?", 2)
+    answers = [world.ask(budget) for _ in range(16)]
+    assert "ended the answer" in answers[0].status_message and "ended the answer" not in answers[-1].status_message
+    assert all(answer.budget_met for answer in answers)
+    assert world.session.controller.lengths.of("What is this?", 16, 95) == 16
+
+
 # Kept prefixes --------------------------------------------------------------------------------------------------
 
 
@@ -328,6 +465,25 @@ def test_a_kept_prefix_answers_as_the_unpruned_model_does(make_session: Any, fra
         assert answer.strategy == ("unpruned" if reuse is Reuse.OFF else "scene-prefix")
         texts.append(answer.text)
     assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("slower", [1.0, 3.0])
+def test_a_prefix_goes_with_all_of_its_tokens(make_session: Any, frames: Frames, slower: float) -> None:
+    """Also where long answers over many tokens cost so much that fewer tokens without the prefix are faster."""
+    now = [0.0]
+    budget = BudgetConfig(reuse=Reuse.PREFIX, reserve_ms=0.0)
+    session = make_session(SessionConfig(max_new_tokens=16, budget=budget), clock=lambda: now[0])
+    session.observe(frames[0])
+    session.prepare()
+    ways = set()
+    for budget_ms in range(20, 600, 6):
+        session.controller.latency = LatencyModel({**COEFFICIENTS, "decode": [0.01, 1e-5]})
+        session.controller.latency.ratios["follow_up"].value = slower
+        session.controller.forget_tables()
+        answer = session.ask(Question("What is this?", latency_budget_ms=float(budget_ms)))
+        full = answer.spatial_tokens == len(session.scene() or ())
+        ways.add((answer.strategy == "scene-prefix", full))
+    assert (True, True) in ways and (False, False) in ways and (True, False) not in ways
 
 
 def test_a_new_view_makes_the_prefix_stale(make_world: Any, frames: Frames) -> None:

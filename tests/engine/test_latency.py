@@ -212,3 +212,23 @@ def test_a_broken_file_is_refused_by_name(tmp_path: Path, content: str) -> None:
     path.write_text(json.dumps({"format": "adatoken3d-latency/1", "key": KEY, "coefficients": {}, "scatter": {}}))
     with pytest.raises(LatencyError, match="encode needs 1"):
         LatencyModel.load(path, KEY)
+
+
+def test_one_accident_among_few_measurements_is_no_rule() -> None:
+    """It would be the 95th percentile of fewer than 20; what happens in one of ten cases is one all the same."""
+    ratio = Ratio([1.0, 1.0])
+    for _ in range(8):
+        ratio.observe(1.0)
+    ratio.observe(40.0)
+    assert ratio.value == 1.0 and ratio.guard < 1.5
+    for _ in range(12):
+        ratio.observe(1.0)
+    assert ratio.guard < 1.1
+    for k in range(40):
+        ratio.observe(3.0 if k % 10 == 0 else 1.0)
+    assert ratio.guard == pytest.approx(3.0, rel=0.1)
+
+
+def test_observing_says_whether_it_is_another_pace() -> None:
+    ratio = Ratio()
+    assert [ratio.observe(value) for value in (1.0, 3.0, 1.0, 3.0, 3.0, 3.0)] == [False] * 4 + [True, False]

@@ -45,3 +45,13 @@ def test_newer_answers_count_first_and_old_ones_are_forgotten() -> None:
 
 def test_no_word_at_all() -> None:
     assert known(*[("?", 2)] * 4).of("?", 16, 50) == 2
+
+
+def test_an_answer_that_was_cut_counts_for_more_than_it_had() -> None:
+    lengths = AnswerLengths()
+    for _ in range(4):
+        lengths.add("Is there a chair?", 2)
+    for n, expected in ((2, 4), (4, 8), (1, 8), (8, 10)):
+        for _ in range(12):
+            lengths.add_cut("Is there a chair?", n, 10)
+        assert lengths.of("Is there a chair?", 10, 95) == expected
