@@ -37,6 +37,7 @@ from adatoken3d_ros.ros.pairing import (
     Assembler,
     LazyFrame,
     Picture,
+    bad_stamp,
 )
 from adatoken3d_ros.ros.parameters import Parameters
 from adatoken3d_ros.ros.poses import (
@@ -309,7 +310,11 @@ class Inputs:
     def _on_pose(self, topic: str, message: Any) -> None:
         if self._assembler is None or not isinstance(self._assembler.poses, BufferedPose):
             return
+        # One wild pose would stay the newest, and no image would wait for its own any more.
+        bad = bad_stamp(stamp_to_ns(message.header.stamp), self._latest_ns())
         try:
+            if bad is not None:
+                raise PoseError(bad[1])
             self._assembler.poses.add(message)
         except ValueError as error:
             self._bad_poses += 1

@@ -72,6 +72,15 @@ class Pair:
     depth: Any
 
 
+def bad_stamp(stamp_ns: int, latest_ns: float) -> tuple[str, str] | None:
+    """(reason, text with the stamp) of a stamp that cannot be used, else None; `latest_ns` is the newest believed."""
+    text = f"the stamp {stamp_ns / 1e9:.6f} s"
+    if stamp_ns <= 0:
+        return "no_stamp", f"{text} is not set"
+    ahead = stamp_ns - latest_ns
+    return ("future_stamp", f"{text} is {ahead / 1e9:.3f} s later than may be believed") if ahead > 0 else None
+
+
 @dataclass
 class StreamCounts:
     """What became of one stream's messages: received == paired + sum(dropped) + pending."""
@@ -126,23 +135,20 @@ class Pairer:
         counts = self.counts[stream]
         counts.received += 1
         self.refused = None
-        if stamp_ns <= 0:
-            self._refuse(stream, "no_stamp", stamp_ns, "is not set")
-            return None
-        ahead = stamp_ns - self._latest_ns()
-        if ahead > 0:
-            self._refuse(stream, "future_stamp", stamp_ns, f"is {ahead / 1e9:.3f} s later than may be believed")
+        bad = bad_stamp(stamp_ns, self._latest_ns())
+        if bad is not None:
+            self._refuse(stream, *bad)
             return None
         if stamp_ns < self.newest[stream] - JUMP_BACK_NS:
             self.jumps += 1
             self._forget("time_jump")
         pending = self._pending[stream]
         if stamp_ns == self._used[stream] or any(waiting == stamp_ns for waiting, _ in pending):
-            self._refuse(stream, "duplicate_stamp", stamp_ns, "has come before")
+            self._refuse(stream, "duplicate_stamp", f"the stamp {stamp_ns / 1e9:.6f} s has come before")
             return None
         if stamp_ns < self._used[stream]:
-            late = (self._used[stream] - stamp_ns) / 1e9
-            self._refuse(stream, "out_of_order", stamp_ns, f"is {late:.3f} s older than one that was used")
+            late = f"is {(self._used[stream] - stamp_ns) / 1e9:.3f} s older than one that was used"
+            self._refuse(stream, "out_of_order", f"the stamp {stamp_ns / 1e9:.6f} s {late}")
             return None
         self.newest[stream] = max(self.newest[stream], stamp_ns)
         insort(pending, (stamp_ns, message), key=lambda item: item[0])
@@ -164,9 +170,9 @@ class Pairer:
         """Drops what is pending, counted as `stopped`."""
         self._forget("stopped")
 
-    def _refuse(self, stream: str, reason: str, stamp_ns: int, why: str) -> None:
+    def _refuse(self, stream: str, reason: str, text: str) -> None:
         self.counts[stream].dropped[reason] += 1
-        self.refused = reason, f"{stream}: the stamp {stamp_ns / 1e9:.6f} s {why}"
+        self.refused = reason, f"{stream}: {text}"
 
     def _take(self, stream: str, stamp_ns: int) -> None:
         older = [item for item in self._pending[stream] if item[0] < stamp_ns]

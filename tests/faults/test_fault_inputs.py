@@ -317,6 +317,10 @@ def test_tf_spoilt(tf_rig: Rig, part: str, value: float, named: str) -> None:
     [
         pytest.param(lambda m: setattr(m["pose"].pose.orientation, "w", math.nan), "quaternion", id="nan-quaternion"),
         pytest.param(lambda m: setattr(m["pose"].header, "frame_id", "odom"), "'odom'", id="another-frame"),
+        pytest.param(lambda m: set_header(m["pose"], 0, "map"), "pose: the stamp 0.000000 s is not set", id="zero"),
+        pytest.param(
+            lambda m: set_header(m["pose"], START_NS + 10**18, "map"), "later than may be believed", id="future"
+        ),
     ],
 )
 def test_a_bad_pose_message(make_rig: MakeRig, spoil: Any, named: str) -> None:
@@ -329,7 +333,9 @@ def test_a_bad_pose_message(make_rig: MakeRig, spoil: Any, named: str) -> None:
     assert rig.report().level == diagnostics.ERROR and named in rig.report().message
     assert rig.counts()["poses.refused"] == 1 and rig.fates == ["key_frame"]
     rig.send({"pose": rig.messages(1)["pose"]})  # the image had waited
-    assert rig.fates == ["key_frame", "key_frame"]
+    messages = rig.messages(2)
+    rig.send({name: messages[name] for name in ("rgb", "depth", "pose")})  # and the next one waits for its own
+    assert rig.fates == ["key_frame"] * 3 and rig.counts()["pairs.waiting"] == 0
     check_that_all_is_well(rig, before)
 
 
