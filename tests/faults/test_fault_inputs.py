@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("rclpy")
 
-from rig import STALE_AFTER, START_NS, STEP_NS, FakeTf2, Rig, set_header
+from rig import LIMIT, STALE_AFTER, START_NS, STEP_NS, FakeTf2, Rig, set_header
 from ros_messages import image, transform
 
 from adatoken3d_ros.engine.answer import Status
@@ -206,6 +206,24 @@ def test_time_that_jumps_back(make_rig: MakeRig) -> None:
     rig.send(rig.messages(1))
     assert rig.scene()[0][-1] == START_NS + STEP_NS and rig.ask().status == Status.TRUNCATED
     check_that_all_is_well(rig, ([], []))
+
+
+@pytest.mark.parametrize("first", ["images", "poses"])
+def test_a_robot_elsewhere_after_a_jump(make_rig: MakeRig, first: str) -> None:
+    """No pose of the old time is taken for one of the new, whichever stream jumps first."""
+    rig = make_rig()
+    for index in range(12):
+        rig.send(rig.messages(index % 3, after_ns=index * STEP_NS))
+    for step in range(3):
+        messages = rig.messages(20 + step, after_ns=step * STEP_NS + STEP_NS // 2)
+        images = {name: messages[name] for name in ("rgb", "depth")}
+        for part in (images, {"pose": messages["pose"]})[:: 1 if first == "images" else -1]:
+            rig.send(part)
+    before = rig.scene()
+    views = rig.worker.call(lambda session: dict(session.poses)).result(LIMIT)
+    assert [T[1, 3] for _, T in sorted(views.items())] == [10.0, 10.5, 11.0]
+    assert rig.counts()["time_jumps"] == 1
+    check_that_all_is_well(rig, before, lambda _: rig.messages(30, after_ns=20 * STEP_NS))
 
 
 # --- calibration and poses
