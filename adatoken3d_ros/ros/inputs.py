@@ -121,7 +121,7 @@ class Inputs:
         self._jumps = 0
         self._newest = 0  # number of the newest frame that was handed over
         self._more: deque[Picture] = deque()  # further pictures of the cloud that was offered last
-        self._more_of = 0
+        self._more_of = (0, 0)  # that cloud's number, and the time's
         self._pictures = 0
         self._lock = threading.Lock()
         self._assembler: Assembler | None = None
@@ -223,11 +223,12 @@ class Inputs:
                 return
             problem = {"error": text, "no_depth": self._no_depth()}.get(kind, "")
             self.problem = problem or self.problem
-            # A cloud that has come since goes before what is left of an older one.
-            more = self._more.popleft() if self._more and self._more_of == self._newest else None
+            # A cloud that has come since goes before what is left of an older one, and so does a new time.
+            jumps = self._jumps
+            more = self._more.popleft() if self._more and self._more_of == (self._newest, jumps) else None
             self._pictures += more is not None
         if more is not None:
-            self._submit(Offer(lambda: more, self._is_well))
+            self._submit(Offer(partial(self._further, more, jumps), self._is_well))
         if problem:
             self._node.get_logger().warning(f"frame not used: {problem}", throttle_duration_sec=5.0)
 
@@ -334,12 +335,21 @@ class Inputs:
 
     def _first(self, frame: LazyFrame, number: int, jumps: int) -> Picture:
         """Runs in the thread that takes the frame. A cloud's further pictures follow one by one, in `frame_done`."""
-        if jumps != self._jumps:
-            raise ConversionError(f"stamps have jumped back since the frame at {frame.stamp_ns / 1e9:.6f} s")
+        self._check_time(frame.stamp_ns, jumps)
         first, *more = frame.pictures()
         with self._lock:
-            self._more, self._more_of = deque(more), number
+            self._more, self._more_of = deque(more), (number, jumps)
         return first
+
+    def _further(self, picture: Picture, jumps: int) -> Picture:
+        """As `_first`, of a cloud's further pictures."""
+        self._check_time(picture.stamp_ns, jumps)
+        return picture
+
+    def _check_time(self, stamp_ns: int, jumps: int) -> None:
+        """Raises ConversionError for what was taken before time jumped back: it has no place in the new scene."""
+        if jumps != self._jumps:
+            raise ConversionError(f"stamps have jumped back since the frame at {stamp_ns / 1e9:.6f} s")
 
     def _is_well(self) -> None:
         """A frame could be converted. One that nobody needed does not tell."""
@@ -347,7 +357,9 @@ class Inputs:
             self.problem = ""
 
     def _time_jumped(self) -> None:
-        self._jumps += 1
+        with self._lock:
+            self._jumps += 1
+            self._more.clear()
         clear = self._parameters["scene.on_time_jump"] == "clear"
         self._node.get_logger().warning(
             f"stamps have jumped back (time {self._jumps}); the scene is {'cleared' if clear else 'kept'}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import array
 import math
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -14,11 +15,12 @@ import pytest
 pytest.importorskip("rclpy")
 
 from rig import LIMIT, STALE_AFTER, START_NS, STEP_NS, FakeTf2, Rig, set_header
-from ros_messages import image, transform
+from ros_messages import cloud_message, image, pose_message, transform
 
 from adatoken3d_ros.engine.answer import Status
 from adatoken3d_ros.ros import diagnostics
 from adatoken3d_ros.ros.clouds import MAX_POINTS
+from benchmarks._ros import unaccounted
 
 MakeRig = Callable[..., Rig]
 SECOND = 1_000_000_000
@@ -224,6 +226,51 @@ def test_a_robot_elsewhere_after_a_jump(make_rig: MakeRig, first: str) -> None:
     assert [T[1, 3] for _, T in sorted(views.items())] == [10.0, 10.5, 11.0]
     assert rig.counts()["time_jumps"] == 1
     check_that_all_is_well(rig, before, lambda _: rig.messages(30, after_ns=20 * STEP_NS))
+
+
+@pytest.mark.parametrize("between", [True, False], ids=["before-the-next-picture", "while-it-waits"])
+def test_a_cloud_of_the_old_time_ends_with_it(make_rig: MakeRig, between: bool) -> None:
+    """A jump in the middle of a cloud that gives several pictures: none of those to come enters the new scene."""
+    rig = make_rig(input__source="points")
+    receive, fates, after_jump = rig.node.subscriptions, rig.fates, threading.Event()
+    rig.node.now_ns = START_NS + 101 * SECOND
+    cloud = all_around(START_NS + 100 * SECOND)
+
+    def jump() -> None:
+        receive["points"](all_around(START_NS))  # the pose of the new time is late
+        after_jump.set()
+
+    done = rig._done
+
+    def on_frame(fate: str) -> None:
+        first = not fates
+        if first and between:
+            jump()
+        done(fate)
+        if first and not between:
+            jump()
+
+    rig.worker._on_frame = on_frame
+    receive["pose"](pose_message(START_NS + 100 * SECOND, np.eye(4)))
+    receive["points"](cloud)
+    assert after_jump.wait(LIMIT)
+    rig.send({})
+    assert rig.scene()[0] == [] and fates[0] == "key_frame" and len(fates) == (1 if between else 2)
+    rig.send({"pose": pose_message(START_NS, np.eye(4))})
+    assert rig.scene()[0] == [START_NS + i for i in range(4)]
+    counts = {name: str(count) for name, count in rig.counts().items()}
+    assert not any(unaccounted({**counts, **{f"frames.{k}": str(n) for k, n in rig.inputs.fates.items()}}).values())
+
+
+def all_around(stamp_ns: int) -> Any:
+    """A coloured cloud of a ball around the sensor: four pictures."""
+    directions = np.random.default_rng(0).normal(size=(20_000, 3))
+    ball = 2 * directions / np.linalg.norm(directions, axis=1, keepdims=True)
+    points = np.zeros(len(ball), np.dtype([("xyz", "<f4", 3), ("pad", "<u4"), ("rgb", "<u4")]))
+    points["xyz"], points["rgb"] = ball, 0xFF8040
+    cloud = cloud_message(np.zeros((2, 2, 3), np.uint8), np.ones((2, 2), np.float32), np.eye(3))
+    cloud.height, cloud.width, cloud.row_step, cloud.data = 1, len(ball), 20 * len(ball), points.tobytes()
+    return set_header(cloud, stamp_ns, "lidar")
 
 
 # --- calibration and poses
