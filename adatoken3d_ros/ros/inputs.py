@@ -57,6 +57,8 @@ AGES = 2000  # frames whose age at acceptance is remembered; a minute at 30 Hz
 QUEUE_DEPTH = 10  # messages that the middleware keeps for us while a callback runs
 FUTURE_NS = 10_000_000_000  # how far ahead of the node's clock a stamp may be: clocks differ, wild stamps are refused
 BASE_TO_CAMERA = "pose.base_to_camera"
+OLD_TIME = "stamps have jumped back since"  # how the error begins of a frame that came before a jump
+QUIET = ("duplicate_stamp", "out_of_order", "time_jump")  # dropped for a reason that need not alarm anybody
 POSE_TOPICS = {"odometry": ("odom", Odometry), "pose_topic": ("pose", PoseStamped)}
 # What frames are made of -> the topics that must carry something; the others help where they do.
 NEEDED = {
@@ -176,7 +178,7 @@ class Inputs:
             timeout_ns=round(settings["pose.timeout"] * 1e9),
             rectified=settings["input.rectified"],
             on_drop=self._dropped,
-            on_refuse=self._refused,
+            on_refuse=self._dropped,
             latest_ns=self._latest_ns,
         )
         self._arrivals.clear()
@@ -215,8 +217,12 @@ class Inputs:
             self._more.clear()
 
     def frame_done(self, fate: str) -> None:
-        """Counts what became of an offer: a verdict, `superseded`, `stopped` or `error: ...`. Any thread."""
+        """Counts what became of an offer: a verdict, `superseded`, `stopped` or `error: ...`. Any thread.
+
+        What came before a jump in time is no error, but counted as `time_jump`.
+        """
         kind, _, text = fate.partition(": ")
+        kind = "time_jump" if text.startswith(OLD_TIME) else kind
         with self._lock:
             self.fates[kind] += 1
             if kind in ("superseded", "stopped"):
@@ -349,7 +355,7 @@ class Inputs:
     def _check_time(self, stamp_ns: int, jumps: int) -> None:
         """Raises ConversionError for what was taken before time jumped back: it has no place in the new scene."""
         if jumps != self._jumps:
-            raise ConversionError(f"stamps have jumped back since the frame at {stamp_ns / 1e9:.6f} s")
+            raise ConversionError(f"{OLD_TIME} the frame at {stamp_ns / 1e9:.6f} s")
 
     def _is_well(self) -> None:
         """A frame could be converted. One that nobody needed does not tell."""
@@ -375,16 +381,11 @@ class Inputs:
         now_ns = int(self._node.get_clock().now().nanoseconds)
         return now_ns + FUTURE_NS if now_ns > 0 else math.inf
 
-    def _refused(self, reason: str, text: str) -> None:
-        """A message that was dropped for its stamp. One that came twice or late is no reason to alarm anybody."""
-        if reason in ("no_stamp", "future_stamp"):
-            self._dropped(reason, text)
-        else:
-            self._node.get_logger().warning(f"{reason}: {text}", throttle_duration_sec=5.0)
-
     def _dropped(self, reason: str, text: str) -> None:
-        with self._lock:
-            self.problem = text
+        """A message or a pair that gives no frame."""
+        if reason not in QUIET:
+            with self._lock:
+                self.problem = text
         self._node.get_logger().warning(f"{reason}: {text}", throttle_duration_sec=5.0)
 
     def _values(self) -> dict[str, Any]:

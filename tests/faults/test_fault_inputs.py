@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("rclpy")
 
-from rig import LIMIT, STALE_AFTER, START_NS, STEP_NS, FakeTf2, Rig, set_header
+from rig import LIMIT, STALE_AFTER, START_NS, STEP_NS, TOPICS, FakeTf2, Rig, set_header
 from ros_messages import cloud_message, image, pose_message, transform
 
 from adatoken3d_ros.engine.answer import Status
@@ -208,6 +208,29 @@ def test_time_that_jumps_back(make_rig: MakeRig) -> None:
     rig.send(rig.messages(1))
     assert rig.scene()[0][-1] == START_NS + STEP_NS and rig.ask().status == Status.TRUNCATED
     check_that_all_is_well(rig, ([], []))
+
+
+def test_what_is_under_way_when_time_jumps_back(make_rig: MakeRig) -> None:
+    """A frame that the worker has not taken yet and a pair that waits for its pose: counted, but no error."""
+    rig = make_rig()
+    rig.send(rig.messages(100))
+    busy, go_on = threading.Event(), threading.Event()
+    rig.worker.call(lambda _: (busy.set(), go_on.wait(LIMIT)))
+    assert busy.wait(LIMIT)
+    for name, message in rig.messages(101).items():
+        rig.node.subscriptions[TOPICS[name]](message)
+    for messages in (rig.messages(102), rig.messages(0)):
+        for name in ("rgb", "depth"):
+            rig.node.subscriptions[TOPICS[name]](messages[name])
+    go_on.set()
+    rig.send({})
+    counts = rig.counts()
+    assert rig.fates[-1].startswith("error: ") and rig.inputs.fates == {"key_frame": 1, "time_jump": 1}
+    assert counts["pairs.dropped.time_jump"] == counts["time_jumps"] == 1 and rig.inputs.problem == ""
+    assert not any("not used" in line for line in rig.node.log)
+    rig.send({"pose": rig.messages(0)["pose"]})
+    assert rig.scene()[0] == [START_NS]
+    check_that_all_is_well(rig, rig.scene())
 
 
 @pytest.mark.parametrize("first", ["images", "poses"])
