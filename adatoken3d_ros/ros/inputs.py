@@ -55,7 +55,6 @@ from adatoken3d_ros.scene.frames import PosedFrame
 POLL_PERIOD = 0.05  # seconds between two looks for the poses of images that wait
 AGES = 2000  # frames whose age at acceptance is remembered; a minute at 30 Hz
 QUEUE_DEPTH = 10  # messages that the middleware keeps for us while a callback runs
-FUTURE_NS = 10_000_000_000  # how far ahead of the node's clock a stamp may be: clocks differ, wild stamps are refused
 BASE_TO_CAMERA = "pose.base_to_camera"
 OLD_TIME = "stamps have jumped back since"  # how the error begins of a frame that came before a jump
 QUIET = ("duplicate_stamp", "out_of_order", "time_jump")  # dropped for a reason that need not alarm anybody
@@ -179,7 +178,7 @@ class Inputs:
             rectified=settings["input.rectified"],
             on_drop=self._dropped,
             on_refuse=self._dropped,
-            latest_ns=self._latest_ns,
+            clock_ns=self._clock_ns,
         )
         self._arrivals.clear()
         self._ages.clear()
@@ -318,7 +317,7 @@ class Inputs:
         if self._assembler is None or not isinstance(self._assembler.poses, BufferedPose):
             return
         # One wild pose would stay the newest, and no image would wait for its own any more.
-        bad = bad_stamp(stamp_to_ns(message.header.stamp), self._latest_ns())
+        bad = bad_stamp(stamp_to_ns(message.header.stamp), self._clock_ns())
         try:
             if bad is not None:
                 raise PoseError(bad[1])
@@ -376,10 +375,9 @@ class Inputs:
     def _arrived(self, topic: str) -> Arrivals:
         return self._arrivals.setdefault(topic, Arrivals())
 
-    def _latest_ns(self) -> float:
-        """The newest stamp that is believed; before simulated time begins any."""
-        now_ns = int(self._node.get_clock().now().nanoseconds)
-        return now_ns + FUTURE_NS if now_ns > 0 else math.inf
+    def _clock_ns(self) -> float:
+        """Now; infinite before simulated time begins, so that any stamp is believed."""
+        return int(self._node.get_clock().now().nanoseconds) or math.inf
 
     def _dropped(self, reason: str, text: str) -> None:
         """A message or a pair that gives no frame."""

@@ -53,6 +53,8 @@ STREAMS: dict[str, tuple[str, ...]] = {
     COLOURED_POINTS: (POINTS,),
 }
 
+# How far ahead of the clock a stamp may be: clocks differ, wild stamps are refused.
+FUTURE_NS = 10_000_000_000
 # Pixels by which the depth camera's matrix may differ from the colour camera's and still be the same camera's.
 REGISTERED_PIXELS = 1.0
 # Share by which the sides of a smaller depth image may be scaled differently (rounded sizes) without a CameraInfo.
@@ -72,12 +74,12 @@ class Pair:
     depth: Any
 
 
-def bad_stamp(stamp_ns: int, latest_ns: float) -> tuple[str, str] | None:
-    """(reason, text with the stamp) of a stamp that cannot be used, else None; `latest_ns` is the newest believed."""
+def bad_stamp(stamp_ns: int, clock_ns: float) -> tuple[str, str] | None:
+    """(reason, text with the stamp) of a stamp that cannot be used, else None; `clock_ns` is now, infinite if unknown."""
     text = f"the stamp {stamp_ns / 1e9:.6f} s"
     if stamp_ns <= 0:
         return "no_stamp", f"{text} is not set"
-    ahead = stamp_ns - latest_ns
+    ahead = stamp_ns - clock_ns - FUTURE_NS
     return ("future_stamp", f"{text} is {ahead / 1e9:.3f} s later than may be believed") if ahead > 0 else None
 
 
@@ -101,8 +103,10 @@ class Pairer:
         slop_ns: largest difference of the stamps, nanoseconds; 0 pairs equal stamps only.
         capacity: messages of a stream that may wait for a partner.
         streams: names of one or two streams, colour first.
-        latest_ns: newest stamp that is believed, asked for with each message. One wild stamp would otherwise make all
-            later ones look as if time had jumped back.
+        clock_ns: time now, infinite if nobody knows it, asked for with each message. A stamp more than FUTURE_NS ahead
+            of it is dropped as `future_stamp`, and so is one that leaps ahead of the clock and of its own stream by
+            more than JUMP_BACK_NS, unless the one before it did so, too: one wild stamp would otherwise make all later
+            ones look as if time had jumped back.
 
     Attributes:
         refused: (reason, text with the stamp) of the last message if it was dropped by itself, else None.
@@ -113,7 +117,7 @@ class Pairer:
         slop_ns: int = 0,
         capacity: int = 30,
         streams: tuple[str, ...] = (RGB, DEPTH),
-        latest_ns: Callable[[], float] = lambda: math.inf,
+        clock_ns: Callable[[], float] = lambda: math.inf,
     ) -> None:
         self.slop_ns = slop_ns
         self.capacity = capacity
@@ -122,7 +126,9 @@ class Pairer:
         self.newest = dict.fromkeys(streams, 0)
         self.jumps = 0
         self.refused: tuple[str, str] | None = None
-        self._latest_ns = latest_ns
+        self._clock_ns = clock_ns
+        self._ahead = dict.fromkeys(streams, -math.inf)  # of the clock, by the last stamp that was believed
+        self._leapt = dict.fromkeys(streams, False)
         self._pending: dict[str, list[tuple[int, Any]]] = {stream: [] for stream in streams}
         self._used = dict.fromkeys(streams, 0)
 
@@ -135,10 +141,12 @@ class Pairer:
         counts = self.counts[stream]
         counts.received += 1
         self.refused = None
-        bad = bad_stamp(stamp_ns, self._latest_ns())
+        clock_ns = self._clock_ns()
+        bad = bad_stamp(stamp_ns, clock_ns) or self._leap(stream, stamp_ns, stamp_ns - clock_ns)
         if bad is not None:
             self._refuse(stream, *bad)
             return None
+        self._ahead[stream] = stamp_ns - clock_ns
         if stamp_ns < self.newest[stream] - JUMP_BACK_NS:
             self.jumps += 1
             self._forget("time_jump")
@@ -169,6 +177,16 @@ class Pairer:
     def stop(self) -> None:
         """Drops what is pending, counted as `stopped`."""
         self._forget("stopped")
+
+    def _leap(self, stream: str, stamp_ns: int, ahead: float) -> tuple[str, str] | None:
+        """As `bad_stamp`, of a stamp that is not like its stream's; the second such one in a row is believed."""
+        before, self._leapt[stream] = self._leapt[stream], False
+        leap = ahead - max(0.0, self._ahead[stream])
+        if not self.newest[stream] or stamp_ns <= self.newest[stream] + JUMP_BACK_NS or leap <= JUMP_BACK_NS or before:
+            return None
+        self._leapt[stream] = True
+        why = f"is {ahead / 1e9:.3f} s ahead of the clock, and those before it were not"
+        return "future_stamp", f"the stamp {stamp_ns / 1e9:.6f} s {why}"
 
     def _refuse(self, stream: str, reason: str, text: str) -> None:
         self.counts[stream].dropped[reason] += 1
@@ -356,7 +374,7 @@ class Assembler:
         on_drop: told (reason, text with the offending value) of every pair that is dropped.
         on_refuse: told the same of every message that is dropped by itself for its stamp.
         on_time_jump: called when stamps have jumped back, before any frame of the new time.
-        latest_ns: see Pairer.
+        clock_ns: see Pairer.
     """
 
     def __init__(
@@ -372,11 +390,11 @@ class Assembler:
         on_drop: Callable[[str, str], None] | None = None,
         on_refuse: Callable[[str, str], None] | None = None,
         on_time_jump: Callable[[], None] | None = None,
-        latest_ns: Callable[[], float] = lambda: math.inf,
+        clock_ns: Callable[[], float] = lambda: math.inf,
     ) -> None:
         self.poses = poses
         self.source = source
-        self.pairer = Pairer(slop_ns, capacity, STREAMS[source], latest_ns)
+        self.pairer = Pairer(slop_ns, capacity, STREAMS[source], clock_ns)
         self.timeout_ns = timeout_ns
         self.rectified = rectified
         self.capacity = capacity

@@ -199,6 +199,24 @@ def test_a_bad_stamp(make_rig: MakeRig, after_ns: int, reason: str, named: str) 
     check_that_all_is_well(rig, before)
 
 
+def test_a_stamp_some_seconds_ahead(make_rig: MakeRig) -> None:
+    """Less than the limit, but not like the others: dropped by itself, and no jump in time afterwards."""
+    rig = make_rig()
+    rig.node.now_ns = START_NS
+    for index in range(2):
+        rig.send(rig.messages(index))
+    before = rig.scene()
+    rig.send(rig.messages(2, after_ns=2 * STEP_NS + 5 * SECOND))
+    report = rig.report()
+    assert report.level == diagnostics.ERROR and "5.200 s ahead of the clock" in report.message
+    rig.send(rig.messages(3))
+    counts = rig.counts()
+    assert counts["dropped.rgb/image.future_stamp"] == counts["dropped.depth/image.future_stamp"] == 1
+    assert counts["time_jumps"] == 0 and len(rig.scene()[0]) == 3 and rig.report().level == diagnostics.OK
+    rig.node.now_ns = START_NS + 2 * SECOND
+    check_that_all_is_well(rig, before)
+
+
 def test_time_that_jumps_back(make_rig: MakeRig) -> None:
     """A bag that starts again: said, the old scene is cleared, and the frames of the new time count at once."""
     rig = make_rig()

@@ -102,6 +102,40 @@ def test_every_message_is_accounted_for(events: list[tuple[str, int]], slop: int
     assert pairer.pending(RGB) == pairer.pending(DEPTH) == 0
 
 
+def stamps_used(pairer: Pairer, clock: list[float], arrivals: list[tuple[float, float]]) -> list[float]:
+    """Of (clock, stamp) in seconds: the stamps that became pairs of a stream alone."""
+    used = []
+    for now, stamp in arrivals:
+        clock[0] = now * 1e9
+        pair = pairer.add(pairer.streams[0], round(stamp * 1e9), "")
+        used += [pair.rgb_ns / 1e9] if pair is not None else []
+    return used
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "lost"),
+    [
+        ([(100.0, 100.0), (100.1, 105.1), (100.2, 100.2), (100.3, 100.3)], [105.1]),
+        # A clock that is off from the start, at any rate; delays; a node's clock that is set back.
+        ([(100.0, 105.0), (100.1, 105.1), (100.2, 105.2)], []),
+        ([(100.0, 105.0), (102.0, 107.0), (104.0, 109.0)], []),
+        ([(100.0, 100.0), (103.0, 100.1), (103.0, 103.0)], []),
+        ([(100.0, 100.0), (97.1, 100.1), (97.2, 100.2), (99.2, 102.2)], []),
+        # A sensor's clock that is set: its second stamp is believed, then all.
+        ([(100.0, 100.0), (100.1, 105.1), (100.2, 105.2), (102.2, 107.2)], [105.1]),
+        # Nothing to compare with: a bag of the past, and simulated time that has not begun.
+        ([(100.0, 10.0), (100.1, 15.0), (100.2, 15.1)], []),
+        ([(np.inf, 10.0), (np.inf, 15.0), (15.1, 15.1), (15.2, 15.2)], []),
+    ],
+)
+def test_one_stamp_that_leaps_ahead_is_not_believed(arrivals: list[tuple[float, float]], lost: list[float]) -> None:
+    clock = [0.0]
+    pairer = Pairer(streams=("points",), clock_ns=lambda: clock[0])
+    used = stamps_used(pairer, clock, arrivals)
+    assert used == [stamp for _, stamp in arrivals if stamp not in lost] and pairer.jumps == 0
+    assert pairer.counts["points"].dropped["future_stamp"] == len(lost)
+
+
 # --- frames
 
 
