@@ -129,6 +129,7 @@ class Pairer:
         self._clock_ns = clock_ns
         self._ahead = dict.fromkeys(streams, -math.inf)  # of the clock, by the last stamp that was believed
         self._leapt = dict.fromkeys(streams, False)
+        self._old = dict.fromkeys(streams, 0)  # newest stamp of a stream that has not jumped back yet as the other has
         self._pending: dict[str, list[tuple[int, Any]]] = {stream: [] for stream in streams}
         self._used = dict.fromkeys(streams, 0)
 
@@ -141,15 +142,21 @@ class Pairer:
         counts = self.counts[stream]
         counts.received += 1
         self.refused = None
+        other = self.streams[0] if stream == self.streams[-1] else self.streams[-1]
         clock_ns = self._clock_ns()
         bad = bad_stamp(stamp_ns, clock_ns) or self._leap(stream, stamp_ns, stamp_ns - clock_ns)
         if bad is not None:
             self._refuse(stream, *bad)
             return None
-        self._ahead[stream] = stamp_ns - clock_ns
+        if self._is_old(stream, stamp_ns, self.newest[other]):
+            self._refuse(stream, "time_jump", f"the stamp {stamp_ns / 1e9:.6f} s is of before {other} has jumped back")
+            return None
+        self._ahead[stream], self._old[stream] = stamp_ns - clock_ns, 0
         if stamp_ns < self.newest[stream] - JUMP_BACK_NS:
             self.jumps += 1
+            old = self.newest[other] or self._old[other]
             self._forget("time_jump")
+            self._old[other] = old if other != stream and old > stamp_ns + JUMP_BACK_NS else 0
         pending = self._pending[stream]
         if stamp_ns == self._used[stream] or any(waiting == stamp_ns for waiting, _ in pending):
             self._refuse(stream, "duplicate_stamp", f"the stamp {stamp_ns / 1e9:.6f} s has come before")
@@ -161,7 +168,6 @@ class Pairer:
         self.newest[stream] = max(self.newest[stream], stamp_ns)
         insort(pending, (stamp_ns, message), key=lambda item: item[0])
         colour, geometry = self.streams[0], self.streams[-1]
-        other = geometry if stream == colour else colour
         partner = min(self._pending[other], key=lambda item: abs(item[0] - stamp_ns), default=None)
         if partner is None or abs(partner[0] - stamp_ns) > self.slop_ns:
             if len(pending) > self.capacity:
@@ -187,6 +193,11 @@ class Pairer:
         self._leapt[stream] = True
         why = f"is {ahead / 1e9:.3f} s ahead of the clock, and those before it were not"
         return "future_stamp", f"the stamp {stamp_ns / 1e9:.6f} s {why}"
+
+    def _is_old(self, stream: str, stamp_ns: int, other_ns: int) -> bool:
+        """Whether a message was under way while the other stream, now at `other_ns`, jumped back."""
+        old = self._old[stream]
+        return bool(old) and stamp_ns > other_ns + JUMP_BACK_NS and stamp_ns >= old - JUMP_BACK_NS
 
     def _refuse(self, stream: str, reason: str, text: str) -> None:
         self.counts[stream].dropped[reason] += 1

@@ -251,6 +251,22 @@ def test_what_is_under_way_when_time_jumps_back(make_rig: MakeRig) -> None:
     check_that_all_is_well(rig, rig.scene())
 
 
+def test_two_streams_that_jump_back_one_after_the_other(make_rig: MakeRig) -> None:
+    """Depth of the old time that comes after colour of the new: one jump, and no frame of the new time is lost."""
+    rig = make_rig()
+    rig.send(rig.messages(100))
+    late, new = rig.messages(101), rig.messages(0)
+    for messages in ({"pose": late["pose"], "rgb": late["rgb"]}, {"pose": new["pose"], "rgb": new["rgb"]}):
+        rig.send(messages)
+    rig.send({"depth": late["depth"]})
+    rig.send({"depth": new["depth"]})
+    rig.send(rig.messages(1))
+    counts = rig.counts()
+    assert counts["time_jumps"] == counts["dropped.rgb/image.time_jump"] == counts["dropped.depth/image.time_jump"] == 1
+    assert rig.scene()[0] == [START_NS, START_NS + STEP_NS] and rig.report().level == diagnostics.OK
+    check_that_all_is_well(rig, rig.scene())
+
+
 @pytest.mark.parametrize("first", ["images", "poses"])
 def test_a_robot_elsewhere_after_a_jump(make_rig: MakeRig, first: str) -> None:
     """No pose of the old time is taken for one of the new, whichever stream jumps first."""

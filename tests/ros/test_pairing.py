@@ -74,6 +74,38 @@ def test_time_that_goes_back_begins_again() -> None:
     assert pairer.add(DEPTH, 10 * MS, "") is not None
 
 
+@pytest.mark.parametrize(("first", "second"), [(RGB, DEPTH), (DEPTH, RGB)])
+def test_what_was_under_way_while_the_other_stream_jumped_back(first: str, second: str) -> None:
+    """It is of the old time: dropped, and the other stream's own jump is not a second one."""
+    pairer = Pairer()
+    for stamp in (50_000, 50_100):
+        for stream in (first, second):
+            pairer.add(stream, stamp * MS, "")
+    assert pairer.add(first, 10 * MS, "") is None
+    for stamp in (50_200, 50_300):
+        assert pairer.add(second, stamp * MS, "") is None
+        assert pairer.refused == (
+            "time_jump",
+            f"{second}: the stamp {stamp / 1e3:.6f} s is of before {first} has jumped back",
+        )
+    assert pairer.add(second, 10 * MS, "") is not None
+    assert pairer.jumps == 1 and not pairer.counts[first].dropped
+    assert pairer.counts[second].dropped == {"time_jump": 2}
+    # Both go on, past the stamps of before.
+    for stamp in (20_000, 50_400, 60_000):
+        pairer.add(first, stamp * MS, "")
+        assert pairer.add(second, stamp * MS, "") is not None
+
+
+def test_a_stream_whose_clock_is_off_jumps_back_with_the_other() -> None:
+    """Three seconds apart nothing pairs, but the later stream's new time is not taken for the old one."""
+    pairer = Pairer()
+    for stamp in (50_000, 10_000, 11_000):
+        pairer.add(RGB, stamp * MS, "")
+        pairer.add(DEPTH, (stamp + 3000) * MS, "")
+    assert pairer.counts[DEPTH].dropped == {"time_jump": 1} and pairer.pending(DEPTH) == 2
+
+
 def test_without_a_stamp_nothing_pairs() -> None:
     pairer = Pairer()
     assert pairer.add(RGB, 0, "") is None
