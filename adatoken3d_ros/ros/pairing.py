@@ -343,7 +343,8 @@ class LazyFrame:
         T = self.T_camera_depth
         own = self._depth_camera(camera, depth.shape)
         if T is None and _same_camera(camera, own):
-            return rectify_depth(depth, camera)
+            # One matrix, but each image's own distortion: depth may be rectified where colour is not.
+            return rectify_depth(depth, replace(camera, D=own.D, model=own.model))
         depth = rectify_depth(depth, own)
         if T is None:
             return resample_depth(depth, own.K, camera.K, camera.width, camera.height)

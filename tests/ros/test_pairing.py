@@ -385,6 +385,27 @@ def test_distortion_is_taken_out_of_what_a_binned_region_of_the_sensor_shows() -
     assert np.array_equal(frame.rgb, rgb) and frame.depth[v, u] == 1.0 and frame.K[0].tolist() == [200.0, 0.0, 5.0]
 
 
+@pytest.mark.parametrize("bent", ["colour", "depth"])
+def test_each_image_is_rectified_by_its_own_calibration(bent: str) -> None:
+    """Registered depth with D = 0 beside distorted colour is rectified already, and the other way round."""
+    lens, flat = info(d=[0.2, -0.1, 0.0, 0.0, 0.0]), info()
+    ray = np.array([0.4, 0.3])
+    x, y = (ray * (500, 510) + (320, 240)).round().astype(int)
+    u, v = (ray * (1 + 0.2 * 0.25 - 0.1 * 0.25**2) * (500, 510) + (320, 240)).round().astype(int)
+    colour_at, depth_at = ((u, v), (x, y)) if bent == "colour" else ((x, y), (u, v))
+    rgb, mm = np.zeros((480, 640, 3), np.uint8), np.full((480, 640), 3000, "<u2")
+    rgb[colour_at[1] - 1 : colour_at[1] + 2, colour_at[0] - 1 : colour_at[0] + 2] = 255
+    mm[depth_at[1] - 1 : depth_at[1] + 2, depth_at[0] - 1 : depth_at[0] + 2] = 1000
+    frame = frame_of(
+        Assembler(StaticPose(at(0.0))),
+        stamped(image("rgb8", 640, 480, 1920, rgb.tobytes())),
+        stamped(image("16UC1", 640, 480, 1280, mm.tobytes())),
+        rgb=lens if bent == "colour" else flat,
+        depth=flat if bent == "colour" else lens,
+    )
+    assert frame.rgb[y, x, 0] > 128 and frame.depth[y, x] == 1.0 and frame.depth[v, u] == 3.0
+
+
 def test_what_nobody_needs_is_checked_but_not_converted(monkeypatch: pytest.MonkeyPatch) -> None:
     frame = spoiled()
     for name in ("decode_rgb", "decode_depth"):
