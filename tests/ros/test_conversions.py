@@ -210,6 +210,19 @@ def test_rectify_moves_a_distorted_point_to_the_pinhole_position() -> None:
     assert c.rectify_rgb(rgb, straight) is rgb and c.rectify_depth(depth, straight) is depth
 
 
+@pytest.mark.parametrize(("width", "height"), [(32767, 1), (1, 32767)])
+def test_an_image_too_large_to_undistort_is_refused_by_its_size(width: int, height: int) -> None:
+    depth, rgb = np.ones((height, width), np.float32), np.zeros((height, width, 3), np.uint8)
+    camera = c.camera_info_to_camera(info(width=width, height=height, d=[0.2, -0.1, 0.0, 0.0, 0.0]))
+    for rectify in (lambda: c.rectify_depth(depth, camera), lambda: c.rectify_rgb(rgb, camera)):
+        with pytest.raises(c.ConversionError, match=f"{width}x{height} cannot be undistorted: at most 32766"):
+            rectify()
+    fits = c.camera_info_to_camera(info(width=min(width, 32766), height=min(height, 32766), d=[0.2, -0.1, 0, 0, 0]))
+    assert c.rectify_depth(depth[:32766, :32766], fits).shape == (fits.height, fits.width)
+    straight = c.camera_info_to_camera(info(width=width, height=height))
+    assert c.rectify_depth(depth, straight) is depth, "without distortion there is nothing to refuse"
+
+
 # --- poses
 
 
