@@ -75,7 +75,7 @@ class Pair:
 
 
 def bad_stamp(stamp_ns: int, clock_ns: float) -> tuple[str, str] | None:
-    """(reason, text with the stamp) of a stamp that cannot be used, else None; `clock_ns` is now, infinite if unknown."""
+    """(reason, text with the stamp) of a stamp that cannot be used, else None; `clock_ns` is now or infinite."""
     text = f"the stamp {stamp_ns / 1e9:.6f} s"
     if stamp_ns <= 0:
         return "no_stamp", f"{text} is not set"

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import array
 from types import SimpleNamespace
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -281,6 +283,35 @@ def spoiled(**messages: Any) -> Any:
 def test_frames_that_cannot_be_used_name_the_value(messages: dict[str, Any], named: str) -> None:
     with pytest.raises(ConversionError, match=named):
         spoiled(**messages).frames()
+
+
+@pytest.mark.parametrize("kind", [".jpg", ".png"])
+@pytest.mark.parametrize("depth_format", ["16UC1; compressedDepth png", "32FC1; compressedDepth png", "16UC1; png"])
+def test_a_compressed_pair_is_the_frame_that_was_compressed(kind: str, depth_format: str) -> None:
+    """Red, green and blue stripes, depth that grows from left to right, a row without; through the whole way."""
+    rgb = np.repeat(np.array([[(200, 0, 0), (0, 200, 0), (0, 0, 200)]], np.uint8), 16, 1).repeat(16, 0)
+    metres = np.tile(np.linspace(1.0, 4.0, 48, dtype=np.float32), (16, 1))
+    metres[3] = np.nan
+    values, prefix = np.nan_to_num(metres * 1000).round().astype(np.uint16), b""
+    if depth_format.startswith("32FC1"):
+        # Quantised inverse depth: value = a / metres + b.
+        values = np.nan_to_num(20_000 / metres + 7).round().astype(np.uint16)
+        prefix = bytes(4) + np.array([20_000.0, 7.0], "<f4").tobytes()
+    elif "compressedDepth" in depth_format:
+        prefix = bytes(12)
+    pictures = cv2.imencode(kind, rgb[..., ::-1])[1].tobytes(), prefix + cv2.imencode(".png", values)[1].tobytes()
+    formats = f"rgb8; {kind[1:]} compressed bgr8", depth_format
+    both = [SimpleNamespace(format=f, data=array.array("B", data)) for f, data in zip(formats, pictures, strict=True)]
+    infos = {name: info(width=48, height=16) for name in ("rgb", "depth")}
+    frame = frame_of(Assembler(StaticPose(at(3.0))), *(stamped(message) for message in both), **infos)
+    assert (frame.stamp_ns, frame.T_world_camera[0, 3], frame.K[0, 0]) == (10 * MS, 3.0, 500.0)
+    # Away from the stripes' edges, where jpeg mixes colours.
+    centres = np.abs(frame.rgb[:, 8::16].astype(int) - rgb[:, 8::16])
+    assert frame.rgb.shape == rgb.shape and centres.max() <= (3 if kind == ".jpg" else 0)
+    np.testing.assert_allclose(frame.depth, metres, atol=6e-4)
+    assert np.isnan(frame.depth[3]).all() and frame.depth.dtype == np.float32
+    with pytest.raises(ConversionError, match="the colour image is 48x16 but its CameraInfo describes 48x15"):
+        frame_of(Assembler(StaticPose(at(3.0))), *both, rgb=info(width=48, height=15))
 
 
 # --- depth that is not registered, and clouds
