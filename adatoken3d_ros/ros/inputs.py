@@ -73,12 +73,13 @@ class Offer:
     """A frame for the thread that takes it: first when and where it was taken, then, if that is wanted, the frame.
 
     Args:
-        pick: what is to be converted. on_drawn: called when that was possible.
+        pick: what is to be converted.
+        on_good: called when the frame passed its checks (with False), and again when it was converted (with True).
     """
 
-    def __init__(self, pick: Callable[[], Picture], on_drawn: Callable[[], object]) -> None:
+    def __init__(self, pick: Callable[[], Picture], on_good: Callable[[bool], object]) -> None:
         self._pick = pick
-        self._on_drawn = on_drawn
+        self._on_good = on_good
 
     @cached_property
     def _picture(self) -> Picture:
@@ -86,12 +87,14 @@ class Offer:
 
     def view(self) -> tuple[int, NDArray[np.float64]]:
         """Stamp (nanoseconds) and T_world_camera (4, 4); raises ConversionError, which names the value."""
-        return self._picture.view()
+        view = self._picture.view()
+        self._on_good(False)
+        return view
 
     def draw(self) -> PosedFrame:
         """The frame; raises ConversionError or FrameError, which name the value that is wrong."""
         frame = self._picture.draw()
-        self._on_drawn()
+        self._on_good(True)
         return frame
 
 
@@ -137,6 +140,8 @@ class Inputs:
         self._paired_at: float | None = None
         self.fates: Counter[str] = Counter()
         self.problem = ""
+        self._hidden = False  # the problem is one that only a conversion finds
+        self._checked = False  # the frame that is being taken has passed its checks
 
     @property
     def poses(self) -> PoseSource | None:
@@ -227,7 +232,9 @@ class Inputs:
             if kind in ("superseded", "stopped"):
                 return
             problem = {"error": text, "no_depth": self._no_depth()}.get(kind, "")
-            self.problem = problem or self.problem
+            if problem:
+                self.problem, self._hidden = problem, self._checked
+            self._checked = False
             # A cloud that has come since goes before what is left of an older one, and so does a new time.
             jumps = self._jumps
             more = self._more.popleft() if self._more and self._more_of == (self._newest, jumps) else None
@@ -356,10 +363,12 @@ class Inputs:
         if jumps != self._jumps:
             raise ConversionError(f"{OLD_TIME} the frame at {stamp_ns / 1e9:.6f} s")
 
-    def _is_well(self) -> None:
-        """A frame could be converted. One that nobody needed does not tell."""
+    def _is_well(self, converted: bool) -> None:
+        """A frame is good as far as it was looked at; nobody needed to convert it if the camera stands still."""
         with self._lock:
-            self.problem = ""
+            self._checked = True
+            if converted or not self._hidden:
+                self.problem = ""
 
     def _time_jumped(self) -> None:
         with self._lock:
@@ -383,7 +392,7 @@ class Inputs:
         """A message or a pair that gives no frame."""
         if reason not in QUIET:
             with self._lock:
-                self.problem = text
+                self.problem, self._hidden = text, False
         self._node.get_logger().warning(f"{reason}: {text}", throttle_duration_sec=5.0)
 
     def _values(self) -> dict[str, Any]:

@@ -142,6 +142,31 @@ def test_a_bad_frame(make_rig: MakeRig, spoil: Any, named: str) -> None:
     check_that_all_is_well(rig, before)
 
 
+@pytest.mark.parametrize("kind", ["bad-frame", "bad-stamp"])
+def test_a_camera_that_stands_still_is_well_again(make_rig: MakeRig, kind: str) -> None:
+    """The next frame is not needed, so it is only checked; that it is good shows all the same."""
+    rig = make_rig()
+    rig.send(rig.messages(0))
+    bad = rig.messages(0, after_ns=STEP_NS if kind == "bad-frame" else 10**18)
+    bad["rgb"].step = 7
+    rig.send(bad)
+    assert rig.report().level == diagnostics.ERROR
+    rig.send(rig.messages(0, after_ns=2 * STEP_NS))
+    assert rig.fates[-1] == "too_similar" and rig.report().level == diagnostics.OK
+
+
+def test_what_only_a_conversion_finds_is_not_forgotten_for_a_frame_that_was_only_checked(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    rig.send(rig.messages(0))
+    blind = rig.messages(1)
+    set_depth(blind, np.zeros((48, 64), np.uint16))
+    rig.send(blind)
+    rig.send(rig.messages(0, after_ns=2 * STEP_NS))
+    assert rig.fates == ["key_frame", "no_depth", "too_similar"] and rig.report().level == diagnostics.ERROR
+    rig.send(rig.messages(3))
+    assert rig.report().level == diagnostics.OK
+
+
 def test_a_size_that_changes_in_mid_stream(make_rig: MakeRig) -> None:
     """Without its calibration the new size is refused by name, with it the camera goes on in the new size."""
     rig = make_rig()
