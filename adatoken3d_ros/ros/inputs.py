@@ -138,10 +138,16 @@ class Inputs:
         self._needed: tuple[str, ...] = ()
         self._started = 0.0
         self._paired_at: float | None = None
-        self.fates: Counter[str] = Counter()
+        self._fates: Counter[str] = Counter()
         self.problem = ""
         self._hidden = False  # the problem is one that only a conversion finds
         self._checked = False  # the frame that is being taken has passed its checks
+
+    @property
+    def fates(self) -> Counter[str]:
+        """What became of the frames until now; a copy, because the thread that takes them counts on."""
+        with self._lock:
+            return self._fates.copy()
 
     @property
     def poses(self) -> PoseSource | None:
@@ -228,7 +234,7 @@ class Inputs:
         kind, _, text = fate.partition(": ")
         kind = "time_jump" if text.startswith(OLD_TIME) else kind
         with self._lock:
-            self.fates[kind] += 1
+            self._fates[kind] += 1
             if kind in ("superseded", "stopped"):
                 return
             problem = {"error": text, "no_depth": self._no_depth()}.get(kind, "")

@@ -167,6 +167,15 @@ def test_what_only_a_conversion_finds_is_not_forgotten_for_a_frame_that_was_only
     assert rig.report().level == diagnostics.OK
 
 
+def test_frames_are_counted_while_somebody_reads_the_counts(make_rig: MakeRig) -> None:
+    inputs = make_rig().inputs
+    inputs.frame_done("key_frame")
+    for fate, count in inputs.fates.items():  # a fate that is new would else end this with a RuntimeError
+        inputs.frame_done("nothing_new")
+        assert (fate, count) == ("key_frame", 1)
+    assert inputs.fates == {"key_frame": 1, "nothing_new": 1}
+
+
 def test_a_size_that_changes_in_mid_stream(make_rig: MakeRig) -> None:
     """Without its calibration the new size is refused by name, with it the camera goes on in the new size."""
     rig = make_rig()
