@@ -348,7 +348,8 @@ class Inputs:
         now_ns = self._node.get_clock().now().nanoseconds if frames else 0
         for frame in frames:
             self._newest += 1
-            self._ages.append((now_ns - frame.stamp_ns) / 1e6)
+            if now_ns:  # simulated time has begun, or it is real time
+                self._ages.append((now_ns - frame.stamp_ns) / 1e6)
             self._submit(Offer(partial(self._first, frame, self._newest, self._jumps), self._is_well))
 
     def _first(self, frame: LazyFrame, number: int, jumps: int) -> Picture:

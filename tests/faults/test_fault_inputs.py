@@ -262,6 +262,32 @@ def test_time_that_jumps_back(make_rig: MakeRig) -> None:
     check_that_all_is_well(rig, ([], []))
 
 
+@pytest.mark.parametrize("what", ["clear", "keep"])
+def test_simulated_time_that_begins_late_and_is_set_back(make_rig: MakeRig, what: str) -> None:
+    """Before the first /clock, with it, and after its bag has begun again: frames are used, and one jump is seen."""
+    rig = make_rig(scene__on_time_jump=what)
+
+    def send(view: int, seconds: float, clock: float | None = None) -> None:
+        rig.node.now_ns = 0 if clock is None else START_NS + round(clock * SECOND)
+        rig.send(rig.messages(view, after_ns=round(seconds * SECOND)))
+
+    send(0, 0.0)
+    send(1, 0.1)
+    assert rig.report().values["accepted.age_ms.p95"] == "n/a"
+    send(2, 0.2, clock=0.25)
+    send(3, 1.5, clock=1.5)
+    assert rig.report().values["accepted.age_ms.p95"] == "47.50"
+    assert rig.fates == ["key_frame"] * 4 and rig.counts()["time_jumps"] == 0
+    send(4, 1.6, clock=0.0)  # the clock is back first, this was under way
+    for view in range(3):
+        send(10 + view, 0.05 + 0.1 * view, clock=0.1 * (1 + view))
+    assert set(rig.fates) == {"key_frame"} and rig.counts()["time_jumps"] == 1
+    seconds = [(stamp - START_NS) / SECOND for stamp in rig.scene()[0]]
+    assert seconds == ([0.05, 0.15, 0.25] if what == "clear" else [0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 1.5, 1.6])
+    rig.node.now_ns = START_NS + 2 * SECOND
+    check_that_all_is_well(rig, rig.scene())
+
+
 def test_what_is_under_way_when_time_jumps_back(make_rig: MakeRig) -> None:
     """A frame that the worker has not taken yet and a pair that waits for its pose: counted, but no error."""
     rig = make_rig()
