@@ -45,6 +45,7 @@ DISTORTION_MODELS: dict[str, tuple[int, ...]] = {
 # compressed_depth_image_transport puts an enum and two float32 quantisation parameters before the picture
 COMPRESSED_DEPTH_HEADER = 12
 QUATERNION_TOLERANCE = 0.02
+MAX_UNDISTORTED = 32766  # pixels a side; cv2.remap counts in 16 bits
 
 
 def stamp_to_ns(stamp: Any) -> int:
@@ -215,7 +216,7 @@ def check_size(what: str, shape: Sequence[int], camera: Camera) -> None:
 def rectify_rgb(rgb: NDArray[np.uint8], camera: Camera) -> NDArray[np.uint8]:
     """(H, W, 3) uint8 without the camera's distortion, interpolated bilinearly; as it is when D is empty.
 
-    Afterwards `camera.K` alone describes it.
+    Afterwards `camera.K` alone describes it. Raises ConversionError for more than MAX_UNDISTORTED pixels a side.
     """
     if camera.D.size == 0:
         return rgb
@@ -225,7 +226,7 @@ def rectify_rgb(rgb: NDArray[np.uint8], camera: Camera) -> NDArray[np.uint8]:
 def rectify_depth(depth: NDArray[np.float32], camera: Camera) -> NDArray[np.float32]:
     """(H, W) float32 metres with NaN without the camera's distortion; as it is when D is empty.
 
-    Each pixel is the nearest one's: depths across an edge must not be mixed.
+    Each pixel is the nearest one's: depths across an edge must not be mixed. Raises ConversionError as `rectify_rgb`.
     """
     if camera.D.size == 0:
         return depth
@@ -236,6 +237,10 @@ def rectify_depth(depth: NDArray[np.float32], camera: Camera) -> NDArray[np.floa
 
 
 def _undistortion(camera: Camera) -> tuple[Any, Any]:
+    if max(camera.width, camera.height) > MAX_UNDISTORTED:
+        raise ConversionError(
+            f"an image of {camera.width}x{camera.height} cannot be undistorted: at most {MAX_UNDISTORTED} pixels a side"
+        )
     return _undistortion_maps(camera.model, camera.K.tobytes(), camera.D.tobytes(), camera.width, camera.height)
 
 

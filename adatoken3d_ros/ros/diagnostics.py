@@ -162,7 +162,7 @@ def scene(active: bool, views: int, tokens: int, age: float | None, fates: Mappi
     }
     if views:
         return Report("scene", OK, f"{views} key frames, {tokens} spatial tokens", values)
-    judged = {fate: count for fate, count in fates.items() if fate != "superseded" and count}
+    judged = {fate: count for fate, count in fates.items() if fate not in ("superseded", "time_jump") and count}
     if active and sum(judged.values()) >= HOPELESS_FRAMES:
         counts = ", ".join(f"{count} {fate}" for fate, count in sorted(judged.items()))
         return Report("scene", ERROR, f"frames come, but none has become a view: {counts}", values)

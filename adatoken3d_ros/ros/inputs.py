@@ -37,6 +37,7 @@ from adatoken3d_ros.ros.pairing import (
     Assembler,
     LazyFrame,
     Picture,
+    bad_stamp,
 )
 from adatoken3d_ros.ros.parameters import Parameters
 from adatoken3d_ros.ros.poses import (
@@ -54,8 +55,9 @@ from adatoken3d_ros.scene.frames import PosedFrame
 POLL_PERIOD = 0.05  # seconds between two looks for the poses of images that wait
 AGES = 2000  # frames whose age at acceptance is remembered; a minute at 30 Hz
 QUEUE_DEPTH = 10  # messages that the middleware keeps for us while a callback runs
-FUTURE_NS = 10_000_000_000  # how far ahead of the node's clock a stamp may be: clocks differ, wild stamps are refused
 BASE_TO_CAMERA = "pose.base_to_camera"
+OLD_TIME = "stamps have jumped back since"  # how the error begins of a frame that came before a jump
+QUIET = ("duplicate_stamp", "out_of_order", "time_jump")  # dropped for a reason that need not alarm anybody
 POSE_TOPICS = {"odometry": ("odom", Odometry), "pose_topic": ("pose", PoseStamped)}
 # What frames are made of -> the topics that must carry something; the others help where they do.
 NEEDED = {
@@ -71,12 +73,13 @@ class Offer:
     """A frame for the thread that takes it: first when and where it was taken, then, if that is wanted, the frame.
 
     Args:
-        pick: what is to be converted. on_drawn: called when that was possible.
+        pick: what is to be converted.
+        on_good: called when the frame passed its checks (with False), and again when it was converted (with True).
     """
 
-    def __init__(self, pick: Callable[[], Picture], on_drawn: Callable[[], object]) -> None:
+    def __init__(self, pick: Callable[[], Picture], on_good: Callable[[bool], object]) -> None:
         self._pick = pick
-        self._on_drawn = on_drawn
+        self._on_good = on_good
 
     @cached_property
     def _picture(self) -> Picture:
@@ -84,12 +87,14 @@ class Offer:
 
     def view(self) -> tuple[int, NDArray[np.float64]]:
         """Stamp (nanoseconds) and T_world_camera (4, 4); raises ConversionError, which names the value."""
-        return self._picture.view()
+        view = self._picture.view()
+        self._on_good(False)
+        return view
 
     def draw(self) -> PosedFrame:
         """The frame; raises ConversionError or FrameError, which name the value that is wrong."""
         frame = self._picture.draw()
-        self._on_drawn()
+        self._on_good(True)
         return frame
 
 
@@ -120,7 +125,7 @@ class Inputs:
         self._jumps = 0
         self._newest = 0  # number of the newest frame that was handed over
         self._more: deque[Picture] = deque()  # further pictures of the cloud that was offered last
-        self._more_of = 0
+        self._more_of = (0, 0)  # that cloud's number, and the time's
         self._pictures = 0
         self._lock = threading.Lock()
         self._assembler: Assembler | None = None
@@ -133,8 +138,16 @@ class Inputs:
         self._needed: tuple[str, ...] = ()
         self._started = 0.0
         self._paired_at: float | None = None
-        self.fates: Counter[str] = Counter()
+        self._fates: Counter[str] = Counter()
         self.problem = ""
+        self._hidden = False  # the problem is one that only a conversion finds
+        self._checked = False  # the frame that is being taken has passed its checks
+
+    @property
+    def fates(self) -> Counter[str]:
+        """What became of the frames until now; a copy, because the thread that takes them counts on."""
+        with self._lock:
+            return self._fates.copy()
 
     @property
     def poses(self) -> PoseSource | None:
@@ -175,8 +188,8 @@ class Inputs:
             timeout_ns=round(settings["pose.timeout"] * 1e9),
             rectified=settings["input.rectified"],
             on_drop=self._dropped,
-            on_refuse=self._refused,
-            latest_ns=self._latest_ns,
+            on_refuse=self._dropped,
+            clock_ns=self._clock_ns,
         )
         self._arrivals.clear()
         self._ages.clear()
@@ -214,19 +227,26 @@ class Inputs:
             self._more.clear()
 
     def frame_done(self, fate: str) -> None:
-        """Counts what became of an offer: a verdict, `superseded`, `stopped` or `error: ...`. Any thread."""
+        """Counts what became of an offer: a verdict, `superseded`, `stopped` or `error: ...`. Any thread.
+
+        What came before a jump in time is no error, but counted as `time_jump`.
+        """
         kind, _, text = fate.partition(": ")
+        kind = "time_jump" if text.startswith(OLD_TIME) else kind
         with self._lock:
-            self.fates[kind] += 1
+            self._fates[kind] += 1
             if kind in ("superseded", "stopped"):
                 return
             problem = {"error": text, "no_depth": self._no_depth()}.get(kind, "")
-            self.problem = problem or self.problem
-            # A cloud that has come since goes before what is left of an older one.
-            more = self._more.popleft() if self._more and self._more_of == self._newest else None
+            if problem:
+                self.problem, self._hidden = problem, self._checked
+            self._checked = False
+            # A cloud that has come since goes before what is left of an older one, and so does a new time.
+            jumps = self._jumps
+            more = self._more.popleft() if self._more and self._more_of == (self._newest, jumps) else None
             self._pictures += more is not None
         if more is not None:
-            self._submit(Offer(lambda: more, self._is_well))
+            self._submit(Offer(partial(self._further, more, jumps), self._is_well))
         if problem:
             self._node.get_logger().warning(f"frame not used: {problem}", throttle_duration_sec=5.0)
 
@@ -309,7 +329,11 @@ class Inputs:
     def _on_pose(self, topic: str, message: Any) -> None:
         if self._assembler is None or not isinstance(self._assembler.poses, BufferedPose):
             return
+        # One wild pose would stay the newest, and no image would wait for its own any more.
+        bad = bad_stamp(stamp_to_ns(message.header.stamp), self._clock_ns())
         try:
+            if bad is not None:
+                raise PoseError(bad[1])
             self._assembler.poses.add(message)
         except ValueError as error:
             self._bad_poses += 1
@@ -324,25 +348,39 @@ class Inputs:
         now_ns = self._node.get_clock().now().nanoseconds if frames else 0
         for frame in frames:
             self._newest += 1
-            self._ages.append((now_ns - frame.stamp_ns) / 1e6)
+            if now_ns:  # simulated time has begun, or it is real time
+                self._ages.append((now_ns - frame.stamp_ns) / 1e6)
             self._submit(Offer(partial(self._first, frame, self._newest, self._jumps), self._is_well))
 
     def _first(self, frame: LazyFrame, number: int, jumps: int) -> Picture:
         """Runs in the thread that takes the frame. A cloud's further pictures follow one by one, in `frame_done`."""
-        if jumps != self._jumps:
-            raise ConversionError(f"stamps have jumped back since the frame at {frame.stamp_ns / 1e9:.6f} s")
+        self._check_time(frame.stamp_ns, jumps)
         first, *more = frame.pictures()
         with self._lock:
-            self._more, self._more_of = deque(more), number
+            self._more, self._more_of = deque(more), (number, jumps)
         return first
 
-    def _is_well(self) -> None:
-        """A frame could be converted. One that nobody needed does not tell."""
+    def _further(self, picture: Picture, jumps: int) -> Picture:
+        """As `_first`, of a cloud's further pictures."""
+        self._check_time(picture.stamp_ns, jumps)
+        return picture
+
+    def _check_time(self, stamp_ns: int, jumps: int) -> None:
+        """Raises ConversionError for what was taken before time jumped back: it has no place in the new scene."""
+        if jumps != self._jumps:
+            raise ConversionError(f"{OLD_TIME} the frame at {stamp_ns / 1e9:.6f} s")
+
+    def _is_well(self, converted: bool) -> None:
+        """A frame is good as far as it was looked at; nobody needed to convert it if the camera stands still."""
         with self._lock:
-            self.problem = ""
+            self._checked = True
+            if converted or not self._hidden:
+                self.problem = ""
 
     def _time_jumped(self) -> None:
-        self._jumps += 1
+        with self._lock:
+            self._jumps += 1
+            self._more.clear()
         clear = self._parameters["scene.on_time_jump"] == "clear"
         self._node.get_logger().warning(
             f"stamps have jumped back (time {self._jumps}); the scene is {'cleared' if clear else 'kept'}"
@@ -353,21 +391,15 @@ class Inputs:
     def _arrived(self, topic: str) -> Arrivals:
         return self._arrivals.setdefault(topic, Arrivals())
 
-    def _latest_ns(self) -> float:
-        """The newest stamp that is believed; before simulated time begins any."""
-        now_ns = int(self._node.get_clock().now().nanoseconds)
-        return now_ns + FUTURE_NS if now_ns > 0 else math.inf
-
-    def _refused(self, reason: str, text: str) -> None:
-        """A message that was dropped for its stamp. One that came twice or late is no reason to alarm anybody."""
-        if reason in ("no_stamp", "future_stamp"):
-            self._dropped(reason, text)
-        else:
-            self._node.get_logger().warning(f"{reason}: {text}", throttle_duration_sec=5.0)
+    def _clock_ns(self) -> float:
+        """Now; infinite before simulated time begins, so that any stamp is believed."""
+        return int(self._node.get_clock().now().nanoseconds) or math.inf
 
     def _dropped(self, reason: str, text: str) -> None:
-        with self._lock:
-            self.problem = text
+        """A message or a pair that gives no frame."""
+        if reason not in QUIET:
+            with self._lock:
+                self.problem, self._hidden = text, False
         self._node.get_logger().warning(f"{reason}: {text}", throttle_duration_sec=5.0)
 
     def _values(self) -> dict[str, Any]:

@@ -288,7 +288,7 @@ class SceneNode(LifecycleNodeMixin, Node):
                 self.lifecycle_state == "active",
                 len(scene.poses),
                 len(scene.xyz),
-                (now_ns - scene.stamp_ns) / 1e9 if scene.stamp_ns else None,
+                (now_ns - scene.stamp_ns) / 1e9 if scene.stamp_ns and now_ns else None,
                 self.inputs.fates,
             ),
             diagnostics.model(

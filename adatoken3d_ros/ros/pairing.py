@@ -53,6 +53,8 @@ STREAMS: dict[str, tuple[str, ...]] = {
     COLOURED_POINTS: (POINTS,),
 }
 
+# How far ahead of the clock a stamp may be: clocks differ, wild stamps are refused.
+FUTURE_NS = 10_000_000_000
 # Pixels by which the depth camera's matrix may differ from the colour camera's and still be the same camera's.
 REGISTERED_PIXELS = 1.0
 # Share by which the sides of a smaller depth image may be scaled differently (rounded sizes) without a CameraInfo.
@@ -70,6 +72,15 @@ class Pair:
     depth_ns: int
     rgb: Any
     depth: Any
+
+
+def bad_stamp(stamp_ns: int, clock_ns: float) -> tuple[str, str] | None:
+    """(reason, text with the stamp) of a stamp that cannot be used, else None; `clock_ns` is now or infinite."""
+    text = f"the stamp {stamp_ns / 1e9:.6f} s"
+    if stamp_ns <= 0:
+        return "no_stamp", f"{text} is not set"
+    ahead = stamp_ns - clock_ns - FUTURE_NS
+    return ("future_stamp", f"{text} is {ahead / 1e9:.3f} s later than may be believed") if ahead > 0 else None
 
 
 @dataclass
@@ -92,8 +103,10 @@ class Pairer:
         slop_ns: largest difference of the stamps, nanoseconds; 0 pairs equal stamps only.
         capacity: messages of a stream that may wait for a partner.
         streams: names of one or two streams, colour first.
-        latest_ns: newest stamp that is believed, asked for with each message. One wild stamp would otherwise make all
-            later ones look as if time had jumped back.
+        clock_ns: time now, infinite if nobody knows it, asked for with each message. A stamp more than FUTURE_NS ahead
+            of it is dropped as `future_stamp`, and so is one that leaps ahead of the clock and of its own stream by
+            more than JUMP_BACK_NS, unless the one before it did so, too: one wild stamp would otherwise make all later
+            ones look as if time had jumped back.
 
     Attributes:
         refused: (reason, text with the stamp) of the last message if it was dropped by itself, else None.
@@ -104,7 +117,7 @@ class Pairer:
         slop_ns: int = 0,
         capacity: int = 30,
         streams: tuple[str, ...] = (RGB, DEPTH),
-        latest_ns: Callable[[], float] = lambda: math.inf,
+        clock_ns: Callable[[], float] = lambda: math.inf,
     ) -> None:
         self.slop_ns = slop_ns
         self.capacity = capacity
@@ -113,7 +126,10 @@ class Pairer:
         self.newest = dict.fromkeys(streams, 0)
         self.jumps = 0
         self.refused: tuple[str, str] | None = None
-        self._latest_ns = latest_ns
+        self._clock_ns = clock_ns
+        self._ahead = dict.fromkeys(streams, -math.inf)  # of the clock, by the last stamp that was believed
+        self._leapt = dict.fromkeys(streams, False)
+        self._old = dict.fromkeys(streams, 0)  # newest stamp of a stream that has not jumped back yet as the other has
         self._pending: dict[str, list[tuple[int, Any]]] = {stream: [] for stream in streams}
         self._used = dict.fromkeys(streams, 0)
 
@@ -126,28 +142,32 @@ class Pairer:
         counts = self.counts[stream]
         counts.received += 1
         self.refused = None
-        if stamp_ns <= 0:
-            self._refuse(stream, "no_stamp", stamp_ns, "is not set")
+        other = self.streams[0] if stream == self.streams[-1] else self.streams[-1]
+        clock_ns = self._clock_ns()
+        bad = bad_stamp(stamp_ns, clock_ns) or self._leap(stream, stamp_ns, stamp_ns - clock_ns)
+        if bad is not None:
+            self._refuse(stream, *bad)
             return None
-        ahead = stamp_ns - self._latest_ns()
-        if ahead > 0:
-            self._refuse(stream, "future_stamp", stamp_ns, f"is {ahead / 1e9:.3f} s later than may be believed")
+        if self._is_old(stream, stamp_ns, self.newest[other]):
+            self._refuse(stream, "time_jump", f"the stamp {stamp_ns / 1e9:.6f} s is of before {other} has jumped back")
             return None
+        self._ahead[stream], self._old[stream] = stamp_ns - clock_ns, 0
         if stamp_ns < self.newest[stream] - JUMP_BACK_NS:
             self.jumps += 1
+            old = self.newest[other] or self._old[other]
             self._forget("time_jump")
+            self._old[other] = old if other != stream and old > stamp_ns + JUMP_BACK_NS else 0
         pending = self._pending[stream]
         if stamp_ns == self._used[stream] or any(waiting == stamp_ns for waiting, _ in pending):
-            self._refuse(stream, "duplicate_stamp", stamp_ns, "has come before")
+            self._refuse(stream, "duplicate_stamp", f"the stamp {stamp_ns / 1e9:.6f} s has come before")
             return None
         if stamp_ns < self._used[stream]:
-            late = (self._used[stream] - stamp_ns) / 1e9
-            self._refuse(stream, "out_of_order", stamp_ns, f"is {late:.3f} s older than one that was used")
+            late = f"is {(self._used[stream] - stamp_ns) / 1e9:.3f} s older than one that was used"
+            self._refuse(stream, "out_of_order", f"the stamp {stamp_ns / 1e9:.6f} s {late}")
             return None
         self.newest[stream] = max(self.newest[stream], stamp_ns)
         insort(pending, (stamp_ns, message), key=lambda item: item[0])
         colour, geometry = self.streams[0], self.streams[-1]
-        other = geometry if stream == colour else colour
         partner = min(self._pending[other], key=lambda item: abs(item[0] - stamp_ns), default=None)
         if partner is None or abs(partner[0] - stamp_ns) > self.slop_ns:
             if len(pending) > self.capacity:
@@ -164,9 +184,24 @@ class Pairer:
         """Drops what is pending, counted as `stopped`."""
         self._forget("stopped")
 
-    def _refuse(self, stream: str, reason: str, stamp_ns: int, why: str) -> None:
+    def _leap(self, stream: str, stamp_ns: int, ahead: float) -> tuple[str, str] | None:
+        """As `bad_stamp`, of a stamp that is not like its stream's; the second such one in a row is believed."""
+        before, self._leapt[stream] = self._leapt[stream], False
+        leap = ahead - max(0.0, self._ahead[stream])
+        if not self.newest[stream] or stamp_ns <= self.newest[stream] + JUMP_BACK_NS or leap <= JUMP_BACK_NS or before:
+            return None
+        self._leapt[stream] = True
+        why = f"is {ahead / 1e9:.3f} s ahead of the clock, and those before it were not"
+        return "future_stamp", f"the stamp {stamp_ns / 1e9:.6f} s {why}"
+
+    def _is_old(self, stream: str, stamp_ns: int, other_ns: int) -> bool:
+        """Whether a message was under way while the other stream, now at `other_ns`, jumped back."""
+        old = self._old[stream]
+        return bool(old) and stamp_ns > other_ns + JUMP_BACK_NS and stamp_ns >= old - JUMP_BACK_NS
+
+    def _refuse(self, stream: str, reason: str, text: str) -> None:
         self.counts[stream].dropped[reason] += 1
-        self.refused = reason, f"{stream}: the stamp {stamp_ns / 1e9:.6f} s {why}"
+        self.refused = reason, f"{stream}: {text}"
 
     def _take(self, stream: str, stamp_ns: int) -> None:
         older = [item for item in self._pending[stream] if item[0] < stamp_ns]
@@ -308,7 +343,8 @@ class LazyFrame:
         T = self.T_camera_depth
         own = self._depth_camera(camera, depth.shape)
         if T is None and _same_camera(camera, own):
-            return rectify_depth(depth, camera)
+            # One matrix, but each image's own distortion: depth may be rectified where colour is not.
+            return rectify_depth(depth, replace(camera, D=own.D, model=own.model))
         depth = rectify_depth(depth, own)
         if T is None:
             return resample_depth(depth, own.K, camera.K, camera.width, camera.height)
@@ -350,7 +386,7 @@ class Assembler:
         on_drop: told (reason, text with the offending value) of every pair that is dropped.
         on_refuse: told the same of every message that is dropped by itself for its stamp.
         on_time_jump: called when stamps have jumped back, before any frame of the new time.
-        latest_ns: see Pairer.
+        clock_ns: see Pairer.
     """
 
     def __init__(
@@ -366,11 +402,11 @@ class Assembler:
         on_drop: Callable[[str, str], None] | None = None,
         on_refuse: Callable[[str, str], None] | None = None,
         on_time_jump: Callable[[], None] | None = None,
-        latest_ns: Callable[[], float] = lambda: math.inf,
+        clock_ns: Callable[[], float] = lambda: math.inf,
     ) -> None:
         self.poses = poses
         self.source = source
-        self.pairer = Pairer(slop_ns, capacity, STREAMS[source], latest_ns)
+        self.pairer = Pairer(slop_ns, capacity, STREAMS[source], clock_ns)
         self.timeout_ns = timeout_ns
         self.rectified = rectified
         self.capacity = capacity

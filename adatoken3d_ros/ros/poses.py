@@ -74,6 +74,16 @@ class PoseBuffer:
     def __len__(self) -> int:
         return len(self._stamps)
 
+    @property
+    def newest(self) -> int:
+        """Stamp of the newest pose; 0 before the first."""
+        return self._stamps[-1] if self._stamps else 0
+
+    def clear(self) -> None:
+        """Forgets all poses."""
+        self._stamps.clear()
+        self._poses.clear()
+
     def add(self, stamp_ns: int, T: NDArray[np.float64]) -> None:
         """Remembers a pose; a second one for the same stamp replaces the first."""
         at = bisect_left(self._stamps, stamp_ns)
@@ -149,7 +159,8 @@ class BufferedPose:
     Args:
         scene_frame: frame that the poses must be in; messages with an empty frame_id are believed.
         T_base_camera: (4, 4) camera optical frame in the body's frame; identity if the poses are the camera's own.
-        tolerance_ns, capacity: see PoseBuffer.
+        tolerance_ns, capacity: see PoseBuffer. With a capacity, stamps that jump back begin a new time, whose poses are
+            not mixed with the old ones; without one (a whole bag) all are kept.
     """
 
     by_frame = False
@@ -179,13 +190,18 @@ class BufferedPose:
             raise PoseError(
                 f"the pose is in frame {frame!r}, the scene in {self.scene_frame!r}: set scene.frame_id to {frame!r}"
             )
-        self.buffer.add(stamp_to_ns(message.header.stamp), pose_to_matrix(pose))
+        stamp_ns, T = stamp_to_ns(message.header.stamp), pose_to_matrix(pose)
+        if self.buffer.capacity is not None and stamp_ns < self.buffer.newest - JUMP_BACK_NS:
+            self.buffer.clear()
+        self.buffer.add(stamp_ns, T)
 
     def lookup(self, stamp_ns: int, camera_frame: str, *, final: bool = False) -> NDArray[np.float64]:
         return self.buffer.at(stamp_ns, final=final) @ self._T_base_camera
 
     def reset(self, stamp_ns: int) -> None:
-        self.buffer.forget_after(stamp_ns + JUMP_BACK_NS)
+        # If the poses have jumped before the images did, `add` has seen to it, and these are of the new time.
+        if self.buffer.newest > stamp_ns + JUMP_BACK_NS:
+            self.buffer.clear()
 
 
 class TransformTree:

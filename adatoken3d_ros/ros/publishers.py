@@ -98,7 +98,7 @@ def answer_message(answer: Answer, frame_id: str, now_ns: int) -> AnswerMsg:
     Args:
         answer: the answer.
         frame_id: scene frame.
-        now_ns: the node's time, for the age of the data.
+        now_ns: the node's time, for the age of the data; 0 if simulated time has not begun.
     """
     times = answer.times
     message = AnswerMsg(
@@ -107,7 +107,7 @@ def answer_message(answer: Answer, frame_id: str, now_ns: int) -> AnswerMsg:
         text=answer.text,
         status=int(answer.status),
         status_message=answer.status_message,
-        data_age=(now_ns - answer.stamp_ns) / 1e9 if answer.stamp_ns else math.nan,
+        data_age=(now_ns - answer.stamp_ns) / 1e9 if answer.stamp_ns and now_ns else math.nan,
         queue_ms=times.queue,
         encode_ms=times.encode,
         tokens_ms=times.tokens,

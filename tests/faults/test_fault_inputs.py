@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import array
 import math
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -13,12 +14,13 @@ import pytest
 
 pytest.importorskip("rclpy")
 
-from rig import STALE_AFTER, START_NS, STEP_NS, FakeTf2, Rig, set_header
-from ros_messages import image, transform
+from rig import LIMIT, STALE_AFTER, START_NS, STEP_NS, TOPICS, FakeTf2, Rig, set_header
+from ros_messages import cloud_message, image, pose_message, transform
 
 from adatoken3d_ros.engine.answer import Status
 from adatoken3d_ros.ros import diagnostics
 from adatoken3d_ros.ros.clouds import MAX_POINTS
+from benchmarks._ros import unaccounted
 
 MakeRig = Callable[..., Rig]
 SECOND = 1_000_000_000
@@ -140,6 +142,40 @@ def test_a_bad_frame(make_rig: MakeRig, spoil: Any, named: str) -> None:
     check_that_all_is_well(rig, before)
 
 
+@pytest.mark.parametrize("kind", ["bad-frame", "bad-stamp"])
+def test_a_camera_that_stands_still_is_well_again(make_rig: MakeRig, kind: str) -> None:
+    """The next frame is not needed, so it is only checked; that it is good shows all the same."""
+    rig = make_rig()
+    rig.send(rig.messages(0))
+    bad = rig.messages(0, after_ns=STEP_NS if kind == "bad-frame" else 10**18)
+    bad["rgb"].step = 7
+    rig.send(bad)
+    assert rig.report().level == diagnostics.ERROR
+    rig.send(rig.messages(0, after_ns=2 * STEP_NS))
+    assert rig.fates[-1] == "too_similar" and rig.report().level == diagnostics.OK
+
+
+def test_what_only_a_conversion_finds_is_not_forgotten_for_a_frame_that_was_only_checked(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    rig.send(rig.messages(0))
+    blind = rig.messages(1)
+    set_depth(blind, np.zeros((48, 64), np.uint16))
+    rig.send(blind)
+    rig.send(rig.messages(0, after_ns=2 * STEP_NS))
+    assert rig.fates == ["key_frame", "no_depth", "too_similar"] and rig.report().level == diagnostics.ERROR
+    rig.send(rig.messages(3))
+    assert rig.report().level == diagnostics.OK
+
+
+def test_frames_are_counted_while_somebody_reads_the_counts(make_rig: MakeRig) -> None:
+    inputs = make_rig().inputs
+    inputs.frame_done("key_frame")
+    for fate, count in inputs.fates.items():  # a fate that is new would else end this with a RuntimeError
+        inputs.frame_done("nothing_new")
+        assert (fate, count) == ("key_frame", 1)
+    assert inputs.fates == {"key_frame": 1, "nothing_new": 1}
+
+
 def test_a_size_that_changes_in_mid_stream(make_rig: MakeRig) -> None:
     """Without its calibration the new size is refused by name, with it the camera goes on in the new size."""
     rig = make_rig()
@@ -197,6 +233,24 @@ def test_a_bad_stamp(make_rig: MakeRig, after_ns: int, reason: str, named: str) 
     check_that_all_is_well(rig, before)
 
 
+def test_a_stamp_some_seconds_ahead(make_rig: MakeRig) -> None:
+    """Less than the limit, but not like the others: dropped by itself, and no jump in time afterwards."""
+    rig = make_rig()
+    rig.node.now_ns = START_NS
+    for index in range(2):
+        rig.send(rig.messages(index))
+    before = rig.scene()
+    rig.send(rig.messages(2, after_ns=2 * STEP_NS + 5 * SECOND))
+    report = rig.report()
+    assert report.level == diagnostics.ERROR and "5.200 s ahead of the clock" in report.message
+    rig.send(rig.messages(3))
+    counts = rig.counts()
+    assert counts["dropped.rgb/image.future_stamp"] == counts["dropped.depth/image.future_stamp"] == 1
+    assert counts["time_jumps"] == 0 and len(rig.scene()[0]) == 3 and rig.report().level == diagnostics.OK
+    rig.node.now_ns = START_NS + 2 * SECOND
+    check_that_all_is_well(rig, before)
+
+
 def test_time_that_jumps_back(make_rig: MakeRig) -> None:
     """A bag that starts again: said, the old scene is cleared, and the frames of the new time count at once."""
     rig = make_rig()
@@ -206,6 +260,134 @@ def test_time_that_jumps_back(make_rig: MakeRig) -> None:
     rig.send(rig.messages(1))
     assert rig.scene()[0][-1] == START_NS + STEP_NS and rig.ask().status == Status.TRUNCATED
     check_that_all_is_well(rig, ([], []))
+
+
+@pytest.mark.parametrize("what", ["clear", "keep"])
+def test_simulated_time_that_begins_late_and_is_set_back(make_rig: MakeRig, what: str) -> None:
+    """Before the first /clock, with it, and after its bag has begun again: frames are used, and one jump is seen."""
+    rig = make_rig(scene__on_time_jump=what)
+
+    def send(view: int, seconds: float, clock: float | None = None) -> None:
+        rig.node.now_ns = 0 if clock is None else START_NS + round(clock * SECOND)
+        rig.send(rig.messages(view, after_ns=round(seconds * SECOND)))
+
+    send(0, 0.0)
+    send(1, 0.1)
+    assert rig.report().values["accepted.age_ms.p95"] == "n/a"
+    send(2, 0.2, clock=0.25)
+    send(3, 1.5, clock=1.5)
+    assert rig.report().values["accepted.age_ms.p95"] == "47.50"
+    assert rig.fates == ["key_frame"] * 4 and rig.counts()["time_jumps"] == 0
+    send(4, 1.6, clock=0.0)  # the clock is back first, this was under way
+    for view in range(3):
+        send(10 + view, 0.05 + 0.1 * view, clock=0.1 * (1 + view))
+    assert set(rig.fates) == {"key_frame"} and rig.counts()["time_jumps"] == 1
+    seconds = [(stamp - START_NS) / SECOND for stamp in rig.scene()[0]]
+    assert seconds == ([0.05, 0.15, 0.25] if what == "clear" else [0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 1.5, 1.6])
+    rig.node.now_ns = START_NS + 2 * SECOND
+    check_that_all_is_well(rig, rig.scene())
+
+
+def test_what_is_under_way_when_time_jumps_back(make_rig: MakeRig) -> None:
+    """A frame that the worker has not taken yet and a pair that waits for its pose: counted, but no error."""
+    rig = make_rig()
+    rig.send(rig.messages(100))
+    busy, go_on = threading.Event(), threading.Event()
+    rig.worker.call(lambda _: (busy.set(), go_on.wait(LIMIT)))
+    assert busy.wait(LIMIT)
+    for name, message in rig.messages(101).items():
+        rig.node.subscriptions[TOPICS[name]](message)
+    for messages in (rig.messages(102), rig.messages(0)):
+        for name in ("rgb", "depth"):
+            rig.node.subscriptions[TOPICS[name]](messages[name])
+    go_on.set()
+    rig.send({})
+    counts = rig.counts()
+    assert rig.fates[-1].startswith("error: ") and rig.inputs.fates == {"key_frame": 1, "time_jump": 1}
+    assert counts["pairs.dropped.time_jump"] == counts["time_jumps"] == 1 and rig.inputs.problem == ""
+    assert not any("not used" in line for line in rig.node.log)
+    rig.send({"pose": rig.messages(0)["pose"]})
+    assert rig.scene()[0] == [START_NS]
+    check_that_all_is_well(rig, rig.scene())
+
+
+def test_two_streams_that_jump_back_one_after_the_other(make_rig: MakeRig) -> None:
+    """Depth of the old time that comes after colour of the new: one jump, and no frame of the new time is lost."""
+    rig = make_rig()
+    rig.send(rig.messages(100))
+    late, new = rig.messages(101), rig.messages(0)
+    for messages in ({"pose": late["pose"], "rgb": late["rgb"]}, {"pose": new["pose"], "rgb": new["rgb"]}):
+        rig.send(messages)
+    rig.send({"depth": late["depth"]})
+    rig.send({"depth": new["depth"]})
+    rig.send(rig.messages(1))
+    counts = rig.counts()
+    assert counts["time_jumps"] == counts["dropped.rgb/image.time_jump"] == counts["dropped.depth/image.time_jump"] == 1
+    assert rig.scene()[0] == [START_NS, START_NS + STEP_NS] and rig.report().level == diagnostics.OK
+    check_that_all_is_well(rig, rig.scene())
+
+
+@pytest.mark.parametrize("first", ["images", "poses"])
+def test_a_robot_elsewhere_after_a_jump(make_rig: MakeRig, first: str) -> None:
+    """No pose of the old time is taken for one of the new, whichever stream jumps first."""
+    rig = make_rig()
+    for index in range(12):
+        rig.send(rig.messages(index % 3, after_ns=index * STEP_NS))
+    for step in range(3):
+        messages = rig.messages(20 + step, after_ns=step * STEP_NS + STEP_NS // 2)
+        images = {name: messages[name] for name in ("rgb", "depth")}
+        for part in (images, {"pose": messages["pose"]})[:: 1 if first == "images" else -1]:
+            rig.send(part)
+    before = rig.scene()
+    views = rig.worker.call(lambda session: dict(session.poses)).result(LIMIT)
+    assert [T[1, 3] for _, T in sorted(views.items())] == [10.0, 10.5, 11.0]
+    assert rig.counts()["time_jumps"] == 1
+    check_that_all_is_well(rig, before, lambda _: rig.messages(30, after_ns=20 * STEP_NS))
+
+
+@pytest.mark.parametrize("between", [True, False], ids=["before-the-next-picture", "while-it-waits"])
+def test_a_cloud_of_the_old_time_ends_with_it(make_rig: MakeRig, between: bool) -> None:
+    """A jump in the middle of a cloud that gives several pictures: none of those to come enters the new scene."""
+    rig = make_rig(input__source="points")
+    receive, fates, after_jump = rig.node.subscriptions, rig.fates, threading.Event()
+    rig.node.now_ns = START_NS + 101 * SECOND
+    cloud = all_around(START_NS + 100 * SECOND)
+
+    def jump() -> None:
+        receive["points"](all_around(START_NS))  # the pose of the new time is late
+        after_jump.set()
+
+    done = rig._done
+
+    def on_frame(fate: str) -> None:
+        first = not fates
+        if first and between:
+            jump()
+        done(fate)
+        if first and not between:
+            jump()
+
+    rig.worker._on_frame = on_frame
+    receive["pose"](pose_message(START_NS + 100 * SECOND, np.eye(4)))
+    receive["points"](cloud)
+    assert after_jump.wait(LIMIT)
+    rig.send({})
+    assert rig.scene()[0] == [] and fates[0] == "key_frame" and len(fates) == (1 if between else 2)
+    rig.send({"pose": pose_message(START_NS, np.eye(4))})
+    assert rig.scene()[0] == [START_NS + i for i in range(4)]
+    counts = {name: str(count) for name, count in rig.counts().items()}
+    assert not any(unaccounted({**counts, **{f"frames.{k}": str(n) for k, n in rig.inputs.fates.items()}}).values())
+
+
+def all_around(stamp_ns: int) -> Any:
+    """A coloured cloud of a ball around the sensor: four pictures."""
+    directions = np.random.default_rng(0).normal(size=(20_000, 3))
+    ball = 2 * directions / np.linalg.norm(directions, axis=1, keepdims=True)
+    points = np.zeros(len(ball), np.dtype([("xyz", "<f4", 3), ("pad", "<u4"), ("rgb", "<u4")]))
+    points["xyz"], points["rgb"] = ball, 0xFF8040
+    cloud = cloud_message(np.zeros((2, 2, 3), np.uint8), np.ones((2, 2), np.float32), np.eye(3))
+    cloud.height, cloud.width, cloud.row_step, cloud.data = 1, len(ball), 20 * len(ball), points.tobytes()
+    return set_header(cloud, stamp_ns, "lidar")
 
 
 # --- calibration and poses
@@ -317,6 +499,10 @@ def test_tf_spoilt(tf_rig: Rig, part: str, value: float, named: str) -> None:
     [
         pytest.param(lambda m: setattr(m["pose"].pose.orientation, "w", math.nan), "quaternion", id="nan-quaternion"),
         pytest.param(lambda m: setattr(m["pose"].header, "frame_id", "odom"), "'odom'", id="another-frame"),
+        pytest.param(lambda m: set_header(m["pose"], 0, "map"), "pose: the stamp 0.000000 s is not set", id="zero"),
+        pytest.param(
+            lambda m: set_header(m["pose"], START_NS + 10**18, "map"), "later than may be believed", id="future"
+        ),
     ],
 )
 def test_a_bad_pose_message(make_rig: MakeRig, spoil: Any, named: str) -> None:
@@ -329,7 +515,9 @@ def test_a_bad_pose_message(make_rig: MakeRig, spoil: Any, named: str) -> None:
     assert rig.report().level == diagnostics.ERROR and named in rig.report().message
     assert rig.counts()["poses.refused"] == 1 and rig.fates == ["key_frame"]
     rig.send({"pose": rig.messages(1)["pose"]})  # the image had waited
-    assert rig.fates == ["key_frame", "key_frame"]
+    messages = rig.messages(2)
+    rig.send({name: messages[name] for name in ("rgb", "depth", "pose")})  # and the next one waits for its own
+    assert rig.fates == ["key_frame"] * 3 and rig.counts()["pairs.waiting"] == 0
     check_that_all_is_well(rig, before)
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import array
+import math
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -208,6 +209,64 @@ def test_rectify_moves_a_distorted_point_to_the_pinhole_position() -> None:
     assert np.isnan(far[240, 320])
     straight = c.camera_info_to_camera(info())
     assert c.rectify_rgb(rgb, straight) is rgb and c.rectify_depth(depth, straight) is depth
+
+
+def bent_by(model: str, d: list[float], ray: np.ndarray) -> np.ndarray:
+    """Where a lens shows a ray (x, y, 1), at focal length 1: as OpenCV defines its models."""
+    x, y = ray
+    r2 = float(x * x + y * y)
+    if model == "equidistant":
+        theta = math.atan(math.sqrt(r2))
+        k1, k2, k3, k4 = d
+        bent = theta * (1 + k1 * theta**2 + k2 * theta**4 + k3 * theta**6 + k4 * theta**8)
+        return ray * bent / math.sqrt(r2)
+    k1, k2, p1, p2, k3, k4, k5, k6 = d
+    radial = (1 + k1 * r2 + k2 * r2**2 + k3 * r2**3) / (1 + k4 * r2 + k5 * r2**2 + k6 * r2**3)
+    return ray * radial + (2 * p1 * x * y + p2 * (r2 + 2 * x * x), p1 * (r2 + 2 * y * y) + 2 * p2 * x * y)
+
+
+@pytest.mark.parametrize(
+    ("model", "d"),
+    [
+        ("equidistant", [0.1, -0.02, 0.01, -0.003]),
+        ("rational_polynomial", [0.4, -0.15, 0.004, -0.003, 0.02, 0.1, -0.05, 0.01]),
+    ],
+)
+def test_every_lens_against_its_formula(model: str, d: list[float]) -> None:
+    """Bright near squares, drawn where the lens shows them, come out where a pinhole camera would."""
+    camera = c.camera_info_to_camera(info(distortion_model=model, d=d))
+    rays = [np.array([x, y]) for x in (-0.5, 0.0, 0.45) for y in (-0.38, 0.05, 0.35)]
+    bent = np.array([bent_by(model, d, ray) for ray in rays])
+    if model == "equidistant":
+        theirs = cv2.fisheye.distortPoints(np.array(rays)[None], np.eye(3), np.array(d))[0]
+    else:
+        points = np.array([[*ray, 1.0] for ray in rays])
+        theirs = cv2.projectPoints(points, np.zeros(3), np.zeros(3), np.eye(3), np.array(d))[0][:, 0]
+    np.testing.assert_allclose(bent, theirs, atol=1e-9)
+    rgb, depth = np.zeros((480, 640, 3), np.uint8), np.full((480, 640), 9.0, np.float32)
+    moved = 0.0
+    for i, (ray, at) in enumerate(zip(rays, bent, strict=True)):
+        (x, y), (u, v) = ((p * (500, 510) + (320, 240)).round().astype(int) for p in (ray, at))
+        rgb[v - 1 : v + 2, u - 1 : u + 2], depth[v - 1 : v + 2, u - 1 : u + 2] = 255, 1 + i
+        moved = max(moved, math.hypot(u - x, v - y))
+    assert moved > 10, "or this test would see nothing"
+    flat, far = c.rectify_rgb(rgb, camera), c.rectify_depth(depth, camera)
+    for i, ray in enumerate(rays):
+        x, y = (ray * (500, 510) + (320, 240)).round().astype(int)
+        assert flat[y, x, 0] > 128 and far[y, x] == 1 + i
+
+
+@pytest.mark.parametrize(("width", "height"), [(32767, 1), (1, 32767)])
+def test_an_image_too_large_to_undistort_is_refused_by_its_size(width: int, height: int) -> None:
+    depth, rgb = np.ones((height, width), np.float32), np.zeros((height, width, 3), np.uint8)
+    camera = c.camera_info_to_camera(info(width=width, height=height, d=[0.2, -0.1, 0.0, 0.0, 0.0]))
+    for rectify in (lambda: c.rectify_depth(depth, camera), lambda: c.rectify_rgb(rgb, camera)):
+        with pytest.raises(c.ConversionError, match=f"{width}x{height} cannot be undistorted: at most 32766"):
+            rectify()
+    fits = c.camera_info_to_camera(info(width=min(width, 32766), height=min(height, 32766), d=[0.2, -0.1, 0, 0, 0]))
+    assert c.rectify_depth(depth[:32766, :32766], fits).shape == (fits.height, fits.width)
+    straight = c.camera_info_to_camera(info(width=width, height=height))
+    assert c.rectify_depth(depth, straight) is depth, "without distortion there is nothing to refuse"
 
 
 # --- poses

@@ -69,9 +69,9 @@ def test_scene() -> None:
     assert d.scene(False, 0, 0, None, {}).level == d.OK
     empty = d.scene(True, 0, 0, None, {"no_depth": 2})
     assert (empty.level, empty.values["data_age_s"], empty.values["frames.no_depth"]) == (d.WARN, "n/a", 2)
-    none = d.scene(True, 0, 0, None, {"no_depth": 4, "error": 6, "superseded": 90})
+    none = d.scene(True, 0, 0, None, {"no_depth": 4, "error": 6, "superseded": 90, "time_jump": 9})
     assert none.level == d.ERROR and "6 error, 4 no_depth" in none.message
-    assert d.scene(True, 0, 0, None, {"no_depth": 3, "error": 6, "superseded": 90}).level == d.WARN
+    assert d.scene(True, 0, 0, None, {"no_depth": 3, "error": 6, "superseded": 90, "time_jump": 9}).level == d.WARN
     assert d.scene(False, 0, 0, None, {"error": 60}).level == d.OK
     assert d.scene(True, 3, 100, 0.5, {}).message == "3 key frames, 100 spatial tokens"
 

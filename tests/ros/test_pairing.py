@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import array
 from types import SimpleNamespace
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -74,6 +76,38 @@ def test_time_that_goes_back_begins_again() -> None:
     assert pairer.add(DEPTH, 10 * MS, "") is not None
 
 
+@pytest.mark.parametrize(("first", "second"), [(RGB, DEPTH), (DEPTH, RGB)])
+def test_what_was_under_way_while_the_other_stream_jumped_back(first: str, second: str) -> None:
+    """It is of the old time: dropped, and the other stream's own jump is not a second one."""
+    pairer = Pairer()
+    for stamp in (50_000, 50_100):
+        for stream in (first, second):
+            pairer.add(stream, stamp * MS, "")
+    assert pairer.add(first, 10 * MS, "") is None
+    for stamp in (50_200, 50_300):
+        assert pairer.add(second, stamp * MS, "") is None
+        assert pairer.refused == (
+            "time_jump",
+            f"{second}: the stamp {stamp / 1e3:.6f} s is of before {first} has jumped back",
+        )
+    assert pairer.add(second, 10 * MS, "") is not None
+    assert pairer.jumps == 1 and not pairer.counts[first].dropped
+    assert pairer.counts[second].dropped == {"time_jump": 2}
+    # Both go on, past the stamps of before.
+    for stamp in (20_000, 50_400, 60_000):
+        pairer.add(first, stamp * MS, "")
+        assert pairer.add(second, stamp * MS, "") is not None
+
+
+def test_a_stream_whose_clock_is_off_jumps_back_with_the_other() -> None:
+    """Three seconds apart nothing pairs, but the later stream's new time is not taken for the old one."""
+    pairer = Pairer()
+    for stamp in (50_000, 10_000, 11_000):
+        pairer.add(RGB, stamp * MS, "")
+        pairer.add(DEPTH, (stamp + 3000) * MS, "")
+    assert pairer.counts[DEPTH].dropped == {"time_jump": 1} and pairer.pending(DEPTH) == 2
+
+
 def test_without_a_stamp_nothing_pairs() -> None:
     pairer = Pairer()
     assert pairer.add(RGB, 0, "") is None
@@ -100,6 +134,40 @@ def test_every_message_is_accounted_for(events: list[tuple[str, int]], slop: int
             assert stamps == sorted(set(stamps))
     pairer.stop()
     assert pairer.pending(RGB) == pairer.pending(DEPTH) == 0
+
+
+def stamps_used(pairer: Pairer, clock: list[float], arrivals: list[tuple[float, float]]) -> list[float]:
+    """Of (clock, stamp) in seconds: the stamps that became pairs of a stream alone."""
+    used = []
+    for now, stamp in arrivals:
+        clock[0] = now * 1e9
+        pair = pairer.add(pairer.streams[0], round(stamp * 1e9), "")
+        used += [pair.rgb_ns / 1e9] if pair is not None else []
+    return used
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "lost"),
+    [
+        ([(100.0, 100.0), (100.1, 105.1), (100.2, 100.2), (100.3, 100.3)], [105.1]),
+        # A clock that is off from the start, at any rate; delays; a node's clock that is set back.
+        ([(100.0, 105.0), (100.1, 105.1), (100.2, 105.2)], []),
+        ([(100.0, 105.0), (102.0, 107.0), (104.0, 109.0)], []),
+        ([(100.0, 100.0), (103.0, 100.1), (103.0, 103.0)], []),
+        ([(100.0, 100.0), (97.1, 100.1), (97.2, 100.2), (99.2, 102.2)], []),
+        # A sensor's clock that is set: its second stamp is believed, then all.
+        ([(100.0, 100.0), (100.1, 105.1), (100.2, 105.2), (102.2, 107.2)], [105.1]),
+        # Nothing to compare with: a bag of the past, and simulated time that has not begun.
+        ([(100.0, 10.0), (100.1, 15.0), (100.2, 15.1)], []),
+        ([(np.inf, 10.0), (np.inf, 15.0), (15.1, 15.1), (15.2, 15.2)], []),
+    ],
+)
+def test_one_stamp_that_leaps_ahead_is_not_believed(arrivals: list[tuple[float, float]], lost: list[float]) -> None:
+    clock = [0.0]
+    pairer = Pairer(streams=("points",), clock_ns=lambda: clock[0])
+    used = stamps_used(pairer, clock, arrivals)
+    assert used == [stamp for _, stamp in arrivals if stamp not in lost] and pairer.jumps == 0
+    assert pairer.counts["points"].dropped["future_stamp"] == len(lost)
 
 
 # --- frames
@@ -217,6 +285,35 @@ def test_frames_that_cannot_be_used_name_the_value(messages: dict[str, Any], nam
         spoiled(**messages).frames()
 
 
+@pytest.mark.parametrize("kind", [".jpg", ".png"])
+@pytest.mark.parametrize("depth_format", ["16UC1; compressedDepth png", "32FC1; compressedDepth png", "16UC1; png"])
+def test_a_compressed_pair_is_the_frame_that_was_compressed(kind: str, depth_format: str) -> None:
+    """Red, green and blue stripes, depth that grows from left to right, a row without; through the whole way."""
+    rgb = np.repeat(np.array([[(200, 0, 0), (0, 200, 0), (0, 0, 200)]], np.uint8), 16, 1).repeat(16, 0)
+    metres = np.tile(np.linspace(1.0, 4.0, 48, dtype=np.float32), (16, 1))
+    metres[3] = np.nan
+    values, prefix = np.nan_to_num(metres * 1000).round().astype(np.uint16), b""
+    if depth_format.startswith("32FC1"):
+        # Quantised inverse depth: value = a / metres + b.
+        values = np.nan_to_num(20_000 / metres + 7).round().astype(np.uint16)
+        prefix = bytes(4) + np.array([20_000.0, 7.0], "<f4").tobytes()
+    elif "compressedDepth" in depth_format:
+        prefix = bytes(12)
+    pictures = cv2.imencode(kind, rgb[..., ::-1])[1].tobytes(), prefix + cv2.imencode(".png", values)[1].tobytes()
+    formats = f"rgb8; {kind[1:]} compressed bgr8", depth_format
+    both = [SimpleNamespace(format=f, data=array.array("B", data)) for f, data in zip(formats, pictures, strict=True)]
+    infos = {name: info(width=48, height=16) for name in ("rgb", "depth")}
+    frame = frame_of(Assembler(StaticPose(at(3.0))), *(stamped(message) for message in both), **infos)
+    assert (frame.stamp_ns, frame.T_world_camera[0, 3], frame.K[0, 0]) == (10 * MS, 3.0, 500.0)
+    # Away from the stripes' edges, where jpeg mixes colours.
+    centres = np.abs(frame.rgb[:, 8::16].astype(int) - rgb[:, 8::16])
+    assert frame.rgb.shape == rgb.shape and centres.max() <= (3 if kind == ".jpg" else 0)
+    np.testing.assert_allclose(frame.depth, metres, atol=6e-4)
+    assert np.isnan(frame.depth[3]).all() and frame.depth.dtype == np.float32
+    with pytest.raises(ConversionError, match="the colour image is 48x16 but its CameraInfo describes 48x15"):
+        frame_of(Assembler(StaticPose(at(3.0))), *both, rgb=info(width=48, height=15))
+
+
 # --- depth that is not registered, and clouds
 
 
@@ -317,6 +414,27 @@ def test_distortion_is_taken_out_of_what_a_binned_region_of_the_sensor_shows() -
     # Rectified already: nothing is moved, and the matrix is P's.
     frame = frame_of(Assembler(StaticPose(at(0.0)), rectified=True), colour, geometry, rgb=lens)
     assert np.array_equal(frame.rgb, rgb) and frame.depth[v, u] == 1.0 and frame.K[0].tolist() == [200.0, 0.0, 5.0]
+
+
+@pytest.mark.parametrize("bent", ["colour", "depth"])
+def test_each_image_is_rectified_by_its_own_calibration(bent: str) -> None:
+    """Registered depth with D = 0 beside distorted colour is rectified already, and the other way round."""
+    lens, flat = info(d=[0.2, -0.1, 0.0, 0.0, 0.0]), info()
+    ray = np.array([0.4, 0.3])
+    x, y = (ray * (500, 510) + (320, 240)).round().astype(int)
+    u, v = (ray * (1 + 0.2 * 0.25 - 0.1 * 0.25**2) * (500, 510) + (320, 240)).round().astype(int)
+    colour_at, depth_at = ((u, v), (x, y)) if bent == "colour" else ((x, y), (u, v))
+    rgb, mm = np.zeros((480, 640, 3), np.uint8), np.full((480, 640), 3000, "<u2")
+    rgb[colour_at[1] - 1 : colour_at[1] + 2, colour_at[0] - 1 : colour_at[0] + 2] = 255
+    mm[depth_at[1] - 1 : depth_at[1] + 2, depth_at[0] - 1 : depth_at[0] + 2] = 1000
+    frame = frame_of(
+        Assembler(StaticPose(at(0.0))),
+        stamped(image("rgb8", 640, 480, 1920, rgb.tobytes())),
+        stamped(image("16UC1", 640, 480, 1280, mm.tobytes())),
+        rgb=lens if bent == "colour" else flat,
+        depth=flat if bent == "colour" else lens,
+    )
+    assert frame.rgb[y, x, 0] > 128 and frame.depth[y, x] == 1.0 and frame.depth[v, u] == 3.0
 
 
 def test_what_nobody_needs_is_checked_but_not_converted(monkeypatch: pytest.MonkeyPatch) -> None:

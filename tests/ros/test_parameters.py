@@ -11,7 +11,6 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +20,15 @@ import pytest
 pytest.importorskip("rclpy")
 
 import rclpy
-from adatoken3d.srv import AskScene
 from geometry_msgs.msg import PointStamped
 from lifecycle_msgs.srv import GetState
+from live_node import Live
 from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.node import Node
 from rclpy.parameter import Parameter
-from ros_graph import DEADLINE, Camera, claim_domain, synthetic_frame
+from ros_graph import Camera, claim_domain, synthetic_frame
 from sensor_msgs.msg import CameraInfo, Image
 from std_srvs.srv import Trigger
 
@@ -61,50 +60,6 @@ GIVEN = {  # to demo_camera, other than its defaults
 OVERRIDE = "qos_overrides./rgb/image.subscription."
 
 
-@dataclass
-class Live:
-    """Both nodes, a node that talks to them, and what spins them."""
-
-    node: SceneNode
-    camera: DemoCamera
-    tester: Node
-    executor: SingleThreadedExecutor
-    model: Path
-    started: dict[str, Any] = field(default_factory=dict)
-    behaved: dict[str, dict[str, Any]] = field(default_factory=dict)  # by what was set
-
-    def wait(self, condition: Callable[[], Any], what: str) -> Any:
-        deadline = time.monotonic() + DEADLINE
-        while not (value := condition()):
-            self.executor.spin_once(timeout_sec=0.02)
-            assert time.monotonic() < deadline, what
-        return value
-
-    def set(self, name: str, value: Any) -> Any:
-        return self.node.set_parameters([Parameter(name, value=value)])[0]
-
-    def put(self, values: dict[str, Any]) -> None:
-        for name, value in values.items():
-            result = self.set(name, value)
-            assert result.successful, result.reason
-
-    def configure(self) -> bool:
-        task = self.executor.create_task(self.node._load)
-        self.wait(task.done, "the model to be loaded")
-        return bool(self.node.trigger_configure() == TransitionCallbackReturn.SUCCESS)
-
-    def call(self, kind: Any, name: str, request: Any = None) -> Any:
-        client = self.tester.create_client(kind, f"/adatoken3d/{name}")
-        self.wait(client.service_is_ready, name)
-        future = client.call_async(request or kind.Request())
-        self.wait(future.done, f"a reply of {name}")
-        self.tester.destroy_client(client)
-        return future.result()
-
-    def ask(self, **fields: Any) -> Any:
-        return self.call(AskScene, "ask", AskScene.Request(question="What is there?", **fields)).answer
-
-
 @pytest.fixture(scope="module")
 def ros(tiny_model: Path) -> Iterator[Live]:
     domain, lock = claim_domain()
@@ -122,7 +77,7 @@ def ros(tiny_model: Path) -> Iterator[Live]:
     node, camera, tester = SceneNode(), DemoCamera(), Node("tester", use_global_arguments=False)
     for one in (node, tester):
         executor.add_node(one)
-    live = Live(node, camera, tester, executor, tiny_model)
+    live = Live(node, tester, executor, tiny_model, camera=camera)
     live.put({"model.path": str(tiny_model), "pose.source": "pose_topic", "budget.warm_up": False})
     live.started = {name: node.get_parameter(name).value for name in SPEC}
     yield live

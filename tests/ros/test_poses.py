@@ -113,6 +113,45 @@ def test_time_that_goes_back_forgets_the_future() -> None:
     assert len(source.buffer) == 1
 
 
+def run(x: float, hundredths: range) -> list[Any]:
+    """Poses of a body that stands at x, 0.01 s apart."""
+    return [pose_message(i * 10 * MS, at(x)) for i in hundredths]
+
+
+@pytest.mark.parametrize("poses_first", [True, False])
+def test_two_runs_are_not_mixed(poses_first: bool) -> None:
+    """A simulation that starts again elsewhere; images jump after the poses, or before them."""
+    source = p.BufferedPose("map")
+    for message in run(0.0, range(1, 2501)):
+        source.add(message)
+    assert len(source.buffer) == 2000, "full: what is older than all others would be let go of at once"
+    if not poses_first:
+        source.reset(20 * MS)
+        with pytest.raises(p.PoseUnavailable, match="no pose has been received"):
+            source.lookup(20 * MS, "")
+    for message in run(5.0, range(1, 4)):
+        source.add(message)
+    if poses_first:
+        source.reset(20 * MS)
+    assert [source.lookup(ms * MS, "")[0, 3] for ms in (10, 15, 20, 30)] == [5.0] * 4
+    with pytest.raises(p.PoseUnavailable, match="20.0 ms away"):
+        source.lookup(50 * MS, "")
+
+
+def test_a_pose_that_is_only_late_is_sorted_in() -> None:
+    source = p.BufferedPose("map")
+    for ms, x in ((2000, 2.0), (1100, 1.1), (3000, 3.0), (2005, 2.5)):
+        source.add(pose_message(ms * MS, at(x)))
+    assert [source.lookup(ms * MS, "")[0, 3] for ms in (1100, 2000, 2005, 3000)] == [1.1, 2.0, 2.5, 3.0]
+
+
+def test_of_a_whole_bag_all_poses_are_kept() -> None:
+    source = p.BufferedPose("map", capacity=None)
+    for message in [*run(0.0, range(500, 600)), *run(5.0, range(1, 10))]:
+        source.add(message)
+    assert (source.lookup(5500 * MS, "")[0, 3], source.lookup(50 * MS, "")[0, 3]) == (0.0, 5.0)
+
+
 def test_tree_chains_static_and_moving_transforms() -> None:
     tree = p.TransformTree("map")
     tree.add(SimpleNamespace(transforms=[transform(0, "base", "camera", at(0.5))]), static=True)

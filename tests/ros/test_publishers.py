@@ -98,6 +98,8 @@ def test_answer_keeps_the_sensor_stamp_and_says_its_age() -> None:
 
 def test_without_a_scene_the_age_is_nan() -> None:
     assert math.isnan(p.answer_message(Answer(Question("?"), Status.NO_SCENE), "map", STAMP).data_age)
+    before_simulated_time = p.answer_message(Answer(Question("?"), Status.OK, stamp_ns=STAMP), "map", 0)
+    assert math.isnan(before_simulated_time.data_age)
 
 
 @pytest.mark.parametrize("status", list(Status))
