@@ -27,7 +27,7 @@ from adatoken3d_ros.engine.requests import InvalidRequest, check_question, click
 from adatoken3d_ros.engine.scene_memory import SceneMemory
 from adatoken3d_ros.engine.warmup import latency_model
 from adatoken3d_ros.model.llava3d import Llava3D, Spliced
-from adatoken3d_ros.model.prompt import PromptIds, build_prompt, parse_boxes
+from adatoken3d_ros.model.prompt import PromptIds, build_prompt, move_boxes, parse_boxes
 from adatoken3d_ros.pruning import flops
 from adatoken3d_ros.pruning.gate import Cancelled, Layout, Prefill, generate, prefill
 from adatoken3d_ros.pruning.policies import Policy, make_policy
@@ -415,7 +415,11 @@ class SceneSession:
         on_text: Callable[[str, int], None] | None,
         should_stop: Callable[[], bool],
     ) -> Answer:
-        """Decodes until the model ends, the limit (`asked` unless the plan is shorter), the deadline or a cancel."""
+        """Decodes until the model ends, the limit (`asked` unless the plan is shorter), the deadline or a cancel.
+
+        The model writes boxes as it sees the scene, from its origin; what leaves here is in the scene frame.
+        """
+        origin = self.memory.origin
         ids: list[int] = []
         text, cached = "", sum(filled.cache.lengths)
         status, message = Status.OK, pace.warning
@@ -423,7 +427,7 @@ class SceneSession:
             ids.append(token)
             text = self._decode(ids)
             if on_text is not None:
-                on_text(text, len(ids))
+                on_text(move_boxes(text, origin), len(ids))
             if should_stop():
                 status, message = Status.CANCELLED, f"cancelled after {len(ids)} tokens"
                 break
@@ -443,9 +447,9 @@ class SceneSession:
         if status is Status.OK or len(ids) == asked:
             self.controller.lengths.add(answer.question.text, len(ids))
         boxes = tuple(
-            Box(_triple(np.asarray(box[:3]) + self.memory.origin), _triple(np.asarray(box[3:6])))
-            for box in parse_boxes(text)
+            Box(_triple(np.asarray(box[:3]) + origin), _triple(np.asarray(box[3:6]))) for box in parse_boxes(text)
         )
+        text = move_boxes(text, origin)
         return replace(answer, status=status, status_message=message, text=text, boxes=boxes)
 
     def _situation(
