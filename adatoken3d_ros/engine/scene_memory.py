@@ -81,8 +81,8 @@ class SceneMemory:
 
     @property
     def stamp_ns(self) -> int:
-        """Newest acquisition time in the scene, 0 while it is empty."""
-        return max(self.poses, default=0)
+        """Acquisition time of the newest view, the last to arrive, 0 while there is none."""
+        return self._map.keys()[-1] if len(self._map) else 0
 
     @property
     def patches_per_view(self) -> int:
@@ -157,11 +157,12 @@ class SceneMemory:
             if not len(self._map) and (floor := floor_height(points.xyz[level])) is not None:
                 # Voxels that begin on the floor hold it in one layer.
                 self._map.clear((*self._config.origin[:2], floor))
-        self._map.add_view(frame.stamp_ns, features, points.xyz, points.rgb, points.valid, level)
+        order = self._selector.order(frame.stamp_ns)
+        self._map.add_view(frame.stamp_ns, features, points.xyz, points.rgb, points.valid, level, order)
         self.poses[frame.stamp_ns] = frame.T_world_camera
         carving = self._config.key_frames.carving
         if carving is not None and not self._config.upstream_numerics:
-            carve_free_space(self._map, frame, carving)
+            carve_free_space(self._map, frame, carving, order)
 
     def _evict(self) -> None:
         while (stamp := self._selector.evict()) is not None:

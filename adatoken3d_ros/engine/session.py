@@ -147,7 +147,7 @@ class SceneSession:
 
     @property
     def stamp_ns(self) -> int:
-        """Newest acquisition time in the scene, 0 while it is empty."""
+        """Acquisition time of the newest view, the last to arrive, 0 while there is none."""
         return self.memory.stamp_ns
 
     def foresee(self, stamp_ns: int, T_world_camera: NDArray[np.float64]) -> Verdict | None:

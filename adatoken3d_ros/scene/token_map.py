@@ -61,7 +61,7 @@ class TokenMap:
     """Voxel means over a changing set of views, equal to pooling the same views from scratch.
 
     Each view is reduced once to one row of sums per voxel. A voxel's sums are always its views' rows added in the order
-    of their keys: a view newer than the others is simply added; any other change adds up the touched voxels anew.
+    of the views: one newer than the others is simply added; any other change adds up the touched voxels anew.
     Nothing is ever subtracted, so no rounding stays behind and every history of the same views gives the same bits.
     Views may come from inference mode or not: the map's own tensors are ordinary ones without gradients.
 
@@ -129,8 +129,8 @@ class TokenMap:
         return len(self._keys)
 
     def keys(self) -> tuple[int, ...]:
-        """Keys of the views, ascending."""
-        return tuple(sorted(self._views))
+        """Keys of the views, oldest first."""
+        return tuple(sorted(self._views, key=lambda key: (self._views[key].order, key)))
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -142,6 +142,7 @@ class TokenMap:
         rgb: Tensor | NDArray[np.uint8],
         valid: Tensor | NDArray[np.bool_] | None = None,
         level: Tensor | NDArray[np.bool_] | None = None,
+        order: int | None = None,
     ) -> None:
         """Add one view's patches.
 
@@ -151,6 +152,7 @@ class TokenMap:
             xyz: (P, 3) scene frame, metres. rgb: (P, 3) uint8.
             valid: (P,) bool; other rows are left out and may hold anything. None: all.
             level: (P,) bool, where the surface faces up, see `level_points`. None: nowhere.
+            order: place among the views; a view is older than those of greater order. None: the key.
 
         Raises:
             TokenMapError: for a key that is there already, shapes that disagree, a point that is not finite, or a
@@ -159,7 +161,8 @@ class TokenMap:
         if key in self._views:
             raise TokenMapError(f"view {key} is already in the map")
         points, colours = torch.as_tensor(xyz).cpu(), torch.as_tensor(rgb).cpu()
-        self._insert(key, self._reduce(features, points, colours, valid, level))
+        view = self._reduce(features, points, colours, valid, level)
+        self._insert(key, replace(view, order=key if order is None else order))
 
     def _insert(self, key: int, view: Contribution) -> None:
         if self._sums is None:
@@ -169,11 +172,10 @@ class TokenMap:
             raise TokenMapError(
                 f"features have {have.shape[1]} channels on {have.device}, the map {want.shape[1]} on {want.device}"
             )
-        newest = not self._views or key > max(self._views)
         self._views[key] = view
         touched = torch.unique_consecutive(view.keys)
         self._allocate(touched)
-        if newest:
+        if key == self.keys()[-1]:
             self._sums.add(self._rows_of(view.keys), view)
         else:
             self._rebuild(touched)
@@ -198,7 +200,7 @@ class TokenMap:
     @torch.inference_mode(False)
     @torch.no_grad()
     def carve(self, voxels: Tensor, before: int) -> int:
-        """Take out what views older than the key `before` hold of some voxels: what they show there has gone.
+        """Take out what views of an order below `before` hold of some voxels: what they show there has gone.
 
         Equal to adding those views without their patches there. A view may be left with no patch at all.
 
@@ -211,7 +213,7 @@ class TokenMap:
         voxels = torch.sort(voxels.cpu()).values
         taken, touched = 0, []
         for key, view in self._views.items():
-            gone = torch.isin(view.keys, voxels) if key < before else torch.zeros(0, dtype=torch.bool)
+            gone = torch.isin(view.keys, voxels) if view.order < before else torch.zeros(0, dtype=torch.bool)
             if not bool(gone.any()):
                 continue
             taken += int(view.count[gone].sum())
@@ -247,7 +249,7 @@ class TokenMap:
 
     def level_points(self) -> NDArray[np.float32]:
         """(n, 3) points of the patches whose surface faces up, scene frame, metres, by view."""
-        found = [view.points[view.level] for _, view in sorted(self._views.items())]
+        found = [self._views[key].points[self._views[key].level] for key in self.keys()]
         points: NDArray[np.float32] = torch.cat([torch.zeros(0, 3), *found]).numpy()
         return points
 
@@ -280,7 +282,7 @@ class TokenMap:
         """Keys of at most `limit` views that hold the most voxels: each adds the most new ones (ties: the newest).
 
         Those of `first` are chosen before all others. The greedy choice holds at least 1 - 1/e of the voxels that the
-        best choice of so many views does. Ascending.
+        best choice of so many views does. Oldest first.
         """
         held = {key: torch.unique_consecutive(view.keys) for key, view in self._views.items()}
         rows = {key: torch.searchsorted(self._keys, keys) for key, keys in held.items()}
@@ -288,10 +290,10 @@ class TokenMap:
         chosen: list[int] = []
         while rows and len(chosen) < limit:
             wanted = [key for key in first if key in rows] or rows
-            best = max(wanted, key=lambda key: (int(missing[rows[key]].sum()), key))
+            best = max(wanted, key=lambda key: (int(missing[rows[key]].sum()), self._views[key].order, key))
             missing[rows.pop(best)] = False
             chosen.append(best)
-        return tuple(sorted(chosen))
+        return tuple(key for key in self.keys() if key in chosen)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -304,10 +306,12 @@ class TokenMap:
         upstream = self.dtype != torch.float32
         part = TokenMap(self.voxel_size, self.origin.numpy(), embed=self._embed, upstream_numerics=upstream)
         part.shift = self.shift.clone()
-        for key in sorted(keys):
+        for key in keys:
             if key not in self._views:
                 raise TokenMapError(f"view {key} is not in the map")
-            part._insert(key, self._views[key])
+        for key in self.keys():
+            if key in keys:
+                part._insert(key, self._views[key])
         return part
 
     def contributions(self) -> dict[int, Contribution]:
@@ -327,7 +331,7 @@ class TokenMap:
         where = self.origin.numpy() if origin is None else origin
         made = TokenMap(self.voxel_size, where, embed=self._embed, upstream_numerics=upstream)
         made.shift = (self.shift if shift is None else shift).clone()
-        for key in sorted(contributions):
+        for key in sorted(contributions, key=lambda key: (contributions[key].order, key)):
             made._insert(key, made._seen_from_here(contributions[key]))
         self.__dict__.update(made.__dict__)
 
@@ -420,7 +424,7 @@ class TokenMap:
         self._slots = torch.cat([self._slots, self._sums.take(len(new))])[order]
 
     def _rebuild(self, touched: Tensor) -> None:
-        """Add up some voxels (ascending) anew from the rows of their views, in the order of the views' keys."""
+        """Add up some voxels (ascending) anew from the rows of their views, in the order of the views."""
         assert self._sums is not None
         self._sums.zero(self._rows_of(touched))
         views = [self._views[key] for key in self.keys()]

@@ -172,3 +172,34 @@ def test_views_are_bounded_by_age_and_distance(make_session: MakeSession, wall_f
         session.observe(wall_frame(i))
         session.encode_pending()
     assert sorted(session.poses) == [wall_frame(i).stamp_ns for i in (3, 4, 5)]
+
+
+def test_a_scene_that_is_kept_when_time_jumps_back_goes_on_being_renewed(
+    make_session: MakeSession, wall_frame: Any, tmp_path: Path
+) -> None:
+    def at(second: int, place: int) -> PosedFrame:
+        return replace(wall_frame(place), stamp_ns=second * 10**9)
+
+    config = SessionConfig(key_frames=KeyFrameConfig(max_views=2), question_views=1)
+    session = looked(make_session(config), [at(100, 0), at(101, 6)])
+    session.save(tmp_path / "scene")
+    loaded = make_session(config)
+    loaded.load(tmp_path / "scene")
+    for one in (session, loaded):
+        for second, place in ((3, 12), (5, 18), (7, 24)):
+            one.observe(at(second, place))
+            one.encode_pending()
+            assert one.stamp_ns == second * 10**9 == one.ask(QUESTION).stamp_ns
+            assert one.memory.asked.keys() == (one.stamp_ns,)
+        assert sorted(one.poses) == [5 * 10**9, 7 * 10**9]
+
+
+def test_what_has_gone_is_forgotten_across_a_jump_in_time(make_session: MakeSession, wall_frame: Any) -> None:
+    session = looked(make_session(), [replace(wall_frame(0), stamp_ns=100 * 10**9)])
+    looked_again = replace(wall_frame(0, depth=4.0), stamp_ns=10**9)
+    session.observe(looked_again)
+    session.encode_pending()
+    scene = session.scene()
+    assert scene is not None
+    in_sight = (scene.xyz[:, 0].abs() < 0.5) & ((scene.xyz[:, 2] - 1).abs() < 0.4)
+    assert bool((scene.xyz[in_sight, 1] > 3.9).all())

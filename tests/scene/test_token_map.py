@@ -332,6 +332,22 @@ def test_what_older_views_hold_of_a_voxel_is_taken_out() -> None:
     assert token_map.carve(there, before=9) == 0
 
 
+def test_views_may_have_an_order_that_is_not_that_of_their_keys() -> None:
+    token_map = TokenMap(0.2)
+    for order, (key, xs) in enumerate([(100, (0.0, 1.0)), (101, (2.0,)), (3, (0.0, 3.0)), (5, (3.0,))]):
+        token_map.add_view(*single(key, *xs), order=order)
+    assert token_map.keys() == (100, 101, 3, 5)
+    assert token_map.cover(1) == (3,), "of equal ones the newest"
+    assert token_map.cover(3, first=(5,)) == (100, 101, 5)
+    assert token_map.subset((3, 100)).keys() == (100, 3)
+    other = TokenMap(0.2)
+    other.restore(token_map.contributions())
+    assert other.keys() == token_map.keys()
+    there = voxel_keys(torch.tensor([[0.0, 0.0, 0.0], [3.0, 0.0, 0.0]]), 0.2)
+    assert token_map.carve(there, before=3) == 3
+    assert token_map.exclusive() == {100: 1, 101: 1, 3: 0, 5: 1}
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.data())
 def test_any_history_with_carving_equals_building_from_what_is_left(data: st.DataObject) -> None:
