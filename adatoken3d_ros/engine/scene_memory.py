@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -67,6 +68,7 @@ class SceneMemory:
         )
         self._selector = KeyFrameSelector(config.key_frames, self._patches, self._map)
         self._asked: TokenMap | None = None
+        self._later: dict[int, PosedFrame] = {}  # encoded before one that arrived earlier, by their order
         self.pending: list[PosedFrame] = []
         self.poses: dict[int, NDArray[np.float64]] = {}
 
@@ -133,6 +135,7 @@ class SceneMemory:
                 problem = error
             self.pending.remove(frame)
         self._evict()
+        self._forget_later()
         self._recentre()
         self._asked = None
         if problem is not None:
@@ -162,7 +165,17 @@ class SceneMemory:
         self.poses[frame.stamp_ns] = frame.T_world_camera
         carving = self._config.key_frames.carving
         if carving is not None and not self._config.upstream_numerics:
-            carve_free_space(self._map, frame, carving, order)
+            # What a later frame saw through has gone, although this one is encoded after it.
+            self._later[order] = frame
+            for place in sorted(self._later):
+                if place >= order:
+                    carve_free_space(self._map, self._later[place], carving, place)
+
+    def _forget_later(self) -> None:
+        """Keeps the encoded frames that have something to say of one that waits, no more of them than views."""
+        first = min((self._selector.order(frame.stamp_ns) for frame in self.pending), default=math.inf)
+        useful = sorted(order for order in self._later if order > first)
+        self._later = {order: self._later[order] for order in useful[-self._config.key_frames.max_views :]}
 
     def _evict(self) -> None:
         while (stamp := self._selector.evict()) is not None:
@@ -216,6 +229,7 @@ class SceneMemory:
         self._selector.clear()
         self._map.clear(self._config.origin)
         self._asked = None
+        self._later.clear()
         self.pending.clear()
         self.poses.clear()
 
@@ -236,6 +250,7 @@ class SceneMemory:
         )
         self._selector.restore(poses)
         self._asked = None
+        self._later.clear()
         self.pending.clear()
         self.poses.clear()
         self.poses.update(poses)

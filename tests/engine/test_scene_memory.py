@@ -203,3 +203,34 @@ def test_what_has_gone_is_forgotten_across_a_jump_in_time(make_session: MakeSess
     assert scene is not None
     in_sight = (scene.xyz[:, 0].abs() < 0.5) & ((scene.xyz[:, 2] - 1).abs() < 0.4)
     assert bool((scene.xyz[in_sight, 1] > 3.9).all())
+
+
+def test_views_that_are_encoded_late_do_not_bring_back_what_has_gone(
+    make_session: MakeSession, wall_frame: Any
+) -> None:
+    """A wall at 2 m is seen, is gone, and stands at 3 m; some of the first one nobody has looked through."""
+    seen = enumerate([(0, 2.0), (1, 2.0), (0, 4.0), (1, 3.0), (2, 3.0)], start=1)
+    frames = [replace(wall_frame(place, depth=depth), stamp_ns=second * 10**9) for second, (place, depth) in seen]
+    config = SessionConfig(key_frames=KeyFrameConfig(0.0, 0.0))
+    expected = looked(make_session(config), frames).scene()
+    assert expected is not None and 0 < int((expected.xyz[:, 1] < 2.1).sum()) < 100
+    for limits in ((None,), (1, None), (1, 1, 1, None), (2, 1, None)):
+        session = make_session(config)
+        for frame in frames:
+            session.observe(frame)
+        for limit in limits:
+            session.encode_pending(limit)
+        scene = session.scene()
+        assert scene is not None and len(session.poses) == len(frames)
+        assert torch.equal(scene.voxel, expected.voxel) and torch.equal(scene.count, expected.count)
+        torch.testing.assert_close(scene.features, expected.features)
+        assert not session.memory._later, "no frame is kept for one that waits no more"
+
+
+def test_frames_that_are_kept_for_older_ones_that_wait_are_bounded(make_session: MakeSession, wall_frame: Any) -> None:
+    session = make_session(SessionConfig(key_frames=KeyFrameConfig(max_views=3)))
+    for i in range(9):
+        session.observe(wall_frame(i))
+        if i:
+            session.encode_pending(1)
+        assert len(session.memory._later) <= 3
