@@ -104,7 +104,7 @@ class SceneMemory:
             self._selector.accepted(frame)
             self.pending.append(frame)
             if len(self.pending) > self._config.key_frames.max_views:  # encoding fails: what waits is bounded, too
-                self._evict()
+                self._selector.forget(self.pending.pop(0).stamp_ns)
         return verdict
 
     def encode(self, limit: int | None = None, should_stop: Callable[[], bool] | None = None) -> int:

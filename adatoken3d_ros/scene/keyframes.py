@@ -99,12 +99,13 @@ class KeyFrameSelector:
     `decide` keeps no view; one is kept from `accepted` on.
 
     `evict` names views that go, the first of these that there is: one that is too far away or too old, the oldest
-    first; over `max_views` or `max_voxels` the view that is missed least, the one of least worth, of equal ones the
-    oldest. A view's worth is the number of voxels that no other view holds, divided by 1 + d / `near` for a camera d
-    metres away from the newest one: without that, a robot that drives on would keep where it came from and forget
-    where it is, because neighbouring views show much the same. The newest view always stays, or a robot in a room that
-    it knows would encode the same place again and again; a view that is not in the map yet goes when no other is left.
-    The newest view is the one that was accepted last, not the one with the greatest stamp: time may jump back.
+    first; over `max_views` or `max_voxels` in the map the one of these that is missed least, that of least worth, of
+    equal ones the oldest. A view's worth is the number of voxels that no other view holds, divided by 1 + d / `near`
+    for a camera d metres away from the newest one: without that, a robot that drives on would keep where it came from
+    and forget where it is, because neighbouring views show much the same. The newest view always stays, or a robot in a
+    room that it knows would encode the same place again and again. Views that wait to be encoded are for the caller to
+    bound: the encoded ones, of which the scene consists, do not go for them. The newest view is the one that was
+    accepted last, not the one with the greatest stamp: time may jump back.
 
     Args:
         config: thresholds. patches: where depth is looked at.
@@ -230,11 +231,11 @@ class KeyFrameSelector:
                 del self._views[stamp]
                 return stamp
         crowded = self._map is not None and self._map.n_voxels > self.config.max_voxels
-        if len(self._views) <= (1 if crowded else self.config.max_views):
+        if len(self._views if self._map is None else self._map) <= (1 if crowded else self.config.max_views):
             return None
-        exclusive = {} if self._map is None else self._map.exclusive()
-        unknown = 0 if self._map is None else math.inf
-        least = min(others, key=lambda stamp: exclusive.get(stamp, unknown) / (1.0 + away[stamp] / self.config.near))
+        exclusive = dict.fromkeys(self._views, 0) if self._map is None else self._map.exclusive()
+        encoded = [stamp for stamp in others if stamp in exclusive]
+        least = min(encoded, key=lambda stamp: exclusive[stamp] / (1.0 + away[stamp] / self.config.near))
         del self._views[least]
         return least
 

@@ -169,6 +169,29 @@ def test_while_nothing_can_be_encoded_no_more_waits_than_may_be_kept(
     assert session.stamp_ns == wall_frame(7).stamp_ns
 
 
+def test_while_nothing_can_be_encoded_the_scene_stays(
+    make_session: Callable[..., SceneSession], wall_frame: Callable[..., PosedFrame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = make_session(SessionConfig(key_frames=KeyFrameConfig(max_views=3), question_views=2))
+    for i in range(3):
+        session.observe(wall_frame(i))
+        session.encode_pending()
+    scene, encode = sorted(session.poses), session.model.encode_images
+    asked = session.memory.asked.keys()
+    monkeypatch.setattr(session.model, "encode_images", fail_above(encode, len, 0, []))
+    for i in range(3, 9):
+        session.observe(wall_frame(i))
+        with pytest.raises(torch.OutOfMemoryError):
+            session.encode_pending()
+        assert sorted(session.poses) == scene and session.memory.asked.keys() == asked
+    # The newest of those that wait, one at a time: each takes the place of one view, not of all for whom it waits.
+    monkeypatch.setattr(session.model, "encode_images", encode)
+    assert [frame.stamp_ns for frame in session.memory.pending] == [wall_frame(i).stamp_ns for i in (6, 7, 8)]
+    assert session.encode_pending(1) == 1
+    assert len(session.poses) == 3 and wall_frame(8).stamp_ns in session.poses
+    assert wall_frame(8).stamp_ns in set(session.memory.asked.keys())
+
+
 def test_what_counts_as_out_of_memory() -> None:
     assert is_out_of_memory(torch.OutOfMemoryError(ADVICE)) and is_out_of_memory(MemoryError())
     assert not is_out_of_memory(RuntimeError("shapes cannot be multiplied")) and not is_out_of_memory(ValueError())
