@@ -238,7 +238,10 @@ class SceneMemory:
         save_scene(path, self._map, self.poses, model_hash=self._model.config.hash(), frame_id=frame_id)
 
     def load(self, path: str | Path, frame_id: str) -> int:
-        """Replaces the scene by a saved one and returns its number of views; raises as `scene.storage.load_scene`."""
+        """Replaces the scene by a saved one, as much of it as may be kept, and returns its number of views.
+
+        Raises as `scene.storage.load_scene`.
+        """
         poses = load_scene(
             path,
             self._map,
@@ -254,4 +257,5 @@ class SceneMemory:
         self.pending.clear()
         self.poses.clear()
         self.poses.update(poses)
-        return len(poses)
+        self._evict()
+        return len(self.poses)

@@ -182,7 +182,7 @@ class SceneSession:
         self.memory.save(path, frame_id)
 
     def load(self, path: str | Path, frame_id: str = "map") -> int:
-        """Replaces the scene by a saved one and returns its number of views; raises as `scene.storage.load_scene`."""
+        """Replaces the scene by a saved one and returns its number of views; see `SceneMemory.load`."""
         views = self.memory.load(path, frame_id)
         self.prepared.forget()
         return views

@@ -234,3 +234,14 @@ def test_frames_that_are_kept_for_older_ones_that_wait_are_bounded(make_session:
         if i:
             session.encode_pending(1)
         assert len(session.memory._later) <= 3
+
+
+@pytest.mark.parametrize("limits", [{"max_views": 2}, {"max_voxels": 100}, {"max_views": 3, "max_age": 1.5}])
+def test_of_a_loaded_scene_as_much_is_kept_as_may_be(
+    make_session: MakeSession, walk: list[PosedFrame], tmp_path: Path, limits: dict[str, Any]
+) -> None:
+    looked(make_session(AUTO), walk).save(tmp_path / "scene")
+    small = make_session(replace(AUTO, key_frames=KeyFrameConfig(0.0, 0.0, **limits)))
+    views, scene = small.load(tmp_path / "scene"), small.scene()
+    assert scene is not None and views == len(small.poses) == len(small.memory) <= limits.get("max_views", 20)
+    assert walk[-1].stamp_ns in small.poses and (len(scene) <= limits.get("max_voxels", 20_000) or views == 1)
