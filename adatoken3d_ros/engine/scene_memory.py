@@ -126,6 +126,7 @@ class SceneMemory:
                     features = self._features(frames, points)
             except Cancelled:
                 return 0
+        self._asked = None
         problem: TokenMapError | None = None
         for frame, point, view_features in zip(frames, points, features, strict=True):
             try:
@@ -137,7 +138,6 @@ class SceneMemory:
         self._evict()
         self._forget_later()
         self._recentre()
-        self._asked = None
         if problem is not None:
             raise problem
         return len(frames)
@@ -161,7 +161,8 @@ class SceneMemory:
                 # Voxels that begin on the floor hold it in one layer.
                 self._map.clear((*self._config.origin[:2], floor))
         order = self._selector.order(frame.stamp_ns)
-        self._map.add_view(frame.stamp_ns, features, points.xyz, points.rgb, points.valid, level, order)
+        if frame.stamp_ns not in self.poses:  # else it has been added, and carving ran out of memory
+            self._map.add_view(frame.stamp_ns, features, points.xyz, points.rgb, points.valid, level, order)
         self.poses[frame.stamp_ns] = frame.T_world_camera
         carving = self._config.key_frames.carving
         if carving is not None and not self._config.upstream_numerics:
@@ -178,10 +179,15 @@ class SceneMemory:
         self._later = {order: self._later[order] for order in useful[-self._config.key_frames.max_views :]}
 
     def _evict(self) -> None:
-        while (stamp := self._selector.evict()) is not None:
-            self.pending = [frame for frame in self.pending if frame.stamp_ns != stamp]
-            if self.poses.pop(stamp, None) is not None:
+        """Drops what is too much, and what an error has left in the map before."""
+        evicted = True
+        while evicted:
+            kept = set(self._selector.stamps())
+            self.pending = [frame for frame in self.pending if frame.stamp_ns in kept]
+            for stamp in self.poses.keys() - kept:
                 self._map.remove_view(stamp)
+                del self.poses[stamp]
+            evicted = self._selector.evict() is not None
 
     def _recentre(self) -> None:
         if self._config.origin_mode is not OriginMode.AUTO:

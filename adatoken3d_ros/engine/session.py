@@ -160,11 +160,11 @@ class SceneSession:
 
     def encode_pending(self, limit: int | None = None, should_stop: Callable[[], bool] | None = None) -> int:
         """Encodes the newest `limit` of the frames that wait, see `SceneMemory.encode`; returns how many."""
-        before = len(self.memory.pending)
+        before = len(self.memory.pending), len(self.memory)
         try:
             return self.memory.encode(limit, should_stop)
         finally:
-            if len(self.memory.pending) != before:
+            if (len(self.memory.pending), len(self.memory)) != before:
                 self.prepared.forget()
 
     def scene(self) -> SpatialTokens | None:
