@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 
 from adatoken3d_ros.engine.answer import Question, Status
 from adatoken3d_ros.engine.session import OriginMode, SceneSession, SessionConfig
+from adatoken3d_ros.engine.worker import Worker
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.keyframes import KeyFrameConfig
 from adatoken3d_ros.scene.patches import patch_points
@@ -163,6 +165,32 @@ def test_a_frame_without_a_place_is_given_up_and_the_others_are_encoded(
         session.encode_pending()
     assert sorted(session.poses) == [walk[0].stamp_ns, walk[2].stamp_ns] and not session.memory.pending
     assert session.ask(QUESTION).status in (Status.OK, Status.TRUNCATED)
+
+
+def test_a_frame_is_not_blamed_for_another_that_waited(
+    make_session: MakeSession, walk: list[PosedFrame], caplog: pytest.LogCaptureFixture
+) -> None:
+    T = walk[1].T_world_camera.copy()
+    T[0, 3] = 1e7
+    lost, session, fates = replace(walk[1], T_world_camera=T), make_session(AUTO), SimpleQueue[str]()
+    worker = Worker(lambda: session, on_frame=fates.put, ahead=0.0)
+    worker.start()
+    seen = []
+    try:
+        # What waits already, and the frame that comes.
+        for waits, frame in (
+            (lost, walk[0]),
+            (None, replace(lost, stamp_ns=77)),
+            (replace(lost, stamp_ns=78), walk[0]),
+        ):
+            if waits is not None:
+                worker.call(lambda session, waits=waits: session.observe(waits)).result(20.0)
+            worker.submit_frame(lambda frame=frame: frame)
+            seen.append(fates.get(timeout=20.0).partition(":")[0])
+    finally:
+        assert worker.stop(20.0)
+    assert seen == ["key_frame", "error", "duplicate_stamp"]
+    assert caplog.text.count("a view that waited could not be used") == 2 and list(session.poses) == [walk[0].stamp_ns]
 
 
 def test_views_are_bounded_by_age_and_distance(make_session: MakeSession, wall_frame: Any) -> None:
