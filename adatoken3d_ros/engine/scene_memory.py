@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -67,6 +68,7 @@ class SceneMemory:
         )
         self._selector = KeyFrameSelector(config.key_frames, self._patches, self._map)
         self._asked: TokenMap | None = None
+        self._later: dict[int, PosedFrame] = {}  # encoded before one that arrived earlier, by their order
         self.pending: list[PosedFrame] = []
         self.poses: dict[int, NDArray[np.float64]] = {}
 
@@ -81,8 +83,8 @@ class SceneMemory:
 
     @property
     def stamp_ns(self) -> int:
-        """Newest acquisition time in the scene, 0 while it is empty."""
-        return max(self.poses, default=0)
+        """Acquisition time of the newest view, the last to arrive, 0 while there is none."""
+        return self._map.keys()[-1] if len(self._map) else 0
 
     @property
     def patches_per_view(self) -> int:
@@ -102,7 +104,7 @@ class SceneMemory:
             self._selector.accepted(frame)
             self.pending.append(frame)
             if len(self.pending) > self._config.key_frames.max_views:  # encoding fails: what waits is bounded, too
-                self._evict()
+                self._selector.forget(self.pending.pop(0).stamp_ns)
         return verdict
 
     def encode(self, limit: int | None = None, should_stop: Callable[[], bool] | None = None) -> int:
@@ -124,6 +126,7 @@ class SceneMemory:
                     features = self._features(frames, points)
             except Cancelled:
                 return 0
+        self._asked = None
         problem: TokenMapError | None = None
         for frame, point, view_features in zip(frames, points, features, strict=True):
             try:
@@ -133,8 +136,8 @@ class SceneMemory:
                 problem = error
             self.pending.remove(frame)
         self._evict()
+        self._forget_later()
         self._recentre()
-        self._asked = None
         if problem is not None:
             raise problem
         return len(frames)
@@ -157,17 +160,34 @@ class SceneMemory:
             if not len(self._map) and (floor := floor_height(points.xyz[level])) is not None:
                 # Voxels that begin on the floor hold it in one layer.
                 self._map.clear((*self._config.origin[:2], floor))
-        self._map.add_view(frame.stamp_ns, features, points.xyz, points.rgb, points.valid, level)
+        order = self._selector.order(frame.stamp_ns)
+        if frame.stamp_ns not in self.poses:  # else it has been added, and carving ran out of memory
+            self._map.add_view(frame.stamp_ns, features, points.xyz, points.rgb, points.valid, level, order)
         self.poses[frame.stamp_ns] = frame.T_world_camera
         carving = self._config.key_frames.carving
         if carving is not None and not self._config.upstream_numerics:
-            carve_free_space(self._map, frame, carving)
+            # What a later frame saw through has gone, although this one is encoded after it.
+            self._later[order] = frame
+            for place in sorted(self._later):
+                if place >= order:
+                    carve_free_space(self._map, self._later[place], carving, place)
+
+    def _forget_later(self) -> None:
+        """Keeps the encoded frames that have something to say of one that waits, no more of them than views."""
+        first = min((self._selector.order(frame.stamp_ns) for frame in self.pending), default=math.inf)
+        useful = sorted(order for order in self._later if order > first)
+        self._later = {order: self._later[order] for order in useful[-self._config.key_frames.max_views :]}
 
     def _evict(self) -> None:
-        while (stamp := self._selector.evict()) is not None:
-            self.pending = [frame for frame in self.pending if frame.stamp_ns != stamp]
-            if self.poses.pop(stamp, None) is not None:
+        """Drops what is too much, and what an error has left in the map before."""
+        evicted = True
+        while evicted:
+            kept = set(self._selector.stamps())
+            self.pending = [frame for frame in self.pending if frame.stamp_ns in kept]
+            for stamp in self.poses.keys() - kept:
                 self._map.remove_view(stamp)
+                del self.poses[stamp]
+            evicted = self._selector.evict() is not None
 
     def _recentre(self) -> None:
         if self._config.origin_mode is not OriginMode.AUTO:
@@ -215,6 +235,7 @@ class SceneMemory:
         self._selector.clear()
         self._map.clear(self._config.origin)
         self._asked = None
+        self._later.clear()
         self.pending.clear()
         self.poses.clear()
 
@@ -223,7 +244,10 @@ class SceneMemory:
         save_scene(path, self._map, self.poses, model_hash=self._model.config.hash(), frame_id=frame_id)
 
     def load(self, path: str | Path, frame_id: str) -> int:
-        """Replaces the scene by a saved one and returns its number of views; raises as `scene.storage.load_scene`."""
+        """Replaces the scene by a saved one, as much of it as may be kept, and returns its number of views.
+
+        Raises as `scene.storage.load_scene`.
+        """
         poses = load_scene(
             path,
             self._map,
@@ -235,7 +259,9 @@ class SceneMemory:
         )
         self._selector.restore(poses)
         self._asked = None
+        self._later.clear()
         self.pending.clear()
         self.poses.clear()
         self.poses.update(poses)
-        return len(poses)
+        self._evict()
+        return len(self.poses)

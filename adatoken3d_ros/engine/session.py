@@ -27,7 +27,7 @@ from adatoken3d_ros.engine.requests import InvalidRequest, check_question, click
 from adatoken3d_ros.engine.scene_memory import SceneMemory
 from adatoken3d_ros.engine.warmup import latency_model
 from adatoken3d_ros.model.llava3d import Llava3D, Spliced
-from adatoken3d_ros.model.prompt import PromptIds, build_prompt, parse_boxes
+from adatoken3d_ros.model.prompt import PromptIds, build_prompt, move_boxes, parse_boxes
 from adatoken3d_ros.pruning import flops
 from adatoken3d_ros.pruning.gate import Cancelled, Layout, Prefill, generate, prefill
 from adatoken3d_ros.pruning.policies import Policy, make_policy
@@ -147,7 +147,7 @@ class SceneSession:
 
     @property
     def stamp_ns(self) -> int:
-        """Newest acquisition time in the scene, 0 while it is empty."""
+        """Acquisition time of the newest view, the last to arrive, 0 while there is none."""
         return self.memory.stamp_ns
 
     def foresee(self, stamp_ns: int, T_world_camera: NDArray[np.float64]) -> Verdict | None:
@@ -166,11 +166,11 @@ class SceneSession:
         return views
 
     def _encode(self, limit: int | None, should_stop: Callable[[], bool] | None = None) -> int:
-        before = len(self.memory.pending)
+        before = len(self.memory.pending), len(self.memory)
         try:
             return self.memory.encode(limit, should_stop)
         finally:
-            if len(self.memory.pending) != before:
+            if (len(self.memory.pending), len(self.memory)) != before:
                 self.prepared.forget()
 
     def scene(self) -> SpatialTokens | None:
@@ -188,7 +188,7 @@ class SceneSession:
         self.memory.save(path, frame_id)
 
     def load(self, path: str | Path, frame_id: str = "map") -> int:
-        """Replaces the scene by a saved one and returns its number of views; raises as `scene.storage.load_scene`."""
+        """Replaces the scene by a saved one and returns its number of views; see `SceneMemory.load`."""
         views = self.memory.load(path, frame_id)
         self.prepared.forget()
         return views
@@ -421,7 +421,11 @@ class SceneSession:
         on_text: Callable[[str, int], None] | None,
         should_stop: Callable[[], bool],
     ) -> Answer:
-        """Decodes until the model ends, the limit (`asked` unless the plan is shorter), the deadline or a cancel."""
+        """Decodes until the model ends, the limit (`asked` unless the plan is shorter), the deadline or a cancel.
+
+        The model writes boxes as it sees the scene, from its origin; what leaves here is in the scene frame.
+        """
+        origin = self.memory.origin
         ids: list[int] = []
         text, cached = "", sum(filled.cache.lengths)
         status, message = Status.OK, pace.warning
@@ -429,7 +433,7 @@ class SceneSession:
             ids.append(token)
             text = self._decode(ids)
             if on_text is not None:
-                on_text(text, len(ids))
+                on_text(move_boxes(text, origin), len(ids))
             if should_stop():
                 status, message = Status.CANCELLED, f"cancelled after {len(ids)} tokens"
                 break
@@ -452,9 +456,9 @@ class SceneSession:
         elif status is Status.TRUNCATED:
             lengths.add_cut(answer.question.text, len(ids), asked)
         boxes = tuple(
-            Box(_triple(np.asarray(box[:3]) + self.memory.origin), _triple(np.asarray(box[3:6])))
-            for box in parse_boxes(text)
+            Box(_triple(np.asarray(box[:3]) + origin), _triple(np.asarray(box[3:6]))) for box in parse_boxes(text)
         )
+        text = move_boxes(text, origin)
         return replace(answer, status=status, status_message=message, text=text, boxes=boxes)
 
     def _situation(

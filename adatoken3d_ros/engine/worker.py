@@ -264,18 +264,23 @@ class Worker:
         if offered is None:
             return
         source, view = offered
-        no_memory = False
+        no_memory, verdict, observed = False, None, None
         try:
             verdict = None if view is None else session.foresee(*view())
             if verdict is None:
                 self._cannot_prepare = False
-                verdict = session.observe(source())
+                observed = source()
+                verdict = session.observe(observed)
             outcome = verdict.value
             if encode:
                 # A view that a question interrupts waits on: the question's plan says whether it is encoded for it.
                 session.encode_pending(should_stop=self._is_wanted)
         except ValueError as error:
-            outcome = f"error: {error}"
+            waits = observed is not None and observed.stamp_ns not in session.poses
+            if verdict is None or (verdict.value == "key_frame" and waits):
+                outcome = f"error: {error}"
+            else:
+                logger.error("a view that waited could not be used: %s", error)
         except Exception as error:
             no_memory = is_out_of_memory(error)
             outcome = f"error: {describe(error)}" + " (the view waits to be encoded)" * no_memory

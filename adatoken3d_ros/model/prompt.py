@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -52,6 +52,8 @@ CLICK_MARK = "\N{OBJECT REPLACEMENT CHARACTER}"
 _GROUP = re.compile(r"\[([^\[\]]*)\]")
 _NUMBER = re.compile(r"[+-]?(?:(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|nan|inf|infinity)", re.IGNORECASE)
 _SEPARATOR = re.compile(r"\s*[,;]\s*|\s+")
+_WORD = re.compile(r"[^\s,;\[\]]+")
+_OPEN_NUMBERS = re.compile(r"\s*\[[0-9\s,;.eE+\-\N{MINUS SIGN}]*$")  # a bracket that may still become a box
 
 
 class PromptError(ValueError):
@@ -189,6 +191,41 @@ def parse_boxes(text: str) -> list[tuple[float, ...]]:
         for group in _GROUP.finditer(text)
         if len(numbers := _numbers(group[1])) in (6, 9) and all(math.isfinite(v) for v in numbers)
     ]
+
+
+def move_boxes(text: str, by: Sequence[float]) -> str:
+    """The text of an answer with the centre of each of its boxes (see `parse_boxes`) moved by (3,) metres.
+
+    Numbers keep their decimals (one with an exponent is written as it comes) and all else stays as it is, but a bracket
+    of numbers at the end that is not closed is left out, with the space before it: it may be half a box, whose numbers
+    could not be told from moved ones. So what this makes of an unfinished text begins what it makes of the whole.
+    Nothing changes where `by` is zero.
+    """
+    if not any(by):
+        return text
+
+    def move(group: re.Match[str]) -> str:
+        numbers = _numbers(group[1])
+        if len(numbers) not in (6, 9) or not all(math.isfinite(v) for v in numbers):
+            return group[0]
+        steps = iter(by)
+        return _WORD.sub(lambda word: _moved(word[0], next(steps)), group[0], count=3)
+
+    return _GROUP.sub(move, _OPEN_NUMBERS.sub("", text))
+
+
+def _moved(number: str, by: float) -> str:
+    plain = number.replace("\N{MINUS SIGN}", "-")
+    value = float(plain) + by
+    if "e" in plain.lower():
+        return repr(value)
+    _, point, decimals = plain.partition(".")
+    written = f"{value:{'#' if point else ''}.{len(decimals)}f}"
+    if not float(written):
+        written = written.removeprefix("-")
+    elif value > 0 and plain.startswith("+"):
+        written = f"+{written}"
+    return written.replace("-", "\N{MINUS SIGN}") if "\N{MINUS SIGN}" in number else written
 
 
 def check_text(text: str, *, max_chars: int | None = MAX_QUESTION_CHARS, special: list[str] | None = None) -> None:

@@ -23,6 +23,7 @@ class Contribution:
         level: (P,) bool, whether the surface faces up there.
         position: (R, H) float32, sums of the embedded points, on the device of the features. All others but the
             features are on the CPU.
+        order: place of the view among the others, see `TokenMap.add_view`.
     """
 
     keys: Tensor
@@ -33,6 +34,7 @@ class Contribution:
     points: Tensor
     level: Tensor
     position: Tensor
+    order: int = 0
 
     def rows(self, kept: Tensor) -> Contribution:
         """Only the rows where `kept` (R,) bool is true."""
@@ -46,6 +48,7 @@ class Contribution:
             self.points[patches],
             self.level[patches],
             self.position[kept.to(device)],
+            self.order,
         )
 
 

@@ -7,6 +7,7 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -42,7 +43,8 @@ class KeyFrameConfig:
         min_translation: metres. min_rotation: degrees. A frame is new if it differs by one of them from each kept view.
         max_views: views that are kept. max_voxels: occupied voxels that are kept, as far as dropping views can do it.
         near: metres; a view so far away from the newest one is worth half of what it would be worth there.
-        far: metres from the newest view beyond which no view is kept. max_age: seconds that views are kept.
+        far: metres from the newest view beyond which no view is kept.
+        max_age: seconds that views are kept; those from before stamps jumped back are not if it is finite.
         min_gain: share of a frame's patches that must lie where nothing was seen yet, unless the scene has changed.
         min_sharpness: share of the recent frames' median sharpness below which a frame counts as blurred; 0: never.
         sharpness_wait: seconds for which a sharper frame is waited for.
@@ -86,17 +88,24 @@ class KeyFrameConfig:
             )
 
 
+class _View(NamedTuple):
+    order: int
+    T_world_camera: NDArray[np.float64]
+
+
 class KeyFrameSelector:
     """Picks key frames: sharp ones from a new place that show something new, or from any place that has changed.
 
     `decide` keeps no view; one is kept from `accepted` on.
 
     `evict` names views that go, the first of these that there is: one that is too far away or too old, the oldest
-    first; over `max_views` or `max_voxels` the view that is missed least, the one of least worth, of equal ones the
-    oldest. A view's worth is the number of voxels that no other view holds, divided by 1 + d / `near` for a camera d
-    metres away from the newest one: without that, a robot that drives on would keep where it came from and forget
-    where it is, because neighbouring views show much the same. The newest view always stays, or a robot in a room that
-    it knows would encode the same place again and again; a view that is not in the map yet goes when no other is left.
+    first; over `max_views` or `max_voxels` in the map the one of these that is missed least, that of least worth, of
+    equal ones the oldest. A view's worth is the number of voxels that no other view holds, divided by 1 + d / `near`
+    for a camera d metres away from the newest one: without that, a robot that drives on would keep where it came from
+    and forget where it is, because neighbouring views show much the same. The newest view always stays, or a robot in a
+    room that it knows would encode the same place again and again. Views that wait to be encoded are for the caller to
+    bound: the encoded ones, of which the scene consists, do not go for them. The newest view is the one that was
+    accepted last, not the one with the greatest stamp: time may jump back.
 
     Args:
         config: thresholds. patches: where depth is looked at.
@@ -120,7 +129,8 @@ class KeyFrameSelector:
 
     def clear(self) -> None:
         """Forget all views and stamps (a new scene, or time jumped back)."""
-        self._views: dict[int, NDArray[np.float64]] = {}
+        self._views: dict[int, _View] = {}  # by stamp, in the order of arrival
+        self._arrived = 0
         self._stamps: deque[int] = deque(maxlen=self.REMEMBERED_STAMPS)
         self._looked: int | None = None  # stamp of the last frame in which a change was looked for, or that was kept
         self._blur.clear()
@@ -129,18 +139,22 @@ class KeyFrameSelector:
         return len(self._views)
 
     def stamps(self) -> tuple[int, ...]:
-        """Stamps of the kept views, ascending, nanoseconds."""
-        return tuple(sorted(self._views))
+        """Stamps of the kept views in the order of their arrival, nanoseconds."""
+        return tuple(self._views)
+
+    def order(self, stamp_ns: int) -> int:
+        """How many views had been accepted before this one, which is kept."""
+        return self._views[stamp_ns].order
 
     def poses(self) -> dict[int, NDArray[np.float64]]:
-        """{stamp: T_world_camera} of the kept views."""
-        return dict(self._views)
+        """{stamp: T_world_camera} of the kept views in the order of their arrival."""
+        return {stamp: view.T_world_camera for stamp, view in self._views.items()}
 
     def restore(self, poses: dict[int, NDArray[np.float64]]) -> None:
-        """Replaces the views by these {stamp: T_world_camera}."""
+        """Replaces the views by these {stamp: T_world_camera}, oldest first."""
         self.clear()
-        self._views.update(poses)
-        self._stamps.extend(sorted(poses))
+        for stamp, pose in poses.items():
+            self._keep(stamp, pose)
 
     def foresee(self, stamp_ns: int, T_world_camera: NDArray[np.float64]) -> Verdict | None:
         """What `decide` would say of a frame, as far as its stamp and its pose (4, 4) tell; None: it has to be seen."""
@@ -186,10 +200,14 @@ class KeyFrameSelector:
         """
         if frame.stamp_ns in self._stamps:
             raise ValueError(f"a frame with stamp {frame.stamp_ns} ns was accepted before")
-        self._views[frame.stamp_ns] = frame.T_world_camera
-        self._stamps.append(frame.stamp_ns)
+        self._keep(frame.stamp_ns, frame.T_world_camera)
         self._looked = frame.stamp_ns
         self._blur.settled()
+
+    def _keep(self, stamp_ns: int, T_world_camera: NDArray[np.float64]) -> None:
+        self._views[stamp_ns] = _View(self._arrived, T_world_camera)
+        self._arrived += 1
+        self._stamps.append(stamp_ns)
 
     def forget(self, stamp_ns: int) -> None:
         """The view cannot be used; its place is new again, its stamp is not."""
@@ -202,19 +220,22 @@ class KeyFrameSelector:
         """
         if not self._views:
             return None
-        *others, newest = sorted(self._views)
-        here = self._views[newest][:3, 3]
-        away = {stamp: float(np.linalg.norm(self._views[stamp][:3, 3] - here)) for stamp in others}
+        *others, newest = self._views
+        here = self._views[newest].T_world_camera[:3, 3]
+        away = {stamp: float(np.linalg.norm(self._views[stamp].T_world_camera[:3, 3] - here)) for stamp in others}
+        max_age = self.config.max_age * 1e9
         for stamp in others:
-            if away[stamp] > self.config.far or newest - stamp > self.config.max_age * 1e9:
+            # An older view with a later stamp is from before time jumped back: nobody knows how old it is.
+            too_old = math.isfinite(max_age) and not 0 <= newest - stamp <= max_age
+            if away[stamp] > self.config.far or too_old:
                 del self._views[stamp]
                 return stamp
         crowded = self._map is not None and self._map.n_voxels > self.config.max_voxels
-        if len(self._views) <= (1 if crowded else self.config.max_views):
+        if len(self._views if self._map is None else self._map) <= (1 if crowded else self.config.max_views):
             return None
-        exclusive = {} if self._map is None else self._map.exclusive()
-        unknown = 0 if self._map is None else math.inf
-        least = min(others, key=lambda stamp: exclusive.get(stamp, unknown) / (1.0 + away[stamp] / self.config.near))
+        exclusive = dict.fromkeys(self._views, 0) if self._map is None else self._map.exclusive()
+        encoded = [stamp for stamp in others if stamp in exclusive]
+        least = min(encoded, key=lambda stamp: exclusive[stamp] / (1.0 + away[stamp] / self.config.near))
         del self._views[least]
         return least
 
@@ -249,7 +270,7 @@ class KeyFrameSelector:
 
     def _is_known(self, T_world_camera: NDArray[np.float64]) -> bool:
         """Whether a kept view was taken from about there."""
-        return any(self._similar(T_world_camera, pose) for pose in self._views.values())
+        return any(self._similar(T_world_camera, view.T_world_camera) for view in self._views.values())
 
     def _similar(self, a: NDArray[np.float64], b: NDArray[np.float64]) -> bool:
         if np.linalg.norm(a[:3, 3] - b[:3, 3]) >= self.config.min_translation:
@@ -263,11 +284,18 @@ def rotation_angle(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     return math.degrees(2.0 * math.asin(min(1.0, chord)))
 
 
-def carve_free_space(token_map: TokenMap, frame: PosedFrame, config: CarvingConfig | None = None) -> int:
+def carve_free_space(
+    token_map: TokenMap, frame: PosedFrame, config: CarvingConfig | None = None, order: int | None = None
+) -> int:
     """Take out of the map what views older than the frame hold of voxels that the frame looks through.
+
+    Args:
+        order: of the frame among the views of the map, see `TokenMap.add_view`. None: its stamp.
 
     Returns:
         How many patches were taken out.
     """
     through = seen_through(frame, token_map.centres(), token_map.voxel_size, config)
-    return token_map.carve(token_map.occupied_keys[torch.from_numpy(through)], frame.stamp_ns)
+    return token_map.carve(
+        token_map.occupied_keys[torch.from_numpy(through)], frame.stamp_ns if order is None else order
+    )

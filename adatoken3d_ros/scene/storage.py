@@ -46,7 +46,7 @@ def save_scene(
     """
     path = Path(path)
     views = token_map.contributions()
-    stamps = sorted(views)
+    stamps = list(token_map.keys())
     if not stamps:
         raise SceneFileError(f"{path}: there is no view to save")
     missing = [stamp for stamp in stamps if stamp not in poses]
@@ -92,7 +92,7 @@ def load_scene(
             own must be the file's, and the model's stays.
 
     Returns:
-        {stamp: T_world_camera (4, 4)} of the views.
+        {stamp: T_world_camera (4, 4)} of the views, oldest first; their orders in the map are 0, 1, ...
 
     Raises:
         OSError: if the file cannot be read.
@@ -125,7 +125,8 @@ def load_scene(
     for i, stamp in enumerate(tensors["stamps"].tolist()):
         part = {name: parts[name][i] for name in parts}
         part["features"] = part["features"].to(device)
-        views[stamp] = Contribution(**part, position=part["features"].new_zeros(rows[i], 0, dtype=torch.float32))
+        nothing = part["features"].new_zeros(rows[i], 0, dtype=torch.float32)
+        views[stamp] = Contribution(**part, position=nothing, order=i)
     token_map.restore(views, origin, shift)
     return dict(zip(views, tensors["poses"].numpy(), strict=True))
 
@@ -187,9 +188,9 @@ def _check_tensors(path: Path, tensors: dict[str, Tensor], channels: int, dtype:
         raise SceneFileError(f"{path}: a voxel of {int(tensors['count'].min())} patches")
     if rows and int(tensors["count"].max()) > patches or int(tensors["count"].sum()) != patches:
         raise SceneFileError(f"{path}: its voxels have {int(tensors['count'].sum())} patches, there are {patches}")
-    if bool((tensors["stamps"].diff() <= 0).any()):
-        raise SceneFileError(f"{path}: its stamps do not ascend")
-    stamps = tensors["stamps"].tolist()
+    stamps = tensors["stamps"].tolist()  # in the order of arrival: they go back where time did
+    if len(set(stamps)) < views:
+        raise SceneFileError(f"{path}: two of its views have the same stamp")
     repeated = dtype != torch.float32  # upstream's numbers keep a row per patch
     for stamp, keys in zip(stamps, torch.split(tensors["keys"], tensors["rows"].tolist()), strict=True):
         steps = keys.diff()

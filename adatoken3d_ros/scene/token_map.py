@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -61,9 +62,11 @@ class TokenMap:
     """Voxel means over a changing set of views, equal to pooling the same views from scratch.
 
     Each view is reduced once to one row of sums per voxel. A voxel's sums are always its views' rows added in the order
-    of their keys: a view newer than the others is simply added; any other change adds up the touched voxels anew.
+    of the views: one newer than the others is simply added; any other change adds up the touched voxels anew.
     Nothing is ever subtracted, so no rounding stays behind and every history of the same views gives the same bits.
-    Views may come from inference mode or not: the map's own tensors are ordinary ones without gradients.
+    Views may come from inference mode or not: the map's own tensors are ordinary ones without gradients. A change that
+    an error ends half-way, as one out of memory may, has not been: the views are as they were, and the sums are added
+    up anew when they are next needed.
 
     The model sees the scene from `model_origin`, which `move_origin` takes a whole number of voxels away from the
     map's own origin, so that every patch stays in its voxel. What depends on it, the `embed`ded points, is summed apart
@@ -117,7 +120,8 @@ class TokenMap:
         self._views: dict[int, Contribution] = {}
         self._keys = torch.empty(0, dtype=torch.int64)  # occupied voxels, ascending, and the row of each in the sums
         self._slots = torch.empty(0, dtype=torch.int64)
-        self._sums: Sums | None = None  # grows with the scene, made when the first view tells C and the device
+        # Grows with the scene, made when the first view tells C and the device, or after an error.
+        self._sums: Sums | None = None
 
     def __len__(self) -> int:
         """Number of views."""
@@ -129,8 +133,8 @@ class TokenMap:
         return len(self._keys)
 
     def keys(self) -> tuple[int, ...]:
-        """Keys of the views, ascending."""
-        return tuple(sorted(self._views))
+        """Keys of the views, oldest first."""
+        return tuple(sorted(self._views, key=lambda key: (self._views[key].order, key)))
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -142,6 +146,7 @@ class TokenMap:
         rgb: Tensor | NDArray[np.uint8],
         valid: Tensor | NDArray[np.bool_] | None = None,
         level: Tensor | NDArray[np.bool_] | None = None,
+        order: int | None = None,
     ) -> None:
         """Add one view's patches.
 
@@ -151,6 +156,7 @@ class TokenMap:
             xyz: (P, 3) scene frame, metres. rgb: (P, 3) uint8.
             valid: (P,) bool; other rows are left out and may hold anything. None: all.
             level: (P,) bool, where the surface faces up, see `level_points`. None: nowhere.
+            order: place among the views; a view is older than those of greater order. None: the key.
 
         Raises:
             TokenMapError: for a key that is there already, shapes that disagree, a point that is not finite, or a
@@ -159,24 +165,44 @@ class TokenMap:
         if key in self._views:
             raise TokenMapError(f"view {key} is already in the map")
         points, colours = torch.as_tensor(xyz).cpu(), torch.as_tensor(rgb).cpu()
-        self._insert(key, self._reduce(features, points, colours, valid, level))
+        view = self._reduce(features, points, colours, valid, level)
+        self._insert(key, replace(view, order=key if order is None else order))
 
     def _insert(self, key: int, view: Contribution) -> None:
-        if self._sums is None:
-            self._sums = Sums(view)
-        have, want = view.features, self._sums.features
+        have, want = view.features, next(iter(self._views.values()), view).features
         if have.shape[1] != want.shape[1] or have.device != want.device:
             raise TokenMapError(
                 f"features have {have.shape[1]} channels on {have.device}, the map {want.shape[1]} on {want.device}"
             )
-        newest = not self._views or key > max(self._views)
-        self._views[key] = view
-        touched = torch.unique_consecutive(view.keys)
-        self._allocate(touched)
-        if newest:
-            self._sums.add(self._rows_of(view.keys), view)
-        else:
-            self._rebuild(touched)
+        with self._whole_or_not_at_all():
+            sums = self._added_up() if self._views else Sums(view)
+            self._sums, self._views[key] = sums, view
+            touched = torch.unique_consecutive(view.keys)
+            self._allocate(touched)
+            if key == self.keys()[-1]:
+                sums.add(self._rows_of(view.keys), view)
+            else:
+                self._rebuild(touched)
+
+    @contextmanager
+    def _whole_or_not_at_all(self) -> Iterator[None]:
+        """Undoes a change of the views that is not finished; the sums may be anything then and are given up."""
+        views, keys, slots, shift = dict(self._views), self._keys, self._slots, self.shift
+        try:
+            yield
+        except BaseException:
+            self._views, self._keys, self._slots, self.shift, self._sums = views, keys, slots, shift, None
+            raise
+
+    def _added_up(self) -> Sums:
+        """The sums of all views, of which there is at least one; to be called before each use of them."""
+        if self._sums is None:
+            sums = Sums(next(iter(self._views.values())))
+            slots = sums.take(len(self._keys))
+            for key in self.keys():
+                sums.add(slots[torch.searchsorted(self._keys, self._views[key].keys)], self._views[key])
+            self._sums, self._slots = sums, slots
+        return self._sums
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -188,17 +214,19 @@ class TokenMap:
         """
         if key not in self._views:
             raise TokenMapError(f"view {key} is not in the map")
-        touched = torch.unique_consecutive(self._views.pop(key).keys)
-        if not self._views:
+        if len(self._views) == 1:
             self.clear()
             return
-        self._rebuild(touched)
-        self._release(touched)
+        with self._whole_or_not_at_all():
+            self._added_up()
+            touched = torch.unique_consecutive(self._views.pop(key).keys)
+            self._rebuild(touched)
+            self._release(touched)
 
     @torch.inference_mode(False)
     @torch.no_grad()
     def carve(self, voxels: Tensor, before: int) -> int:
-        """Take out what views older than the key `before` hold of some voxels: what they show there has gone.
+        """Take out what views of an order below `before` hold of some voxels: what they show there has gone.
 
         Equal to adding those views without their patches there. A view may be left with no patch at all.
 
@@ -209,31 +237,35 @@ class TokenMap:
             How many patches were taken out.
         """
         voxels = torch.sort(voxels.cpu()).values
-        taken, touched = 0, []
+        taken, touched, left = 0, [], {}
         for key, view in self._views.items():
-            gone = torch.isin(view.keys, voxels) if key < before else torch.zeros(0, dtype=torch.bool)
+            gone = torch.isin(view.keys, voxels) if view.order < before else torch.zeros(0, dtype=torch.bool)
             if not bool(gone.any()):
                 continue
             taken += int(view.count[gone].sum())
             touched.append(view.keys[gone])
-            self._views[key] = view.rows(~gone)
+            left[key] = view.rows(~gone)
         if touched:
             changed = torch.unique(torch.cat(touched))
-            self._rebuild(changed)
-            self._release(changed)
+            with self._whole_or_not_at_all():
+                self._added_up()
+                self._views.update(left)
+                self._rebuild(changed)
+                self._release(changed)
         return taken
 
     @torch.inference_mode(False)
     @torch.no_grad()
     def move_origin(self, shift: Sequence[int] | NDArray[np.integer] | Tensor) -> None:
         """Let the model see the scene from `shift` (3,) voxels beside the map's origin from now on."""
-        self.shift = torch.as_tensor(shift, dtype=torch.int64).clone()
-        if self._sums is None:
-            return
-        self._sums.position.zero_()
-        for key in self.keys():
-            view = self._views[key] = self._seen_from_here(self._views[key])
-            self._sums.position.index_add_(0, self._rows_of(view.keys).to(view.position.device), view.position)
+        with self._whole_or_not_at_all():
+            self.shift = torch.as_tensor(shift, dtype=torch.int64).clone()
+            if not self._views:
+                return
+            position = self._added_up().position.zero_()
+            for key in self.keys():
+                view = self._views[key] = self._seen_from_here(self._views[key])
+                position.index_add_(0, self._rows_of(view.keys).to(view.position.device), view.position)
 
     def _seen_from_here(self, view: Contribution) -> Contribution:
         """The view with its points embedded as they are seen from the model's origin."""
@@ -247,7 +279,7 @@ class TokenMap:
 
     def level_points(self) -> NDArray[np.float32]:
         """(n, 3) points of the patches whose surface faces up, scene frame, metres, by view."""
-        found = [view.points[view.level] for _, view in sorted(self._views.items())]
+        found = [self._views[key].points[self._views[key].level] for key in self.keys()]
         points: NDArray[np.float32] = torch.cat([torch.zeros(0, 3), *found]).numpy()
         return points
 
@@ -280,7 +312,7 @@ class TokenMap:
         """Keys of at most `limit` views that hold the most voxels: each adds the most new ones (ties: the newest).
 
         Those of `first` are chosen before all others. The greedy choice holds at least 1 - 1/e of the voxels that the
-        best choice of so many views does. Ascending.
+        best choice of so many views does. Oldest first.
         """
         held = {key: torch.unique_consecutive(view.keys) for key, view in self._views.items()}
         rows = {key: torch.searchsorted(self._keys, keys) for key, keys in held.items()}
@@ -288,10 +320,10 @@ class TokenMap:
         chosen: list[int] = []
         while rows and len(chosen) < limit:
             wanted = [key for key in first if key in rows] or rows
-            best = max(wanted, key=lambda key: (int(missing[rows[key]].sum()), key))
+            best = max(wanted, key=lambda key: (int(missing[rows[key]].sum()), self._views[key].order, key))
             missing[rows.pop(best)] = False
             chosen.append(best)
-        return tuple(sorted(chosen))
+        return tuple(key for key in self.keys() if key in chosen)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -304,10 +336,12 @@ class TokenMap:
         upstream = self.dtype != torch.float32
         part = TokenMap(self.voxel_size, self.origin.numpy(), embed=self._embed, upstream_numerics=upstream)
         part.shift = self.shift.clone()
-        for key in sorted(keys):
+        for key in keys:
             if key not in self._views:
                 raise TokenMapError(f"view {key} is not in the map")
-            part._insert(key, self._views[key])
+        for key in self.keys():
+            if key in keys:
+                part._insert(key, self._views[key])
         return part
 
     def contributions(self) -> dict[int, Contribution]:
@@ -327,7 +361,7 @@ class TokenMap:
         where = self.origin.numpy() if origin is None else origin
         made = TokenMap(self.voxel_size, where, embed=self._embed, upstream_numerics=upstream)
         made.shift = (self.shift if shift is None else shift).clone()
-        for key in sorted(contributions):
+        for key in sorted(contributions, key=lambda key: (contributions[key].order, key)):
             made._insert(key, made._seen_from_here(contributions[key]))
         self.__dict__.update(made.__dict__)
 
@@ -345,27 +379,28 @@ class TokenMap:
         """
         if max_tokens is not None and max_tokens < 1:
             raise TokenMapError(f"max_tokens {max_tokens} must be at least 1")
-        if self._sums is None:
+        if not self._views:
             raise TokenMapError("the token map is empty: no view was added")
+        sums = self._added_up()
         keys, slots = self._keys, self._slots
         if max_tokens is not None and len(keys) > max_tokens:
             if generator is not None:
                 kept = torch.randperm(len(keys), generator=generator)[:max_tokens]
             else:
-                by_count = torch.sort(self._sums.count[slots], descending=True, stable=True).indices
+                by_count = torch.sort(sums.count[slots], descending=True, stable=True).indices
                 kept = by_count[:max_tokens].sort().values
             keys, slots = keys[kept], slots[kept]
-        count = self._sums.count[slots]
-        device = self._sums.features.device
-        features = self._sums.features[slots.to(device)]
-        features /= self._sums.weight[slots].to(device)[:, None]
+        count = sums.count[slots]
+        device = sums.features.device
+        features = sums.features[slots.to(device)]
+        features /= sums.weight[slots].to(device)[:, None]
         return SpatialTokens(
             features=features.float(),
-            xyz=(self._sums.xyz[slots] / count[:, None]).float().to(device),
-            rgb=(self._sums.rgb[slots] / count[:, None]).round().to(torch.uint8).to(device),
+            xyz=(sums.xyz[slots] / count[:, None]).float().to(device),
+            rgb=(sums.rgb[slots] / count[:, None]).round().to(torch.uint8).to(device),
             count=count.to(device),
             voxel=voxel_indices(keys).to(device),
-            position=self._sums.position[slots.to(device)] / count.to(device)[:, None],
+            position=sums.position[slots.to(device)] / count.to(device)[:, None],
         )
 
     def _reduce(
@@ -420,7 +455,7 @@ class TokenMap:
         self._slots = torch.cat([self._slots, self._sums.take(len(new))])[order]
 
     def _rebuild(self, touched: Tensor) -> None:
-        """Add up some voxels (ascending) anew from the rows of their views, in the order of the views' keys."""
+        """Add up some voxels (ascending) anew from the rows of their views, in the order of the views."""
         assert self._sums is not None
         self._sums.zero(self._rows_of(touched))
         views = [self._views[key] for key in self.keys()]

@@ -22,6 +22,7 @@ from adatoken3d_ros.engine.session import SceneSession, SessionConfig
 from adatoken3d_ros.engine.worker import Worker
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.keyframes import KeyFrameConfig
+from adatoken3d_ros.scene.token_map import TokenMap
 
 LIMIT = 20.0
 ADVICE = "CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has a total capacity of 8.00 GiB.\nSee the manual."
@@ -167,6 +168,58 @@ def test_while_nothing_can_be_encoded_no_more_waits_than_may_be_kept(
     monkeypatch.setattr(session.model, "encode_images", encode)
     assert session.encode_pending() == 3
     assert session.stamp_ns == wall_frame(7).stamp_ns
+
+
+def test_while_nothing_can_be_encoded_the_scene_stays(
+    make_session: Callable[..., SceneSession], wall_frame: Callable[..., PosedFrame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = make_session(SessionConfig(key_frames=KeyFrameConfig(max_views=3), question_views=2))
+    for i in range(3):
+        session.observe(wall_frame(i))
+        session.encode_pending()
+    scene, encode = sorted(session.poses), session.model.encode_images
+    asked = session.memory.asked.keys()
+    monkeypatch.setattr(session.model, "encode_images", fail_above(encode, len, 0, []))
+    for i in range(3, 9):
+        session.observe(wall_frame(i))
+        with pytest.raises(torch.OutOfMemoryError):
+            session.encode_pending()
+        assert sorted(session.poses) == scene and session.memory.asked.keys() == asked
+    # The newest of those that wait, one at a time: each takes the place of one view, not of all for whom it waits.
+    monkeypatch.setattr(session.model, "encode_images", encode)
+    assert [frame.stamp_ns for frame in session.memory.pending] == [wall_frame(i).stamp_ns for i in (6, 7, 8)]
+    assert session.encode_pending(1) == 1
+    assert len(session.poses) == 3 and wall_frame(8).stamp_ns in session.poses
+    assert wall_frame(8).stamp_ns in set(session.memory.asked.keys())
+
+
+@pytest.mark.parametrize("failing", ["add_view", "carve", "remove_view"])
+def test_a_view_for_which_the_map_has_no_room_waits_and_can_be_evicted_later(
+    make_session: Callable[..., SceneSession],
+    wall_frame: Callable[..., PosedFrame],
+    monkeypatch: pytest.MonkeyPatch,
+    failing: str,
+) -> None:
+    session = make_session(SessionConfig(key_frames=KeyFrameConfig(max_views=2)))
+    for i in range(2):
+        session.observe(wall_frame(i))
+        session.encode_pending()
+    session.ask(QUESTION)
+    original = getattr(TokenMap, failing)
+    monkeypatch.setattr(TokenMap, failing, fail_above(original, lambda *_: 1, 0, []))
+    session.observe(wall_frame(2))
+    with pytest.raises(torch.OutOfMemoryError):
+        session.encode_pending()
+    assert session.ask(QUESTION).status in (Status.TRUNCATED, Status.ERROR)
+    monkeypatch.setattr(TokenMap, failing, original)
+    for i in range(3, 7):
+        session.observe(wall_frame(i))
+        session.encode_pending()
+        assert session.memory._map.keys() == tuple(sorted(session.poses)) and len(session.poses) == 2
+        assert session.memory._selector.stamps() == session.memory._map.keys()
+    answer = session.ask(QUESTION)
+    scene = session.scene()
+    assert scene is not None and answer.spatial_tokens == len(scene)
 
 
 def test_what_counts_as_out_of_memory() -> None:

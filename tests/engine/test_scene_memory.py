@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 
 from adatoken3d_ros.engine.answer import Question, Status
 from adatoken3d_ros.engine.session import OriginMode, SceneSession, SessionConfig
+from adatoken3d_ros.engine.worker import Worker
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.keyframes import KeyFrameConfig
 from adatoken3d_ros.scene.patches import patch_points
@@ -165,6 +167,32 @@ def test_a_frame_without_a_place_is_given_up_and_the_others_are_encoded(
     assert session.ask(QUESTION).status in (Status.OK, Status.TRUNCATED)
 
 
+def test_a_frame_is_not_blamed_for_another_that_waited(
+    make_session: MakeSession, walk: list[PosedFrame], caplog: pytest.LogCaptureFixture
+) -> None:
+    T = walk[1].T_world_camera.copy()
+    T[0, 3] = 1e7
+    lost, session, fates = replace(walk[1], T_world_camera=T), make_session(AUTO), SimpleQueue[str]()
+    worker = Worker(lambda: session, on_frame=fates.put, ahead=0.0)
+    worker.start()
+    seen = []
+    try:
+        # What waits already, and the frame that comes.
+        for waits, frame in (
+            (lost, walk[0]),
+            (None, replace(lost, stamp_ns=77)),
+            (replace(lost, stamp_ns=78), walk[0]),
+        ):
+            if waits is not None:
+                worker.call(lambda session, waits=waits: session.observe(waits)).result(20.0)
+            worker.submit_frame(lambda frame=frame: frame)
+            seen.append(fates.get(timeout=20.0).partition(":")[0])
+    finally:
+        assert worker.stop(20.0)
+    assert seen == ["key_frame", "error", "duplicate_stamp"]
+    assert caplog.text.count("a view that waited could not be used") == 2 and list(session.poses) == [walk[0].stamp_ns]
+
+
 def test_views_are_bounded_by_age_and_distance(make_session: MakeSession, wall_frame: Any) -> None:
     config = SessionConfig(key_frames=KeyFrameConfig(far=1.2, max_age=0.25))
     session = make_session(config)
@@ -172,3 +200,76 @@ def test_views_are_bounded_by_age_and_distance(make_session: MakeSession, wall_f
         session.observe(wall_frame(i))
         session.encode_pending()
     assert sorted(session.poses) == [wall_frame(i).stamp_ns for i in (3, 4, 5)]
+
+
+def test_a_scene_that_is_kept_when_time_jumps_back_goes_on_being_renewed(
+    make_session: MakeSession, wall_frame: Any, tmp_path: Path
+) -> None:
+    def at(second: int, place: int) -> PosedFrame:
+        return replace(wall_frame(place), stamp_ns=second * 10**9)
+
+    config = SessionConfig(key_frames=KeyFrameConfig(max_views=2), question_views=1)
+    session = looked(make_session(config), [at(100, 0), at(101, 6)])
+    session.save(tmp_path / "scene")
+    loaded = make_session(config)
+    loaded.load(tmp_path / "scene")
+    for one in (session, loaded):
+        for second, place in ((3, 12), (5, 18), (7, 24)):
+            one.observe(at(second, place))
+            one.encode_pending()
+            assert one.stamp_ns == second * 10**9 == one.ask(QUESTION).stamp_ns
+            assert one.memory.asked.keys() == (one.stamp_ns,)
+        assert sorted(one.poses) == [5 * 10**9, 7 * 10**9]
+
+
+def test_what_has_gone_is_forgotten_across_a_jump_in_time(make_session: MakeSession, wall_frame: Any) -> None:
+    session = looked(make_session(), [replace(wall_frame(0), stamp_ns=100 * 10**9)])
+    looked_again = replace(wall_frame(0, depth=4.0), stamp_ns=10**9)
+    session.observe(looked_again)
+    session.encode_pending()
+    scene = session.scene()
+    assert scene is not None
+    in_sight = (scene.xyz[:, 0].abs() < 0.5) & ((scene.xyz[:, 2] - 1).abs() < 0.4)
+    assert bool((scene.xyz[in_sight, 1] > 3.9).all())
+
+
+def test_views_that_are_encoded_late_do_not_bring_back_what_has_gone(
+    make_session: MakeSession, wall_frame: Any
+) -> None:
+    """A wall at 2 m is seen, is gone, and stands at 3 m; some of the first one nobody has looked through."""
+    seen = enumerate([(0, 2.0), (1, 2.0), (0, 4.0), (1, 3.0), (2, 3.0)], start=1)
+    frames = [replace(wall_frame(place, depth=depth), stamp_ns=second * 10**9) for second, (place, depth) in seen]
+    config = SessionConfig(key_frames=KeyFrameConfig(0.0, 0.0))
+    expected = looked(make_session(config), frames).scene()
+    assert expected is not None and 0 < int((expected.xyz[:, 1] < 2.1).sum()) < 100
+    for limits in ((None,), (1, None), (1, 1, 1, None), (2, 1, None)):
+        session = make_session(config)
+        for frame in frames:
+            session.observe(frame)
+        for limit in limits:
+            session.encode_pending(limit)
+        scene = session.scene()
+        assert scene is not None and len(session.poses) == len(frames)
+        assert torch.equal(scene.voxel, expected.voxel) and torch.equal(scene.count, expected.count)
+        torch.testing.assert_close(scene.features, expected.features)
+        assert not session.memory._later, "no frame is kept for one that waits no more"
+
+
+def test_frames_that_are_kept_for_older_ones_that_wait_are_bounded(make_session: MakeSession, wall_frame: Any) -> None:
+    session = make_session(SessionConfig(key_frames=KeyFrameConfig(max_views=3)))
+    for i in range(9):
+        session.observe(wall_frame(i))
+        if i:
+            session.encode_pending(1)
+        assert len(session.memory._later) <= 3
+
+
+@pytest.mark.parametrize("limits", [{"max_views": 2}, {"max_voxels": 100}, {"max_views": 3, "max_age": 1.5}])
+def test_of_a_loaded_scene_as_much_is_kept_as_may_be(
+    make_session: MakeSession, walk: list[PosedFrame], tmp_path: Path, limits: dict[str, Any]
+) -> None:
+    looked(make_session(AUTO), walk).save(tmp_path / "scene")
+    small = make_session(replace(AUTO, key_frames=KeyFrameConfig(0.0, 0.0, **limits)))
+    views, scene = small.load(tmp_path / "scene"), small.scene()
+    assert scene is not None and views == len(small.poses) == len(small.memory) <= limits.get("max_views", 20)
+    assert walk[-1].stamp_ns in small.poses and (len(scene) <= limits.get("max_voxels", 20_000) or views == 1)

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from adatoken3d_ros.engine.answer import Answer, Question, Status
+from adatoken3d_ros.engine.requests import clicks_of
 from adatoken3d_ros.engine.session import SceneSession, SessionConfig, lorenz_share
 from adatoken3d_ros.pruning.schedule import Schedule, ScheduleError
 from adatoken3d_ros.pruning.strategy import Strategy, StrategyError, default_strategy
@@ -153,6 +154,28 @@ def test_the_origin_moves_what_the_model_sees_and_nothing_else(
     assert a.text == b.text and a.spatial_tokens == b.spatial_tokens
     assert a.report is not None and b.report is not None
     assert np.allclose(a.report.xyz + np.float32([40, -20, 0]), b.report.xyz, atol=1e-4)
+
+
+def test_boxes_in_the_text_are_in_the_scene_frame_while_it_is_written_too(
+    make_session: MakeSession, frames: list[PosedFrame], monkeypatch: Any
+) -> None:
+    written = "The chair is at [1.0, 2.0, 0.50, 1, 1, 1], not at [3, 4, 5]."
+    for origin, text in (
+        ((31.0, -7.0, 1.25), "The chair is at [32.0, -5.0, 1.75, 1, 1, 1], not at [3, 4, 5]."),
+        ((0.0, 0.0, 0.0), written),
+    ):
+        session = looked(make_session(SessionConfig(origin=origin)), frames)
+        monkeypatch.setattr(session, "_decode", lambda ids: written[: 3 * len(ids)].strip())
+        shown: list[str] = []
+        answer = session.ask(Question("Where?", max_new_tokens=30), on_text=lambda text, _, to=shown: to.append(text))
+        assert answer.text == text and len(shown) == 30
+        assert all(b.startswith(a) for a, b in zip(shown, [*shown[1:], text], strict=True))
+        centre = answer.boxes[0].centre
+        assert centre == pytest.approx(np.add((1.0, 2.0, 0.5), origin))
+        # A box that is copied from the answer into a question is the same place for the model.
+        box = answer.text[answer.text.index("[") : answer.text.index("]") + 1]
+        (click,) = clicks_of(Question(f"What is at {box}?"))[1]
+        assert click == pytest.approx(centre)
 
 
 def test_no_scene_is_said(make_session: MakeSession, wall_frame: WallFrame) -> None:

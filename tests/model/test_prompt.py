@@ -15,6 +15,7 @@ from adatoken3d_ros.model.prompt import (
     PromptError,
     PromptIds,
     build_prompt,
+    move_boxes,
     parse_boxes,
     parse_clicks,
 )
@@ -202,3 +203,33 @@ def test_boxes_of_an_answer():
 def test_boxes_are_finite_whatever_the_model_writes(text):
     for box in parse_boxes(text):
         assert len(box) in (6, 9) and all(math.isfinite(v) for v in box)
+
+
+@pytest.mark.parametrize(
+    ("text", "moved"),
+    [
+        ("At [1.0, 2.0, 0.5, 1, 1, 1.25].", "At [32.0, -5.0, 1.8, 1, 1, 1.25]."),
+        ("[ -31.00;+7.50\t.25 1 2 3 0 0 9 ]", "[ 0.00;+0.50\t1.50 1 2 3 0 0 9 ]"),
+        ("[1,2,3,4,5,6] and [0,0,0,1,1,1]", "[32,-5,4,4,5,6] and [31,-7,1,1,1,1]"),
+        ("[\N{MINUS SIGN}40.50, 6., 1e-1, 1, 1, 1]", "[\N{MINUS SIGN}9.50, -1., 1.35, 1, 1, 1]"),
+        ("not [1, 2, 3], [a, b], [1,2,3,4,5,6,7] or [1,2,3,4,5,nan]",) * 2,
+        ("half of one [1.0, 2.0, 0.5, 1, 1,", "half of one"),
+        ("with words [1.0, 2.0 or so",) * 2,
+        ("",) * 2,
+    ],
+)
+def test_boxes_move_in_the_text_and_all_else_stays(text, moved):
+    assert move_boxes(text, (31.0, -7.0, 1.25)) == moved
+    assert move_boxes(text, (0.0, 0.0, 0.0)) == text
+
+
+@given(st.text(alphabet="[]0123456789,.-+e nai", max_size=60), st.integers(0, 60))
+def test_what_is_moved_of_a_beginning_begins_what_is_moved_of_the_whole(text, length):
+    text, origin = text.strip(), (31.0, -7.0, 1.25)
+    assert move_boxes(text, origin).startswith(move_boxes(text[:length].strip(), origin))
+    boxes = parse_boxes(text)
+    if all(abs(v) < 1e6 for box in boxes for v in box):
+        moved = parse_boxes(move_boxes(text, origin))
+        for box, there in zip(boxes, moved, strict=True):
+            assert there[3:] == box[3:]
+            assert there[:3] == pytest.approx([v + o for v, o in zip(box, origin, strict=False)], abs=0.51)

@@ -81,12 +81,13 @@ def test_a_frame_without_usable_depth_is_refused(depth: float) -> None:
     assert KeyFrameSelector().decide(frame(1, depth=depth)) == Verdict.NO_DEPTH
 
 
-def test_the_oldest_stamp_is_evicted_whatever_the_order_of_arrival() -> None:
-    selector = selector_with(frame(20, 0.0), frame(10, 1.0), frame(30, 2.0), config=KeyFrameConfig(max_views=2))
-    assert selector.evict() == 10
+def test_the_view_that_arrived_first_is_evicted_whatever_its_stamp() -> None:
+    selector = selector_with(frame(20, 0.0), frame(10, 1.0), frame(15, 2.0), config=KeyFrameConfig(max_views=2))
+    assert [selector.order(stamp) for stamp in (20, 10, 15)] == [0, 1, 2]
+    assert selector.evict() == 20
     assert selector.evict() is None
-    assert selector.stamps() == (20, 30)
-    assert selector.decide(frame(40, 1.0)) == Verdict.KEY_FRAME, "the place of an evicted view is new again"
+    assert selector.stamps() == (10, 15)
+    assert selector.decide(frame(40, 0.0)) == Verdict.KEY_FRAME, "the place of an evicted view is new again"
 
 
 def test_clear_forgets_views_and_stamps() -> None:
@@ -302,6 +303,9 @@ def test_views_that_are_too_far_or_too_old_go_first() -> None:
     old = selector_with(*[frame(i * SECOND, 2.0 * i) for i in range(5)], config=KeyFrameConfig(max_age=1.5))
     assert [old.evict() for _ in range(4)] == [0, SECOND, 2 * SECOND, None]
     assert KeyFrameSelector().evict() is None
+    jumped = selector_with(frame(9 * SECOND, 0.0), frame(SECOND, 2.0), config=KeyFrameConfig(max_age=100.0))
+    assert [jumped.evict(), jumped.evict()] == [9 * SECOND, None], "nobody knows how old it is"
+    assert selector_with(frame(9 * SECOND, 0.0), frame(SECOND, 2.0)).evict() is None
 
 
 def test_without_carving_only_new_things_are_changes() -> None:

@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
+from adatoken3d_ros.scene.contributions import Sums
 from adatoken3d_ros.scene.token_map import SpatialTokens, TokenMap, TokenMapError, voxel_indices, voxel_keys, voxel_pool
 
 
@@ -330,6 +333,97 @@ def test_what_older_views_hold_of_a_voxel_is_taken_out() -> None:
     assert token_map.keys() == (1, 2, 3), "a view without patches is still one"
     token_map.remove_view(2)
     assert token_map.carve(there, before=9) == 0
+
+
+def test_views_may_have_an_order_that_is_not_that_of_their_keys() -> None:
+    token_map = TokenMap(0.2)
+    for order, (key, xs) in enumerate([(100, (0.0, 1.0)), (101, (2.0,)), (3, (0.0, 3.0)), (5, (3.0,))]):
+        token_map.add_view(*single(key, *xs), order=order)
+    assert token_map.keys() == (100, 101, 3, 5)
+    assert token_map.cover(1) == (3,), "of equal ones the newest"
+    assert token_map.cover(3, first=(5,)) == (100, 101, 5)
+    assert token_map.subset((3, 100)).keys() == (100, 3)
+    other = TokenMap(0.2)
+    other.restore(token_map.contributions())
+    assert other.keys() == token_map.keys()
+    there = voxel_keys(torch.tensor([[0.0, 0.0, 0.0], [3.0, 0.0, 0.0]]), 0.2)
+    assert token_map.carve(there, before=3) == 3
+    assert token_map.exclusive() == {100: 1, 101: 1, 3: 0, 5: 1}
+
+
+CHANGES: dict[str, Callable[[TokenMap], object]] = {
+    "add the newest": lambda m: m.add_view(*view(9, n=300)),
+    "add an older one": lambda m: m.add_view(*view(2)),
+    "remove": lambda m: m.remove_view(3),
+    "carve": lambda m: m.carve(m.occupied_keys[::3], before=5),
+    "move the origin": lambda m: m.move_origin((1, 0, -2)),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("upstream", [False, True])
+def test_a_change_that_runs_out_of_memory_has_not_been(
+    name: str, upstream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change, failures = CHANGES[name], 0
+
+    def start() -> TokenMap:
+        token_map = TokenMap(0.2, embed=lambda xyz: 2.0 * xyz, upstream_numerics=upstream)
+        for seed in (1, 3, 5):
+            token_map.add_view(*view(seed))
+        return token_map
+
+    before, after = start(), start()
+    change(after)
+    for failing in ("add", "take", "zero", "give_back"):
+        original, calls = getattr(Sums, failing), 0
+        for k in range(20):
+            token_map, calls = start(), 0
+
+            def fail(self: Sums, *args: Any, original: Any = original, k: int = k) -> Any:
+                nonlocal calls
+                calls += 1
+                made = original(self, *args)  # half of the change is done
+                if calls == k + 1:
+                    raise torch.OutOfMemoryError
+                return made
+
+            with monkeypatch.context() as patch:
+                patch.setattr(Sums, failing, fail)
+                try:
+                    change(token_map)
+                    break
+                except torch.OutOfMemoryError:
+                    failures += 1
+            for expected in (before, after):
+                assert token_map.keys() == expected.keys() and torch.equal(token_map.shift, expected.shift)
+                assert torch.equal(token_map.occupied_keys, expected.occupied_keys)
+                assert token_map.exclusive() == expected.exclusive()
+                a, b = token_map.tokens(), expected.tokens()
+                for field in ("features", "position", "xyz", "rgb", "count"):
+                    assert torch.equal(getattr(a, field), getattr(b, field)), field
+                if expected is before:
+                    change(token_map)
+    assert failures > 0 or name == "move the origin"
+
+
+def test_an_origin_that_cannot_be_moved_stays() -> None:
+    left = 100
+
+    def embed(xyz: Tensor) -> Tensor:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise torch.OutOfMemoryError
+        return 2.0 * xyz
+
+    token_map = TokenMap(0.2, embed=embed)
+    for seed in (1, 3, 5):
+        token_map.add_view(*view(seed))
+    before, left = token_map.tokens().position, 2
+    with pytest.raises(torch.OutOfMemoryError):
+        token_map.move_origin((5, 5, 5))
+    assert token_map.shift.tolist() == [0, 0, 0] and torch.equal(token_map.tokens().position, before)
 
 
 @settings(deadline=None, max_examples=60)
