@@ -92,7 +92,7 @@ class Worker:
     Args:
         make_session: builds the session (loads the model) inside the thread.
         policy: for questions that arrive during another.
-        queue_limit: questions that may wait under QuestionPolicy.QUEUE.
+        queue_limit: questions that may wait behind the one that is answered under QuestionPolicy.QUEUE.
         on_frame: told the fate of every frame: a verdict's value, `superseded`, `stopped`, or `error: ...`; any thread.
         ahead: largest share of the time that is spent on working ahead, 0 for none; encoding a key frame as it comes
             does not count.
@@ -176,8 +176,9 @@ class Worker:
                 refusal = "the node is stopping"
             elif self.policy is QuestionPolicy.REJECT and busy:
                 refusal = "another question is being answered (question policy: reject)"
-            elif self.policy is QuestionPolicy.QUEUE and len(self._questions) >= self.queue_limit:
-                refusal = f"{self.queue_limit} questions are waiting already (question policy: queue)"
+            elif self.policy is QuestionPolicy.QUEUE and busy > self.queue_limit:
+                # One of them runs, or is about to.
+                refusal = f"one is being answered, {busy - 1} questions are waiting already (question policy: queue)"
             else:
                 if self.policy is QuestionPolicy.REPLACE:
                     replaced = [*self._questions, *filter(None, [self._running])]

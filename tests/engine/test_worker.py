@@ -94,6 +94,23 @@ def test_queue_answers_in_order_and_refuses_past_its_limit(make_worker: Any, ses
     assert session.log == ["ask first", "ask second"]
 
 
+@pytest.mark.parametrize("limit", [0, 1])
+def test_the_limit_is_on_those_that_wait_behind_another(limit: int) -> None:
+    worker = Worker(lambda: pytest.fail("started"), queue_limit=limit)  # nothing runs yet
+    tickets = [worker.submit(Question(f"{i}")) for i in range(limit + 2)]
+    assert [ticket.result.done() for ticket in tickets] == [False] * (limit + 1) + [True]
+    refused = tickets[-1].result.result(0)
+    assert refused.status == Status.BUSY and f"{limit} questions are waiting already" in refused.status_message
+
+
+def test_nobody_may_wait_under_a_limit_of_zero(make_worker: Any, session: GatedSession) -> None:
+    worker = make_worker(queue_limit=0)
+    first = ask_and_wait_until_it_runs(worker, session, "first")
+    assert worker.submit(Question("second")).result.result(0).status == Status.BUSY
+    session.release.release()
+    assert first.result.result(LIMIT).status == Status.OK
+
+
 def test_reject_refuses_at_once_while_one_runs(make_worker: Any, session: GatedSession) -> None:
     worker = make_worker(policy=QuestionPolicy.REJECT)
     first = ask_and_wait_until_it_runs(worker, session, "first")
