@@ -221,8 +221,10 @@ class Worker:
             return
         self.ready.set_result(None)
         while True:
+            # Before the lock: this may cost as much as choosing the views of a question.
+            ahead = self._has_work_ahead(session)
             with self._changed:
-                rest = self._duty.rest(self._clock()) if session.work_ahead and not self._cannot_prepare else None
+                rest = self._duty.rest(self._clock()) if ahead else None
                 # A bool: the queues that it is made of are emptied below.
                 wanted = self._changed.wait_for(lambda: self._frame is not None or self._is_wanted(), timeout=rest)
                 if self._stopping:
@@ -288,17 +290,28 @@ class Worker:
             free_cached()
         self._count(outcome)
 
+    def _has_work_ahead(self, session: SceneSession) -> bool:
+        if self._cannot_prepare or not self._duty.share or self._is_wanted():
+            return False
+        return bool(self._try_ahead(lambda: session.work_ahead))
+
     def _work_ahead(self, session: SceneSession) -> None:
-        began, no_memory = self._clock(), False
+        began = self._clock()
+        self._try_ahead(lambda: session.prepare(self._is_wanted))
+        self._duty.worked(began, self._clock())
+
+    def _try_ahead(self, work: Callable[[], T]) -> T | None:
+        """What `work` returns; after an error nothing is done ahead until the scene changes."""
+        result, no_memory = None, False
         try:
-            session.prepare(self._is_wanted)
+            result = work()
         except Exception as error:
-            self._cannot_prepare = True  # until the scene changes: a question will say what is wrong
+            self._cannot_prepare = True  # a question will say what is wrong
             no_memory = is_out_of_memory(error)
             logger.error("working ahead failed: %s", describe(error), exc_info=not no_memory)
         if no_memory:
             free_cached()
-        self._duty.worked(began, self._clock())
+        return result
 
     def _is_wanted(self) -> bool:
         """Whether somebody waits for what the thread does in the background to end; frames do not count."""

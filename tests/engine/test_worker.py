@@ -281,6 +281,48 @@ def test_work_ahead_that_fails_is_tried_again_with_the_next_frame(make_worker: A
     assert worker.submit(Question("fine")).result.result(LIMIT).status == Status.OK
 
 
+def test_whether_there_is_work_ahead_is_asked_without_keeping_others_waiting(session: GatedSession) -> None:
+    asked, release = threading.Event(), threading.Event()
+
+    class Slow(GatedSession):
+        @property
+        def work_ahead(self) -> bool:
+            asked.set()
+            release.wait(2 * LIMIT)
+            return False
+
+        @work_ahead.setter
+        def work_ahead(self, _: bool) -> None:
+            pass
+
+    slow = Slow()
+    worker = Worker(lambda: slow)  # type: ignore[arg-type, return-value]
+    worker.start()
+    assert asked.wait(LIMIT)
+    others: list[Any] = []
+    other = threading.Thread(target=lambda: others.append(worker.submit(Question("now"))), daemon=True)
+    other.start()
+    other.join(LIMIT)
+    assert others and not release.is_set()
+    release.set()
+    slow.release.release()
+    assert others[0].result.result(LIMIT).status == Status.OK
+    assert worker.stop(LIMIT)
+
+
+def test_an_error_while_looking_for_work_ahead_leaves_the_worker_alive(
+    make_worker: Any, session: GatedSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: Any) -> bool:
+        raise RuntimeError("no views cover the scene")
+
+    monkeypatch.setattr(GatedSession, "work_ahead", property(broken, lambda *_: None), raising=False)
+    worker = make_worker()
+    session.release.release()
+    assert worker.submit(Question("now")).result.result(LIMIT).status == Status.OK
+    assert "prepare" not in session.log
+
+
 def test_the_duty_cycle_by_hand() -> None:
     duty = DutyCycle(0.25)
     assert duty.rest(10.0) == 0.0
