@@ -84,7 +84,7 @@ class DutyCycle:
 
 
 class Worker:
-    """Runs a SceneSession in a thread: newest frame wins, questions go first, calls in between.
+    """Runs a SceneSession in a thread: first calls that somebody waits for, then questions, chores, the newest frame.
 
     While nobody wants anything, the session works ahead: whatever the next question needs that does not depend on it.
     A question ends that within one layer of a model.
@@ -121,6 +121,7 @@ class Worker:
         self._questions: deque[Ticket] = deque()
         self._running: Ticket | None = None
         self._calls: deque[tuple[Callable[[SceneSession], Any], Future[Any]]] = deque()
+        self._chores: deque[tuple[Callable[[SceneSession], Any], Future[Any]]] = deque()
         self._stopping = False
         self._duty = DutyCycle(ahead)
         self._cannot_prepare = False
@@ -190,13 +191,19 @@ class Worker:
             ticket.result.set_result(self._unanswered(ticket, Status.BUSY, refusal))
         return ticket
 
-    def call(self, function: Callable[[SceneSession], T]) -> Future[T]:
-        """Runs `function(session)` in the worker's thread, between questions."""
+    def call(self, function: Callable[[SceneSession], T], *, chore: bool = False) -> Future[T]:
+        """Runs `function(session)` in the worker's thread, before the questions that wait.
+
+        A chore, which nobody waits for, comes after them, and once where the same one waits already.
+        """
         future: Future[T] = Future()
         with self._changed:
-            stopping = self._stopping
+            stopping, calls = self._stopping, self._chores if chore else self._calls
+            for waiting, its_future in self._chores if chore else ():
+                if waiting == function:
+                    return its_future
             if not stopping:
-                self._calls.append((function, future))
+                calls.append((function, future))
                 self._changed.notify()
         if stopping:
             future.set_exception(RuntimeError("the worker is stopping"))
@@ -226,11 +233,15 @@ class Worker:
             with self._changed:
                 rest = self._duty.rest(self._clock()) if ahead else None
                 # A bool: the queues that it is made of are emptied below.
-                wanted = self._changed.wait_for(lambda: self._frame is not None or self._is_wanted(), timeout=rest)
+                wanted = self._changed.wait_for(
+                    lambda: self._frame is not None or bool(self._chores) or self._is_wanted(), timeout=rest
+                )
                 if self._stopping:
                     break
                 call = self._calls.popleft() if self._calls else None
                 ticket = self._questions.popleft() if call is None and self._questions else None
+                if call is None and ticket is None and self._chores:
+                    call = self._chores.popleft()
                 self._running = ticket
             if call is not None:
                 function, future = call
@@ -314,7 +325,7 @@ class Worker:
         return result
 
     def _is_wanted(self) -> bool:
-        """Whether somebody waits for what the thread does in the background to end; frames do not count."""
+        """Whether somebody waits for what the thread does in the background to end; frames and chores do not count."""
         return bool(self._questions or self._calls or self._stopping)
 
     def _answer(self, session: SceneSession, ticket: Ticket) -> Answer:
@@ -336,7 +347,9 @@ class Worker:
     def _refuse_waiting(self, status: Status, why: str) -> None:
         with self._changed:
             tickets, self._questions = list(self._questions), deque()
-            calls, self._calls = list(self._calls), deque()
+            calls = [*self._calls, *self._chores]
+            self._calls.clear()
+            self._chores.clear()
             left, self._frame = self._frame is not None, None
         if left:
             self._count("stopped")

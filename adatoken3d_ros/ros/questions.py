@@ -198,7 +198,7 @@ class Questions:
         self.problem = answer.status_message if answer.status == Status.ERROR else ""
         if answer.report is not None and self._node.worker is not None:
             # A question encodes what has come in; the scene that it saw is then new to the others, too.
-            self._node.worker.call(self._node.show_scene)
+            self._node.worker.call(self._node.show_scene, chore=True)
         return answer
 
     def _publish(self, answer: Answer) -> AnswerMsg:

@@ -142,6 +142,26 @@ def test_cancelling_a_waiting_question_answers_it_without_running_it(make_worker
     assert session.log == ["ask first"]
 
 
+def test_chores_come_after_the_questions_that_wait_and_calls_before(make_worker: Any, session: GatedSession) -> None:
+    worker = make_worker()
+    first = ask_and_wait_until_it_runs(worker, session, "first")
+
+    def show(s: GatedSession) -> None:
+        s.log.append("show")
+
+    chores = [worker.call(show, chore=True) for _ in range(3)]
+    second = worker.submit(Question("second"))
+    worker.call(lambda s: s.log.append("save"))
+    worker.submit_frame(lambda: SimpleNamespace(stamp_ns=1))
+    session.release.release(2)
+    first.result.result(LIMIT), second.result.result(LIMIT)
+    chores[-1].result(LIMIT)
+    assert session.log == ["ask first", "save", "observe 1", "ask second", "show"]
+    assert all(chore.done() for chore in chores)
+    worker.call(show, chore=True).result(LIMIT)  # once more, now that it does not wait any more
+    assert session.log[-2:] == ["show", "show"]
+
+
 def test_newest_frame_wins_and_every_frame_is_accounted_for(make_worker: Any, session: GatedSession) -> None:
     outcomes: list[str] = []
     worker = make_worker(on_frame=outcomes.append)
@@ -220,6 +240,7 @@ def test_stop_answers_everything(session: GatedSession) -> None:
     worker.start()
     first = ask_and_wait_until_it_runs(worker, session, "first")
     second = worker.submit(Question("second"))
+    chore = worker.call(lambda s: None, chore=True)
     stopper = threading.Thread(target=worker.stop)
     stopper.start()
     while not first.cancelled:
@@ -231,6 +252,8 @@ def test_stop_answers_everything(session: GatedSession) -> None:
     assert worker.submit(Question("late")).result.result(0).status == Status.BUSY
     with pytest.raises(RuntimeError, match="stopping"):
         worker.call(lambda s: None).result(0)
+    with pytest.raises(RuntimeError, match="stopping"):
+        chore.result(0)
 
 
 def test_a_model_that_cannot_be_loaded_is_reported_and_questions_are_answered() -> None:
