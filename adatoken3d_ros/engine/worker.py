@@ -38,10 +38,14 @@ class QuestionPolicy(str, Enum):
 
 @dataclass(eq=False)
 class Ticket:
-    """A question on its way; `result` is completed exactly once, from the worker's thread or from `submit`'s caller."""
+    """A question on its way; `result` is completed exactly once, from the worker's thread or from `submit`'s caller.
+
+    `before` is called with the session when it is the question's turn; an exception of it is an ERROR answer.
+    """
 
     question: Question
     arrived: float
+    before: Callable[[SceneSession], None] | None = None
     on_text: Callable[[str, int], None] | None = None
     on_stage: Callable[[str], None] | None = None
     result: Future[Answer] = field(default_factory=Future)
@@ -165,11 +169,12 @@ class Worker:
         self,
         question: Question,
         *,
+        before: Callable[[SceneSession], None] | None = None,
         on_text: Callable[[str, int], None] | None = None,
         on_stage: Callable[[str], None] | None = None,
     ) -> Ticket:
         """Hands in a question under the policy; the ticket's result is completed in every case."""
-        ticket = Ticket(question, self._clock(), on_text, on_stage, withdraw=self._withdraw)
+        ticket = Ticket(question, self._clock(), before, on_text, on_stage, withdraw=self._withdraw)
         refusal, replaced = "", []
         with self._changed:
             busy = len(self._questions) + (self._running is not None)
@@ -330,6 +335,8 @@ class Worker:
 
     def _answer(self, session: SceneSession, ticket: Ticket) -> Answer:
         try:
+            if ticket.before is not None:
+                ticket.before(session)
             answer = session.ask(
                 ticket.question,
                 arrived=ticket.arrived,

@@ -26,6 +26,7 @@ class GatedSession:
         self.release = threading.Semaphore(0)
         self.work_ahead = False
         self.preparing = threading.Semaphore(0)
+        self.arrived = -1.0
 
     def prepare(self, should_stop: Callable[[], bool]) -> None:
         """Works until it is told to stop, or breaks."""
@@ -44,7 +45,8 @@ class GatedSession:
         self.log.append("encode")
         return 1
 
-    def ask(self, question: Question, *, should_stop: Callable[[], bool], **_: Any) -> Answer:
+    def ask(self, question: Question, *, should_stop: Callable[[], bool], arrived: float, **_: Any) -> Answer:
+        self.arrived = arrived
         self.started.release()
         if question.text == "explode":
             raise MemoryError("no memory left")
@@ -140,6 +142,30 @@ def test_cancelling_a_waiting_question_answers_it_without_running_it(make_worker
     session.release.release(2)
     assert first.result.result(LIMIT).status == Status.OK
     assert session.log == ["ask first"]
+
+
+def test_what_a_question_needs_before_it_is_done_in_its_turn_and_on_its_time(
+    make_worker: Any, session: GatedSession
+) -> None:
+    now = [10.0]
+    worker = make_worker(clock=lambda: now[0])
+    first = ask_and_wait_until_it_runs(worker, session, "first")
+
+    def use(s: GatedSession) -> None:
+        s.log.append("use")
+        now[0] += 5.0
+
+    def broken(s: GatedSession) -> None:
+        raise ValueError("no such option")
+
+    now[0] = 12.0
+    second, third = worker.submit(Question("second"), before=use), worker.submit(Question("third"), before=broken)
+    now[0] = 20.0
+    session.release.release(2)
+    first.result.result(LIMIT), second.result.result(LIMIT)
+    assert session.log == ["ask first", "use", "ask second"] and session.arrived == 12.0
+    failed = third.result.result(LIMIT)
+    assert failed.status == Status.ERROR and failed.status_message == "ValueError: no such option"
 
 
 def test_chores_come_after_the_questions_that_wait_and_calls_before(make_worker: Any, session: GatedSession) -> None:
