@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +27,8 @@ class GatedSession:
         self.release = threading.Semaphore(0)
         self.work_ahead = False
         self.preparing = threading.Semaphore(0)
+        self.encoding = threading.Semaphore(0)
+        self.encodes_endlessly = False
         self.arrived = -1.0
 
     def prepare(self, should_stop: Callable[[], bool]) -> None:
@@ -42,7 +45,12 @@ class GatedSession:
         return Verdict.KEY_FRAME
 
     def encode_pending(self, should_stop: Callable[[], bool]) -> int:
+        """Where it is said to be endless, it works until it is told to stop, or the test must have failed."""
         self.log.append("encode")
+        self.encoding.release()
+        end = time.monotonic() + 2 * LIMIT
+        while self.encodes_endlessly and not should_stop() and time.monotonic() < end:
+            pass
         return 1
 
     def ask(self, question: Question, *, should_stop: Callable[[], bool], arrived: float, **_: Any) -> Answer:
@@ -306,6 +314,43 @@ def test_a_question_ends_the_work_ahead_and_is_answered(make_worker: Any, sessio
     assert session.log[:2] == ["prepare", "ask now"]
     # Calls do not wait for it either.
     assert worker.call(lambda s: "called").result(LIMIT) == "called"
+
+
+def test_a_question_ends_the_encoding_of_a_frame_and_is_answered(make_worker: Any, session: GatedSession) -> None:
+    session.encodes_endlessly = True
+    worker = make_worker()
+    worker.submit_frame(lambda: SimpleNamespace(stamp_ns=1))
+    assert session.encoding.acquire(timeout=LIMIT)
+    session.release.release()
+    assert worker.submit(Question("now")).result.result(LIMIT).status == Status.OK
+    assert session.log == ["observe 1", "encode", "ask now"]
+
+
+def test_after_work_ahead_the_worker_rests_as_its_share_of_time_asks(session: GatedSession) -> None:
+    now, rested = [0.0], threading.Event()
+    rests: list[float | None] = []
+
+    class Rest(threading.Condition):
+        """Notes how long it may wait, and then waits for somebody."""
+
+        def wait_for(self, predicate: Callable[[], Any], timeout: float | None = None) -> Any:
+            rests.append(timeout)
+            if timeout == 0.0:
+                return False
+            rested.set()
+            return super().wait_for(predicate, LIMIT)
+
+    def prepare(should_stop: Callable[[], bool]) -> None:
+        now[0] += 2.0
+        # Without a rest it would be asked again and again.
+        session.work_ahead = now[0] < 20.0
+
+    session.work_ahead, session.prepare = True, prepare  # type: ignore[method-assign]
+    worker = Worker(lambda: session, ahead=0.25, clock=lambda: now[0])  # type: ignore[arg-type, return-value]
+    worker._changed = Rest()
+    worker.start()
+    assert rested.wait(LIMIT) and worker.stop(LIMIT)
+    assert rests[:2] == [0.0, 6.0]
 
 
 def test_without_a_share_of_time_nothing_is_done_ahead(make_worker: Any, session: GatedSession) -> None:
