@@ -63,6 +63,12 @@ class Ticket:
     def cancelled(self) -> bool:
         return self._stop.is_set()
 
+    @property
+    def deadline(self) -> float:
+        """When its budget has run out; never for one without, or with one that makes no sense."""
+        budget = self.question.latency_budget_ms or 0.0
+        return self.arrived + budget / 1e3 if budget > 0 else math.inf
+
 
 class DutyCycle:
     """Bounds the share of time that background work takes: after each piece it rests as long as that asks for.
@@ -100,6 +106,8 @@ class Worker:
         on_frame: told the fate of every frame: a verdict's value, `superseded`, `stopped`, or `error: ...`; any thread.
         ahead: largest share of the time that is spent on working ahead, 0 for none; encoding a key frame as it comes
             does not count.
+        refuse_late: a question whose latency budget runs out while it waits behind another is answered
+            BUDGET_INFEASIBLE then (within a layer or decode step of the other), not in its turn.
         clock: seconds, monotonic; the session must be built with the same.
     """
 
@@ -111,6 +119,7 @@ class Worker:
         queue_limit: int = 8,
         on_frame: Callable[[str], None] | None = None,
         ahead: float = 0.5,
+        refuse_late: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.policy = policy
@@ -119,6 +128,7 @@ class Worker:
         self.frames: Counter[str] = Counter()
         self._on_frame = on_frame
         self._make_session = make_session
+        self._refuse_late = refuse_late
         self._clock = clock
         self._changed = threading.Condition()
         self._frame: tuple[Callable[[], PosedFrame], Callable[[], tuple[int, NDArray[np.float64]]] | None] | None = None
@@ -277,6 +287,17 @@ class Worker:
         if waits:
             ticket.result.set_result(self._unanswered(ticket, Status.CANCELLED, ticket._why))
 
+    def _refuse_expired(self) -> None:
+        """Answers the waiting questions whose budgets have run out."""
+        now = self._clock()
+        with self._changed:
+            expired = [ticket for ticket in self._questions if now >= ticket.deadline]
+            for ticket in expired:
+                self._questions.remove(ticket)
+        for ticket in expired:
+            why = f"the latency budget of {ticket.question.latency_budget_ms:g} ms ran out behind another question"
+            ticket.result.set_result(self._unanswered(ticket, Status.BUDGET_INFEASIBLE, why))
+
     def _take_frame(self, session: SceneSession, *, encode: bool) -> None:
         with self._changed:
             offered, self._frame = self._frame, None
@@ -334,6 +355,11 @@ class Worker:
         return bool(self._questions or self._calls or self._stopping)
 
     def _answer(self, session: SceneSession, ticket: Ticket) -> Answer:
+        def should_stop() -> bool:
+            if self._refuse_late and self._questions:
+                self._refuse_expired()
+            return ticket.cancelled
+
         try:
             if ticket.before is not None:
                 ticket.before(session)
@@ -342,7 +368,7 @@ class Worker:
                 arrived=ticket.arrived,
                 on_text=ticket.on_text,
                 on_stage=ticket.on_stage,
-                should_stop=ticket._stop.is_set,
+                should_stop=should_stop,
             )
         except Exception as error:
             logger.exception("the question %r failed", ticket.question.text)

@@ -189,6 +189,7 @@ class SceneNode(LifecycleNodeMixin, Node):
                 partial(self._make_session, settings),
                 on_frame=self._frame_done,
                 ahead=self.parameters["budget.background"],
+                refuse_late=self.parameters["budget.infeasible"] == "refuse",
             )
             self.worker.start()
         return self.worker

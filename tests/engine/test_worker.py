@@ -176,6 +176,41 @@ def test_what_a_question_needs_before_it_is_done_in_its_turn_and_on_its_time(
     assert failed.status == Status.ERROR and failed.status_message == "ValueError: no such option"
 
 
+@pytest.mark.parametrize("refuse", [True, False])
+def test_a_question_whose_budget_runs_out_while_it_waits_is_told_then(
+    make_worker: Any, session: GatedSession, refuse: bool
+) -> None:
+    now, step, stepped = [0.0], threading.Semaphore(0), threading.Semaphore(0)
+
+    def ask(question: Question, *, should_stop: Callable[[], bool], **_: Any) -> Answer:
+        session.started.release()
+        for _layer in range(2):
+            assert step.acquire(timeout=LIMIT)
+            should_stop()
+            stepped.release()
+        return Answer(question, Status.OK)
+
+    session.ask = ask  # type: ignore[method-assign]
+    worker = make_worker(refuse_late=refuse, clock=lambda: now[0])
+    first = ask_and_wait_until_it_runs(worker, session, "first")
+    late = worker.submit(Question("late", latency_budget_ms=1000.0))
+    # These are left to the session: with more time, with none to keep, and one that makes no sense.
+    others = [worker.submit(Question("other", latency_budget_ms=budget)) for budget in (2000.0, None, -5.0)]
+    done = []
+    for now[0] in (0.9, 1.1):
+        step.release()
+        assert stepped.acquire(timeout=LIMIT)
+        done.append(late.result.done())
+    assert done == [False, refuse] and not any(other.result.done() for other in others)
+    step.release(100)
+    assert {ticket.result.result(LIMIT).status for ticket in (first, *others)} == {Status.OK}
+    answer = late.result.result(LIMIT)
+    assert answer.status == (Status.BUDGET_INFEASIBLE if refuse else Status.OK)
+    if refuse:
+        assert answer.times.queue == answer.times.total == pytest.approx(1100.0) and not answer.budget_met
+        assert "1000 ms ran out behind another question" in answer.status_message
+
+
 def test_chores_come_after_the_questions_that_wait_and_calls_before(make_worker: Any, session: GatedSession) -> None:
     worker = make_worker()
     first = ask_and_wait_until_it_runs(worker, session, "first")
