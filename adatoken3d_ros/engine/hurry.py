@@ -30,7 +30,9 @@ class Hurry:
 
     Args:
         latency: predicts.
-        clock: seconds.
+        clock: seconds; on a GPU one that waits for the layers before, else launching them is all that it sees. It is
+            read before each layer: what is decided later may be too late, and a layer takes much longer than launching
+            the next one, which can no longer overlap with it.
         until: when the answer must be there.
         counts: spatial tokens that each layer is planned to see.
         n_spatial, n_text: tokens of the prompt.

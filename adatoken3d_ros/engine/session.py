@@ -25,7 +25,7 @@ from adatoken3d_ros.engine.prepared import Block, Prepared
 from adatoken3d_ros.engine.report import lorenz_share, token_report
 from adatoken3d_ros.engine.requests import InvalidRequest, check_question, clicks_of, rows_before_image
 from adatoken3d_ros.engine.scene_memory import SceneMemory
-from adatoken3d_ros.engine.warmup import latency_model
+from adatoken3d_ros.engine.warmup import latency_model, synchronised
 from adatoken3d_ros.model.llava3d import Llava3D, Spliced
 from adatoken3d_ros.model.prompt import PromptIds, build_prompt, parse_boxes
 from adatoken3d_ros.pruning import flops
@@ -281,7 +281,8 @@ class SceneSession:
             ERROR that says where. What still raises is a defect of the model, the program or the machine.
         """
         now = self._clock()
-        watch = Stopwatch(self._clock, now if arrived is None else arrived, on_stage or (lambda _: None))
+        clock = synchronised(self._clock, self.model.device)
+        watch = Stopwatch(clock, now if arrived is None else arrived, on_stage or (lambda _: None))
         pace = self.controller.start(question, watch)
         answer = Answer(question, Status.OK, strategy=self.strategy.name, model_id=self.model_id, seed=self.config.seed)
         try:

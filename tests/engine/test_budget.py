@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from adatoken3d_ros.engine import session as session_module
+from adatoken3d_ros.engine import warmup
 from adatoken3d_ros.engine.answer import Answer, Question, Status
 from adatoken3d_ros.engine.budget import BudgetConfig, Infeasible, Reuse
 from adatoken3d_ros.engine.latency import LatencyModel
@@ -230,6 +231,32 @@ def test_a_prefill_that_falls_behind_drops_tokens_instead_of_being_late(
     assert layers(late) == (full, full) + (0,) * (n_layers - 2)
     assert late.decision is not None and late.decision.rung == 3 and late.decision.loss > 0
     assert late.prefill_flops < 0.6 * free.prefill_flops and late.text
+
+
+def test_a_stage_on_a_gpu_takes_until_its_work_is_done(make_world: Any, frames: Frames, monkeypatch: Any) -> None:
+    """Launching costs nothing here, and what was launched is only done once somebody waits for it."""
+    world = make_world()
+    launched: list[float] = []
+    waits: list[float] = []
+
+    def synchronize(device: torch.device) -> None:
+        waits.append(sum(launched))
+        world.now += waits[-1]
+        launched.clear()
+
+    world.session.observe(frames[0])
+    world.session.encode_pending()
+    expected = world.ask(60_000)
+    monkeypatch.setattr(world, "spend", launched.append)
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    monkeypatch.setattr(
+        session_module, "synchronised", lambda clock, _: warmup.synchronised(clock, torch.device("cuda"))
+    )
+    answer = world.ask(60_000)
+    assert answer.times.prefill == pytest.approx(expected.times.prefill) and answer.times.prefill > 1.0
+    assert answer.times.decode == pytest.approx(150.0) and answer.times.total == pytest.approx(expected.times.total)
+    # A prefill that may have to hurry waits before each layer.
+    assert len(waits) > len(layers(answer)) + 16
 
 
 def test_whole_words() -> None:

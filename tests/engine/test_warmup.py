@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from adatoken3d_ros.engine import warmup
 from adatoken3d_ros.engine.latency import TERMS
@@ -43,6 +44,19 @@ def test_every_stage_is_measured_in_several_sizes(small: tuple[Any, Any]) -> Non
         assert (found.seconds[name] > 0).all() and len(np.unique(found.terms[name], axis=0)) >= 2
     # With and without gates, and over a prefix.
     assert (found.terms["prefill"][:, 3] > 0).any() and (found.terms["prefill"][:, 3] == 0).any()
+
+
+def test_a_gpu_is_waited_for_before_the_clock_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", seen.append)
+
+    def clock() -> float:
+        seen.append("clock")
+        return 7.0
+
+    device = torch.device("cuda", 1)
+    assert warmup.synchronised(clock, device)() == 7.0 and seen == [device, "clock"]
+    assert warmup.synchronised(clock, torch.device("cpu")) is clock
 
 
 def test_a_slow_machine_stops_early_but_not_before_three_sizes(small: tuple[Any, Any]) -> None:
