@@ -116,6 +116,8 @@ class Controller:
             self._calibrated = tuple(calibrated)
         self.strategy = strategy
         self.options = options(strategy, self.n_layers, self._calibrated)
+        if self.latency is not None:
+            self.latency.use_policy(strategy.policy)
         self._tables.clear()
 
     def table(self, situation: Situation) -> Table:

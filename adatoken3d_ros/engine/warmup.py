@@ -67,7 +67,7 @@ def latency_model(
         The latency model, and whether it came out of the cache. A file in the cache that is broken or was made for
         another model is measured anew; a directory that cannot be written is logged.
     """
-    key = key_of(model)
+    key = key_of(model, strategy)
     path = None if cache is None else Path(cache).expanduser() / key.file_name
     if path is not None and path.exists():
         try:
@@ -96,12 +96,13 @@ def synchronised(clock: Callable[[], float], device: torch.device) -> Callable[[
     return done
 
 
-def key_of(model: Llava3D) -> LatencyKey:
-    """What a fit holds for: this model in this number type on this machine."""
+def key_of(model: Llava3D, strategy: Strategy) -> LatencyKey:
+    """What a fit holds for: this model in this number type on this machine, and gates of this strategy's policy."""
     cuda = model.device.type == "cuda"
     machine = torch.cuda.get_device_name(model.device) if cuda else f"{platform.node()} {platform.machine()}"
     threads = str(torch.get_num_threads())
-    return LatencyKey(model.config.hash(), str(model.dtype).removeprefix("torch."), str(model.device), machine, threads)
+    dtype = str(model.dtype).removeprefix("torch.")
+    return LatencyKey(model.config.hash(), dtype, str(model.device), machine, threads, strategy.policy)
 
 
 @dataclass(eq=False)

@@ -18,6 +18,7 @@ from adatoken3d_ros.engine.budget import BudgetConfig, Infeasible, Reuse
 from adatoken3d_ros.engine.latency import LatencyModel
 from adatoken3d_ros.engine.session import SceneSession, SessionConfig, whole_words
 from adatoken3d_ros.pruning.gate import prefill
+from adatoken3d_ros.pruning.strategy import default_strategy
 from adatoken3d_ros.scene.frames import PosedFrame
 
 # Seconds: 0.1 a view, 0.0001 a row and layer, 0.01 a decode step.
@@ -303,6 +304,17 @@ def test_a_question_that_waited_too_long_is_never_silently_late(
     # One that still can be answered gets what is left.
     waited = world.ask(1000.0, waited=0.8)
     assert waited.budget_met and waited.times.total <= 1000.0 and waited.status_message
+
+
+def test_another_policy_is_planned_for_with_other_gates(make_world: Any, frames: Frames) -> None:
+    world = make_world()
+    world.session.observe(frames[0])
+    world.session.encode_pending()
+    world.session.controller.latency = LatencyModel(COEFFICIENTS, {"policy": "ours"})
+    before = world.ask().predicted
+    world.session.set_strategy(default_strategy("random", 8))  # with the same schedule
+    after = world.ask().predicted
+    assert before is not None and after is not None and after.prefill > before.prefill
 
 
 def test_a_slower_machine_is_noticed_and_planned_for(make_world: Any, frames: Frames) -> None:

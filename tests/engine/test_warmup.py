@@ -71,12 +71,15 @@ def test_what_was_measured_is_kept_for_the_same_machine(small: tuple[Any, Any], 
     assert known
     assert all(np.array_equal(first.coefficients[name], second.coefficients[name]) for name in TERMS)
     assert len(list((tmp_path / "cache").iterdir())) == 1
+    # Its gates are of another policy: with none there were none to be measured.
+    _, known = warmup.latency_model(*small, default_strategy("none", 2), tmp_path / "cache", clock=steady(1e-3))
+    assert not known and len(list((tmp_path / "cache").iterdir())) == 2
 
 
 def test_a_broken_or_unwritable_cache_is_told_and_costs_nothing_but_time(
     small: tuple[Any, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / warmup.key_of(small[0]).file_name).write_text("{}")
+    (tmp_path / warmup.key_of(small[0], STRATEGY).file_name).write_text("{}")
     with caplog.at_level(logging.WARNING):
         _, known = warmup.latency_model(*small, STRATEGY, tmp_path, clock=steady(1e-3))
     assert not known and "measuring the latency model anew" in caplog.text
