@@ -133,6 +133,7 @@ class SceneSession:
     def warm_up(self, cache: Path | None = None, progress: Callable[[int, int], None] | None = None) -> bool:
         """Learns how fast this machine is; see `engine.warmup.latency_model`. Returns whether it was known already."""
         self.controller.latency, known = latency_model(self.model, self.tokenizer, self.strategy, cache, progress)
+        self.controller.forget_tables()
         return known
 
     def _make_policy(self, strategy: Strategy) -> Policy:

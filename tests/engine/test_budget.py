@@ -317,6 +317,20 @@ def test_another_policy_is_planned_for_with_other_gates(make_world: Any, frames:
     assert before is not None and after is not None and after.prefill > before.prefill
 
 
+def test_measuring_again_makes_new_plans(make_world: Any, frames: Frames, monkeypatch: Any) -> None:
+    world = make_world()
+    world.session.observe(frames[0])
+    world.session.encode_pending()
+    question = Question("What is this?")
+    seconds = []
+    for step in (0.01, 0.02):
+        model = LatencyModel({**COEFFICIENTS, "decode": [step, 0.0]})
+        monkeypatch.setattr(session_module, "latency_model", lambda *_, model=model: (model, False))
+        assert not world.session.warm_up()
+        seconds.append(world.session.plans(question).cheapest.predicted.decode)
+    assert seconds[1] == pytest.approx(2 * seconds[0])
+
+
 def test_a_slower_machine_is_noticed_and_planned_for(make_world: Any, frames: Frames) -> None:
     world = make_world()
     world.session.observe(frames[0])
