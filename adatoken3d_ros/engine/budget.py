@@ -271,7 +271,8 @@ class Pace:
             plan.strategy.schedule.counts(n_spatial, self._controller.n_layers),
             n_spatial,
             n_text,
-            answer_tokens=min(plan.answer_tokens, self._expected),
+            # As planned: the first token comes out of the prefill, one that says that it was the last takes a step.
+            steps=min(plan.answer_tokens - 1, self._expected),
             may_choose=plan.strategy.policy != "none",
         )
 

@@ -260,6 +260,22 @@ def test_a_stage_on_a_gpu_takes_until_its_work_is_done(make_world: Any, frames: 
     assert len(waits) > len(layers(answer)) + 16
 
 
+@pytest.mark.parametrize(("expected", "steps"), [(0, 0), (5, 5), (16, 15)])
+def test_a_prefill_hurries_for_the_answer_that_was_planned(
+    make_world: Any, frames: Frames, monkeypatch: Any, expected: int, steps: int
+) -> None:
+    world = make_world()
+    world.session.observe(frames[0])
+    world.session.encode_pending()
+    for _ in range(4):
+        world.session.controller.lengths.add("What is this?", expected)
+    hurries: list[Any] = []
+    monkeypatch.setattr("adatoken3d_ros.engine.budget.Hurry", lambda *_, **options: hurries.append(options))
+    predicted = world.ask(60_000).predicted
+    assert predicted is not None and predicted.decode == pytest.approx(10.0 * steps)
+    assert [options["steps"] for options in hurries] == [steps]
+
+
 def test_whole_words() -> None:
     assert whole_words("a red cha") == "a red"
     assert whole_words("a red chair.") == "a red chair."
