@@ -273,7 +273,8 @@ class SceneSession:
         Args:
             question: what is asked.
             arrived: when it arrived, on the session's clock; now if None. Time before this call counts as `queue`.
-            on_text: called with (text so far, tokens so far) after every decode step.
+            on_text: called with (whole words so far, tokens so far) after every decode step; the answer's text begins
+                with them.
             on_stage: called with the name of each stage as it begins.
             should_stop: polled between decoder layers and decode steps; True ends the answer as CANCELLED.
 
@@ -425,14 +426,14 @@ class SceneSession:
             ids.append(token)
             text = self._decode(ids)
             if on_text is not None:
-                on_text(text, len(ids))
+                on_text(whole_words(text), len(ids))
             if should_stop():
                 status, message = Status.CANCELLED, f"cancelled after {len(ids)} tokens"
                 break
             least = min(limit, SHORTEST_ANSWER) if pace.hopeless else 1
             step = decode_terms(1, sum(filled.cache.lengths), self.n_layers)
             if least <= len(ids) < limit and pace.time_is_up(step):
-                status, text = Status.TRUNCATED, whole_words(text)
+                status = Status.TRUNCATED
                 ended = f"the latency budget of {answer.question.latency_budget_ms} ms ended the answer"
                 message = pace.warning or ended
                 break
@@ -442,6 +443,8 @@ class SceneSession:
             reached = f"the answer reached max_new_tokens = {limit}"
             short = f"the latency budget of {answer.question.latency_budget_ms} ms leaves an answer of {limit} tokens"
             status, message = Status.TRUNCATED, pace.warning or (reached if limit == asked else short)
+        if status is not Status.OK and len(ids) < asked:
+            text = whole_words(text)
         if status is Status.OK or len(ids) == asked:
             self.controller.lengths.add(answer.question.text, len(ids))
         boxes = tuple(
@@ -492,10 +495,20 @@ class SceneSession:
 
 
 def whole_words(text: str) -> str:
-    """The text without a last word that may be unfinished; all of it where there is only one."""
-    if not text or not text[-1].isalnum():
-        return text
-    return text.rsplit(maxsplit=1)[0] if len(text.split()) > 1 else text
+    """The text without a last word or number that may be unfinished; all of `text + more` begins with it.
+
+    "it is 1." may be going to be "it is 1.25", so that it becomes "it is", while the stop of "a chair." ends it. One
+    that would leave nothing stays, of a number without its stop: an empty answer would say less.
+    """
+    end = len(text)
+    while end and _may_go_on(text[end - 1], text[max(0, end - 2) : end - 1]):
+        end -= 1
+    return text[:end].rstrip() or text.rstrip(".,:/")
+
+
+def _may_go_on(last: str, before: str) -> bool:
+    """Whether a word or number may go on behind `last`: as in "don'", "dark-", "1." of "1.25", "[" of "[0.5"."""
+    return last.isalnum() or last in "_'\u2019-+([" or (last in ".,:/" and before.isdecimal())
 
 
 def _seed(strategy: Strategy, seed: int) -> dict[str, int]:

@@ -184,13 +184,32 @@ def test_an_answer_that_runs_out_of_time_ends_with_a_whole_word(make_world: Any,
     budget = world.ask(60_000).times.total + 1.0
     world.session._decode = lambda ids: " ".join(f"word{i}" for i in ids)[:-1]  # the last one is unfinished
 
+    texts: list[str] = []
+
     def slow(text: str, n: int) -> None:
+        texts.append(text)
         world.spend(0.015)
 
     answer = world.ask(budget, on_text=slow)
     assert answer.status is Status.TRUNCATED and f"{budget}" in answer.status_message
+    assert answer.text.startswith(texts[-1]) and texts == sorted(texts, key=len)
     assert answer.budget_met and answer.times.total <= budget
     assert re.fullmatch(r"(word3\d\d )*word3\d\d", answer.text), answer.text
+
+
+def test_an_answer_that_the_plan_makes_shorter_ends_with_a_whole_word(make_world: Any, frames: Frames) -> None:
+    world = make_world()
+    world.session.observe(frames[0])
+    world.session.encode_pending()
+    least = float(re.findall(r"feasible one is (\d+) ms", world.ask(1.0).status_message)[0])
+    world.session._decode = lambda ids: " ".join(f"word{i}" for i in ids)[:-1]
+    texts: list[str] = []
+    answer = world.ask(least + 12.0, on_text=lambda text, n: texts.append(text))
+    assert answer.status is Status.TRUNCATED and "leaves an answer of 4 tokens" in answer.status_message
+    assert answer.text == texts[-1] == "word300 word301 word302"
+    # Who asks for so many tokens gets them as they are.
+    asked = world.session.ask(Question("What is this?", max_new_tokens=4))
+    assert asked.text == "word300 word301 word302 word30"
 
 
 def test_a_prefill_that_falls_behind_drops_tokens_instead_of_being_late(
@@ -276,11 +295,39 @@ def test_a_prefill_hurries_for_the_answer_that_was_planned(
     assert [options["steps"] for options in hurries] == [steps]
 
 
-def test_whole_words() -> None:
-    assert whole_words("a red cha") == "a red"
-    assert whole_words("a red chair.") == "a red chair."
-    assert whole_words("cha") == "cha"
-    assert whole_words("") == ""
+@pytest.mark.parametrize(
+    ("text", "whole"),
+    [
+        ("a red cha", "a red"),
+        ("a red chair.", "a red chair."),
+        ("a red chair, ", "a red chair,"),
+        ("it is 1.", "it is"),
+        ("it is 1.2", "it is"),
+        ("it is 1,", "it is"),
+        ("it is -", "it is"),
+        ("it is -3", "it is"),
+        ("I don'", "I"),
+        ("I don\u2019", "I"),
+        ("a dark-", "a"),
+        ("at [0.5, 1.0, 2.0, 1.0, 1.0, 0", "at [0.5, 1.0, 2.0, 1.0, 1.0,"),
+        ("at [0.5", "at"),
+        ("at [0.5, 1.0]", "at [0.5, 1.0]"),
+        # One that would leave nothing stays, but for a number's stop.
+        ("refr", "refr"),
+        ("1.", "1"),
+        ("1.2", "1.2"),
+        ("", ""),
+    ],
+)
+def test_whole_words(text: str, whole: str) -> None:
+    assert whole_words(text) == whole
+
+
+def test_whole_words_of_a_text_begin_those_of_a_longer_one() -> None:
+    text = "the U.S. chair(s), don't: -1.25 m [0.5, 1,000.0] at 12:30 a/b 'x' 3. Well-made. 1.5"
+    for start in range(len(text)):
+        wholes = [whole_words(text[start:end].strip()) for end in range(start, len(text) + 1)]
+        assert all(longer.startswith(whole) for whole, longer in zip(wholes, wholes[1:], strict=False)), text[start:]
 
 
 def test_a_budget_that_cannot_be_kept_is_refused_with_the_least_that_can(make_world: Any, frames: Frames) -> None:
