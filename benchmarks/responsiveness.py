@@ -14,7 +14,8 @@ the hard case: its steps are so short that its thread asks for Python's lock all
 Then --budgeted questions with latency budgets go through the service while pictures of 320 x 240 come at 10 Hz from a
 third process:
 
-    clock_error_ms    the asker's clock from request to reply, less the answer's own total
+    clock_error_ms    how far the asker's clock from request to reply is from the answer's own total; p50, p95, p99
+                      and the largest, which has to keep the goal
 
     python -m benchmarks.responsiveness --json F
 """
@@ -83,12 +84,17 @@ def clock_error(args: argparse.Namespace) -> dict[str, Any]:
             bench.wait(lambda: int(bench.counters().get("key_frames", 0)), "a key frame")
             for index in range(args.budgeted):
                 answer, seen = requests.answered("What is there?", 8, BUDGETS_MS[index % len(BUDGETS_MS)])
-                errors.append(seen - answer.total_ms)
+                errors.append(abs(seen - answer.total_ms))
                 late += not answer.budget_met
         finally:
             requests.close()
+    return clock_figures(errors) | {"budgeted": args.budgeted, "late": late}
+
+
+def clock_figures(errors: list[float]) -> dict[str, Any]:
+    """Percentiles of the clocks' differences, and whether the largest keeps the goal."""
     found: dict[str, Any] = dict(percentiles("clock_error_ms", errors))
-    return found | {"clock_goal_ms": CLOCK_GOAL_MS, "budgeted": args.budgeted, "late": late}
+    return found | {"clock_goal_ms": CLOCK_GOAL_MS, "clock_met": found["clock_error_ms_max"] <= CLOCK_GOAL_MS}
 
 
 def show_a_view(bench: Bench, requests: Requests) -> None:
@@ -102,6 +108,11 @@ def show_a_view(bench: Bench, requests: Requests) -> None:
 def waiting(bench: Bench) -> str:
     """Questions that wait or are being answered, as the node told last."""
     return bench.client.diagnostics("model").get("questions_waiting", "")
+
+
+def both(found: dict[str, Any], clocks: dict[str, Any]) -> dict[str, Any]:
+    """The figures of the two measurements: `met` says whether both goals were."""
+    return found | clocks | {"met": found["met"] and clocks["clock_met"], "requests_met": found["met"]}
 
 
 def figures(times: dict[str, list[float]]) -> dict[str, Any]:
@@ -129,17 +140,19 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
     found = measure(args)
     if args.budgeted > 0:
-        found |= clock_error(args)
+        found = both(found, clock_error(args))
     table = Table("while the model writes", "p50 ms", "p95 ms", "p99 ms", "largest ms")
     for name in (*NAMES, *(["clock_error_ms"] if args.budgeted > 0 else [])):
         cells = (f"{found[f'{name}_{what}']:.1f}" for what in ("p50", "p95", "p99", "max"))
         table.add_row(name.removesuffix("_ms"), *cells)
     console = Console()
     console.print(table)
-    console.print(f"goal: p99 under {GOAL_MS:g} ms each: {'met' if found['met'] else 'MISSED'}")
+    requests_met = found.get("requests_met", found["met"])
+    console.print(f"goal: p99 under {GOAL_MS:g} ms each: {'met' if requests_met else 'MISSED'}")
     if args.budgeted > 0:
-        kept = found["clock_error_ms_max"] <= CLOCK_GOAL_MS
-        console.print(f"goal: clocks agree within {CLOCK_GOAL_MS:g} ms: {'met' if kept else 'MISSED'}")
+        largest = f"p95 {found['clock_error_ms_p95']:.1f} ms, largest {found['clock_error_ms_max']:.1f} ms"
+        kept = "met" if found["clock_met"] else "MISSED"
+        console.print(f"goal: clocks agree within {CLOCK_GOAL_MS:g} ms ({largest}): {kept}")
     write(args.json, found | {"setting": setting(args)})
 
 

@@ -120,6 +120,8 @@ class Controller:
             self._calibrated = tuple(calibrated)
         self.strategy = strategy
         self.options = options(strategy, self.n_layers, self._calibrated)
+        if self.latency is not None:
+            self.latency.use_policy(strategy.policy)
         self._tables.clear()
 
     def table(self, situation: Situation) -> Table:
@@ -297,7 +299,8 @@ class Pace:
             plan.strategy.schedule.counts(n_spatial, self._controller.n_layers),
             n_spatial,
             n_text,
-            answer_tokens=min(plan.answer_tokens, self._expected),
+            # As planned: the first token comes out of the prefill, one that says that it was the last takes a step.
+            steps=min(plan.answer_tokens - 1, self._expected),
             may_choose=plan.strategy.policy != "none",
         )
 

@@ -30,11 +30,13 @@ class Hurry:
 
     Args:
         latency: predicts.
-        clock: seconds.
+        clock: seconds; on a GPU one that waits for the layers before, else launching them is all that it sees. It is
+            read before each layer: what is decided later may be too late, and a layer takes much longer than launching
+            the next one, which can no longer overlap with it.
         until: when the answer must be there.
         counts: spatial tokens that each layer is planned to see.
         n_spatial, n_text: tokens of the prompt.
-        answer_tokens: of the answer that is to be written then.
+        steps: decode steps of the answer that is to be written then.
         may_choose: the policy can drop some of the tokens, not only all.
 
     Attributes:
@@ -50,7 +52,7 @@ class Hurry:
         n_spatial: int,
         n_text: int,
         *,
-        answer_tokens: int,
+        steps: int,
         may_choose: bool = True,
     ) -> None:
         self.drops: list[tuple[int, int, int]] = []
@@ -60,7 +62,7 @@ class Hurry:
         self._planned = tuple(counts)
         self._counts = [n_spatial, *counts]  # layer g sees [g + 1]
         self._n_text = n_text
-        self._steps = answer_tokens - 1  # the first token comes out of the prefill
+        self._steps = steps
         self._factors = FACTORS if may_choose else FACTORS[-1:]
         self._began = math.nan
         self._ratios = [1.0]

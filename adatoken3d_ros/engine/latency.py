@@ -205,6 +205,8 @@ class LatencyModel:
             if values.shape != (len(terms),) or not np.isfinite(values).all() or (values < 0).any():
                 raise LatencyError(f"{name} needs {len(terms)} coefficients that are at least 0, got {values.tolist()}")
             self.coefficients[name] = values
+        self._measured = self.coefficients["prefill"]
+        self._policy = self.key.get("policy", "")
         self.scatter = {name: list((scatter or {}).get(name, ())) for name in TERMS}
         self.ratios = {stage: Ratio(self.scatter[name]) for stage, name in FORMULA.items()}
         self.answers = Ratio()  # of whole answers: what is in no stage, and what slows all of them at once
@@ -231,6 +233,20 @@ class LatencyModel:
     def p95(self, stage: str, terms: FloatArray) -> Any:
         """(...) seconds that 19 of 20 such stages stay under."""
         return self.p50(stage, terms) * self.ratios[stage].guard
+
+    def use_policy(self, policy: str) -> None:
+        """Predicts with the gates of this policy. Where those of another were measured, a gate counts as a layer over
+        the same rows, rather too much than too little, until questions tell how long prefills take."""
+        if policy == self._policy:
+            return
+        self._policy, coefficients = policy, self._measured.copy()
+        if self.key.get("policy", policy) != policy:
+            coefficients[3:] = np.maximum(coefficients[3:], coefficients[:2])
+        self.coefficients["prefill"] = coefficients
+        # The pace stays, what was learned of how far it can be relied on was of other gates.
+        pace, self.ratios["prefill"] = self.ratios["prefill"].value, Ratio(self.scatter["prefill"])
+        self.ratios["prefill"].value = pace
+        self.version += 1
 
     def observe(self, stage: str, terms: FloatArray, seconds: float) -> bool:
         """Takes into account that a stage took `seconds`; one with nothing to do says nothing.
@@ -309,10 +325,11 @@ class LatencyKey:
     device: str
     machine: str
     threads: str
+    policy: str  # what a gate costs is its policy's
 
     def as_dict(self) -> dict[str, str]:
         return asdict(self)
 
     @property
     def file_name(self) -> str:
-        return f"latency-{self.model}-{self.dtype}-{self.device.replace(':', '')}-{self.threads}.json"
+        return f"latency-{self.model}-{self.dtype}-{self.device.replace(':', '')}-{self.threads}-{self.policy}.json"

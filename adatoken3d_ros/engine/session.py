@@ -25,7 +25,7 @@ from adatoken3d_ros.engine.prepared import Block, Prepared
 from adatoken3d_ros.engine.report import lorenz_share, token_report
 from adatoken3d_ros.engine.requests import InvalidRequest, check_question, clicks_of, rows_before_image
 from adatoken3d_ros.engine.scene_memory import SceneMemory
-from adatoken3d_ros.engine.warmup import latency_model
+from adatoken3d_ros.engine.warmup import latency_model, synchronised
 from adatoken3d_ros.model.llava3d import Llava3D, Spliced
 from adatoken3d_ros.model.prompt import PromptIds, build_prompt, move_boxes, parse_boxes
 from adatoken3d_ros.pruning import flops
@@ -133,6 +133,7 @@ class SceneSession:
     def warm_up(self, cache: Path | None = None, progress: Callable[[int, int], None] | None = None) -> bool:
         """Learns how fast this machine is; see `engine.warmup.latency_model`. Returns whether it was known already."""
         self.controller.latency, known = latency_model(self.model, self.tokenizer, self.strategy, cache, progress)
+        self.controller.forget_tables()
         return known
 
     def _make_policy(self, strategy: Strategy) -> Policy:
@@ -278,7 +279,8 @@ class SceneSession:
         Args:
             question: what is asked.
             arrived: when it arrived, on the session's clock; now if None. Time before this call counts as `queue`.
-            on_text: called with (text so far, tokens so far) after every decode step.
+            on_text: called with (whole words so far, tokens so far) after every decode step; the answer's text begins
+                with them.
             on_stage: called with the name of each stage as it begins.
             should_stop: polled between decoder layers and decode steps; True ends the answer as CANCELLED.
 
@@ -287,7 +289,8 @@ class SceneSession:
             ERROR that says where. What still raises is a defect of the model, the program or the machine.
         """
         now = self._clock()
-        watch = Stopwatch(self._clock, now if arrived is None else arrived, on_stage or (lambda _: None))
+        clock = synchronised(self._clock, self.model.device)
+        watch = Stopwatch(clock, now if arrived is None else arrived, on_stage or (lambda _: None))
         pace = self.controller.start(question, watch)
         answer = Answer(question, Status.OK, strategy=self.strategy.name, model_id=self.model_id, seed=self.config.seed)
         try:
@@ -433,14 +436,14 @@ class SceneSession:
             ids.append(token)
             text = self._decode(ids)
             if on_text is not None:
-                on_text(move_boxes(text, origin), len(ids))
+                on_text(move_boxes(whole_words(text), origin), len(ids))
             if should_stop():
                 status, message = Status.CANCELLED, f"cancelled after {len(ids)} tokens"
                 break
             least = min(limit, SHORTEST_ANSWER) if pace.hopeless else 1
             step = decode_terms(1, sum(filled.cache.lengths), self.n_layers)
             if least <= len(ids) < limit and pace.time_is_up(step):
-                status, text = Status.TRUNCATED, whole_words(text)
+                status = Status.TRUNCATED
                 ended = f"the latency budget of {answer.question.latency_budget_ms} ms ended the answer"
                 message = pace.warning or ended
                 break
@@ -450,6 +453,8 @@ class SceneSession:
             reached = f"the answer reached max_new_tokens = {limit}"
             short = f"the latency budget of {answer.question.latency_budget_ms} ms leaves an answer of {limit} tokens"
             status, message = Status.TRUNCATED, pace.warning or (reached if limit == asked else short)
+        if status is not Status.OK and len(ids) < asked:
+            text = whole_words(text)
         lengths = self.controller.lengths
         if status is Status.OK or len(ids) == asked:
             lengths.add(answer.question.text, len(ids))
@@ -505,10 +510,20 @@ class SceneSession:
 
 
 def whole_words(text: str) -> str:
-    """The text without a last word that may be unfinished; all of it where there is only one."""
-    if not text or not text[-1].isalnum():
-        return text
-    return text.rsplit(maxsplit=1)[0] if len(text.split()) > 1 else text
+    """The text without a last word or number that may be unfinished; all of `text + more` begins with it.
+
+    "it is 1." may be going to be "it is 1.25", so that it becomes "it is", while the stop of "a chair." ends it. One
+    that would leave nothing stays, of a number without its stop: an empty answer would say less.
+    """
+    end = len(text)
+    while end and _may_go_on(text[end - 1], text[max(0, end - 2) : end - 1]):
+        end -= 1
+    return text[:end].rstrip() or text.rstrip(".,:/")
+
+
+def _may_go_on(last: str, before: str) -> bool:
+    """Whether a word or number may go on behind `last`: as in "don'", "dark-", "1." of "1.25", "[" of "[0.5"."""
+    return last.isalnum() or last in "_'\u2019-+([" or (last in ".,:/" and before.isdecimal())
 
 
 def _seed(strategy: Strategy, seed: int) -> dict[str, int]:

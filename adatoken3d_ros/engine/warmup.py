@@ -67,7 +67,7 @@ def latency_model(
         The latency model, and whether it came out of the cache. A file in the cache that is broken or was made for
         another model is measured anew; a directory that cannot be written is logged.
     """
-    key = key_of(model)
+    key = key_of(model, strategy)
     path = None if cache is None else Path(cache).expanduser() / key.file_name
     if path is not None and path.exists():
         try:
@@ -83,12 +83,26 @@ def latency_model(
     return found, False
 
 
-def key_of(model: Llava3D) -> LatencyKey:
-    """What a fit holds for: this model in this number type on this machine."""
+def synchronised(clock: Callable[[], float], device: torch.device) -> Callable[[], float]:
+    """A clock for the times of stages: on a GPU it first waits until all that was launched is done, since the time
+    would else be that of launching; elsewhere it is the clock itself. What waiting costs was not measured on a GPU."""
+    if device.type != "cuda":
+        return clock
+
+    def done() -> float:
+        torch.cuda.synchronize(device)
+        return clock()
+
+    return done
+
+
+def key_of(model: Llava3D, strategy: Strategy) -> LatencyKey:
+    """What a fit holds for: this model in this number type on this machine, and gates of this strategy's policy."""
     cuda = model.device.type == "cuda"
     machine = torch.cuda.get_device_name(model.device) if cuda else f"{platform.node()} {platform.machine()}"
     threads = str(torch.get_num_threads())
-    return LatencyKey(model.config.hash(), str(model.dtype).removeprefix("torch."), str(model.device), machine, threads)
+    dtype = str(model.dtype).removeprefix("torch.")
+    return LatencyKey(model.config.hash(), dtype, str(model.device), machine, threads, strategy.policy)
 
 
 @dataclass(eq=False)
@@ -112,6 +126,7 @@ def measure(
 ) -> Measured:
     """Runs every stage on made-up inputs of several sizes, each REPEATS times after a run that does not count."""
     log = _Log({name: [] for name in TERMS}, {name: [] for name in TERMS})
+    clock = synchronised(clock, model.device)
     steps = _steps(model, tokenizer, strategy, log, clock)
     total, done = 2 + len(SIZES), 0
     began = last = clock()
@@ -138,7 +153,7 @@ def _steps(model: Llava3D, tokenizer: Any, strategy: Strategy, log: _Log, clock:
     generator = np.random.default_rng(0)
     for views in (1, 2):
         images = [generator.integers(0, 255, (*IMAGE, 3), dtype=np.uint8) for _ in range(views)]
-        log.add("encode", encode_terms(views), _times(model, partial(model.encode_images, images), clock))
+        log.add("encode", encode_terms(views), _times(partial(model.encode_images, images), clock))
         yield
     room = model.config.context_length - _prompt(tokenizer).n_tokens - DECODE_STEPS - 1
     most = max(8, min(model.config.max_spatial_tokens, room))
@@ -162,7 +177,7 @@ def _measure_size(
         _ = scene.order
         return model.splice(prompt, spatial), scene
 
-    log.add("tokens", token_terms(n), _times(model, build, clock))
+    log.add("tokens", token_terms(n), _times(build, clock))
     spliced, scene = build()
     layout = Layout.single(spliced.spatial_start, n, spliced.n_tokens)
     n_layers, n_text = len(model.language.model.layers), spliced.n_tokens - n
@@ -173,14 +188,14 @@ def _measure_size(
             return prefill(model.language, spliced.embeds, layout, schedule, policy, scene=scene)
 
         counts = schedule.counts(n, n_layers)
-        log.add("prefill", read_terms(counts, n, n_text), _times(model, read, clock))
+        log.add("prefill", read_terms(counts, n, n_text), _times(read, clock))
         filled, times, cached = read(), [], sum(counts) + n_layers * n_text
         token = torch.zeros(1, dtype=torch.long, device=model.device)
         for step in range(DECODE_STEPS + 1):
-            began = _now(model, clock)
+            began = clock()
             decode(model.language, filled, token)
             if step:
-                times.append(_now(model, clock) - began)
+                times.append(clock() - began)
         log.add("decode", decode_terms(1, cached, n_layers), times)
     start = spliced.spatial_start
     prefix = ScenePrefix(model.language, spliced.embeds[:, : start + n], start, measure=True)
@@ -190,24 +205,18 @@ def _measure_size(
         with prefix.asking(rows):
             pass
 
-    log.add("prefill", follow_up_terms(rows.shape[1], prefix.n_tokens, n_layers), _times(model, follow_up, clock))
+    log.add("prefill", follow_up_terms(rows.shape[1], prefix.n_tokens, n_layers), _times(follow_up, clock))
 
 
 def _prompt(tokenizer: Any) -> PromptIds:
     return build_prompt(tokenizer, "What is on the table?", n_clicks=0)
 
 
-def _times(model: Llava3D, work: Callable[[], Any], clock: Callable[[], float]) -> list[float]:
+def _times(work: Callable[[], Any], clock: Callable[[], float]) -> list[float]:
     work()
     times = []
     for _ in range(REPEATS):
-        began = _now(model, clock)
+        began = clock()
         work()
-        times.append(_now(model, clock) - began)
+        times.append(clock() - began)
     return times
-
-
-def _now(model: Llava3D, clock: Callable[[], float]) -> float:
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
-    return clock()

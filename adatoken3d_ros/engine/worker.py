@@ -38,10 +38,14 @@ class QuestionPolicy(str, Enum):
 
 @dataclass(eq=False)
 class Ticket:
-    """A question on its way; `result` is completed exactly once, from the worker's thread or from `submit`'s caller."""
+    """A question on its way; `result` is completed exactly once, from the worker's thread or from `submit`'s caller.
+
+    `before` is called with the session when it is the question's turn; an exception of it is an ERROR answer.
+    """
 
     question: Question
     arrived: float
+    before: Callable[[SceneSession], None] | None = None
     on_text: Callable[[str, int], None] | None = None
     on_stage: Callable[[str], None] | None = None
     result: Future[Answer] = field(default_factory=Future)
@@ -58,6 +62,12 @@ class Ticket:
     @property
     def cancelled(self) -> bool:
         return self._stop.is_set()
+
+    @property
+    def deadline(self) -> float:
+        """When its budget has run out; never for one without, or with one that makes no sense."""
+        budget = self.question.latency_budget_ms or 0.0
+        return self.arrived + budget / 1e3 if budget > 0 else math.inf
 
 
 class DutyCycle:
@@ -84,7 +94,7 @@ class DutyCycle:
 
 
 class Worker:
-    """Runs a SceneSession in a thread: newest frame wins, questions go first, calls in between.
+    """Runs a SceneSession in a thread: first calls that somebody waits for, then questions, chores, the newest frame.
 
     While nobody wants anything, the session works ahead: whatever the next question needs that does not depend on it.
     A question ends that within one layer of a model.
@@ -92,10 +102,12 @@ class Worker:
     Args:
         make_session: builds the session (loads the model) inside the thread.
         policy: for questions that arrive during another.
-        queue_limit: questions that may wait under QuestionPolicy.QUEUE.
+        queue_limit: questions that may wait behind the one that is answered under QuestionPolicy.QUEUE.
         on_frame: told the fate of every frame: a verdict's value, `superseded`, `stopped`, or `error: ...`; any thread.
         ahead: largest share of the time that is spent on working ahead, 0 for none; encoding a key frame as it comes
             does not count.
+        refuse_late: a question whose latency budget runs out while it waits behind another is answered
+            BUDGET_INFEASIBLE then (within a layer or decode step of the other), not in its turn.
         clock: seconds, monotonic; the session must be built with the same.
     """
 
@@ -107,6 +119,7 @@ class Worker:
         queue_limit: int = 8,
         on_frame: Callable[[str], None] | None = None,
         ahead: float = 0.5,
+        refuse_late: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.policy = policy
@@ -115,12 +128,14 @@ class Worker:
         self.frames: Counter[str] = Counter()
         self._on_frame = on_frame
         self._make_session = make_session
+        self._refuse_late = refuse_late
         self._clock = clock
         self._changed = threading.Condition()
         self._frame: tuple[Callable[[], PosedFrame], Callable[[], tuple[int, NDArray[np.float64]]] | None] | None = None
         self._questions: deque[Ticket] = deque()
         self._running: Ticket | None = None
         self._calls: deque[tuple[Callable[[SceneSession], Any], Future[Any]]] = deque()
+        self._chores: deque[tuple[Callable[[SceneSession], Any], Future[Any]]] = deque()
         self._stopping = False
         self._duty = DutyCycle(ahead)
         self._cannot_prepare = False
@@ -164,11 +179,12 @@ class Worker:
         self,
         question: Question,
         *,
+        before: Callable[[SceneSession], None] | None = None,
         on_text: Callable[[str, int], None] | None = None,
         on_stage: Callable[[str], None] | None = None,
     ) -> Ticket:
         """Hands in a question under the policy; the ticket's result is completed in every case."""
-        ticket = Ticket(question, self._clock(), on_text, on_stage, withdraw=self._withdraw)
+        ticket = Ticket(question, self._clock(), before, on_text, on_stage, withdraw=self._withdraw)
         refusal, replaced = "", []
         with self._changed:
             busy = len(self._questions) + (self._running is not None)
@@ -176,8 +192,9 @@ class Worker:
                 refusal = "the node is stopping"
             elif self.policy is QuestionPolicy.REJECT and busy:
                 refusal = "another question is being answered (question policy: reject)"
-            elif self.policy is QuestionPolicy.QUEUE and len(self._questions) >= self.queue_limit:
-                refusal = f"{self.queue_limit} questions are waiting already (question policy: queue)"
+            elif self.policy is QuestionPolicy.QUEUE and busy > self.queue_limit:
+                # One of them runs, or is about to.
+                refusal = f"one is being answered, {busy - 1} questions are waiting already (question policy: queue)"
             else:
                 if self.policy is QuestionPolicy.REPLACE:
                     replaced = [*self._questions, *filter(None, [self._running])]
@@ -189,13 +206,19 @@ class Worker:
             ticket.result.set_result(self._unanswered(ticket, Status.BUSY, refusal))
         return ticket
 
-    def call(self, function: Callable[[SceneSession], T]) -> Future[T]:
-        """Runs `function(session)` in the worker's thread, between questions."""
+    def call(self, function: Callable[[SceneSession], T], *, chore: bool = False) -> Future[T]:
+        """Runs `function(session)` in the worker's thread, before the questions that wait.
+
+        A chore, which nobody waits for, comes after them, and once where the same one waits already.
+        """
         future: Future[T] = Future()
         with self._changed:
-            stopping = self._stopping
+            stopping, calls = self._stopping, self._chores if chore else self._calls
+            for waiting, its_future in self._chores if chore else ():
+                if waiting == function:
+                    return its_future
             if not stopping:
-                self._calls.append((function, future))
+                calls.append((function, future))
                 self._changed.notify()
         if stopping:
             future.set_exception(RuntimeError("the worker is stopping"))
@@ -220,14 +243,20 @@ class Worker:
             return
         self.ready.set_result(None)
         while True:
+            # Before the lock: this may cost as much as choosing the views of a question.
+            ahead = self._has_work_ahead(session)
             with self._changed:
-                rest = self._duty.rest(self._clock()) if session.work_ahead and not self._cannot_prepare else None
+                rest = self._duty.rest(self._clock()) if ahead else None
                 # A bool: the queues that it is made of are emptied below.
-                wanted = self._changed.wait_for(lambda: self._frame is not None or self._is_wanted(), timeout=rest)
+                wanted = self._changed.wait_for(
+                    lambda: self._frame is not None or bool(self._chores) or self._is_wanted(), timeout=rest
+                )
                 if self._stopping:
                     break
                 call = self._calls.popleft() if self._calls else None
                 ticket = self._questions.popleft() if call is None and self._questions else None
+                if call is None and ticket is None and self._chores:
+                    call = self._chores.popleft()
                 self._running = ticket
             if call is not None:
                 function, future = call
@@ -257,6 +286,17 @@ class Worker:
                 self._questions.remove(ticket)
         if waits:
             ticket.result.set_result(self._unanswered(ticket, Status.CANCELLED, ticket._why))
+
+    def _refuse_expired(self) -> None:
+        """Answers the waiting questions whose budgets have run out."""
+        now = self._clock()
+        with self._changed:
+            expired = [ticket for ticket in self._questions if now >= ticket.deadline]
+            for ticket in expired:
+                self._questions.remove(ticket)
+        for ticket in expired:
+            why = f"the latency budget of {ticket.question.latency_budget_ms:g} ms ran out behind another question"
+            ticket.result.set_result(self._unanswered(ticket, Status.BUDGET_INFEASIBLE, why))
 
     def _take_frame(self, session: SceneSession, *, encode: bool) -> None:
         with self._changed:
@@ -292,30 +332,48 @@ class Worker:
             free_cached()
         self._count(outcome)
 
+    def _has_work_ahead(self, session: SceneSession) -> bool:
+        if self._cannot_prepare or not self._duty.share or self._is_wanted():
+            return False
+        return bool(self._try_ahead(lambda: session.work_ahead))
+
     def _work_ahead(self, session: SceneSession) -> None:
-        began, no_memory = self._clock(), False
+        began = self._clock()
+        self._try_ahead(lambda: session.prepare(self._is_wanted))
+        self._duty.worked(began, self._clock())
+
+    def _try_ahead(self, work: Callable[[], T]) -> T | None:
+        """What `work` returns; after an error nothing is done ahead until the scene changes."""
+        result, no_memory = None, False
         try:
-            session.prepare(self._is_wanted)
+            result = work()
         except Exception as error:
-            self._cannot_prepare = True  # until the scene changes: a question will say what is wrong
+            self._cannot_prepare = True  # a question will say what is wrong
             no_memory = is_out_of_memory(error)
             logger.error("working ahead failed: %s", describe(error), exc_info=not no_memory)
         if no_memory:
             free_cached()
-        self._duty.worked(began, self._clock())
+        return result
 
     def _is_wanted(self) -> bool:
-        """Whether somebody waits for what the thread does in the background to end; frames do not count."""
+        """Whether somebody waits for what the thread does in the background to end; frames and chores do not count."""
         return bool(self._questions or self._calls or self._stopping)
 
     def _answer(self, session: SceneSession, ticket: Ticket) -> Answer:
+        def should_stop() -> bool:
+            if self._refuse_late and self._questions:
+                self._refuse_expired()
+            return ticket.cancelled
+
         try:
+            if ticket.before is not None:
+                ticket.before(session)
             answer = session.ask(
                 ticket.question,
                 arrived=ticket.arrived,
                 on_text=ticket.on_text,
                 on_stage=ticket.on_stage,
-                should_stop=ticket._stop.is_set,
+                should_stop=should_stop,
             )
         except Exception as error:
             logger.exception("the question %r failed", ticket.question.text)
@@ -327,7 +385,9 @@ class Worker:
     def _refuse_waiting(self, status: Status, why: str) -> None:
         with self._changed:
             tickets, self._questions = list(self._questions), deque()
-            calls, self._calls = list(self._calls), deque()
+            calls = [*self._calls, *self._chores]
+            self._calls.clear()
+            self._chores.clear()
             left, self._frame = self._frame is not None, None
         if left:
             self._count("stopped")

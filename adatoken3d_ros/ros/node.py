@@ -189,6 +189,7 @@ class SceneNode(LifecycleNodeMixin, Node):
                 partial(self._make_session, settings),
                 on_frame=self._frame_done,
                 ahead=self.parameters["budget.background"],
+                refuse_late=self.parameters["budget.infeasible"] == "refuse",
             )
             self.worker.start()
         return self.worker
@@ -255,7 +256,7 @@ class SceneNode(LifecycleNodeMixin, Node):
         self.inputs.frame_done(fate)
         worker = self.worker
         if fate == "key_frame" and worker is not None:
-            worker.call(self.show_scene)
+            worker.call(self.show_scene, chore=True)
 
     def show_scene(self, session: Any) -> None:
         """Runs in the worker's thread: copies what the others may see."""

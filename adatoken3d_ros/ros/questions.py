@@ -26,6 +26,7 @@ from adatoken3d_ros.ros.diagnostics import LatencyWindow
 from adatoken3d_ros.ros.poses import TfPose
 
 if TYPE_CHECKING:
+    from adatoken3d_ros.engine.session import SceneSession
     from adatoken3d_ros.engine.worker import Ticket
     from adatoken3d_ros.ros.node import SceneNode
 
@@ -185,20 +186,24 @@ class Questions:
                 why += f"; {self._node.load_problem}"
             return Answer(question, Status.ERROR, status_message=why)
         strategy = self._node.parameters["strategy"]
-        if strategy != self._node.strategy:
-            chosen = make_strategy(strategy, self._node.layers, self._node.model_hash, self._node.fitted)
-            await completed(self._node, self._node.worker.call(lambda session: session.set_strategy(chosen)))
-            self._node.strategy = strategy
+
+        def use_strategy(session: SceneSession) -> None:
+            # Travels with the question, whose time runs and whose policy holds from now on, also behind others.
+            if strategy != self._node.strategy:
+                chosen = make_strategy(strategy, self._node.layers, self._node.model_hash, self._node.fitted)
+                session.set_strategy(chosen)
+                self._node.strategy = strategy
+
         self._node.worker.policy = type(self._node.worker.policy)(self._node.parameters["question_policy"])
         self._node.worker.queue_limit = self._node.parameters["queue_limit"]
-        ticket = self._node.worker.submit(question, on_text=on_text, on_stage=on_stage)
+        ticket = self._node.worker.submit(question, before=use_strategy, on_text=on_text, on_stage=on_stage)
         if on_ticket is not None:
             on_ticket(ticket)
         answer = await completed(self._node, ticket.result)
         self.problem = answer.status_message if answer.status == Status.ERROR else ""
         if answer.report is not None and self._node.worker is not None:
             # A question encodes what has come in; the scene that it saw is then new to the others, too.
-            self._node.worker.call(self._node.show_scene)
+            self._node.worker.call(self._node.show_scene, chore=True)
         return answer
 
     def _publish(self, answer: Answer) -> AnswerMsg:

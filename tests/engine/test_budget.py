@@ -12,11 +12,13 @@ import pytest
 import torch
 
 from adatoken3d_ros.engine import session as session_module
+from adatoken3d_ros.engine import warmup
 from adatoken3d_ros.engine.answer import Answer, Question, Status
 from adatoken3d_ros.engine.budget import BudgetConfig, Infeasible, Reuse
 from adatoken3d_ros.engine.latency import LatencyModel
 from adatoken3d_ros.engine.session import SceneSession, SessionConfig, whole_words
 from adatoken3d_ros.pruning.gate import prefill
+from adatoken3d_ros.pruning.strategy import default_strategy
 from adatoken3d_ros.scene.frames import PosedFrame
 
 # Seconds: 0.1 a view, 0.0001 a row and layer, 0.01 a decode step.
@@ -239,13 +241,32 @@ def test_an_answer_that_runs_out_of_time_ends_with_a_whole_word(make_world: Any,
     budget = world.ask(60_000).times.total + 1.0
     world.session._decode = lambda ids: " ".join(f"word{i}" for i in ids)[:-1]  # the last one is unfinished
 
+    texts: list[str] = []
+
     def slow(text: str, n: int) -> None:
+        texts.append(text)
         world.spend(0.015)
 
     answer = world.ask(budget, on_text=slow)
     assert answer.status is Status.TRUNCATED and f"{budget}" in answer.status_message
+    assert answer.text.startswith(texts[-1]) and texts == sorted(texts, key=len)
     assert answer.budget_met and answer.times.total <= budget
     assert re.fullmatch(r"(word3\d\d )*word3\d\d", answer.text), answer.text
+
+
+def test_an_answer_that_the_plan_makes_shorter_ends_with_a_whole_word(make_world: Any, frames: Frames) -> None:
+    world = make_world()
+    world.session.observe(frames[0])
+    world.session.encode_pending()
+    least = float(re.findall(r"feasible one is (\d+) ms", world.ask(1.0).status_message)[0])
+    world.session._decode = lambda ids: " ".join(f"word{i}" for i in ids)[:-1]
+    texts: list[str] = []
+    answer = world.ask(least + 12.0, on_text=lambda text, n: texts.append(text))
+    assert answer.status is Status.TRUNCATED and "leaves an answer of 4 tokens" in answer.status_message
+    assert answer.text == texts[-1] == "word300 word301 word302"
+    # Who asks for so many tokens gets them as they are.
+    asked = world.session.ask(Question("What is this?", max_new_tokens=4))
+    assert asked.text == "word300 word301 word302 word30"
 
 
 def test_a_prefill_that_falls_behind_drops_tokens_instead_of_being_late(
@@ -289,11 +310,81 @@ def test_a_prefill_that_falls_behind_drops_tokens_instead_of_being_late(
     assert late.prefill_flops < 0.6 * free.prefill_flops and late.text
 
 
-def test_whole_words() -> None:
-    assert whole_words("a red cha") == "a red"
-    assert whole_words("a red chair.") == "a red chair."
-    assert whole_words("cha") == "cha"
-    assert whole_words("") == ""
+def test_a_stage_on_a_gpu_takes_until_its_work_is_done(make_world: Any, frames: Frames, monkeypatch: Any) -> None:
+    """Launching costs nothing here, and what was launched is only done once somebody waits for it."""
+    world = make_world()
+    launched: list[float] = []
+    waits: list[float] = []
+
+    def synchronize(device: torch.device) -> None:
+        waits.append(sum(launched))
+        world.now += waits[-1]
+        launched.clear()
+
+    world.session.observe(frames[0])
+    world.session.encode_pending()
+    expected = world.ask(60_000)
+    monkeypatch.setattr(world, "spend", launched.append)
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    monkeypatch.setattr(
+        session_module, "synchronised", lambda clock, _: warmup.synchronised(clock, torch.device("cuda"))
+    )
+    answer = world.ask(60_000)
+    assert answer.times.prefill == pytest.approx(expected.times.prefill) and answer.times.prefill > 1.0
+    assert answer.times.decode == pytest.approx(150.0) and answer.times.total == pytest.approx(expected.times.total)
+    # A prefill that may have to hurry waits before each layer.
+    assert len(waits) > len(layers(answer)) + 16
+
+
+@pytest.mark.parametrize(("expected", "steps"), [(0, 0), (5, 5), (16, 15)])
+def test_a_prefill_hurries_for_the_answer_that_was_planned(
+    make_world: Any, frames: Frames, monkeypatch: Any, expected: int, steps: int
+) -> None:
+    world = make_world()
+    world.session.observe(frames[0])
+    world.session.encode_pending()
+    for _ in range(4):
+        world.session.controller.lengths.add("What is this?", expected)
+    hurries: list[Any] = []
+    monkeypatch.setattr("adatoken3d_ros.engine.budget.Hurry", lambda *_, **options: hurries.append(options))
+    predicted = world.ask(60_000).predicted
+    assert predicted is not None and predicted.decode == pytest.approx(10.0 * steps)
+    assert [options["steps"] for options in hurries] == [steps]
+
+
+@pytest.mark.parametrize(
+    ("text", "whole"),
+    [
+        ("a red cha", "a red"),
+        ("a red chair.", "a red chair."),
+        ("a red chair, ", "a red chair,"),
+        ("it is 1.", "it is"),
+        ("it is 1.2", "it is"),
+        ("it is 1,", "it is"),
+        ("it is -", "it is"),
+        ("it is -3", "it is"),
+        ("I don'", "I"),
+        ("I don\u2019", "I"),
+        ("a dark-", "a"),
+        ("at [0.5, 1.0, 2.0, 1.0, 1.0, 0", "at [0.5, 1.0, 2.0, 1.0, 1.0,"),
+        ("at [0.5", "at"),
+        ("at [0.5, 1.0]", "at [0.5, 1.0]"),
+        # One that would leave nothing stays, but for a number's stop.
+        ("refr", "refr"),
+        ("1.", "1"),
+        ("1.2", "1.2"),
+        ("", ""),
+    ],
+)
+def test_whole_words(text: str, whole: str) -> None:
+    assert whole_words(text) == whole
+
+
+def test_whole_words_of_a_text_begin_those_of_a_longer_one() -> None:
+    text = "the U.S. chair(s), don't: -1.25 m [0.5, 1,000.0] at 12:30 a/b 'x' 3. Well-made. 1.5"
+    for start in range(len(text)):
+        wholes = [whole_words(text[start:end].strip()) for end in range(start, len(text) + 1)]
+        assert all(longer.startswith(whole) for whole, longer in zip(wholes, wholes[1:], strict=False)), text[start:]
 
 
 def test_a_budget_that_cannot_be_kept_is_refused_with_the_least_that_can(make_world: Any, frames: Frames) -> None:
@@ -333,6 +424,31 @@ def test_a_question_that_waited_too_long_is_never_silently_late(
     # One that still can be answered gets what is left.
     waited = world.ask(1000.0, waited=0.8)
     assert waited.budget_met and waited.times.total <= 1000.0 and waited.status_message
+
+
+def test_another_policy_is_planned_for_with_other_gates(make_world: Any, frames: Frames) -> None:
+    world = make_world()
+    world.session.observe(frames[0])
+    world.session.encode_pending()
+    world.session.controller.latency = LatencyModel(COEFFICIENTS, {"policy": "ours"})
+    before = world.ask().predicted
+    world.session.set_strategy(default_strategy("random", 8))  # with the same schedule
+    after = world.ask().predicted
+    assert before is not None and after is not None and after.prefill > before.prefill
+
+
+def test_measuring_again_makes_new_plans(make_world: Any, frames: Frames, monkeypatch: Any) -> None:
+    world = make_world()
+    world.session.observe(frames[0])
+    world.session.encode_pending()
+    question = Question("What is this?")
+    seconds = []
+    for step in (0.01, 0.02):
+        model = LatencyModel({**COEFFICIENTS, "decode": [step, 0.0]})
+        monkeypatch.setattr(session_module, "latency_model", lambda *_, model=model: (model, False))
+        assert not world.session.warm_up()
+        seconds.append(world.session.plans(question).cheapest.predicted.decode)
+    assert seconds[1] == pytest.approx(2 * seconds[0])
 
 
 def test_a_slower_machine_is_noticed_and_planned_for(make_world: Any, frames: Frames) -> None:

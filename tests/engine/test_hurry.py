@@ -23,7 +23,7 @@ class Run:
         for ratio in latency.ratios.values():
             ratio._guard = 1.0
         latency.ratios["prefill"]._guard = guard
-        self.hurry = Hurry(latency, lambda: self.now, until_ms / 1e3, counts, 100, 20, answer_tokens=4, **options)
+        self.hurry = Hurry(latency, lambda: self.now, until_ms / 1e3, counts, 100, 20, steps=3, **options)
 
     def layers(self, *took: float) -> list[int | None]:
         """What was said before each layer and before the one after them."""

@@ -33,7 +33,7 @@ COEFFICIENTS = {
     "prefill": [2e-4, 3e-6, 4e-10, 1e-3, 1e-6],
     "decode": [5e-3, 2e-7],
 }
-KEY = LatencyKey("0123", "float32", "cpu", "here", "2").as_dict()
+KEY = LatencyKey("0123", "float32", "cpu", "here", "2", "ours").as_dict()
 
 
 def measured(seed: int = 0, noise: float = 0.0) -> Measured:
@@ -232,3 +232,27 @@ def test_one_accident_among_few_measurements_is_no_rule() -> None:
 def test_observing_says_whether_it_is_another_pace() -> None:
     ratio = Ratio()
     assert [ratio.observe(value) for value in (1.0, 3.0, 1.0, 3.0, 3.0, 3.0)] == [False] * 4 + [True, False]
+
+
+def test_gates_that_were_not_measured_count_as_layers_until_questions_tell() -> None:
+    key = {**KEY, "policy": "none"}
+    model = LatencyModel({**COEFFICIENTS, "prefill": [2e-4, 3e-6, 4e-10, 0.0, 5e-6]}, key)
+    gated = read_terms([100] * 4 + [50] * 4, 100, 20)
+    free = float(model.p50("prefill", gated))
+    for _ in range(20):
+        model.observe("prefill", gated, 2 * free)
+    version, guard = model.version, model.ratios["prefill"].guard
+    model.use_policy("none")
+    assert (model.version, model.p50("prefill", gated)) == (version, pytest.approx(2 * free))
+    model.use_policy("divprune")
+    # At the same pace, a gate now costs what a layer does, or what was measured where that is more.
+    assert float(model.p50("prefill", gated)) == pytest.approx(2 * (free + 2e-4))
+    assert model.version > version and model.ratios["prefill"].guard > guard
+    model.observe("prefill", gated, 5.0)
+    assert float(model.p50("prefill", gated)) == pytest.approx(5.0)
+    model.use_policy("none")
+    assert model.coefficients["prefill"].tolist() == [2e-4, 3e-6, 4e-10, 0.0, 5e-6]
+    # Of one that does not say what it was measured with, nothing is known to be wrong.
+    unsaid = LatencyModel(COEFFICIENTS)
+    unsaid.use_policy("divprune")
+    assert unsaid.coefficients["prefill"].tolist() == COEFFICIENTS["prefill"]

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from adatoken3d_ros.engine import warmup
 from adatoken3d_ros.engine.latency import TERMS
@@ -45,6 +46,19 @@ def test_every_stage_is_measured_in_several_sizes(small: tuple[Any, Any]) -> Non
     assert (found.terms["prefill"][:, 3] > 0).any() and (found.terms["prefill"][:, 3] == 0).any()
 
 
+def test_a_gpu_is_waited_for_before_the_clock_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", seen.append)
+
+    def clock() -> float:
+        seen.append("clock")
+        return 7.0
+
+    device = torch.device("cuda", 1)
+    assert warmup.synchronised(clock, device)() == 7.0 and seen == [device, "clock"]
+    assert warmup.synchronised(clock, torch.device("cpu")) is clock
+
+
 def test_a_slow_machine_stops_early_but_not_before_three_sizes(small: tuple[Any, Any]) -> None:
     found = warmup.measure(*small, STRATEGY, None, steady(1.0))
     assert len(found.terms["tokens"]) == 3
@@ -57,12 +71,15 @@ def test_what_was_measured_is_kept_for_the_same_machine(small: tuple[Any, Any], 
     assert known
     assert all(np.array_equal(first.coefficients[name], second.coefficients[name]) for name in TERMS)
     assert len(list((tmp_path / "cache").iterdir())) == 1
+    # Its gates are of another policy: with none there were none to be measured.
+    _, known = warmup.latency_model(*small, default_strategy("none", 2), tmp_path / "cache", clock=steady(1e-3))
+    assert not known and len(list((tmp_path / "cache").iterdir())) == 2
 
 
 def test_a_broken_or_unwritable_cache_is_told_and_costs_nothing_but_time(
     small: tuple[Any, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / warmup.key_of(small[0]).file_name).write_text("{}")
+    (tmp_path / warmup.key_of(small[0], STRATEGY).file_name).write_text("{}")
     with caplog.at_level(logging.WARNING):
         _, known = warmup.latency_model(*small, STRATEGY, tmp_path, clock=steady(1e-3))
     assert not known and "measuring the latency model anew" in caplog.text

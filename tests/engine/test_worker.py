@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +27,9 @@ class GatedSession:
         self.release = threading.Semaphore(0)
         self.work_ahead = False
         self.preparing = threading.Semaphore(0)
+        self.encoding = threading.Semaphore(0)
+        self.encodes_endlessly = False
+        self.arrived = -1.0
 
     def prepare(self, should_stop: Callable[[], bool]) -> None:
         """Works until it is told to stop, or breaks."""
@@ -41,10 +45,16 @@ class GatedSession:
         return Verdict.KEY_FRAME
 
     def encode_pending(self, should_stop: Callable[[], bool]) -> int:
+        """Where it is said to be endless, it works until it is told to stop, or the test must have failed."""
         self.log.append("encode")
+        self.encoding.release()
+        end = time.monotonic() + 2 * LIMIT
+        while self.encodes_endlessly and not should_stop() and time.monotonic() < end:
+            pass
         return 1
 
-    def ask(self, question: Question, *, should_stop: Callable[[], bool], **_: Any) -> Answer:
+    def ask(self, question: Question, *, should_stop: Callable[[], bool], arrived: float, **_: Any) -> Answer:
+        self.arrived = arrived
         self.started.release()
         if question.text == "explode":
             raise MemoryError("no memory left")
@@ -94,6 +104,23 @@ def test_queue_answers_in_order_and_refuses_past_its_limit(make_worker: Any, ses
     assert session.log == ["ask first", "ask second"]
 
 
+@pytest.mark.parametrize("limit", [0, 1])
+def test_the_limit_is_on_those_that_wait_behind_another(limit: int) -> None:
+    worker = Worker(lambda: pytest.fail("started"), queue_limit=limit)  # nothing runs yet
+    tickets = [worker.submit(Question(f"{i}")) for i in range(limit + 2)]
+    assert [ticket.result.done() for ticket in tickets] == [False] * (limit + 1) + [True]
+    refused = tickets[-1].result.result(0)
+    assert refused.status == Status.BUSY and f"{limit} questions are waiting already" in refused.status_message
+
+
+def test_nobody_may_wait_under_a_limit_of_zero(make_worker: Any, session: GatedSession) -> None:
+    worker = make_worker(queue_limit=0)
+    first = ask_and_wait_until_it_runs(worker, session, "first")
+    assert worker.submit(Question("second")).result.result(0).status == Status.BUSY
+    session.release.release()
+    assert first.result.result(LIMIT).status == Status.OK
+
+
 def test_reject_refuses_at_once_while_one_runs(make_worker: Any, session: GatedSession) -> None:
     worker = make_worker(policy=QuestionPolicy.REJECT)
     first = ask_and_wait_until_it_runs(worker, session, "first")
@@ -123,6 +150,85 @@ def test_cancelling_a_waiting_question_answers_it_without_running_it(make_worker
     session.release.release(2)
     assert first.result.result(LIMIT).status == Status.OK
     assert session.log == ["ask first"]
+
+
+def test_what_a_question_needs_before_it_is_done_in_its_turn_and_on_its_time(
+    make_worker: Any, session: GatedSession
+) -> None:
+    now = [10.0]
+    worker = make_worker(clock=lambda: now[0])
+    first = ask_and_wait_until_it_runs(worker, session, "first")
+
+    def use(s: GatedSession) -> None:
+        s.log.append("use")
+        now[0] += 5.0
+
+    def broken(s: GatedSession) -> None:
+        raise ValueError("no such option")
+
+    now[0] = 12.0
+    second, third = worker.submit(Question("second"), before=use), worker.submit(Question("third"), before=broken)
+    now[0] = 20.0
+    session.release.release(2)
+    first.result.result(LIMIT), second.result.result(LIMIT)
+    assert session.log == ["ask first", "use", "ask second"] and session.arrived == 12.0
+    failed = third.result.result(LIMIT)
+    assert failed.status == Status.ERROR and failed.status_message == "ValueError: no such option"
+
+
+@pytest.mark.parametrize("refuse", [True, False])
+def test_a_question_whose_budget_runs_out_while_it_waits_is_told_then(
+    make_worker: Any, session: GatedSession, refuse: bool
+) -> None:
+    now, step, stepped = [0.0], threading.Semaphore(0), threading.Semaphore(0)
+
+    def ask(question: Question, *, should_stop: Callable[[], bool], **_: Any) -> Answer:
+        session.started.release()
+        for _layer in range(2):
+            assert step.acquire(timeout=LIMIT)
+            should_stop()
+            stepped.release()
+        return Answer(question, Status.OK)
+
+    session.ask = ask  # type: ignore[method-assign]
+    worker = make_worker(refuse_late=refuse, clock=lambda: now[0])
+    first = ask_and_wait_until_it_runs(worker, session, "first")
+    late = worker.submit(Question("late", latency_budget_ms=1000.0))
+    # These are left to the session: with more time, with none to keep, and one that makes no sense.
+    others = [worker.submit(Question("other", latency_budget_ms=budget)) for budget in (2000.0, None, -5.0)]
+    done = []
+    for now[0] in (0.9, 1.1):
+        step.release()
+        assert stepped.acquire(timeout=LIMIT)
+        done.append(late.result.done())
+    assert done == [False, refuse] and not any(other.result.done() for other in others)
+    step.release(100)
+    assert {ticket.result.result(LIMIT).status for ticket in (first, *others)} == {Status.OK}
+    answer = late.result.result(LIMIT)
+    assert answer.status == (Status.BUDGET_INFEASIBLE if refuse else Status.OK)
+    if refuse:
+        assert answer.times.queue == answer.times.total == pytest.approx(1100.0) and not answer.budget_met
+        assert "1000 ms ran out behind another question" in answer.status_message
+
+
+def test_chores_come_after_the_questions_that_wait_and_calls_before(make_worker: Any, session: GatedSession) -> None:
+    worker = make_worker()
+    first = ask_and_wait_until_it_runs(worker, session, "first")
+
+    def show(s: GatedSession) -> None:
+        s.log.append("show")
+
+    chores = [worker.call(show, chore=True) for _ in range(3)]
+    second = worker.submit(Question("second"))
+    worker.call(lambda s: s.log.append("save"))
+    worker.submit_frame(lambda: SimpleNamespace(stamp_ns=1))
+    session.release.release(2)
+    first.result.result(LIMIT), second.result.result(LIMIT)
+    chores[-1].result(LIMIT)
+    assert session.log == ["ask first", "save", "observe 1", "ask second", "show"]
+    assert all(chore.done() for chore in chores)
+    worker.call(show, chore=True).result(LIMIT)  # once more, now that it does not wait any more
+    assert session.log[-2:] == ["show", "show"]
 
 
 def test_newest_frame_wins_and_every_frame_is_accounted_for(make_worker: Any, session: GatedSession) -> None:
@@ -203,6 +309,7 @@ def test_stop_answers_everything(session: GatedSession) -> None:
     worker.start()
     first = ask_and_wait_until_it_runs(worker, session, "first")
     second = worker.submit(Question("second"))
+    chore = worker.call(lambda s: None, chore=True)
     stopper = threading.Thread(target=worker.stop)
     stopper.start()
     while not first.cancelled:
@@ -214,6 +321,8 @@ def test_stop_answers_everything(session: GatedSession) -> None:
     assert worker.submit(Question("late")).result.result(0).status == Status.BUSY
     with pytest.raises(RuntimeError, match="stopping"):
         worker.call(lambda s: None).result(0)
+    with pytest.raises(RuntimeError, match="stopping"):
+        chore.result(0)
 
 
 def test_a_model_that_cannot_be_loaded_is_reported_and_questions_are_answered() -> None:
@@ -242,6 +351,43 @@ def test_a_question_ends_the_work_ahead_and_is_answered(make_worker: Any, sessio
     assert worker.call(lambda s: "called").result(LIMIT) == "called"
 
 
+def test_a_question_ends_the_encoding_of_a_frame_and_is_answered(make_worker: Any, session: GatedSession) -> None:
+    session.encodes_endlessly = True
+    worker = make_worker()
+    worker.submit_frame(lambda: SimpleNamespace(stamp_ns=1))
+    assert session.encoding.acquire(timeout=LIMIT)
+    session.release.release()
+    assert worker.submit(Question("now")).result.result(LIMIT).status == Status.OK
+    assert session.log == ["observe 1", "encode", "ask now"]
+
+
+def test_after_work_ahead_the_worker_rests_as_its_share_of_time_asks(session: GatedSession) -> None:
+    now, rested = [0.0], threading.Event()
+    rests: list[float | None] = []
+
+    class Rest(threading.Condition):
+        """Notes how long it may wait, and then waits for somebody."""
+
+        def wait_for(self, predicate: Callable[[], Any], timeout: float | None = None) -> Any:
+            rests.append(timeout)
+            if timeout == 0.0:
+                return False
+            rested.set()
+            return super().wait_for(predicate, LIMIT)
+
+    def prepare(should_stop: Callable[[], bool]) -> None:
+        now[0] += 2.0
+        # Without a rest it would be asked again and again.
+        session.work_ahead = now[0] < 20.0
+
+    session.work_ahead, session.prepare = True, prepare  # type: ignore[method-assign]
+    worker = Worker(lambda: session, ahead=0.25, clock=lambda: now[0])  # type: ignore[arg-type, return-value]
+    worker._changed = Rest()
+    worker.start()
+    assert rested.wait(LIMIT) and worker.stop(LIMIT)
+    assert rests[:2] == [0.0, 6.0]
+
+
 def test_without_a_share_of_time_nothing_is_done_ahead(make_worker: Any, session: GatedSession) -> None:
     session.work_ahead = True
     worker = make_worker(ahead=0.0)
@@ -262,6 +408,48 @@ def test_work_ahead_that_fails_is_tried_again_with_the_next_frame(make_worker: A
     assert session.preparing.acquire(timeout=LIMIT)
     session.release.release()
     assert worker.submit(Question("fine")).result.result(LIMIT).status == Status.OK
+
+
+def test_whether_there_is_work_ahead_is_asked_without_keeping_others_waiting(session: GatedSession) -> None:
+    asked, release = threading.Event(), threading.Event()
+
+    class Slow(GatedSession):
+        @property
+        def work_ahead(self) -> bool:
+            asked.set()
+            release.wait(2 * LIMIT)
+            return False
+
+        @work_ahead.setter
+        def work_ahead(self, _: bool) -> None:
+            pass
+
+    slow = Slow()
+    worker = Worker(lambda: slow)  # type: ignore[arg-type, return-value]
+    worker.start()
+    assert asked.wait(LIMIT)
+    others: list[Any] = []
+    other = threading.Thread(target=lambda: others.append(worker.submit(Question("now"))), daemon=True)
+    other.start()
+    other.join(LIMIT)
+    assert others and not release.is_set()
+    release.set()
+    slow.release.release()
+    assert others[0].result.result(LIMIT).status == Status.OK
+    assert worker.stop(LIMIT)
+
+
+def test_an_error_while_looking_for_work_ahead_leaves_the_worker_alive(
+    make_worker: Any, session: GatedSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: Any) -> bool:
+        raise RuntimeError("no views cover the scene")
+
+    monkeypatch.setattr(GatedSession, "work_ahead", property(broken, lambda *_: None), raising=False)
+    worker = make_worker()
+    session.release.release()
+    assert worker.submit(Question("now")).result.result(LIMIT).status == Status.OK
+    assert "prepare" not in session.log
 
 
 def test_the_duty_cycle_by_hand() -> None:

@@ -21,7 +21,17 @@ def test_percentiles_by_hand() -> None:
     assert found == {"x_ms_p50": 51.0, "x_ms_p95": 96.0, "x_ms_p99": 100.0, "x_ms_max": 101.0}
     fast = dict.fromkeys(responsiveness.NAMES, [1.0] * 200)
     assert responsiveness.figures(fast)["met"]
-    assert not responsiveness.figures({**fast, "cancel_ms": [1.0] * 190 + [60.0] * 10})["met"]
+    slow = responsiveness.figures({**fast, "cancel_ms": [1.0] * 190 + [60.0] * 10})
+    assert not slow["met"]
+    # Both goals have to be met, and one pair of clocks that disagrees is one too many.
+    near, far = responsiveness.clock_figures([1.0] * 99 + [9.0]), responsiveness.clock_figures([1.0] * 99 + [11.0])
+    assert (near["clock_error_ms_p95"], near["clock_error_ms_max"]) == (1.0, 9.0)
+    quick = responsiveness.figures(fast)
+    assert [responsiveness.both(*pair)["met"] for pair in ((quick, near), (quick, far), (slow, near))] == [
+        True,
+        False,
+        False,
+    ]
 
 
 def test_ingested_frames_by_hand() -> None:

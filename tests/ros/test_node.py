@@ -284,6 +284,25 @@ def test_parameters_that_may_change_take_effect_with_the_next_question(live: Liv
     assert live.ask().retained_tokens == pruned.retained_tokens
 
 
+def test_a_question_with_another_strategy_waits_as_every_other(live: Live) -> None:
+    """It is known to the worker at once: it can be cancelled while the one before it is answered."""
+    assert live.ask().status == Answer.TRUNCATED
+    running = Stream(live, 3000)
+    live.graph.wait(lambda: running.feedback and running.feedback[-1].new_tokens >= 1, "the first token")
+    first_ended = running.goal.get_result_async()
+    assert live.set("strategy", "none").successful
+    waiting = Stream(live, 1)
+    live.graph.result(waiting.goal.cancel_goal_async(), "the reply to cancel")
+    status, answer = waiting.end()
+    assert not first_ended.done(), "it was cancelled only when the first question was done"
+    assert (status, answer.status) == (GoalStatus.STATUS_CANCELED, Answer.CANCELLED)
+    live.graph.result(running.goal.cancel_goal_async(), "the reply to cancel")
+    running.end()
+    after = live.ask()
+    assert after.retained_tokens == after.spatial_tokens > 0
+    assert live.set("strategy", "ours").successful
+
+
 def test_a_strategy_that_is_gone_is_told_until_another_one_is_set(live: Live, tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     default_strategy("ours", 8).save(path)

@@ -318,24 +318,25 @@ def test_quality_of_service_is_overridden_at_the_start_and_not_later(live: Live)
 
 
 def test_the_model_and_its_number_type(live: Live, tmp_path: Path) -> None:
-    """model.path, model.dtype, budget.background: each as it was given."""
+    """model.path, model.dtype, budget.background, budget.infeasible: each as it was given."""
 
-    def look() -> tuple[str, str, float]:
+    def look() -> tuple[str, str, float, bool]:
         assert live.configure(), live.node.load_problem
         worker = live.node.worker
         assert worker is not None
         future = worker.call(lambda session: (session.model_id.partition("@")[0], str(session.model.dtype)))
         name, dtype = live.wait(future.done, "the session") and future.result()
-        share = worker._duty.share
+        share, refuses = worker._duty.share, worker._refuse_late
         live.node.trigger_cleanup()
-        return name, dtype, share
+        return name, dtype, share, refuses
 
     before = look()
     shutil.copytree(live.model, tmp_path / "another")
     live.put({"model.path": str(tmp_path / "another"), "model.dtype": "bfloat16", "budget.background": 0.25})
+    live.put({"budget.infeasible": "refuse"})
     after = look()
-    assert before == (live.model.name, "torch.float32", 0.5)
-    assert after == ("another", "torch.bfloat16", 0.25)
+    assert before == (live.model.name, "torch.float32", 0.5, False)
+    assert after == ("another", "torch.bfloat16", 0.25, True)
 
 
 @pytest.mark.parametrize(
