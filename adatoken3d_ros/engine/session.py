@@ -428,7 +428,7 @@ class SceneSession:
 
         The model writes boxes as it sees the scene, from its origin; what leaves here is in the scene frame.
         """
-        origin = self.memory.origin
+        origin = _triple(self.memory.origin)
         ids: list[int] = []
         text, cached = "", sum(filled.cache.lengths)
         status, message = Status.OK, pace.warning
