@@ -167,6 +167,7 @@ class SceneSession:
         return views
 
     def _encode(self, limit: int | None, should_stop: Callable[[], bool] | None = None) -> int:
+        should_stop = should_stop and synchronised(should_stop, self.model.device)
         before = len(self.memory.pending), len(self.memory)
         try:
             return self.memory.encode(limit, should_stop)
@@ -243,6 +244,7 @@ class SceneSession:
         if self.config.budget.reuse is Reuse.PREFIX:
             prompt, clicks = self._prompt(Question("What is this?"))
             with suppress(Cancelled):
+                should_stop = should_stop and synchronised(should_stop, self.model.device)
                 self.prepared.read_prefix(self._splice(prompt, clicks, block), should_stop)
 
     def _prompt(self, question: Question) -> tuple[PromptIds, NDArray[np.float64]]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -39,6 +39,7 @@ from adatoken3d_ros.pruning.strategy import Strategy
 
 logger = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
+T = TypeVar("T")
 
 SIZES = (1 / 32, 1 / 8, 1 / 4, 1 / 2, 1.0)  # of the most spatial tokens that the model takes
 REPEATS = 3
@@ -83,15 +84,15 @@ def latency_model(
     return found, False
 
 
-def synchronised(clock: Callable[[], float], device: torch.device) -> Callable[[], float]:
-    """A clock for the times of stages: on a GPU it first waits until all that was launched is done, since the time
-    would else be that of launching; elsewhere it is the clock itself. What waiting costs was not measured on a GPU."""
+def synchronised(look: Callable[[], T], device: torch.device) -> Callable[[], T]:
+    """A look at the clock, or at whether to stop, that on a GPU first waits until all that was launched is done: it
+    would else be of the time of launching. Elsewhere it is itself. What waiting costs was not measured on a GPU."""
     if device.type != "cuda":
-        return clock
+        return look
 
-    def done() -> float:
+    def done() -> T:
         torch.cuda.synchronize(device)
-        return clock()
+        return look()
 
     return done
 

@@ -125,8 +125,9 @@ SPECS: tuple[Spec, ...] = (
     Spec("budget.cache", "", "Directory where that measurement is kept for the next start; empty: nowhere.", CONFIGURE),
     Spec("budget.reuse", "off", "Keep the scene's keys and values for the next question; prefix: of all its tokens, "
          "and nothing is pruned then.", CONFIGURE, choices=("off", "prefix")),
-    Spec("budget.background", 0.5, "Largest share of the time that is spent on preparing the scene while nobody asks.",
-         CONFIGURE, low=0.0, high=1.0),
+    Spec("budget.background", 0.5, "Largest share of the time that is spent on preparing the scene while nobody asks "
+         "(its tokens and prefix, views whose encoding a question interrupted); encoding a key frame as it comes does "
+         "not count.", CONFIGURE, low=0.0, high=1.0),
     Spec("max_new_tokens", 64, "Longest answer of a question that does not say, tokens.", ANY_TIME, low=1, high=4096),
     Spec("click_question", "What is this?", "Question that is asked about a point on clicked_point.", ANY_TIME,
          check=_not_blank),
