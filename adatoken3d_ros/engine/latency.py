@@ -145,7 +145,7 @@ class Ratio:
         return self._guard
 
     def observe(self, ratio: float) -> bool:
-        """Takes one measured / fitted time into account; whether it shows another pace.
+        """Takes one measured / fitted time into account; whether it shows another pace, as the first one does.
 
         Raises:
             LatencyError: for a ratio that is not positive and finite.
@@ -156,8 +156,8 @@ class Ratio:
         self._scatter.append(ratio / self.value)
         held, self._held = self._held, None
         # The first measurement of all is no outlier: there is nothing yet that it could be compared with.
-        jumped = abs(off) > self._outlier and self.count > 0
-        if jumped:
+        far, first = abs(off) > self._outlier, not self.count
+        if far and not first:
             if held is None or held * off < 0:
                 self._held = off
                 self._guard = self._percentile()
@@ -170,7 +170,7 @@ class Ratio:
         self.value *= math.exp(step)
         self.count += 1
         self._guard = self._percentile()
-        return jumped
+        return far or first
 
     def _percentile(self) -> float:
         # Few measurements know little of their tail: as if one more had been somewhat late.

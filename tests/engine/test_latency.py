@@ -231,7 +231,12 @@ def test_one_accident_among_few_measurements_is_no_rule() -> None:
 
 def test_observing_says_whether_it_is_another_pace() -> None:
     ratio = Ratio()
-    assert [ratio.observe(value) for value in (1.0, 3.0, 1.0, 3.0, 3.0, 3.0)] == [False] * 4 + [True, False]
+    assert [ratio.observe(value) for value in (1.0, 3.0, 1.0, 3.0, 3.0, 3.0)] == [
+        True,  # until then nothing was known
+        *[False] * 3,
+        True,
+        False,
+    ]
 
 
 def test_gates_that_were_not_measured_count_as_layers_until_questions_tell() -> None:
