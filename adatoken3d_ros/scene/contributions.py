@@ -92,8 +92,9 @@ class Sums:
         features, position, count, xyz, rgb = view.features, view.position, view.count, view.xyz, view.rgb
         if chosen is not None:
             on_device = chosen.to(features.device)
-            features, position = features[on_device], position[on_device]
-            count, xyz, rgb = count[chosen], xyz[chosen], rgb[chosen]
+            # index_select copies whole rows: several times faster than indexing, and most of what a removed view costs.
+            features, position = (table.index_select(0, on_device) for table in (features, position))
+            count, xyz, rgb = (table.index_select(0, chosen) for table in (count, xyz, rgb))
         self.position.index_add_(0, rows.to(self.position.device), position)
         if self.features.dtype == torch.float32:  # no row comes twice
             self.features.index_add_(0, rows.to(self.features.device), features)

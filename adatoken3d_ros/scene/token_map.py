@@ -296,8 +296,11 @@ class TokenMap:
     def near_occupied(self, xyz: Tensor | NDArray[np.floating]) -> Tensor:
         """(P,) bool: whether the voxel of each point (P, 3), scene frame, or one of its 26 neighbours is occupied."""
         points = torch.as_tensor(xyz).double() - self.origin
-        keys = voxel_keys(points.to(self.dtype), self.voxel_size)
-        return torch.isin(keys[:, None] + NEIGHBOURS, self._keys).any(dim=1)
+        if not len(self._keys):
+            return torch.zeros(len(points), dtype=torch.bool)
+        around = voxel_keys(points.to(self.dtype), self.voxel_size)[:, None] + NEIGHBOURS
+        found = self._keys[torch.searchsorted(self._keys, around).clamp_(max=len(self._keys) - 1)]
+        return (found == around).any(dim=1)
 
     def exclusive(self) -> dict[int, int]:
         """Of each view, how many voxels no other view holds: the coverage that is lost without it."""
@@ -392,7 +395,7 @@ class TokenMap:
             keys, slots = keys[kept], slots[kept]
         count = sums.count[slots]
         device = sums.features.device
-        features = sums.features[slots.to(device)]
+        features = sums.features.index_select(0, slots.to(device))
         features /= sums.weight[slots].to(device)[:, None]
         return SpatialTokens(
             features=features.float(),
@@ -400,7 +403,7 @@ class TokenMap:
             rgb=(sums.rgb[slots] / count[:, None]).round().to(torch.uint8).to(device),
             count=count.to(device),
             voxel=voxel_indices(keys).to(device),
-            position=sums.position[slots.to(device)] / count.to(device)[:, None],
+            position=sums.position.index_select(0, slots.to(device)) / count.to(device)[:, None],
         )
 
     def _reduce(
@@ -424,7 +427,7 @@ class TokenMap:
         rows = torch.nonzero(mask)[:, 0]
         if not len(rows):
             raise TokenMapError(f"none of the {n} patches is valid")
-        features, points, up = features.detach()[rows.to(features.device)], xyz[rows].float(), up[rows]
+        features, points, up = features.detach().index_select(0, rows.to(features.device)), xyz[rows].float(), up[rows]
         xyz, rgb = xyz[rows].double(), rgb[rows].double()
         # The sum tells quickly that all are finite; only where it does not is it worth looking at each.
         if not bool(torch.isfinite(features.sum())) and not bool((finite := torch.isfinite(features)).all()):

@@ -55,8 +55,12 @@ def floor_height(points: NDArray[np.floating]) -> float | None:
     """
     if not len(points):
         return None
-    cells = np.unique(np.floor(points / (CELL, CELL, BIN)).astype(np.int64), axis=0)
-    bins, support = np.unique(cells[:, 2], return_counts=True)
+    cells = np.floor(points / (CELL, CELL, BIN)).astype(np.int64)
+    # One number a cell: many times faster to make unique than three. First the square, so that far points fit, too.
+    x, y, z = (cells - cells.min(axis=0)).T
+    square = np.unique(x * (y.max() + 1) + y, return_inverse=True)[1].reshape(-1)
+    high = z.max() + 1
+    bins, support = np.unique(np.unique(square * high + z) % high + cells[:, 2].min(), return_counts=True)
     at = np.searchsorted(bins, bins[:, None] + (-1, 0, 1)).clip(max=len(bins) - 1)
     wide = np.where(bins[at] == bins[:, None] + (-1, 0, 1), support[at], 0).sum(axis=1)
     enough = np.flatnonzero(wide >= max(LEAST_CELLS, LEAST_SHARE * wide.max()))

@@ -17,5 +17,9 @@ def test_every_step_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     memory.main()
     result = json.loads(target.read_text())
     assert result["voxels"] > 100 and result["views"] == 3
-    assert result["ms"].keys() == {"evict", "key_frame", "sharpness", "move_origin", "tokens", "position"}
-    assert all(value > 0 for value in result["ms"].values())
+    chain = {"decide", "add", "evict", "recentre"}
+    assert result["ms"].keys() == {"key_frame", "move_origin", "tokens", "position"} | chain
+    for kind in ("ms", "least_ms"):
+        assert all(value > 0 for value in result[kind].values())
+    assert sum(result["least_ms"][name] for name in chain) < result["least_ms"]["key_frame"]
+    assert result["ms"]["evict"] > 0.01, "a view goes for each that comes"

@@ -59,6 +59,13 @@ def test_the_floor_is_the_lowest_large_surface(height: float) -> None:
     assert floor_height(table) == pytest.approx(height + 0.75, abs=0.01), "until a floor is seen"
 
 
+def test_points_that_are_far_away_do_not_hide_the_floor() -> None:
+    rng = np.random.default_rng(1)
+    room = surface(4.0, 4.0, -0.4, 0.005, rng)
+    far = np.array([[2e5, -2e5, 2e5], [-2e5, 2e5, -2e5]])  # as far as voxels reach
+    assert floor_height(np.concatenate([far, room])) == floor_height(room) == pytest.approx(-0.4, abs=0.02)
+
+
 def test_no_floor_is_no_floor() -> None:
     rng = np.random.default_rng(1)
     assert floor_height(np.zeros((0, 3))) is None
