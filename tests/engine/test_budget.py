@@ -336,9 +336,9 @@ def test_a_stage_on_a_gpu_takes_until_its_work_is_done(make_world: Any, frames: 
     assert len(waits) > len(layers(answer)) + 16
 
 
-@pytest.mark.parametrize(("expected", "steps"), [(0, 0), (5, 5), (16, 15)])
+@pytest.mark.parametrize(("expected", "steps", "hurried"), [(0, 0, 0), (5, 5, 4), (16, 15, 15)])
 def test_a_prefill_hurries_for_the_answer_that_was_planned(
-    make_world: Any, frames: Frames, monkeypatch: Any, expected: int, steps: int
+    make_world: Any, frames: Frames, monkeypatch: Any, expected: int, steps: int, hurried: int
 ) -> None:
     world = make_world()
     world.session.observe(frames[0])
@@ -349,7 +349,7 @@ def test_a_prefill_hurries_for_the_answer_that_was_planned(
     monkeypatch.setattr("adatoken3d_ros.engine.budget.Hurry", lambda *_, **options: hurries.append(options))
     predicted = world.ask(60_000).predicted
     assert predicted is not None and predicted.decode == pytest.approx(10.0 * steps)
-    assert [options["steps"] for options in hurries] == [steps]
+    assert [options["steps"] for options in hurries] == [hurried]
 
 
 @pytest.mark.parametrize(
