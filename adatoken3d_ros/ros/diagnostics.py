@@ -259,21 +259,23 @@ class LatencyWindow:
         drifted = ERROR if off >= DRIFT_ERROR else WARN if off >= DRIFT_WARN else OK
         if drifted > level:
             level, message = drifted, f"{stage} takes {factor:.2g} times as long as when it was measured"
-        counts = {f"answers.{name}": count for name, count in sorted(self.statuses.items())}
+        rest = {
+            "budgets_missed": f"{missed:.3f}" if budgets else NOT_YET,
+            **{f"drift.{name}": f"{value:.3f}" for name, value in sorted(drift.items())},
+            **{f"answers.{name}": count for name, count in sorted(self.statuses.items())},
+        }
         if not self._answers:
-            empty = {**{f"total_ms.p{q}": NOT_YET for q in PERCENTILES}, "budgets_missed": NOT_YET}
-            return Report("latency", level, "no answer yet" if level == OK else message, {**empty, **counts})
+            empty = {f"total_ms.p{q}": NOT_YET for q in PERCENTILES}
+            return Report("latency", level, "no answer yet" if level == OK else message, {**empty, **rest})
         times = {
             stage: np.array([getattr(answer.times, stage) for answer in self._answers]) for stage in (*STAGES, "total")
         }
         message = f"median {np.median(times['total']):.0f} ms" if level == OK else message
         values = {
             **{f"total_ms.p{q}": f"{np.percentile(times['total'], q):.3f}" for q in PERCENTILES},
-            "budgets_missed": f"{missed:.3f}" if budgets else NOT_YET,
             **{f"{stage}_ms.p95": f"{np.percentile(times[stage], 95):.3f}" for stage in STAGES},
             **{f"last.{stage}_ms": f"{taken[-1]:.3f}" for stage, taken in times.items()},
-            **{f"drift.{name}": f"{value:.3f}" for name, value in sorted(drift.items())},
-            **counts,
+            **rest,
         }
         return Report("latency", level, message, values)
 

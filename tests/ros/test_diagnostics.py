@@ -126,7 +126,9 @@ def test_budgets_are_forgotten_after_a_minute_and_refused_ones_count() -> None:
     now = [100.0]
     window = d.LatencyWindow(clock=lambda: now[0])
     window.add(answered(0.0, 5.0, True, Status.BUDGET_INFEASIBLE))
-    assert window.report().level == d.ERROR
+    alone = window.report({"prefill": 1.1})
+    assert alone.level == d.ERROR and alone.values["total_ms.p50"] == "n/a"
+    assert (alone.values["budgets_missed"], alone.values["drift.prefill"]) == ("1.000", "1.100")
     now[0] += 30.0
     for _ in range(30):
         window.add(answered(1.0, 5.0))
