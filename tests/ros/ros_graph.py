@@ -150,8 +150,15 @@ class Graph:
         return client
 
     def call(self, kind: Any, name: str, request: Any = None, timeout: float = DEADLINE) -> Any:
-        future = self.client(kind, name).call_async(kind.Request() if request is None else request)
+        client, request = self.client(kind, name), kind.Request() if request is None else request
+        lost, future = self._lost_replies(), client.call_async(request)
+        # A server that has not found the client's reader yet drops its reply, and says so.
+        self.wait(lambda: future.done() or self._lost_replies() > lost, f"a reply of {name}", timeout)
+        future = future if future.done() else client.call_async(request)
         return self.result(future, f"a reply of {name}", timeout)
+
+    def _lost_replies(self) -> int:
+        return sum(process.log.count("failed to send response") for process in self._processes)
 
     def collect(self, kind: Any, topic: str, qos: Any = LATCHED) -> list[Any]:
         """A list that grows by each message on the topic."""
