@@ -129,6 +129,7 @@ def train(args: argparse.Namespace, *, quiet: bool = False) -> None:
     import torch
     from rich.console import Console
 
+    from adatoken3d_ros.engine.loading import device_of
     from adatoken3d_ros.training.language import ModelSize
     from adatoken3d_ros.training.train import Trainer
 
@@ -137,9 +138,7 @@ def train(args: argparse.Namespace, *, quiet: bool = False) -> None:
     vision, training, validation = scenes(args, size, console)
     if args.prepare_only:
         return
-    device = args.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_of(args.device)
     recipe = {
         "machine": f"{platform.machine()}, {device}, torch {torch.__version__}",
         "first_room": args.first_room,

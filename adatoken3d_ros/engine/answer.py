@@ -59,6 +59,9 @@ class StageTimes:
     total: float = 0.0
 
 
+STAGES = ("queue", "encode", "tokens", "prefill", "decode")  # of StageTimes, in their order
+
+
 @dataclass(frozen=True)
 class Box:
     """Axis-aligned box in the scene frame: centre and size in metres."""

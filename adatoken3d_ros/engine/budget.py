@@ -10,14 +10,12 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from statistics import median_high
 
-from adatoken3d_ros.engine.answer import Question, StageTimes
+from adatoken3d_ros.engine.answer import STAGES, Question, StageTimes
 from adatoken3d_ros.engine.hurry import Hurry
 from adatoken3d_ros.engine.latency import FloatArray, LatencyModel
 from adatoken3d_ros.engine.lengths import AnswerLengths
 from adatoken3d_ros.engine.plans import RUNGS, Plan, Situation, Table, loss_per_share, options
 from adatoken3d_ros.pruning.strategy import Strategy
-
-_PLANNED = ("encode", "tokens", "prefill", "decode")  # stages of StageTimes
 
 
 class Infeasible(str, Enum):
@@ -278,7 +276,7 @@ class Pace:
     def answered(self, times: StageTimes) -> None:
         """The question is answered; teaches how whole answers differ from the sum of their stages."""
         if self._predicted is not None:
-            stages = ((name, getattr(self._predicted, name), getattr(times, name)) for name in _PLANNED)
+            stages = ((name, getattr(self._predicted, name), getattr(times, name)) for name in STAGES[1:])
             told = ", ".join(f"{name} {before:.0f}/{after:.0f}" for name, before, after in stages)
             self.why += f"; predicted/measured ms: {told}"
         latency = self._controller.latency

@@ -116,11 +116,7 @@ def load_session(settings: ModelSettings, progress: Callable[[float, str], None]
     from adatoken3d_ros.engine.session import OriginMode, SceneSession, SessionConfig
     from adatoken3d_ros.model.checkpoint import load
 
-    device = settings.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    elif device != "cpu" and not torch.cuda.is_available():
-        raise ValueError(f"model.device is {device!r}, but torch sees no CUDA device")
+    device = device_of(settings.device)
     if settings.dtype == "auto":
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
     else:
@@ -176,6 +172,17 @@ def _key_frames(settings: ModelSettings) -> KeyFrameConfig:
         min_change=settings.min_change,
         carving=CarvingConfig() if settings.carving else None,
     )
+
+
+def device_of(name: str) -> str:
+    """Name of a device for torch; `auto`: a GPU where there is one. Raises ValueError for one that is not there."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name != "cpu" and not torch.cuda.is_available():
+        raise ValueError(f"the device is {name!r}, but torch sees no CUDA device")
+    return name
 
 
 def checkpoint_path(path: str) -> Path:

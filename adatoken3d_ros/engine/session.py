@@ -26,6 +26,7 @@ from adatoken3d_ros.engine.report import lorenz_share, token_report
 from adatoken3d_ros.engine.requests import InvalidRequest, check_question, clicks_of, rows_before_image
 from adatoken3d_ros.engine.scene_memory import SceneMemory
 from adatoken3d_ros.engine.warmup import latency_model, synchronised
+from adatoken3d_ros.engine.words import whole_words
 from adatoken3d_ros.model.llava3d import Llava3D, Spliced
 from adatoken3d_ros.model.prompt import PromptIds, build_prompt, move_boxes, parse_boxes
 from adatoken3d_ros.pruning import flops
@@ -110,7 +111,7 @@ class SceneSession:
         self.config = config or SessionConfig()
         self.model_id = model_id
         self.fitted = dict(fitted or {})
-        self._clock = clock
+        self._clock = synchronised(clock, model.device)
         self.memory = SceneMemory(model, self.config)
         self.prepared = Prepared(model, self.memory, self.config.seed if self.config.upstream_numerics else None)
         self._eos = set(_eos_ids(tokenizer))
@@ -291,8 +292,7 @@ class SceneSession:
             ERROR that says where. What still raises is a defect of the model, the program or the machine.
         """
         now = self._clock()
-        clock = synchronised(self._clock, self.model.device)
-        watch = Stopwatch(clock, now if arrived is None else arrived, on_stage or (lambda _: None))
+        watch = Stopwatch(self._clock, now if arrived is None else arrived, on_stage or (lambda _: None))
         pace = self.controller.start(question, watch)
         answer = Answer(question, Status.OK, strategy=self.strategy.name, model_id=self.model_id, seed=self.config.seed)
         try:
@@ -509,23 +509,6 @@ class SceneSession:
         config, n_text = self.model.config.language, spliced.n_tokens - spliced.n_spatial
         sizes = (config, spliced.n_spatial, spatial_per_layer, n_text, spliced.n_question)
         return flops.prefill_flops(config, spatial_per_layer, n_text) + flops.scoring_flops(policy, *sizes)
-
-
-def whole_words(text: str) -> str:
-    """The text without a last word or number that may be unfinished; all of `text + more` begins with it.
-
-    "it is 1." may be going to be "it is 1.25", so that it becomes "it is", while the stop of "a chair." ends it. One
-    that would leave nothing stays, of a number without its stop: an empty answer would say less.
-    """
-    end = len(text)
-    while end and _may_go_on(text[end - 1], text[max(0, end - 2) : end - 1]):
-        end -= 1
-    return text[:end].rstrip() or text.rstrip(".,:/")
-
-
-def _may_go_on(last: str, before: str) -> bool:
-    """Whether a word or number may go on behind `last`: as in "don'", "dark-", "1." of "1.25", "[" of "[0.5"."""
-    return last.isalnum() or last in "_'\u2019-+([" or (last in ".,:/" and before.isdecimal())
 
 
 def _seed(strategy: Strategy, seed: int) -> dict[str, int]:

@@ -62,7 +62,6 @@ class SceneClient:
     def __init__(self, node_name: str = "adatoken3d", namespace: str = "", context: Context | None = None) -> None:
         self._namespace = "/" + namespace.strip("/")
         self._name = f"{self._namespace.rstrip('/')}/{node_name}"
-        self._node_name = node_name
         self._owns_context = context is None
         if context is None:
             context = Context()

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
-from adatoken3d_ros.engine.answer import Answer, Status
+from adatoken3d_ros.engine.answer import STAGES, Answer, Status
 from adatoken3d_ros.ros.conversions import ns_to_stamp
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
@@ -31,7 +31,6 @@ DRIFT_WARN, DRIFT_ERROR = 2.0, 5.0
 FREE_WARN, FREE_ERROR = 0.10, 0.03
 LATENCY_WINDOW = 100
 PERCENTILES = (50, 95, 99)
-STAGES = ("queue", "encode", "tokens", "prefill", "decode")
 # Rates and gaps are those of the last seconds.
 RATE_SECONDS = 10.0
 # So many frames without a key frame among them are no accident.

@@ -17,7 +17,8 @@ from adatoken3d_ros.engine.answer import Answer, Question, Status
 from adatoken3d_ros.engine.budget import BudgetConfig, Infeasible, Reuse
 from adatoken3d_ros.engine.latency import LatencyModel
 from adatoken3d_ros.engine.plans import TOKEN_SHARES
-from adatoken3d_ros.engine.session import SceneSession, SessionConfig, whole_words
+from adatoken3d_ros.engine.session import SceneSession, SessionConfig
+from adatoken3d_ros.engine.words import whole_words
 from adatoken3d_ros.pruning.gate import prefill
 from adatoken3d_ros.pruning.strategy import default_strategy
 from adatoken3d_ros.scene.frames import PosedFrame
@@ -326,9 +327,7 @@ def test_a_stage_on_a_gpu_takes_until_its_work_is_done(make_world: Any, frames: 
     expected = world.ask(60_000)
     monkeypatch.setattr(world, "spend", launched.append)
     monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
-    monkeypatch.setattr(
-        session_module, "synchronised", lambda clock, _: warmup.synchronised(clock, torch.device("cuda"))
-    )
+    world.session._clock = warmup.synchronised(world.session._clock, torch.device("cuda"))
     answer = world.ask(60_000)
     assert answer.times.prefill == pytest.approx(expected.times.prefill) and answer.times.prefill > 1.0
     assert answer.times.decode == pytest.approx(150.0) and answer.times.total == pytest.approx(expected.times.total)
