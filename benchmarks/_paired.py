@@ -12,9 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.accuracy import EXACT
+from adatoken3d_ros.synthetic.questions import FAMILIES
 
 FloatArray = NDArray[np.float64]
+EXACT = tuple(family for family in FAMILIES if family != "box")
 BOXES = {"box@0.25": 0.25, "box@0.50": 0.50}
 COLUMNS = (*EXACT, *BOXES)
 _INTERVAL = (0.025, 0.975)
@@ -55,11 +56,17 @@ class Tally:
         self.macro = _macro(self.accuracy)
         drawn = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), resamples)
         sums = np.einsum("br,crf->bcf", drawn, right, optimize=True)
-        self._macros = _macro(_share(sums, (drawn @ count)[:, None]))  # (B, C)
+        self._drawn = _share(sums, (drawn @ count)[:, None])  # (B, C, F)
+        self._macros = _macro(self._drawn)  # (B, C)
 
     def interval(self, way: int) -> list[float]:
         """Of the macro."""
         return _quantiles(self._macros[:, way])
+
+    def column_intervals(self, way: int) -> dict[str, list[float]]:
+        """Of each column that was asked for."""
+        asked = np.flatnonzero(self.asked)
+        return {COLUMNS[k]: _quantiles(self._drawn[:, way, k]) for k in asked}
 
     def difference(self, way: int, to: int) -> float:
         """Of the macros."""
@@ -99,4 +106,4 @@ def _macro(accuracy: FloatArray) -> FloatArray:
 
 
 def _quantiles(values: FloatArray) -> list[float]:
-    return [float(v) for v in np.quantile(values, _INTERVAL)]
+    return [float(v) for v in np.nanquantile(values, _INTERVAL)]

@@ -37,17 +37,17 @@ from adatoken3d_ros.models import embedded_path
 from adatoken3d_ros.pruning.gate import generate
 from adatoken3d_ros.pruning.prefix import ScenePrefix
 from adatoken3d_ros.synthetic.furnished import Split, make_room
-from adatoken3d_ros.synthetic.questions import FAMILIES, QA
+from adatoken3d_ros.synthetic.questions import QA
 from adatoken3d_ros.synthetic.questions import generate as ask
+from benchmarks._paired import COLUMNS, EXACT, Tally
 from benchmarks._scenes import Reader, Room, Workers, bar, find_rooms, machine
 
 SPLITS: tuple[Split, ...] = ("test", "test_unseen")
-EXACT = tuple(family for family in FAMILIES if family != "box")
 MAX_ANSWER = 48  # tokens; a box takes 26 to 32
-_BOXES = {"acc25": 0.25, "acc50": 0.5}
+_BOXES = {"box@0.25": "acc25", "box@0.50": "acc50"}
 _MAJORITY_ROOMS = 150
 _ONE_OF_TWO = ("closer", "taller", "larger")
-_TWO = re.compile(r"(?:, |: |Is |Of )the (.+?) (?:or|and) the (.+?)(?:\?|,| closer| the )")
+TWO = re.compile(r"(?:, |: |Is |Of )the (.+?) (?:or|and) the (.+?)(?:\?|,| closer| the )")
 
 
 @dataclass(frozen=True)
@@ -93,44 +93,26 @@ def overlap(a: Sequence[float], b: Sequence[float]) -> float:
     return shared / float(np.prod(first[3:]) + np.prod(second[3:]) - shared)
 
 
-def summary(outcomes: Sequence[Outcome], seed: int = 0, resamples: int = 1000) -> dict[str, Any]:
+def summary(outcomes: Sequence[Outcome], seed: int = 0) -> dict[str, Any]:
     """Accuracy by family, their mean (`macro`, boxes apart) and boxes by overlap, each with its interval."""
-    rooms = sorted({o.room for o in outcomes})
-    place = {room: k for k, room in enumerate(rooms)}
-    columns = (*EXACT, *_BOXES)
-    right, count = np.zeros((2, len(rooms), len(columns)))
-    for o in outcomes:
-        scores = {o.family: o.score} if o.family in EXACT else {name: o.score >= t for name, t in _BOXES.items()}
-        for column, value in scores.items():
-            right[place[o.room], columns.index(column)] += value
-            count[place[o.room], columns.index(column)] += 1
-    drawn = np.random.default_rng(seed).integers(len(rooms), size=(resamples, len(rooms)))
-    with np.errstate(invalid="ignore"):
-        accuracy = right.sum(axis=0) / count.sum(axis=0)
-        shares = right[drawn].sum(axis=1) / count[drawn].sum(axis=1)  # (resamples, columns), NaN where none was asked
-    exact = slice(len(EXACT))
-    asked = {name: k for k, name in enumerate(columns) if count[:, k].any()}
-    found = {name: float(accuracy[k]) for name, k in asked.items()}
-    between = {name: _interval(shares[:, k]) for name, k in asked.items()}
+    scores = np.array([[o.score for o in outcomes]])
+    tally = Tally([o.room for o in outcomes], [o.family for o in outcomes], scores, seed=seed)
+    found = {name: float(value) for name, value in zip(COLUMNS, tally.accuracy[0], strict=True) if not np.isnan(value)}
     return {
-        "macro": float(np.nanmean(accuracy[exact])),
-        "interval": _interval(np.nanmean(shares[:, exact], axis=1)),
+        "macro": float(tally.macro[0]),
+        "interval": tally.interval(0),
         "families": {name: value for name, value in found.items() if name in EXACT},
-        "boxes": {name: value for name, value in found.items() if name in _BOXES},
-        "intervals": between,
+        "boxes": {_BOXES[name]: value for name, value in found.items() if name in _BOXES},
+        "intervals": {_BOXES.get(name, name): between for name, between in tally.column_intervals(0).items()},
         "counts": dict(sorted(Counter(o.family for o in outcomes).items())),
         "questions": len(outcomes),
-        "rooms": len(rooms),
+        "rooms": tally.rooms,
     }
-
-
-def _interval(values: np.ndarray) -> list[float]:
-    return [float(v) for v in np.nanquantile(values, [0.025, 0.975])]
 
 
 def guesses(questions: Sequence[QA], frequent: Mapping[str, str]) -> list[str]:
     """What somebody says who looks at nothing: of two things the first, else the family's most frequent answer."""
-    two = [_TWO.search(qa.question) if qa.family in _ONE_OF_TWO else None for qa in questions]
+    two = [TWO.search(qa.question) if qa.family in _ONE_OF_TWO else None for qa in questions]
     return [named[1] if named else frequent.get(qa.family, "") for qa, named in zip(questions, two, strict=True)]
 
 

@@ -29,14 +29,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -71,6 +69,7 @@ from adatoken3d_ros.synthetic.furnished import make_room
 from adatoken3d_ros.synthetic.questions import QA, generate
 from adatoken3d_ros.synthetic.views import render_views
 from benchmarks import _accuracy_latency
+from benchmarks._load import busy
 
 WAIT = 120.0  # seconds until an answer that does not come ends the benchmark
 FACTORS = (0.5, 1.0, 2.0)  # on each rival's own keep ratios, for the pictures
@@ -226,18 +225,6 @@ class Bench:
 # The runs ----------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def hog() -> Iterator[None]:
-    """Keeps every core busy."""
-    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
-    try:
-        yield
-    finally:
-        for process in busy:
-            process.kill()
-            process.wait()
-
-
 class Runner:
     """One session in its worker; frames and questions go in as they would from outside."""
 
@@ -302,7 +289,7 @@ def run(
                 if len(rows) == bench.args.questions:
                     break
                 if hogged and len(rows) == half:
-                    hogs.enter_context(hog())
+                    hogs.enter_context(busy(os.cpu_count() or 1))
                 question = Question(qa.question, max_new_tokens=bench.args.max_new_tokens)
                 low, high = runner.worker.call(partial(budget_range, question=question)).result(WAIT)
                 drawn = low * (max(low, high) / low) ** random.random()

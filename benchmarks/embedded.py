@@ -10,7 +10,7 @@ Each load happens in a process of its own, the file in the system's cache, as th
                  median over all families, and apart for short answers and boxes, which are written digit by digit
                  (goal: under 500 ms)
 
-    python -m benchmarks.embedded --json F [--model DIR] [--runs 5] [--questions 48] [--threads 2]
+    python -m benchmarks.embedded --json F [--model DIR] [--runs 5] [--questions 48] [--threads 2] [--beside 0]
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -29,6 +30,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+
+from benchmarks._load import busy
 
 ROOM = 2  # seed of the split `test`: 16 things
 LOAD_GOAL_S, QUESTION_GOAL_MS = 2.0, 500.0
@@ -95,13 +98,14 @@ def _scene(session: Any, questions: int) -> list[tuple[str, str]]:
     return asked[:questions]
 
 
-def measure(model: Path, runs: int, questions: int, threads: int, console: Console) -> dict[str, Any]:
+def measure(model: Path, runs: int, questions: int, threads: int, console: Console, beside: int = 0) -> dict[str, Any]:
     """All figures, each the median of its runs. Raises RuntimeError with a process's words if it fails."""
     found = []
     for number in track(range(runs), "fresh processes", console=console, transient=True):
         last = number == runs - 1
         given = json.dumps({"model": str(model), "threads": threads, "questions": questions if last else 0})
-        done = subprocess.run([sys.executable, "-c", _CHILD, given], capture_output=True, text=True)
+        with busy(beside):
+            done = subprocess.run([sys.executable, "-c", _CHILD, given], capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"a process that loads {model} ended with {done.returncode}: {done.stderr[-800:]}")
         found.append(json.loads(done.stdout.splitlines()[-1]))
@@ -121,6 +125,8 @@ def measure(model: Path, runs: int, questions: int, threads: int, console: Conso
             "runs": runs,
             "questions": questions,
             "threads": threads,
+            "beside": beside,
+            "spin_count": os.environ.get("GOMP_SPINCOUNT", ""),
             "machine": platform.machine(),
             "python": platform.python_version(),
             "torch": last["torch"],
@@ -151,7 +157,10 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5, help="processes, the last of which asks")
     parser.add_argument("--questions", type=int, default=48, help="about one room")
     parser.add_argument("--threads", type=int, default=2, help="of torch")
+    parser.add_argument("--beside", type=int, default=0, help="processes that never rest meanwhile (%(default)s)")
     arguments = parser.parse_args()
+    if arguments.beside < 0:
+        parser.error(f"--beside {arguments.beside} must be at least 0")
     for name in ("runs", "questions", "threads"):
         if getattr(arguments, name) < 1:
             parser.error(f"--{name} {getattr(arguments, name)} must be at least 1")
@@ -159,7 +168,7 @@ def main() -> None:
 
     console = Console()
     model = arguments.model or embedded_path()
-    figures = measure(model, arguments.runs, arguments.questions, arguments.threads, console)
+    figures = measure(model, arguments.runs, arguments.questions, arguments.threads, console, arguments.beside)
     console.print(report(figures))
     arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 

@@ -19,8 +19,9 @@ from adatoken3d_ros.synthetic.questions import QA
 from adatoken3d_ros.synthetic.questions import generate as ask
 from adatoken3d_ros.synthetic.views import render_views
 from adatoken3d_ros.training.train import Trainer
+from benchmarks._paired import EXACT
 from benchmarks._scenes import Reader, Workers, find_rooms, layout
-from benchmarks.accuracy import EXACT, Outcome, answers, guesses, majority_answers, outcomes, overlap, score, summary
+from benchmarks.accuracy import Outcome, answers, guesses, majority_answers, outcomes, overlap, score, summary
 
 UNIT = (0.0, 0.0, 0.0, 1.0, 1.0, 1.0)
 

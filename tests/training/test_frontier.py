@@ -23,9 +23,8 @@ from adatoken3d_ros.training.train import Trainer
 from benchmarks import frontier
 from benchmarks._budgets import CONTESTANTS, RIVALS, Fitted, Operations, candidates, solve
 from benchmarks._frontier_report import goals
-from benchmarks._paired import COLUMNS, Tally, scene_interval
+from benchmarks._paired import COLUMNS, EXACT, Tally, scene_interval
 from benchmarks._reuse import decode_along, remembering
-from benchmarks.accuracy import EXACT
 
 N, START, LAYERS = 60, 5, 8
 CONFIG = LlamaConfig(
