@@ -28,10 +28,7 @@ Loaded = tuple[Llava3D, PreTrainedTokenizerFast, checkpoint.LoadReport]
 
 @pytest.fixture(scope="module")
 def embedded() -> Loaded:
-    try:
-        return checkpoint.load(embedded_path(), dtype=torch.float32)
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
+    return checkpoint.load(embedded_path(), dtype=torch.float32)
 
 
 def test_the_files_are_few_and_small(embedded: Loaded) -> None:
