@@ -333,6 +333,9 @@ def test_a_stage_on_a_gpu_takes_until_its_work_is_done(make_world: Any, frames: 
     assert answer.times.decode == pytest.approx(150.0) and answer.times.total == pytest.approx(expected.times.total)
     # A prefill that may have to hurry waits before each layer.
     assert len(waits) > len(layers(answer)) + 16
+    world.session.observe(frames[1])
+    world.session.prepare()
+    assert world.session.controller.latency.drift["encode"] == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(("expected", "steps", "hurried"), [(0, 0, 0), (5, 5, 4), (16, 15, 15)])
