@@ -12,9 +12,10 @@ import importlib
 import os
 import signal
 import sys
-from types import FrameType, ModuleType
+from types import ModuleType
 
 from adatoken3d_ros import __version__
+from adatoken3d_ros.cli import interrupts
 
 COMMANDS = ("demo", "ask", "calibrate", "train", "info")
 USAGE_ERROR = 2
@@ -38,7 +39,7 @@ def parser() -> tuple[argparse.ArgumentParser, dict[str, ModuleType]]:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns its exit status: 0 well, 2 for an error (one line on stderr), 130 for Ctrl-C."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupts.arm()
     top, modules = parser()
     args = top.parse_args(argv)
     try:
@@ -50,6 +51,8 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
+        if interrupts.came():  # it was interrupted where something made another exception of it
+            return INTERRUPTED
         if args.debug:
             raise
         print(f"adatoken3d {args.command}: {describe(error)}", file=sys.stderr)
@@ -66,11 +69,6 @@ def describe(error: Exception) -> str:
     if isinstance(error, ValueError | OSError) and text:
         return text
     return f"{type(error).__name__}: {text} (adatoken3d --debug ... shows where)"
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    """SIGTERM ends a command the way Ctrl-C does, so that what it started is ended too."""
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

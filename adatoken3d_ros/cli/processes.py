@@ -14,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from adatoken3d_ros.cli import interrupts
+
 GRACE_SECONDS = 1.0  # between the interrupt and the kill: with what the parent itself needs, less than two in all
 PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 LOG_LINES = 5
@@ -85,7 +87,10 @@ class Processes:
             raise ProcessError(self._obituary(name, process.returncode))
 
     def check(self) -> None:
-        """Raises ProcessError if a process has ended; the message has the end of what it wrote."""
+        """Raises ProcessError if a process has ended; the message has the end of what it wrote.
+
+        Raises KeyboardInterrupt if there was an interrupt that got lost.
+        """
         self._check(set(self._processes))
 
     def log(self, name: str) -> Path:
@@ -126,6 +131,7 @@ class Processes:
                 signal.signal(number, handler)
 
     def _check(self, names: set[str]) -> None:
+        interrupts.check()
         for name in sorted(names):
             code = self._processes[name].poll()
             if code is not None:

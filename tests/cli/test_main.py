@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +14,7 @@ import pytest
 
 from adatoken3d_ros.cli import info
 from adatoken3d_ros.cli import main as command_line
+from adatoken3d_ros.cli.processes import Processes
 
 HEAVY = ("torch", "transformers", "rclpy", "open3d", "rosbags")
 
@@ -19,7 +22,12 @@ HEAVY = ("torch", "transformers", "rclpy", "open3d", "rosbags")
 def run_with(monkeypatch: pytest.MonkeyPatch, action: object, *arguments: str) -> int:
     """main() with a command `info` that does `action`."""
     monkeypatch.setattr(info, "run", action)
-    return command_line.main([*arguments, "info"])
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return command_line.main([*arguments, "info"])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def raising(error: BaseException) -> object:
@@ -83,6 +91,39 @@ def test_debug_shows_where(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_interrupt_is_quiet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_with(monkeypatch, raising(KeyboardInterrupt())) == 130
     assert capsys.readouterr().err == ""
+
+
+def test_an_interrupt_that_becomes_another_error_is_one_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where an import is interrupted and says that the module is broken."""
+
+    def broken(args: object) -> int:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt as error:
+            raise ImportError("initialization failed") from error
+        return 0
+
+    assert run_with(monkeypatch, broken) == 130
+    assert capsys.readouterr().err == ""
+
+
+def test_an_interrupt_that_got_lost_comes_where_one_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    reached: list[str] = []
+
+    def waits(args: object) -> int:
+        with suppress(KeyboardInterrupt):  # as in the callback of a weak reference
+            signal.raise_signal(signal.SIGTERM)
+        with Processes() as processes:
+            processes.start("other", [sys.executable, "-c", "import time; time.sleep(60)"])
+            reached.append("waiting")
+            processes.check()
+            reached.append("behind")
+        return 0
+
+    assert run_with(monkeypatch, waits) == 130
+    assert reached == ["waiting"]
 
 
 def test_reader_that_has_seen_enough() -> None:
