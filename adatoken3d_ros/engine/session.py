@@ -285,7 +285,8 @@ class SceneSession:
             on_text: called with (whole words so far, tokens so far) after every decode step; the answer's text begins
                 with them.
             on_stage: called with the name of each stage as it begins.
-            should_stop: polled between decoder layers and decode steps; True ends the answer as CANCELLED.
+            should_stop: polled between layers, of the vision tower too, and decode steps; True ends the answer as
+                CANCELLED, and views that were being encoded wait on.
 
         Returns:
             An answer with a status. Where memory runs out the question is begun anew, smaller, once; then it is an
@@ -304,7 +305,7 @@ class SceneSession:
         except BudgetInfeasible as error:
             answer = replace(answer, status=Status.BUDGET_INFEASIBLE, status_message=str(error))
         except Cancelled:
-            answer = replace(answer, status=Status.CANCELLED, status_message="cancelled during prefill")
+            answer = replace(answer, status=Status.CANCELLED, status_message=f"cancelled during {watch.stage}")
         times = watch.finish()
         pace.answered(times)
         met = times.total <= (question.latency_budget_ms or math.inf)
@@ -350,7 +351,10 @@ class SceneSession:
         plan = pace.plan(self._situation(question, prompt, pending=len(self.memory.pending)))
 
         watch.begin("encode")
-        pace.took("encode", encode_terms(self._encode(plan.new_views)))
+        encoded = self._encode(plan.new_views, should_stop)
+        if should_stop():
+            raise Cancelled("stopped while views were encoded")
+        pace.took("encode", encode_terms(encoded))
         self._check_scene()
         plan = pace.plan(self._situation(question, prompt))
 

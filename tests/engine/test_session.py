@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import astuple, replace
 from itertools import count
 from pathlib import Path
@@ -237,6 +238,23 @@ def test_cancel_ends_the_answer_within_one_step(make_session: MakeSession, wall_
     assert answer.text == texts[-1] and all(b.startswith(a) for a, b in zip(texts, texts[1:], strict=False))
     early = session.ask(Question("What is this?"), should_stop=lambda: True)
     assert early.status == Status.CANCELLED and early.text == ""
+
+
+def test_cancel_ends_the_encoding_of_views_within_one_layer(make_session: MakeSession, wall_frame: WallFrame) -> None:
+    session = make_session()
+    for i in range(3):
+        assert session.observe(wall_frame(i)) == Verdict.KEY_FRAME
+    layers: list[str] = []
+    with ExitStack() as hooks:
+        for part in session.model.vision.modules():
+            if not list(part.children()):
+                hooks.enter_context(part.register_forward_hook(lambda part, *_: layers.append(type(part).__name__)))
+        answer = session.ask(Question("What is this?"), should_stop=lambda: len(layers) >= 2)
+    assert len(layers) == 2
+    assert answer.status == Status.CANCELLED and answer.status_message == "cancelled during encode"
+    assert len(session.memory.pending) == 3 and not len(session.memory)  # they wait for the next question
+    assert session.ask(Question("What is this?", max_new_tokens=2)).status == Status.TRUNCATED
+    assert len(session.memory) == 3
 
 
 def test_stages_are_announced_in_order(make_session: MakeSession, wall_frame: WallFrame) -> None:
