@@ -8,6 +8,11 @@ about what they have shown, with their exact answers, appear on `~/questions`.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, in which a signal may come
+    from adatoken3d_ros.ros.signals import leave_at_once
+
+    leave_at_once()
+
 import importlib
 import math
 import sys
@@ -29,7 +34,7 @@ from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header, String
 
 from adatoken3d_ros.ros.conversions import fill_camera_info, fill_image, fill_pose
-from adatoken3d_ros.ros.signals import StopSignals
+from adatoken3d_ros.ros.signals import StopSignals, leave
 from adatoken3d_ros.ros.suggestions import LATCHED, to_message
 from adatoken3d_ros.scene.frames import PosedFrame
 
@@ -178,15 +183,22 @@ def _tf_broadcaster(node: Node) -> Any | None:
 
 
 def main(args: list[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
-    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-    with StopSignals(lambda _: rclpy.try_shutdown()):
+    """Runs the camera until SIGINT or SIGTERM; 0 then, 2 for a parameter that cannot be used."""
+    stopping = threading.Event()
+
+    def stop(_: str) -> None:
+        stopping.set()
+        rclpy.try_shutdown()
+
+    with StopSignals(stop):
+        rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
         try:
-            node = DemoCamera()
-            rclpy.spin(node)
-            node.destroy_node()
+            if not stopping.is_set():  # else it came when there was no context yet that could be shut down
+                node = DemoCamera()
+                rclpy.spin(node)
+                node.destroy_node()
         except (ExternalShutdownException, NotInitializedException):
-            return 0
+            pass
         except InvalidParameterValueException as error:
             print(f"demo_camera: {error}", file=sys.stderr)
             return 2
@@ -200,4 +212,4 @@ def main(args: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -8,9 +8,13 @@ for it is pending; the node then still counts as being in the state that it leav
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, in which a signal may come
+    from adatoken3d_ros.ros.signals import leave_at_once
+
+    leave_at_once()
+
 import importlib
 import logging
-import os
 import sys
 import time
 from concurrent.futures import Future as ThreadFuture
@@ -39,7 +43,7 @@ from adatoken3d_ros.ros.parameters import Parameters
 from adatoken3d_ros.ros.publishers import Publishers, SceneView
 from adatoken3d_ros.ros.questions import Questions
 from adatoken3d_ros.ros.scene_services import SceneServices
-from adatoken3d_ros.ros.signals import StopSignals
+from adatoken3d_ros.ros.signals import StopSignals, leave
 
 if TYPE_CHECKING:
     from adatoken3d_ros.engine.latency import LatencyModel
@@ -384,12 +388,8 @@ def main() -> int:
             node.get_logger().info(f"{stopped.result()}: ending")
         node.close()
         executor.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # Everything of ROS is closed. What the interpreter would still do, taking torch apart and waiting for a worker that
-    # cannot break off a load, takes seconds and serves nobody.
-    os._exit(0)
+    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())  # a worker that cannot break off a load is not waited for

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SIGINT and SIGTERM at any moment of a program's start: status 0, and no traceback."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("rclpy")
+
+ROOT = Path(__file__).resolve().parents[2]
+# Runs a program and sends it signals at the moment when it begins to import a module.
+STARTER = """
+import os, runpy, sys
+
+program, module, *numbers = sys.argv[1:]
+
+class Finder:
+    def find_spec(self, name, *rest):
+        if name == module:
+            while numbers:
+                os.kill(os.getpid(), int(numbers.pop()))
+
+sys.meta_path.insert(0, Finder())
+sys.argv = [program]
+if os.path.isfile(program):
+    runpy.run_path(program, run_name="__main__")
+else:
+    runpy.run_module(program, run_name="__main__", alter_sys=True)
+"""
+
+
+def ended(program: str, module: str, *numbers: signal.Signals) -> tuple[int, str]:
+    """Exit status, and what was written to stderr."""
+    arguments = [program, module, *(str(int(number)) for number in numbers)]
+    found = subprocess.run(
+        [sys.executable, "-c", STARTER, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    return found.returncode, found.stderr
+
+
+@pytest.mark.parametrize(
+    ("program", "module", "numbers"),
+    [
+        # The first import of a module that is not Python's own; in the middle; the last ones.
+        pytest.param("adatoken3d_ros.ros.node", "rclpy", (signal.SIGINT,), id="node-first"),
+        pytest.param("scripts/adatoken3d_node", "numpy", (signal.SIGTERM,), id="node-middle"),
+        pytest.param("adatoken3d_ros.ros.node", "adatoken3d_ros.ros.scene_services", (signal.SIGINT,), id="node-last"),
+        pytest.param("scripts/demo_camera", "rclpy", (signal.SIGTERM,), id="camera-first"),
+        pytest.param("adatoken3d_ros.ros.demo_camera", "nav_msgs.msg", (signal.SIGINT,), id="camera-middle"),
+        # Its node is being made.
+        pytest.param(
+            "scripts/demo_camera",
+            "adatoken3d_ros.synthetic.furnished",
+            (signal.SIGINT, signal.SIGTERM),
+            id="camera-last",
+        ),
+    ],
+)
+def test_a_signal_during_the_start(program: str, module: str, numbers: tuple[signal.Signals, ...]) -> None:
+    status, words = ended(program, module, *numbers)
+    assert (status, "Traceback" in words) == (0, False), words
