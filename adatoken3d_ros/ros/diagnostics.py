@@ -110,6 +110,15 @@ class InputState:
     problem: str = ""
     values: Mapping[str, Any] = field(default_factory=dict)
 
+    def explain(self) -> str:
+        """Why there is no scene yet, in words."""
+        if not self.active:
+            return "the inputs are not active"
+        missing = [name for name, silent in self.silent.items() if silent is None]
+        if missing:
+            return f"nothing has come on {', '.join(missing)}" + (f"; {self.problem}" if self.problem else "")
+        return self.problem or self.waiting or "no frame has been matched, or none was encoded yet"
+
 
 def inputs(state: InputState, stale_after: float, min_rate: float = 0.0) -> Report:
     """Whether frames come in, and why not: all that is wrong at the worst level.

@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import math
-import threading
-import time
 from collections import Counter, deque
 from collections.abc import Callable
 from functools import cached_property, partial
@@ -22,7 +20,8 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 
 from adatoken3d_ros.ros.conversions import ConversionError, stamp_to_ns
-from adatoken3d_ros.ros.diagnostics import NOT_YET, Arrivals, InputState
+from adatoken3d_ros.ros.diagnostics import InputState
+from adatoken3d_ros.ros.input_record import InputRecord
 from adatoken3d_ros.ros.pairing import (
     COLOURED_POINTS,
     DEPTH,
@@ -53,11 +52,9 @@ from adatoken3d_ros.ros.qos import override
 from adatoken3d_ros.scene.frames import PosedFrame
 
 POLL_PERIOD = 0.05  # seconds between two looks for the poses of images that wait
-AGES = 2000  # frames whose age at acceptance is remembered; a minute at 30 Hz
 QUEUE_DEPTH = 10  # messages that the middleware keeps for us while a callback runs
 BASE_TO_CAMERA = "pose.base_to_camera"
 OLD_TIME = "stamps have jumped back since"  # how the error begins of a frame that came before a jump
-QUIET = ("duplicate_stamp", "out_of_order", "time_jump")  # dropped for a reason that need not alarm anybody
 POSE_TOPICS = {"odometry": ("odom", Odometry), "pose_topic": ("pose", PoseStamped)}
 # What frames are made of -> the topics that must carry something; the others help where they do.
 NEEDED = {
@@ -127,27 +124,19 @@ class Inputs:
         self._more: deque[Picture] = deque()  # further pictures of the cloud that was offered last
         self._more_of = (0, 0)  # that cloud's number, and the time's
         self._pictures = 0
-        self._lock = threading.Lock()
+        self.record = InputRecord()
         self._assembler: Assembler | None = None
         self._entities: list[tuple[Callable[[Any], object], Any]] = []
-        self._arrivals: dict[str, Arrivals] = {}
-        self._counts: Counter[str] = Counter()
-        self._before: Counter[str] = Counter()  # what became of messages that came before the inputs' last start
-        self._ages: deque[float] = deque(maxlen=AGES)
-        self._bad_poses = 0
-        self._needed: tuple[str, ...] = ()
-        self._started = 0.0
-        self._paired_at: float | None = None
-        self._fates: Counter[str] = Counter()
-        self.problem = ""
-        self._hidden = False  # the problem is one that only a conversion finds
-        self._checked = False  # the frame that is being taken has passed its checks
 
     @property
     def fates(self) -> Counter[str]:
-        """What became of the frames until now; a copy, because the thread that takes them counts on."""
-        with self._lock:
-            return self._fates.copy()
+        """What became of the frames until now."""
+        return self.record.fates
+
+    @property
+    def problem(self) -> str:
+        """The last frame or message that could not be used, and why; empty if the last one was good."""
+        return self.record.problem
 
     @property
     def poses(self) -> PoseSource | None:
@@ -191,19 +180,13 @@ class Inputs:
             on_refuse=self._dropped,
             clock_ns=self._clock_ns,
         )
-        self._arrivals.clear()
-        self._ages.clear()
-        self.problem = ""
-        self._paired_at = None
-        self._started = time.monotonic()
         image = CompressedImage if settings["input.transport"] == "compressed" else Image
-        self._needed = NEEDED[made_of]
+        self.record.begin((*NEEDED[made_of], *(POSE_TOPICS[source][:1] if source in POSE_TOPICS else ())))
         # The executor looks at subscriptions in this order: what images need comes first.
         for topic in INFOS.get(made_of, ()):
             self._subscribe(CameraInfo, topic, self._on_info)
         if source in POSE_TOPICS:
             topic, kind = POSE_TOPICS[source]
-            self._needed += (topic,)
             self._subscribe(kind, topic, self._on_pose)
         for topic in STREAMS[made_of]:
             self._subscribe(PointCloud2 if topic == POINTS else image, topic, self._on_image)
@@ -219,11 +202,11 @@ class Inputs:
         self._entities.clear()
         if self._assembler is not None:
             self._assembler.stop()
-            self._before.update(self._assembler.counters())
+            self.record.ended(self._assembler.counters())
             if isinstance(self._assembler.poses, TfPose):
                 self._assembler.poses.close()
             self._assembler = None
-        with self._lock:
+        with self.record.lock:
             self._more.clear()
 
     def frame_done(self, fate: str) -> None:
@@ -233,20 +216,17 @@ class Inputs:
         """
         kind, _, text = fate.partition(": ")
         kind = "time_jump" if text.startswith(OLD_TIME) else kind
-        with self._lock:
-            self._fates[kind] += 1
+        problem = {"error": text, "no_depth": self._no_depth()}.get(kind, "")
+        with self.record.lock:
+            self.record.frame_done(kind, problem)
             if kind in ("superseded", "stopped"):
                 return
-            problem = {"error": text, "no_depth": self._no_depth()}.get(kind, "")
-            if problem:
-                self.problem, self._hidden = problem, self._checked
-            self._checked = False
             # A cloud that has come since goes before what is left of an older one, and so does a new time.
             jumps = self._jumps
             more = self._more.popleft() if self._more and self._more_of == (self._newest, jumps) else None
             self._pictures += more is not None
         if more is not None:
-            self._submit(Offer(partial(self._further, more, jumps), self._is_well))
+            self._submit(Offer(partial(self._further, more, jumps), self.record.is_well))
         if problem:
             self._node.get_logger().warning(f"frame not used: {problem}", throttle_duration_sec=5.0)
 
@@ -255,33 +235,11 @@ class Inputs:
 
     def state(self) -> InputState:
         """What diagnostics should know."""
-        now = time.monotonic()
-        assembler = self._assembler
-        if assembler is None:
-            return InputState(active=False, values=self._values())
-        newest = assembler.pairer.newest
-        return InputState(
-            active=True,
-            silent={name: self._arrived(name).silent(now) for name in self._needed},
-            rate={name: self._arrived(name).rate(now) for name in assembler.pairer.streams},
-            gap={name: self._arrived(name).gap(now) for name in assembler.pairer.streams},
-            since_start=now - self._started,
-            since_pair=None if self._paired_at is None else now - self._paired_at,
-            apart=(max(newest.values()) - min(newest.values())) / 1e9 if all(newest.values()) else None,
-            waiting=assembler.why_waiting(),
-            problem=self.problem,
-            values=self._values(),
-        )
+        return self.record.state(self._assembler, {"time_jumps": self._jumps, "pictures.further": self._pictures})
 
     def explain(self) -> str:
         """Why there is no scene yet, in words."""
-        state = self.state()
-        if not state.active:
-            return "the inputs are not active"
-        missing = [name for name, silent in state.silent.items() if silent is None]
-        if missing:
-            return f"nothing has come on {', '.join(missing)}" + (f"; {state.problem}" if state.problem else "")
-        return state.problem or state.waiting or "no frame has been matched, or none was encoded yet"
+        return self.state().explain()
 
     def _make_poses(self, source: str) -> PoseSource:
         settings = self._parameters
@@ -303,8 +261,7 @@ class Inputs:
         override(self._node, topic, profile)
 
         def received(message: Any) -> None:
-            self._arrived(topic).add(time.monotonic())
-            self._counts[topic] += 1
+            self.record.received(topic)
             callback(topic, message)
 
         subscription = self._node.create_subscription(kind, topic, received, profile, callback_group=self._group)
@@ -313,12 +270,12 @@ class Inputs:
     def _on_image(self, topic: str, message: Any) -> None:
         if self._assembler is None:
             # The executor had taken it when the inputs were stopped.
-            self._before[f"dropped.{topic}.stopped"] += 1
+            self.record.ended({f"dropped.{topic}.stopped": 1})
         else:
             before = self._assembler.matched
             frames = self._assembler.add(topic, stamp_to_ns(message.header.stamp), message)
             if self._assembler.matched > before:
-                self._paired_at = time.monotonic()
+                self.record.paired()
             self._hand_over(frames)
 
     def _on_info(self, topic: str, message: Any) -> None:
@@ -336,7 +293,7 @@ class Inputs:
                 raise PoseError(bad[1])
             self._assembler.poses.add(message)
         except ValueError as error:
-            self._bad_poses += 1
+            self.record.bad_poses += 1
             self._dropped("bad_pose", f"{topic}: {error}")
         self._poll()
 
@@ -349,14 +306,14 @@ class Inputs:
         for frame in frames:
             self._newest += 1
             if now_ns:  # simulated time has begun, or it is real time
-                self._ages.append((now_ns - frame.stamp_ns) / 1e6)
-            self._submit(Offer(partial(self._first, frame, self._newest, self._jumps), self._is_well))
+                self.record.accepted((now_ns - frame.stamp_ns) / 1e6)
+            self._submit(Offer(partial(self._first, frame, self._newest, self._jumps), self.record.is_well))
 
     def _first(self, frame: LazyFrame, number: int, jumps: int) -> Picture:
         """Runs in the thread that takes the frame. A cloud's further pictures follow one by one, in `frame_done`."""
         self._check_time(frame.stamp_ns, jumps)
         first, *more = frame.pictures()
-        with self._lock:
+        with self.record.lock:
             self._more, self._more_of = deque(more), (number, jumps)
         return first
 
@@ -370,15 +327,8 @@ class Inputs:
         if jumps != self._jumps:
             raise ConversionError(f"{OLD_TIME} the frame at {stamp_ns / 1e9:.6f} s")
 
-    def _is_well(self, converted: bool) -> None:
-        """A frame is good as far as it was looked at; nobody needed to convert it if the camera stands still."""
-        with self._lock:
-            self._checked = True
-            if converted or not self._hidden:
-                self.problem = ""
-
     def _time_jumped(self) -> None:
-        with self._lock:
+        with self.record.lock:
             self._jumps += 1
             self._more.clear()
         clear = self._parameters["scene.on_time_jump"] == "clear"
@@ -388,33 +338,11 @@ class Inputs:
         if clear and self._on_time_jump is not None:
             self._on_time_jump()
 
-    def _arrived(self, topic: str) -> Arrivals:
-        return self._arrivals.setdefault(topic, Arrivals())
-
     def _clock_ns(self) -> float:
         """Now; infinite before simulated time begins, so that any stamp is believed."""
         return int(self._node.get_clock().now().nanoseconds) or math.inf
 
     def _dropped(self, reason: str, text: str) -> None:
         """A message or a pair that gives no frame."""
-        if reason not in QUIET:
-            with self._lock:
-                self.problem, self._hidden = text, False
+        self.record.dropped(reason, text)
         self._node.get_logger().warning(f"{reason}: {text}", throttle_duration_sec=5.0)
-
-    def _values(self) -> dict[str, Any]:
-        values: dict[str, Any] = {f"received.{name}": count for name, count in sorted(self._counts.items())}
-        counters, assembler = self._before.copy(), self._assembler
-        if assembler is not None:
-            counters.update(assembler.counters())
-            for name in assembler.pairer.streams:
-                values[f"pending.{name}"] = assembler.pairer.pending(name)
-            values["pairs.waiting"] = assembler.waiting
-        values.update(sorted(counters.items()))
-        for percent in (50, 95):
-            age = f"{np.percentile(self._ages, percent):.2f}" if self._ages else NOT_YET
-            values[f"accepted.age_ms.p{percent}"] = age
-        values["poses.refused"] = self._bad_poses
-        values["time_jumps"] = self._jumps
-        values["pictures.further"] = self._pictures
-        return values

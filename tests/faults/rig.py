@@ -111,7 +111,7 @@ class Rig:
             **{spec.name: spec.default for spec in SPECS}, "pose.source": "pose_topic", "max_new_tokens": 4, **given
         }  # fmt: skip
         self.seconds = 1000.0
-        monkeypatch.setattr("adatoken3d_ros.ros.inputs.time", SimpleNamespace(monotonic=lambda: self.seconds))
+        monkeypatch.setattr("adatoken3d_ros.ros.input_record.time", SimpleNamespace(monotonic=lambda: self.seconds))
         self.node = FakeNode()
         self.fates: list[str] = []
         config = SessionConfig(max_new_tokens=4, max_depth=self.parameters["scene.max_depth"])

@@ -380,9 +380,9 @@ def test_what_an_active_node_makes_of_it(live: Live, tmp_path: Path) -> None:
         """After inputs that came ten times a second until 6 s ago, however long the rest of the test takes."""
         now = time.monotonic()
         for topic in ("rgb/image", "rgb/camera_info", "depth/image", "pose"):
-            node.inputs._arrived(topic)._times.clear()
+            node.inputs.record.arrived(topic)._times.clear()
             for i in range(20):
-                node.inputs._arrived(topic).add(now - 7.9 + 0.1 * i)
+                node.inputs.record.arrived(topic).add(now - 7.9 + 0.1 * i)
         sent.clear()
         node._diagnose()
         return {status.name.rpartition(" ")[2]: status for status in sent[-1].status}
