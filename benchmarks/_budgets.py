@@ -66,7 +66,9 @@ class Operations:
     def _of(self, policy: Policy, schedule: Schedule) -> float:
         layers = self._config.num_hidden_layers
         return sum(
-            operations(self._config, policy, schedule.counts(n_spatial, layers), n_spatial, n_text, n_question)
+            operations(
+                self._config, policy, schedule.counts(n_spatial, layers, policy.kept), n_spatial, n_text, n_question
+            )
             for n_spatial, n_text, n_question in self._sizes
         )
 

@@ -45,7 +45,7 @@ from adatoken3d_ros.pruning.information import (
     mine,
 )
 from adatoken3d_ros.pruning.policies import GateSize, GateView, Policy, Rope, Selection, make_policy
-from adatoken3d_ros.pruning.schedule import Schedule
+from adatoken3d_ros.pruning.schedule import Schedule, at_least_one
 from benchmarks._paired import Tally, scene_interval
 from benchmarks._reuse import remembering
 from benchmarks._scenes import Reader, Room, Workers, bar, find_rooms, layout, machine
@@ -65,6 +65,7 @@ class Chosen:
     keep: Tensor
     name: str = "chosen"
     rope: Rope = "original"
+    kept = staticmethod(at_least_one)
 
     def select(self, view: GateView) -> Selection:
         return Selection(self.keep)

@@ -73,7 +73,7 @@ def operations(case: Case, policy: Policy, schedule: Schedule, encoder: float, n
     """Of one answer in three conventions, scoring included."""
     config, layout = case.language.config, case.layout
     n_spatial, n_text = layout.n_spatial[0], layout.n_tokens[0] - layout.n_spatial[0]
-    counts = schedule.counts(n_spatial, config.num_hidden_layers)
+    counts = schedule.counts(n_spatial, config.num_hidden_layers, policy.kept)
     scoring = scoring_flops(policy, config, n_spatial, counts, n_text, layout.n_question[0])
     return three_conventions(config, counts, n_text, n_new=n_new, encoder=encoder, scoring=scoring)
 

@@ -436,7 +436,7 @@ def measure(
         pruned, whole = (
             flops.three_conventions(
                 config,
-                counts := one.counts(sample.n_spatial, session.n_layers),
+                counts := one.counts(sample.n_spatial, session.n_layers, policy.kept),
                 sample.n_text,
                 n_new=_NEW_TOKENS,
                 encoder=encoder,
@@ -461,7 +461,7 @@ def measure(
         # The first run of each warms up.
         "prefill_ms": {name: round(statistics.median(values[1:]), 3) for name, values in times.items()},
         "spatial_tokens": sample.n_spatial,
-        "spatial_tokens_by_layer": list(schedule.counts(sample.n_spatial, session.n_layers)),
+        "spatial_tokens_by_layer": list(schedule.counts(sample.n_spatial, session.n_layers, policy.kept)),
     }
 
 

@@ -15,6 +15,7 @@ from adatoken3d_ros.engine.hurry import Hurry
 from adatoken3d_ros.engine.latency import FloatArray, LatencyModel
 from adatoken3d_ros.engine.lengths import AnswerLengths
 from adatoken3d_ros.engine.plans import RUNGS, Plan, Situation, Table, loss_per_share, options
+from adatoken3d_ros.pruning.schedule import KeepCount
 from adatoken3d_ros.pruning.strategy import Strategy
 
 
@@ -285,8 +286,10 @@ class Pace:
         if latency is not None and whole and not self._small:
             latency.observe_answer(self._explained, (times.total - times.queue) / 1e3)
 
-    def reading(self, plan: Plan, n_spatial: int, n_text: int) -> Hurry | None:
-        """What keeps the prefill of `plan` in time; None where it has all the time there is, or is late anyway."""
+    def reading(self, plan: Plan, n_spatial: int, n_text: int, kept: KeepCount) -> Hurry | None:
+        """What keeps the prefill of `plan` in time, whose policy counts as `kept` does; None where it has all the time
+        there is, or is late anyway.
+        """
         latency = self._controller.latency
         if latency is None or self._budget_ms is None or self.hopeless or self._small:
             return None
@@ -294,7 +297,7 @@ class Pace:
             latency,
             self._watch.clock,
             self.deadline - self._controller.config.reserve_ms / 1e3,
-            plan.strategy.schedule.counts(n_spatial, self._controller.n_layers),
+            plan.strategy.schedule.counts(n_spatial, self._controller.n_layers, kept),
             n_spatial,
             n_text,
             # The first token comes out of the prefill. The step that says that an answer is at its end is not counted:

@@ -405,7 +405,7 @@ class SceneSession:
             return
         layout = Layout.single(spliced.spatial_start, spliced.n_spatial, spliced.n_tokens)
         schedule, n_text = plan.strategy.schedule, spliced.n_tokens - spliced.n_spatial
-        hurry = pace.reading(plan, spliced.n_spatial, n_text)
+        hurry = pace.reading(plan, spliced.n_spatial, n_text, policy.kept)
         filled = prefill(
             self.model.language,
             spliced.embeds,

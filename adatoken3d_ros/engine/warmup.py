@@ -188,7 +188,7 @@ def _measure_size(
         def read(schedule: Schedule = schedule) -> Any:
             return prefill(model.language, spliced.embeds, layout, schedule, policy, scene=scene)
 
-        counts = schedule.counts(n, n_layers)
+        counts = schedule.counts(n, n_layers, policy.kept)
         log.add("prefill", read_terms(counts, n, n_text), _times(read, clock))
         filled, times, cached = read(), [], sum(counts) + n_layers * n_text
         token = torch.zeros(1, dtype=torch.long, device=model.device)

@@ -132,7 +132,8 @@ def prefill(
         language: a Llama with SDPA attention, in eval mode.
         embeds: (B, S, D) input embeddings, left padded; what the padding holds does not matter.
         layout: where the spatial tokens are.
-        schedule: how many of them each layer sees; counts are per sample, relative to its own number.
+        schedule: how many of them each layer sees; counts are per sample, relative to its own number, as the
+            policy counts.
         policy: which of them.
         scene: centroids of the spatial tokens, one for all samples or one for each; some policies need it.
         rope: "original" positions for kept tokens, or "renumber" from 0 after each drop; None for the policy's own way.
@@ -152,7 +153,8 @@ def prefill(
     _check(language, embeds, layout, max_new_tokens)
     if pace is not None and len(embeds) != 1:
         raise GateError(f"a pace is kept for one sample, the prompt has {len(embeds)}")
-    counts = list(zip(*(schedule.counts(n, len(layers)) for n in layout.n_spatial), strict=True))  # [layer][sample]
+    by_sample = (schedule.counts(n, len(layers), policy.kept) for n in layout.n_spatial)
+    counts = list(zip(*by_sample, strict=True))  # [layer][sample]
     cache, journal = RaggedCache(len(layers)), _Journal(layout, len(layers), embeds.device)
     chooser = _Chooser(layers, layout, policy, scene, cache)
     hidden, rows, question = embeds, _Rows.at_start(layout, embeds.device), None

@@ -18,7 +18,7 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from .decay import Decay, gates_on_curve
-from .schedule import Schedule
+from .schedule import Schedule, at_least_one, rounded, rounded_from_removed, truncated
 from .scores import (
     attention_of_last_rows,
     diverse_features,
@@ -158,6 +158,10 @@ class Policy(Protocol):
         """Whether kept tokens keep their positions."""
         ...
 
+    def kept(self, ratio: float, n_spatial: int, /) -> int:
+        """How many of `n_spatial` tokens a stage of `ratio` leaves: rivals count as their published code does."""
+        ...
+
     def select(self, view: GateView) -> Selection:
         """The rows to keep at this gate."""
         ...
@@ -191,6 +195,7 @@ class Unpruned:
 
     name: str = "none"
     rope: Rope = "original"
+    kept = staticmethod(at_least_one)
 
     def select(self, view: GateView) -> Selection:
         raise PolicyError(
@@ -211,6 +216,7 @@ class Random:
     seed: int = 0
     name: str = "random"
     rope: Rope = "original"
+    kept = staticmethod(at_least_one)
 
     def select(self, view: GateView) -> Selection:
         generator = torch.Generator().manual_seed(self.seed * 1009 + view.layer)
@@ -235,6 +241,7 @@ class CoarseVoxel:
 
     name: str = "coarse_voxel"
     rope: Rope = "original"
+    kept = staticmethod(at_least_one)
 
     def select(self, view: GateView) -> Selection:
         cell = coarsest_cells(view.scene_for(self.name).xyz[view.alive], view.n_keep)
@@ -282,6 +289,7 @@ class FastV:
 
     name: str = "fastv"
     rope: Rope = "original"
+    kept = staticmethod(rounded_from_removed)
 
     def select(self, view: GateView) -> Selection:
         return _by_attention(self.name, view, rows=1)
@@ -327,6 +335,7 @@ class PyramidDrop:
     rope: Rope = "renumber"
     layers: tuple[int, ...] = (8, 16, 24)
     ratios: tuple[float, ...] = (0.5, 0.25, 0.125)
+    kept = staticmethod(truncated)
 
     def select(self, view: GateView) -> Selection:
         keys = project_keys(view.above, view.hidden, view.cos, view.sin)
@@ -389,6 +398,7 @@ class AdaToken(FastV):
     name: str = "adatoken"
     end_share: float = 0.10
     max_gates: int = 10
+    kept = staticmethod(at_least_one)
 
     def default_schedule(self, n_layers: int) -> Schedule:
         if n_layers < 2:
@@ -402,6 +412,7 @@ class DivPrune:
 
     name: str = "divprune"
     rope: Rope = "original"
+    kept = staticmethod(rounded)
 
     def select(self, view: GateView) -> Selection:
         return Selection(diverse_features(view.hidden[view.spatial], view.n_keep).sort().values)
@@ -439,6 +450,7 @@ class Ours:
     sink_threshold: float = 20.0
     name: str = "ours"
     rope: Rope = "original"
+    kept = staticmethod(at_least_one)
 
     def __post_init__(self) -> None:
         if self.rows not in ("question", "last"):

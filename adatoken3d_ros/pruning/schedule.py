@@ -4,12 +4,35 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+
+KeepCount = Callable[[float, int], int]  # (ratio, tokens at the start) -> tokens that a stage of this ratio leaves
 
 
 class ScheduleError(ValueError):
     """A schedule that no model can run; the message names the offending value."""
+
+
+def at_least_one(ratio: float, n_spatial: int) -> int:
+    """Our count: rounded down, as a person would with the decimal ratio, and never none while there is one."""
+    return min(n_spatial, max(1, math.floor(ratio * n_spatial + 1e-9)))
+
+
+def truncated(ratio: float, n_spatial: int) -> int:
+    """PyramidDrop's count, and so that of AdaToken-3D's release: 0.29 of 100 is 28, because the product is 28.99..."""
+    return int(n_spatial * ratio)
+
+
+def rounded(ratio: float, n_spatial: int) -> int:
+    """DivPrune's count: to the nearest, halves to even."""
+    return round(ratio * n_spatial)
+
+
+def rounded_from_removed(ratio: float, n_spatial: int) -> int:
+    """FastV's count: it is told the share that goes, so 0.1 of 15 is the nearest to 15 * (1 - 0.9) = 1.499...: 1."""
+    return round(n_spatial * (1 - (1 - ratio)))
 
 
 @dataclass(frozen=True)
@@ -58,13 +81,12 @@ class Schedule:
             if layer > n_layers:
                 raise ScheduleError(f"gate layer {layer} is outside a model of {n_layers} layers")
 
-    def counts(self, n_spatial: int, n_layers: int) -> tuple[int, ...]:
-        """Spatial tokens seen by each of `n_layers` layers, of `n_spatial` at the start."""
+    def counts(self, n_spatial: int, n_layers: int, kept: KeepCount = at_least_one) -> tuple[int, ...]:
+        """Spatial tokens seen by each of `n_layers` layers, of `n_spatial` at the start, as `kept` counts them."""
         self.check(n_layers)
         counts = [n_spatial] * n_layers
         for stage in self.stages:
-            kept = min(n_spatial, max(1, math.floor(stage.ratio * n_spatial + 1e-9)))
-            counts[stage.layer :] = [kept] * (n_layers - stage.layer)
+            counts[stage.layer :] = [kept(stage.ratio, n_spatial)] * (n_layers - stage.layer)
         if self.withdraw_layer is not None:
             counts[self.withdraw_layer :] = [0] * (n_layers - self.withdraw_layer)
         return tuple(counts)

@@ -29,7 +29,7 @@ from adatoken3d_ros.pruning.policies import (
     Selection,
     make_policy,
 )
-from adatoken3d_ros.pruning.schedule import Schedule, ScheduleError
+from adatoken3d_ros.pruning.schedule import Schedule, ScheduleError, at_least_one
 from tests.pruning.oracle import N_LAYERS, Prompt, make_prompt, oracle_logits, tiny_llama
 
 SINGLE = make_prompt((5,), (40,), (7,))
@@ -196,6 +196,7 @@ class Recorder:
     """Keeps the earliest tokens and remembers what it was shown."""
 
     name, rope = "recorder", "original"
+    kept = staticmethod(at_least_one)
 
     def __init__(self) -> None:
         self.views: list[GateView] = []

@@ -40,15 +40,34 @@ def test_one_loop_over_names(mha: LlamaForCausalLM, name: str) -> None:
     first, second = (prefill(mha, BATCH.embeds, BATCH.layout, schedule, policy, scene=BATCH.scene) for _ in range(2))
     assert first.logits.isfinite().all()
     assert torch.equal(first.logits, second.logits)
-    assert first.trace.spatial_per_layer == schedule.counts(40, N_LAYERS)
+    assert first.trace.spatial_per_layer == schedule.counts(40, N_LAYERS, policy.kept)
     for b, n in enumerate((40, 17)):
-        assert first.trace.retained[b].sum() == schedule.counts(n, N_LAYERS)[-1]
+        assert first.trace.retained[b].sum() == schedule.counts(n, N_LAYERS, policy.kept)[-1]
 
 
 @pytest.mark.parametrize("name", POLICY_NAMES)
 @pytest.mark.parametrize("n_layers", [1, 2, 6, 16, 32, 40])
 def test_default_schedules_fit_any_depth(name: str, n_layers: int) -> None:
     make_policy(name).default_schedule(n_layers).check(n_layers)
+
+
+@pytest.mark.parametrize(
+    ("name", "left"),
+    # Of 19 tokens at 0.5 (9.5), and of 5 at 0.1 (0.5).
+    [
+        *((name, (9, 1)) for name in ("random", "coarse_voxel", "adatoken", "ours")),
+        *((name, (9, 0)) for name in ("pyramiddrop", "adatoken_release")),
+        *((name, (10, 0)) for name in ("fastv", "divprune")),
+    ],
+)
+def test_rivals_count_as_their_published_code_does(mha: LlamaForCausalLM, name: str, left: tuple[int, int]) -> None:
+    for (n, ratio), expected in zip(((19, 0.5), (5, 0.1)), left, strict=True):
+        prompt = make_prompt((5,), (n,), (7,))
+        schedule, policy = Schedule.of([2], [ratio]), make_policy(name)
+        result = prefill(mha, prompt.embeds, prompt.layout, schedule, policy, scene=prompt.scene)
+        assert result.logits.isfinite().all()
+        assert result.trace.spatial_per_layer == (n,) * 2 + (expected,) * (N_LAYERS - 2)
+        assert result.cache.lengths[-1] == 12 + expected
 
 
 def test_default_schedules_at_32_layers() -> None:

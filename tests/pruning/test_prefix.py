@@ -13,7 +13,7 @@ from adatoken3d_ros.pruning.cache import MIN_HEADROOM
 from adatoken3d_ros.pruning.gate import Cancelled, GateError, decode, generate, prefill, read_chunk
 from adatoken3d_ros.pruning.policies import GateView, Selection, make_policy
 from adatoken3d_ros.pruning.prefix import PrefixError, ScenePrefix
-from adatoken3d_ros.pruning.schedule import Schedule
+from adatoken3d_ros.pruning.schedule import Schedule, at_least_one
 from adatoken3d_ros.pruning.scores import diverse_features, farthest_points
 from tests.pruning.oracle import N_LAYERS, make_prompt, oracle_logits
 
@@ -31,6 +31,7 @@ def answer(language: LlamaForCausalLM, prefix: ScenePrefix, question: Tensor) ->
 
 class TheseTokens:
     name, rope = "these", "original"
+    kept = staticmethod(at_least_one)
 
     def __init__(self, keep: Tensor) -> None:
         self.keep = keep

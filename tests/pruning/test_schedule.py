@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adatoken3d_ros.pruning.schedule import Schedule, ScheduleError, Stage
+from adatoken3d_ros.pruning.schedule import (
+    KeepCount,
+    Schedule,
+    ScheduleError,
+    Stage,
+    at_least_one,
+    rounded,
+    rounded_from_removed,
+    truncated,
+)
 
 
 def test_counts_of_pyramiddrop_on_a_scannet_scene() -> None:
@@ -24,6 +33,41 @@ def test_withdrawal_leaves_none_and_a_gate_at_the_end_does_nothing() -> None:
 def test_a_token_is_always_left_unless_there_was_none() -> None:
     assert Schedule.of([1], [0.01]).counts(5, 2) == (5, 1)
     assert Schedule.of([1], [0.01]).counts(0, 2) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("kept", "ratio", "n", "expected"),
+    [
+        # Ours rounds the decimal ratio down and leaves one.
+        (at_least_one, 0.29, 100, 29),
+        (at_least_one, 0.01, 5, 1),
+        (at_least_one, 0.75, 10, 7),
+        # PyramidDrop: int(n * ratio), and 100 * 0.29 is 28.999999999999996.
+        (truncated, 0.29, 100, 28),
+        (truncated, 0.01, 5, 0),
+        (truncated, 0.125, 1659, 207),
+        # FastV: round(n * (1 - r)) with r = 1 - ratio; Python rounds halves to even.
+        (rounded_from_removed, 0.5, 1659, 830),
+        (rounded_from_removed, 0.5, 5, 2),
+        (rounded_from_removed, 0.25, 1659, 415),
+        (rounded_from_removed, 0.1, 15, 1),
+        (rounded_from_removed, 0.05, 5, 0),
+        # DivPrune: round(ratio * n).
+        (rounded, 0.1, 15, 2),
+        (rounded, 0.098, 1659, 163),
+        (rounded, 0.05, 5, 0),
+    ],
+)
+def test_each_method_counts_its_own_way(kept: KeepCount, ratio: float, n: int, expected: int) -> None:
+    assert kept(ratio, n) == expected
+    assert Schedule.of([1], [ratio]).counts(n, 3, kept) == (n, expected, expected)
+
+
+def test_fastv_counts_what_its_removed_share_says_for_every_decimal_setting() -> None:
+    for thousandths in range(1, 1000):
+        removed = thousandths / 1000
+        for n in (1, 5, 64, 576, 1659):
+            assert rounded_from_removed((1000 - thousandths) / 1000, n) == round(n * (1 - removed))
 
 
 @pytest.mark.parametrize(
