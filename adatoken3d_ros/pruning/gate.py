@@ -157,7 +157,7 @@ def prefill(
     counts = list(zip(*by_sample, strict=True))  # [layer][sample]
     cache, journal = RaggedCache(len(layers)), _Journal(layout, len(layers), embeds.device)
     chooser = _Chooser(layers, layout, policy, scene, cache)
-    hidden, rows, question = embeds, _Rows.at_start(layout, embeds.device), None
+    hidden, rows, question = _clear_padding(embeds, layout), _Rows.at_start(layout, embeds.device), None
     cos_sin, mask = model.rotary_emb(hidden, rows.positions), rows.mask()
     for g, layer in enumerate(layers):
         if should_stop is not None and should_stop():
@@ -178,6 +178,15 @@ def prefill(
     logits = last_logits(language, hidden)
     trace = journal.trace(tuple(max(at_layer) for at_layer in counts))
     return Prefill(logits, cache, torch.tensor(layout.n_tokens, device=embeds.device), trace)
+
+
+def _clear_padding(embeds: Tensor, layout: Layout) -> Tensor:
+    """Zeros where the padding is: a value that is not finite would reach every row, even through a weight of 0."""
+    if min(layout.n_tokens) == layout.n_rows:
+        return embeds
+    pads = torch.tensor([layout.n_rows - n for n in layout.n_tokens], device=embeds.device)
+    padding = torch.arange(layout.n_rows, device=embeds.device) < pads[:, None]
+    return embeds.masked_fill(padding[..., None], 0)
 
 
 def _most(pace: HurryUp, g: int, n: int) -> int | None:

@@ -134,13 +134,16 @@ def test_padded_batch_without_gates_equals_the_stock_model(language: LlamaForCau
     torch.testing.assert_close(result.logits, stock.logits[:, -1], rtol=0, atol=1e-5)
 
 
-def test_what_the_padding_holds_does_not_matter(mha: LlamaForCausalLM) -> None:
+@pytest.mark.parametrize("value", [1e3, torch.nan, torch.inf])
+def test_what_the_padding_holds_does_not_matter(mha: LlamaForCausalLM, value: float) -> None:
     noisy = BATCH.embeds.clone()
     for b, n in enumerate(BATCH.layout.n_tokens):
-        noisy[b, : BATCH.layout.n_rows - n] = 1e3
+        noisy[b, : BATCH.layout.n_rows - n] = value
     a = run(mha, BATCH, SCHEDULES["two"], "ours")
     b = run(mha, Prompt(noisy, BATCH.layout, BATCH.scene), SCHEDULES["two"], "ours")
     torch.testing.assert_close(a.logits, b.logits)
+    assert a.logits.isfinite().all()
+    torch.testing.assert_close(noisy[1, 0, 0], torch.tensor(value), equal_nan=True)  # the caller's stays as it is
 
 
 def test_a_batch_equals_its_samples(language: LlamaForCausalLM) -> None:
