@@ -263,5 +263,13 @@ class SceneMemory:
         self.pending.clear()
         self.poses.clear()
         self.poses.update(poses)
-        self._evict()
+        # What may not stay is decided before anything goes: view by view, each would cost a look at the whole map.
+        held, gone = self._map.coverage(), set()
+        while (stamp := self._selector.evict(held)) is not None:
+            held.remove(stamp)
+            gone.add(stamp)
+        if gone:
+            self._map.restore({key: view for key, view in self._map.contributions().items() if key not in gone})
+            for stamp in gone:
+                del self.poses[stamp]
         return len(self.poses)

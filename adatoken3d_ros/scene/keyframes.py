@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from adatoken3d_ros.scene.carving import CarvingConfig, seen_through
+from adatoken3d_ros.scene.coverage import Coverage
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.geometry import sample_pixels
 from adatoken3d_ros.scene.patches import PatchConfig, patch_points, valid_depth
@@ -213,16 +214,17 @@ class KeyFrameSelector:
         """The view cannot be used; its place is new again, its stamp is not."""
         self._views.pop(stamp_ns, None)
 
-    def evict(self) -> int | None:
+    def evict(self, held: Coverage | None = None) -> int | None:
         """Drop the view that is missed least if there are too many and return its stamp, else None.
 
-        The caller takes it out of the map before it asks again.
+        The caller takes it out of the map before it asks again; or out of `held`, the map's coverage, if that is given:
+        then the map may follow when all is decided.
         """
         if not self._views:
             return None
         *others, newest = self._views
-        here = self._views[newest].T_world_camera[:3, 3]
-        away = {stamp: float(np.linalg.norm(self._views[stamp].T_world_camera[:3, 3] - here)) for stamp in others}
+        places = np.array([view.T_world_camera[:3, 3] for view in self._views.values()])
+        away = dict(zip(others, np.linalg.norm(places[:-1] - places[-1], axis=1).tolist(), strict=True))
         max_age = self.config.max_age * 1e9
         for stamp in others:
             # An older view with a later stamp is from before time jumped back: nobody knows how old it is.
@@ -230,10 +232,11 @@ class KeyFrameSelector:
             if away[stamp] > self.config.far or too_old:
                 del self._views[stamp]
                 return stamp
-        crowded = self._map is not None and self._map.n_voxels > self.config.max_voxels
-        if len(self._views if self._map is None else self._map) <= (1 if crowded else self.config.max_views):
+        scene = self._map if held is None else held
+        crowded = scene is not None and scene.n_voxels > self.config.max_voxels
+        if len(self._views if scene is None else scene) <= (1 if crowded else self.config.max_views):
             return None
-        exclusive = dict.fromkeys(self._views, 0) if self._map is None else self._map.exclusive()
+        exclusive = dict.fromkeys(self._views, 0) if scene is None else scene.exclusive()
         encoded = [stamp for stamp in others if stamp in exclusive]
         least = min(encoded, key=lambda stamp: exclusive[stamp] / (1.0 + away[stamp] / self.config.near))
         del self._views[least]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adatoken3d_ros.scene.contributions import Contribution, Sums
+from adatoken3d_ros.scene.coverage import Coverage
 from adatoken3d_ros.scene.voxels import (
     NEIGHBOURS,
     TokenMapError,
@@ -304,12 +305,11 @@ class TokenMap:
 
     def exclusive(self) -> dict[int, int]:
         """Of each view, how many voxels no other view holds: the coverage that is lost without it."""
-        own = {key: torch.unique_consecutive(view.keys) for key, view in self._views.items()}
-        if not own:
-            return {}
-        _, voxel, holders = torch.unique(torch.cat(list(own.values())), return_inverse=True, return_counts=True)
-        alone = torch.split(holders[voxel] == 1, [len(held) for held in own.values()])
-        return {key: int(mask.sum()) for key, mask in zip(own, alone, strict=True)}
+        return self.coverage().exclusive()
+
+    def coverage(self) -> Coverage:
+        """Which views alone hold which voxels, to try out what would go with views; the map stays as it is."""
+        return Coverage({key: view.keys for key, view in self._views.items()})
 
     def cover(self, limit: int, first: Sequence[int] = ()) -> tuple[int, ...]:
         """Keys of at most `limit` views that hold the most voxels: each adds the most new ones (ties: the newest).
@@ -358,14 +358,16 @@ class TokenMap:
     ) -> None:
         """Replace all views by stored ones (all on one device, of one width), and origin and shift where given.
 
-        Their points are embedded anew. If anything is raised, the map is as it was.
+        Their points are embedded anew, and all is added up at once. If anything is raised, the map is as it was.
         """
         upstream = self.dtype != torch.float32
         where = self.origin.numpy() if origin is None else origin
         made = TokenMap(self.voxel_size, where, embed=self._embed, upstream_numerics=upstream)
         made.shift = (self.shift if shift is None else shift).clone()
-        for key in sorted(contributions, key=lambda key: (contributions[key].order, key)):
-            made._insert(key, made._seen_from_here(contributions[key]))
+        made._views = {key: made._seen_from_here(view) for key, view in contributions.items()}
+        if made._views:
+            made._keys = torch.unique(torch.cat([view.keys for view in made._views.values()]))
+            made._added_up()
         self.__dict__.update(made.__dict__)
 
     @torch.inference_mode(False)

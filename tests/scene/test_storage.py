@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import errno
 import json
+import os
+import random
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
 from adatoken3d_ros.scene import storage
 from adatoken3d_ros.scene.storage import SceneFileError, load_scene, save_scene
@@ -72,15 +77,36 @@ def test_saving_again_replaces_and_leaves_nothing_else(saved: Path) -> None:
 
 
 def test_a_save_that_fails_leaves_the_old_file(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = saved.read_bytes()
+    before, chunks = saved.read_bytes(), storage._bytes
 
-    def full(*_: Any, **__: Any) -> None:
-        raise OSError("no space left on device")
+    def full(*args: Any) -> Any:
+        yield next(chunks(*args))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(storage, "save_file", full)
-    with pytest.raises(OSError, match="no space"):
+    monkeypatch.setattr(storage, "_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
         save_scene(saved, *scene(1), **IDENTITY)
     assert saved.read_bytes() == before and len(list(saved.parent.iterdir())) == 1
+
+
+@pytest.mark.skipif(not os.access("/dev/full", os.W_OK), reason="this system has no full device")
+def test_a_full_disk_is_an_error_of_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever writes the file, the error is the one that is documented."""
+    opened = os.open
+    monkeypatch.setattr("os.open", lambda path, flags, *mode: opened("/dev/full", os.O_RDWR))
+    with pytest.raises(OSError, match="No space left"):
+        save_scene(tmp_path / "s", *scene(1), **IDENTITY)
+
+
+@pytest.mark.parametrize("upstream", [False, True])
+def test_a_saved_file_is_one_that_others_can_read(tmp_path: Path, upstream: bool) -> None:
+    token_map, poses = scene(upstream_numerics=upstream)
+    save_scene(tmp_path / "s", token_map, poses, **IDENTITY)
+    views = token_map.contributions()
+    with safe_open(tmp_path / "s", framework="pt") as file:
+        assert set(file.keys()) == {*storage._OF_ROWS, *storage._OF_PATCHES, "stamps", "rows", "poses"}
+        for name in (*storage._OF_ROWS, *storage._OF_PATCHES):
+            assert torch.equal(file.get_tensor(name), torch.cat([getattr(views[key], name) for key in views])), name
 
 
 def test_what_cannot_be_saved_is_named(tmp_path: Path) -> None:
@@ -94,6 +120,21 @@ def test_what_cannot_be_saved_is_named(tmp_path: Path) -> None:
         save_scene(tmp_path / "nowhere" / "s", *scene(), **IDENTITY)
 
 
+def sealed(tensors: dict[str, torch.Tensor], content: Any, path: Path) -> None:
+    """Writes a scene whose checksum is right, whatever is in it."""
+    metadata = {"adatoken3d_scene": content if isinstance(content, str) else json.dumps(content), "sha256": "0" * 64}
+    data = save(tensors, metadata)
+    if b"0" * 64 in data[:4096]:
+        data = data.replace(b"0" * 64, storage.checksum(data, "0" * 64).encode(), 1)
+    path.write_bytes(data)
+
+
+def content_of(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    with safe_open(path, framework="pt") as file:
+        tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 (no mapping)
+        return tensors, json.loads(file.metadata()["adatoken3d_scene"])
+
+
 def refused(path: Path, named: str, token_map: TokenMap | None = None, **changes: Any) -> None:
     token_map = token_map or scene(1)[0]
     before = token_map.tokens()
@@ -105,7 +146,7 @@ def refused(path: Path, named: str, token_map: TokenMap | None = None, **changes
 def test_a_scene_of_another_model_frame_or_map_is_refused(saved: Path) -> None:
     refused(saved, "model 'abc'.*'xyz'", model_hash="xyz")
     refused(saved, "frame 'map'.*'odom'", frame_id="odom")
-    refused(saved, r"features is .*5\).*6\)", channels=6)
+    refused(saved, r"features is .*5\].*6\]", channels=6)
     refused(saved, "origin", scene(1, origin=(1.0, 0.0, 0.0))[0])
     refused(saved, "numbers 'float32'.*'bfloat16'", scene(1, upstream_numerics=True)[0])
 
@@ -114,8 +155,14 @@ def test_a_scene_of_another_model_frame_or_map_is_refused(saved: Path) -> None:
     ("name", "change", "named"),
     [
         ("features", lambda t: t.fill_(float("nan")), "features holds a number that is not finite"),
-        ("features", lambda t: t.double(), "features is .*float64"),
+        ("features", lambda t: t.fill_(1e30), "features holds 1e.30, more than"),
+        ("features", lambda t: t.double(), "features is .*F64"),
         ("xyz", lambda t: t[:, :2], "xyz is"),
+        ("xyz", lambda t: t + 1.0, "xyz at .* is not in its voxel at"),
+        ("points", lambda t: t - 0.7, "points at .* is not in its voxel at"),
+        ("points", lambda t: t.fill_(3e6), "points holds 3e.06, more than"),
+        ("rgb", lambda t: t - 1000.0, "a colour that is none"),
+        ("rgb", lambda t: t + 1000.0, "a colour that is none"),
         ("points", lambda t: t[1:], "level is"),
         ("points", lambda t: t.fill_(float("inf")), "points holds a number that is not finite"),
         ("level", lambda t: t.float(), "level is"),
@@ -127,29 +174,35 @@ def test_a_scene_of_another_model_frame_or_map_is_refused(saved: Path) -> None:
         ("keys", lambda t: t.flip(0), "do not ascend"),
         ("stamps", lambda t: t.clamp(max=2), "same stamp"),
         ("stamps", lambda t: t[:0], "0 views"),
+        ("stamps", lambda t: t - 2, "a view at -1 ns"),
+        ("stamps", lambda t: t + 2**62, "a view at 46.* ns, not 0 to"),
+        ("rows", lambda t: t + torch.tensor([2**62, 2**62, -(2**63)]), "rows, there are"),
+        ("poses", lambda t: t + 1e9 * torch.eye(4).roll(3, 1), "poses holds 1e.09"),
         ("poses", lambda t: t * 2, "view at 1 ns: the pose is not a rigid"),
         ("poses", None, "no scene: it holds count"),
     ],
 )
 def test_a_tampered_file_is_named(saved: Path, name: str, change: Any, named: str) -> None:
-    with safe_open(saved, framework="pt") as file:
-        metadata = file.metadata()
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+    tensors, content = content_of(saved)
     if change is None:
         del tensors[name]
     else:
         tensors[name] = change(tensors[name]).contiguous()
-    save_file(tensors, saved, metadata=metadata)
+    sealed(tensors, content, saved)
     refused(saved, named)
 
 
 def test_files_that_are_no_scene_are_named(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = saved.read_bytes()
-    for damaged in (content[:-7], b"", b"hello, world", b"\xff" * 64):
+    saved.write_bytes(content[:-7])
+    refused(saved, "scene.safetensors is damaged: its checksum is")
+    for damaged in (b"", b"hello, world", b"\xff" * 64):
         saved.write_bytes(damaged)
         refused(saved, "scene.safetensors is no scene")
     save_file({"a": torch.zeros(1)}, saved, metadata={"adatoken3d_scene": json.dumps([1])})
-    refused(saved, "it holds a")
+    refused(saved, "is no scene: it describes itself by a list")
+    sealed({"a": torch.zeros(1)}, {"format": storage.FORMAT, **dict.fromkeys(("a", "b"))}, saved)
+    refused(saved, "model None")
     saved.write_bytes(content)
     monkeypatch.setattr(storage, "MAX_BYTES", 100)
     refused(saved, "more than 100")
@@ -178,11 +231,91 @@ def test_the_files_origins_are_taken_over_where_they_may_be(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("origin", [0.0, 0.0]), ("origin", ["a"] * 3), ("shift", [0.5, 0, 0]), ("shift", [2**40, 0, 0]), ("shift", None)],
+    [
+        ("origin", [0.0, 0.0]),
+        ("origin", ["a"] * 3),
+        ("origin", [1e300, 0.0, 0.0]),
+        ("shift", [0.5, 0, 0]),
+        ("shift", [2**40, 0, 0]),
+        ("shift", None),
+    ],
 )
 def test_origins_that_are_none_are_named(saved: Path, name: str, value: Any) -> None:
-    with safe_open(saved, framework="pt") as file:
-        content = json.loads(file.metadata()["adatoken3d_scene"])
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-    save_file(tensors, saved, metadata={"adatoken3d_scene": json.dumps({**content, name: value})})
+    tensors, content = content_of(saved)
+    sealed(tensors, {**content, name: value}, saved)
     refused(saved, f"{name} ", adopt_origin=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ("[" * 5000 + "]" * 5000, "nested deeper"),
+        ("x" * 70_000, "a header of"),
+        ('{"format": %s}' % ("9" * 5000), "is no scene|format 999"),  # as Python's version limits integers or not
+        ('{"format": {"a": [%s]}}' % ("0," * 9999 + "0"), "format {'a': .{,200}, this program"),
+        ("null", "describes itself by a NoneType"),
+        ('{"format": 2}', "format 2, this program reads 3"),
+    ],
+    ids=["nested", "long", "digits", "wide", "nothing", "older"],
+)
+def test_a_description_that_is_none_is_named(saved: Path, content: str, named: str) -> None:
+    sealed(content_of(saved)[0], content, saved)
+    refused(saved, named)
+
+
+def test_a_scene_of_the_format_without_a_checksum_is_refused_by_its_name(saved: Path) -> None:
+    tensors, content = content_of(saved)
+    save_file(tensors, saved, metadata={"adatoken3d_scene": json.dumps({**content, "format": 2})})
+    refused(saved, "format 2, this program reads 3")
+    save_file(tensors, saved, metadata={"adatoken3d_scene": json.dumps(content)})
+    refused(saved, "no checksum")
+
+
+def test_no_byte_of_a_scene_can_change(tmp_path: Path) -> None:
+    """Every byte of the header and a sample of the others, each changed in a way of its own."""
+    path, choose = tmp_path / "s", random.Random(0)
+    save_scene(path, *scene(1), **IDENTITY)
+    content = path.read_bytes()
+    header = 8 + int.from_bytes(content[:8], "little")
+    for at in [*range(header), *choose.sample(range(header, len(content)), 500)]:
+        damaged = bytearray(content)
+        damaged[at] ^= 1 << choose.randrange(8) if at % 2 else choose.randrange(1, 256)
+        path.write_bytes(damaged)
+        with pytest.raises(SceneFileError):
+            load_scene(path, TokenMap(0.2), channels=5, adopt_origin=True, **IDENTITY)
+    path.write_bytes(content)
+    assert len(load_scene(path, TokenMap(0.2), channels=5, adopt_origin=True, **IDENTITY)) == 1
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=200), st.integers(0, 3000), st.integers(0, 3000))
+def test_any_bytes_are_refused_by_the_documented_error(tmp_path_factory: Any, noise: bytes, at: int, cut: int) -> None:
+    path = tmp_path_factory.getbasetemp() / "noise"
+    save_scene(path, *scene(1), **IDENTITY)
+    content = path.read_bytes()
+    changed = content[:at] + noise + content[at + cut :]
+    path.write_bytes(changed)
+    if changed != content:
+        with pytest.raises(SceneFileError):
+            load_scene(path, TokenMap(0.2), channels=5, **IDENTITY)
+
+
+def test_a_loaded_scene_does_not_change_with_its_file(saved: Path) -> None:
+    token_map = TokenMap(0.2)
+    load_scene(saved, token_map, channels=5, **IDENTITY)
+    before = token_map.tokens()
+    with saved.open("r+b") as file:  # in place, as an editor or a copy does
+        file.write(b"\xff" * saved.stat().st_size)
+    os.truncate(saved, 0)
+    after = TokenMap(0.2)
+    after.restore(token_map.contributions())
+    for name in ("features", "xyz", "rgb", "count"):
+        assert torch.equal(getattr(after.tokens(), name), getattr(before, name)), name
+
+
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    for name in ("pipe", "folder", "zero"):
+        refused(tmp_path / name, f"{name} is no regular file")
