@@ -507,7 +507,8 @@ class SceneSession:
 
     def _decode(self, ids: list[int]) -> str:
         # A character may be spread over several byte tokens: hold an unfinished one back.
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip().rstrip("\N{REPLACEMENT CHARACTER}")
+        text = str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+        return text.rstrip("\N{REPLACEMENT CHARACTER}").rstrip()
 
     def _prefill_flops(self, policy: Policy, spatial_per_layer: tuple[int, ...], spliced: Spliced) -> float:
         config, n_text = self.model.config.language, spliced.n_tokens - spliced.n_spatial

@@ -8,11 +8,14 @@ with, and no text is read as a control token.
 
 from __future__ import annotations
 
+import codecs
 import json
+import re
 import string
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers
 from tokenizers.models import BPE
@@ -20,6 +23,7 @@ from transformers import PreTrainedTokenizerFast
 
 MARK = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's visible space
 CONTROL_TOKENS = ("<unk>", "<s>", "</s>")
+_BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
 
 # Kinds of pieces and of models in SentencePiece's file format.
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
@@ -30,7 +34,30 @@ class TokenizerError(ValueError):
     """A tokenizer file that cannot be used; the message names the file."""
 
 
-def load_tokenizer(directory: Path) -> tuple[PreTrainedTokenizerFast, Path]:
+class LlamaTokenizer(PreTrainedTokenizerFast):
+    """Reads bytes as SentencePiece does: each that belongs to no whole character is one replacement character, and the
+    characters around it stay. The backend's own decoder gives up the whole run of byte tokens for one of them.
+    """
+
+    def _decode(
+        self,
+        token_ids: int | list[int],
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+        **kwargs: Any,
+    ) -> str:
+        backend = self.backend_tokenizer
+        left_out = {backend.token_to_id(token) for token in CONTROL_TOKENS} if skip_special_tokens else set()
+        text = bytearray()
+        for index in [token_ids] if isinstance(token_ids, int) else token_ids:
+            token = None if index in left_out else backend.id_to_token(index)
+            if token is not None:
+                byte = _BYTE_TOKEN.fullmatch(token)
+                text += bytes.fromhex(byte[1]) if byte else token.replace(MARK, " ").encode()
+        return text.decode(errors=_EACH_BYTE).removeprefix(" ")
+
+
+def load_tokenizer(directory: Path) -> tuple[LlamaTokenizer, Path]:
     """Reads `tokenizer.model`, else `tokenizer.json`, of a checkpoint; returns the tokenizer and its file.
 
     Raises:
@@ -44,7 +71,7 @@ def load_tokenizer(directory: Path) -> tuple[PreTrainedTokenizerFast, Path]:
     raise TokenizerError(f"{directory} has neither tokenizer.model nor tokenizer.json")
 
 
-def llama_tokenizer(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> PreTrainedTokenizerFast:
+def llama_tokenizer(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> LlamaTokenizer:
     """Byte-pair encoding with Llama's conventions: word-start marks, bytes for unknown characters, `<s>` and `</s>`."""
     backend = Tokenizer(
         BPE(vocab=dict(vocab), merges=list(merges), unk_token=CONTROL_TOKENS[0], byte_fallback=True, fuse_unk=True)
@@ -55,7 +82,7 @@ def llama_tokenizer(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]])
     )
     backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in CONTROL_TOKENS])
     unk, bos, eos = CONTROL_TOKENS
-    return PreTrainedTokenizerFast(
+    return LlamaTokenizer(
         tokenizer_object=backend,
         unk_token=unk,
         bos_token=bos,
@@ -98,6 +125,15 @@ def merges_of(scores: Mapping[str, float]) -> list[tuple[str, str]]:
             if piece[:cut] in scores and piece[cut:] in scores
         )
     return [(piece[:cut], piece[cut:]) for _, _, cut, piece in sorted(ranked)]
+
+
+def _replace_each_byte(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeDecodeError)
+    return "\N{REPLACEMENT CHARACTER}" * (error.end - error.start), error.end
+
+
+_EACH_BYTE = "adatoken3d.replace_each_byte"
+codecs.register_error(_EACH_BYTE, _replace_each_byte)
 
 
 def _read_json(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:

@@ -371,6 +371,11 @@ def test_a_prefill_hurries_for_the_answer_that_was_planned(
         ("at [0.5, 1.0, 2.0, 1.0, 1.0, 0", "at [0.5, 1.0, 2.0, 1.0, 1.0,"),
         ("at [0.5", "at"),
         ("at [0.5, 1.0]", "at [0.5, 1.0]"),
+        # Without spaces between words, each character stands for itself.
+        ("says 日本", "says 日本"),
+        ("says 日本 12", "says 日本"),
+        ("サッカ", "サッカ"),
+        ("椅子が 3", "椅子が"),
         # One that would leave nothing stays, but for a number's stop.
         ("refr", "refr"),
         ("1.", "1"),

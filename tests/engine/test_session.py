@@ -257,6 +257,20 @@ def test_cancel_ends_the_encoding_of_views_within_one_layer(make_session: MakeSe
     assert len(session.memory) == 3
 
 
+def test_a_cut_inside_a_character_costs_only_that_character(
+    make_session: MakeSession, wall_frame: WallFrame, monkeypatch: Any
+) -> None:
+    session = looked(make_session(), [wall_frame(0)])
+    written = session.tokenizer.encode("says 日本語", add_special_tokens=False)[:-1]
+    monkeypatch.setattr("adatoken3d_ros.engine.session.generate", lambda *_, **__: iter(written))
+    shown: list[str] = []
+    question = Question("What does the sign say?", max_new_tokens=len(written))
+    answer = session.ask(question, on_text=lambda text, n: shown.append(text))
+    assert answer.status == Status.TRUNCATED and answer.text == "says 日本"
+    assert [shown[-8], shown[-5], shown[-2], shown[-1]] == ["says", "says 日", "says 日本", "says 日本"]
+    assert all(b.startswith(a) for a, b in zip(shown, [*shown[1:], answer.text], strict=True))
+
+
 def test_stages_are_announced_in_order(make_session: MakeSession, wall_frame: WallFrame) -> None:
     session = looked(make_session(), [wall_frame(0)])
     stages: list[str] = []

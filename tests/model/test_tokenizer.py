@@ -69,6 +69,19 @@ def test_same_tokens_as_sentencepiece(sentencepiece_model, tmp_path):
         assert tokenizer.decode(_encode(tokenizer, text)) == text
 
 
+@pytest.mark.parametrize("text", ["says 日本語", "😀 and é漢", "漢字"])
+def test_a_text_cut_inside_a_character_reads_as_by_sentencepiece(sentencepiece_model, tmp_path, text):
+    import sentencepiece
+
+    (tmp_path / "tokenizer.model").write_bytes(sentencepiece_model)
+    tokenizer, _ = load_tokenizer(tmp_path)
+    oracle = sentencepiece.SentencePieceProcessor(model_proto=sentencepiece_model)
+    ids = oracle.encode(text)
+    for start in range(len(ids)):
+        for end in range(start, len(ids) + 1):
+            assert tokenizer.decode(ids[start:end]) == oracle.decode(ids[start:end]), (start, end)
+
+
 @pytest.mark.parametrize("cut", [0, 1, 7, 100, 0.5, -1])
 def test_truncated_sentencepiece_is_refused(sentencepiece_model, tmp_path, cut):
     end = int(cut * len(sentencepiece_model)) if isinstance(cut, float) else cut
@@ -89,6 +102,20 @@ def test_any_text_survives(tokenizer, text):
     ids = _encode(tokenizer, text)
     assert tokenizer.decode(ids) == text.replace(MARK, " ")
     assert not {0, 1, 2} & set(ids)
+
+
+def test_an_unfinished_character_costs_only_itself(tokenizer):
+    ids = _encode(tokenizer, "says 日本語")
+    assert tokenizer.decode(ids) == "says 日本語"
+    assert tokenizer.decode(ids[:-1]) == "says 日本\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}"
+    assert tokenizer.decode(ids[:-2]) == "says 日本\N{REPLACEMENT CHARACTER}"
+    assert tokenizer.decode(ids[:-3]) == "says 日本"
+    assert tokenizer.decode([ids[:-3], ids]) == ["says 日本", "says 日本語"]
+    # One that never gets finished, in the middle.
+    assert (
+        tokenizer.decode([*ids[:-1], *_encode(tokenizer, "a")])
+        == "says 日本\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER} a"
+    )
 
 
 def test_control_tokens_in_text_stay_text(tokenizer):
