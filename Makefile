@@ -1,15 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 # make demo | test | lint | env | clean | help
-#   PYTHON=python3.12      interpreter for the environment (3.10 or newer)
+#   ROS=jazzy              for ROS 2 Jazzy instead of Kilted: with the libraries of Ubuntu 24.04, in .venv-jazzy
+#   PYTHON=python3.12      interpreter for the environment (3.10 or newer; for Jazzy 3.12 where there is one)
 #   VENV=.venv             folder of the environment
 #   TORCH_INDEX_URL=URL    package index with CPU builds of torch, where the default one has only CUDA builds
 #   NO_APT=1               name missing system packages instead of installing them
 #   PYTEST_ARGS="-k gate"  what pytest gets
 #   DEMO_ARGS="--help"     what `adatoken3d demo` gets
 
+ROS ?= kilted
+ifeq ($(filter kilted jazzy,$(ROS)),)
+$(error ROS is '$(ROS)'; there are kilted and jazzy)
+endif
+ifeq ($(ROS),jazzy)
+# Ubuntu 24.04's Python, wherever it is, or else the usual one.
+PYTHON ?= $(shell for python in python3.12 $$HOME/.pyenv/versions/3.12.*/bin/python3; do \
+	$$python -c '' 2> /dev/null && { echo $$python; exit; }; done; echo python3)
+VENV ?= .venv-jazzy
+# What touches ROS or the libraries at its edge. Linters, types and the core's tests run once, with Kilted.
+PYTEST_ARGS ?= tests/ros tests/faults tests/test_package.py
+else
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
+endif
 DEMO_ARGS ?=
 
 # The environment is whole in itself; a sourced ROS installation or workspace would be mixed into it.
@@ -23,17 +37,17 @@ export ROS_AUTOMATIC_DISCOVERY_RANGE ?= LOCALHOST
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n 's/^# \{0,1\}//; 2,8p' Makefile
+	@sed -n 's/^# \{0,1\}//; 2,9p' Makefile
 
 env:
 	@command -v $(PYTHON) > /dev/null || { echo "No '$(PYTHON)' here: install Python 3.10 or newer, or name one: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "'$(PYTHON)' is $$($(PYTHON) --version 2>&1), and 3.10 is the oldest that works: make PYTHON=/path/to/python3" >&2; exit 1; }
-	@$(PYTHON) scripts/bootstrap.py --venv $(VENV)
+	@$(PYTHON) scripts/bootstrap.py --ros $(ROS) --venv $(VENV)
 
 demo: env
 	@$(VENV)/bin/adatoken3d demo $(DEMO_ARGS)
 
-test: lint
+test: $(if $(filter kilted,$(ROS)),lint,env)
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
 
 lint: env

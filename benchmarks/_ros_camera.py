@@ -149,7 +149,8 @@ def main() -> None:
     parser.add_argument("--speed", type=float, default=0.25, help="of the sensor, metres a second")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    with rclpy.init(args=[]):
+    rclpy.init(args=[])
+    try:
         node = rclpy.create_node("benchmark_camera")
         size = {name: getattr(args, name) for name in ("width", "height", "points", "speed")}
         camera = Camera(node, args.kind, **size)
@@ -157,6 +158,8 @@ def main() -> None:
             rclpy.spin_once(node, timeout_sec=0.05)
         figures = publish(camera, args.rate, args.seconds, time.sleep)
         figures["acknowledged"] = camera.acknowledged()
+    finally:
+        rclpy.try_shutdown()
     write(args.json, figures)
 
 

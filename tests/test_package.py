@@ -14,6 +14,7 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -259,14 +260,42 @@ def test_nothing_else_is_declared() -> None:
     assert keys >= NOT_IMPORTED
 
 
-def test_constraints_pin_every_requirement() -> None:
+def load_bootstrap() -> Any:
+    """scripts/bootstrap.py, which is no module of the package."""
+    spec = importlib.util.spec_from_file_location("bootstrap", ROOT / "scripts" / "bootstrap.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def read_pyproject() -> dict[str, Any]:
     tomllib = pytest.importorskip("tomllib", reason="tomllib came with Python 3.11")
-    content = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    return dict(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("ros", ["kilted", "jazzy"])
+def test_constraints_pin_every_requirement(ros: str) -> None:
+    bootstrap, content = load_bootstrap(), read_pyproject()
     project = content["project"]
-    wanted = content["build-system"]["requires"] + project["dependencies"] + project["optional-dependencies"]["dev"]
-    pinned = set(re.findall(r"^([a-z0-9-]+)==", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE))
+    listed = content["build-system"]["requires"] + project["dependencies"] + project["optional-dependencies"]["dev"]
+    wanted = bootstrap.requirements(listed, ros)
+    pinned = {line.partition("==")[0] for line in bootstrap.constraints(ros)}
     missing = [name for name in (re.split(r"[><=]", item)[0].lower() for item in wanted) if name not in pinned]
     assert missing == []
+
+
+def test_jazzys_constraints_replace_those_of_kilted() -> None:
+    pins = load_bootstrap().constraints("jazzy")
+    assert [line for line in pins if line.startswith("numpy==")] == ["numpy==1.26.4"]  # of Ubuntu 24.04
+    assert [line for line in pins if line.startswith("ros-rclpy==")] == ["ros-rclpy==7.1.6"]
+    assert [line for line in pins if line.startswith("ros-kilted-")] == []
+
+
+def test_transformers_is_bounded() -> None:
+    """Its 5.40 takes the argument `past_key_values` from the layers, which gated runs pass."""
+    (bound,) = [item for item in read_pyproject()["project"]["dependencies"] if item.startswith("transformers")]
+    assert bound == "transformers>=5,<5.40"
 
 
 def test_cmake_lists_every_interface() -> None:

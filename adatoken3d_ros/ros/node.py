@@ -29,6 +29,7 @@ from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleNodeMixin, TransitionCallbackReturn
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
@@ -39,6 +40,7 @@ from adatoken3d_ros.engine.memory import free_cached, trim_heap
 from adatoken3d_ros.ros import diagnostics
 from adatoken3d_ros.ros.awaiting import beside, completed
 from adatoken3d_ros.ros.inputs import Inputs, Offer
+from adatoken3d_ros.ros.logs import ForwardedLog
 from adatoken3d_ros.ros.parameters import Parameters
 from adatoken3d_ros.ros.publishers import Publishers, SceneView
 from adatoken3d_ros.ros.questions import Questions
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from adatoken3d_ros.engine.worker import Worker
     from adatoken3d_ros.pruning.strategy import Strategy
 
+RCLError = rclpy_implementation.RCLError
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 LATE_JOINER_PERIOD = 0.25  # seconds between two looks for subscribers that came late
 STOP_SECONDS = 1.0  # how long the worker may take to end at shutdown
@@ -93,7 +96,7 @@ class SceneNode(LifecycleNodeMixin, Node):
         self._diagnostics_timer = self.create_timer(
             self.parameters["diagnostics.period"], self._diagnose, clock=steady, callback_group=self._group
         )
-        self._forwarded_log = _RosLog(self)
+        self._forwarded_log = ForwardedLog(self)
         logging.getLogger("adatoken3d_ros").addHandler(self._forwarded_log)
 
     # --- lifecycle ----------------------------------------------------------------------------------------------------
@@ -122,6 +125,10 @@ class SceneNode(LifecycleNodeMixin, Node):
             elif wanted == "cleanup" and self.lifecycle_state == "inactive" or "shutdown" in wanted:
                 await self._unload()
             return self._transition(request, response)
+        except RCLError as error:  # Kilted's rclpy catches it, Jazzy's lets it end the node
+            self.get_logger().error(f"refused in the state {self.lifecycle_state}: {error}")
+            response.success = False
+            return response
         finally:
             self._changing = False
 
@@ -346,48 +353,38 @@ _TRANSITION_NAMES = {
 }
 
 
-class _RosLog(logging.Handler):
-    """Forwards the library's log to the node's."""
-
-    def __init__(self, node: Node) -> None:
-        super().__init__()
-        self._log = node.get_logger()
-        self.setFormatter(logging.Formatter("%(name)s: %(message)s"))
-
-    def emit(self, record: logging.LogRecord) -> None:
-        text = self.format(record)
-        if record.levelno >= logging.ERROR:
-            self._log.error(text)
-        elif record.levelno >= logging.WARNING:
-            self._log.warning(text)
-        else:
-            self._log.info(text)
-
-
 def main() -> int:
     """Runs the node until SIGINT or SIGTERM; 0 then, 1 if a parameter given at the start cannot be used."""
     # Two threads share Python's lock, and the executor's has little to do but must not wait: by default it would for
     # 5 ms each time that the worker is in Python.
     sys.setswitchinterval(_SWITCH_SECONDS)
     stopped: Future = Future()
-    with StopSignals(stopped.set_result), rclpy.init(signal_handler_options=SignalHandlerOptions.NO):
-        executor = SingleThreadedExecutor()
+    with StopSignals(stopped.set_result):
+        rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
         try:
-            node = SceneNode()
-        except (InvalidParameterValueException, InvalidParameterTypeException) as error:
-            print(f"adatoken3d: {error}", file=sys.stderr)
-            return 1
-        executor.add_node(node)
-        if node.parameters["autostart"]:
-            executor.create_task(node.autostart)
-        try:
-            executor.spin_until_future_complete(stopped)
-        except ExternalShutdownException:
-            node.get_logger().info("the ROS context was shut down")
-        if stopped.done():
-            node.get_logger().info(f"{stopped.result()}: ending")
-        node.close()
-        executor.shutdown()
+            return _run(stopped)
+        finally:
+            rclpy.try_shutdown()
+
+
+def _run(stopped: Future) -> int:
+    executor = SingleThreadedExecutor()
+    try:
+        node = SceneNode()
+    except (InvalidParameterValueException, InvalidParameterTypeException) as error:
+        print(f"adatoken3d: {error}", file=sys.stderr)
+        return 1
+    executor.add_node(node)
+    if node.parameters["autostart"]:
+        executor.create_task(node.autostart)
+    try:
+        executor.spin_until_future_complete(stopped)
+    except ExternalShutdownException:
+        node.get_logger().info("the ROS context was shut down")
+    if stopped.done():
+        node.get_logger().info(f"{stopped.result()}: ending")
+    node.close()
+    executor.shutdown()
     return 0
 
 

@@ -19,6 +19,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.node import Node
 from std_srvs.srv import Trigger
@@ -31,6 +32,8 @@ class FakeSceneNode(LifecycleNode):
         super().__init__("adatoken3d")
         group = ReentrantCallbackGroup()
         self._activations = 0
+        self._transition = self._service_change_state.callback
+        self._service_change_state.callback = self._change_state
         self._diagnostics = Node.create_publisher(self, DiagnosticArray, "/diagnostics", 10)
         self.create_timer(0.1, self._diagnose)
         self.create_service(AskScene, "~/ask", self._ask, callback_group=group)
@@ -44,6 +47,14 @@ class FakeSceneNode(LifecycleNode):
             goal_callback=self._accept,
             cancel_callback=lambda _: CancelResponse.ACCEPT,
         )
+
+    def _change_state(self, request: Any, response: Any) -> Any:
+        """Refuses what is no transition; on Jazzy the base class would end the node."""
+        try:
+            return self._transition(request, response)
+        except rclpy_implementation.RCLError:
+            response.success = False
+            return response
 
     def _diagnose(self) -> None:
         values = [KeyValue(key="key_frames", value="3")]

@@ -193,9 +193,13 @@ class Graph:
     def state(self) -> str:
         return str(self.call(GetState, "/adatoken3d/get_state").current_state.label)
 
-    def transition(self, label: str) -> bool:
+    def transition(self, wanted: str | int) -> bool:
+        """Asks for a transition by its label or its id; whether it was made."""
         request = ChangeState.Request()
-        request.transition.label = label
+        if isinstance(wanted, int):
+            request.transition.id = wanted
+        else:
+            request.transition.label = wanted
         return bool(self.call(ChangeState, "/adatoken3d/change_state", request).success)
 
 

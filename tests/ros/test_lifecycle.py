@@ -13,6 +13,7 @@ import pytest
 from adatoken3d.msg import Answer
 from adatoken3d.srv import AskScene
 from diagnostic_msgs.msg import DiagnosticArray
+from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
 from ros_graph import STOP_SECONDS, Camera, Graph, synthetic_frame
 
@@ -29,7 +30,9 @@ def test_every_state_answers_and_the_way_round_works_twice(graph: Graph, tiny_mo
     refused = ask(graph)
     assert refused.status == Answer.ERROR and "unconfigured" in refused.status_message
     assert (refused.strategy, refused.model_id) == ("", "")
-    assert not graph.transition("activate")
+    for invalid in ("activate", Transition.TRANSITION_ACTIVATE, 99):
+        assert not graph.transition(invalid)
+        assert graph.state() == "unconfigured"
     for _ in range(2):
         request = ChangeState.Request()
         request.transition.label = "configure"
