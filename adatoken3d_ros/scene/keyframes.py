@@ -18,7 +18,7 @@ from adatoken3d_ros.scene.coverage import Coverage
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.geometry import sample_pixels
 from adatoken3d_ros.scene.patches import PatchConfig, patch_points, valid_depth
-from adatoken3d_ros.scene.sharpness import BlurFilter
+from adatoken3d_ros.scene.sharpness import MOMENT_NS, BlurFilter
 from adatoken3d_ros.scene.token_map import TokenMap
 
 
@@ -268,8 +268,11 @@ class KeyFrameSelector:
         """Whether it is time to look, and there is a scene that can have changed."""
         if self._map is None or not self._map.n_voxels:
             return False
-        since = self._looked
-        return since is None or not 0 <= stamp_ns - since < self.config.change_interval * 1e9
+        if self._looked is None:
+            return True
+        since = stamp_ns - self._looked
+        # What is drawn of one cloud in several directions is looked at in each.
+        return 0 < since < MOMENT_NS or not 0 <= since < self.config.change_interval * 1e9
 
     def _is_known(self, T_world_camera: NDArray[np.float64]) -> bool:
         """Whether a kept view was taken from about there."""

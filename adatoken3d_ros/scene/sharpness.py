@@ -14,6 +14,7 @@ LINES = 240  # pictures are looked at with about so many
 RECENT = 10.0  # seconds; older pictures show something else
 MOST = 15  # pictures that one is compared with
 LEAST = 3  # pictures; fewer say nothing
+MOMENT_NS = 1_000_000  # no camera takes pictures closer together: such are drawn of one cloud, in several directions
 
 
 def sharpness(rgb: NDArray[np.uint8]) -> float:
@@ -30,6 +31,9 @@ def sharpness(rgb: NDArray[np.uint8]) -> float:
 
 class BlurFilter:
     """Says of a frame that would be kept whether a sharper one should be waited for.
+
+    Not where several pictures are of one moment: they are drawn, nothing moved while they were taken, and what each of
+    them shows differs so much that none can be called blurred by another.
 
     Args:
         least: share of the recent pictures' median sharpness below which a picture is blurred; 0: none is.
@@ -66,14 +70,15 @@ class BlurFilter:
 
     def better_waits(self) -> bool:
         """Whether the picture that was looked at last, the newest, is blurred and the next one will come in time."""
-        if len(self._recent) <= LEAST:
+        between = np.diff(self._came)
+        if len(self._recent) <= LEAST or between.min() < MOMENT_NS:
             return False
         values = [value for _, value in self._recent]
         if values[-1] >= self._least * median(values[:-1]):
             return False
         now = self._came[-1]
         since = now if self._since is None else self._since
-        next_one = now + median(np.diff(self._came).tolist())
+        next_one = now + median(between.tolist())
         if next_one - since > self._wait * 1e9:
             return False
         self._since = since

@@ -297,6 +297,28 @@ def test_a_blurred_key_frame_waits_for_a_sharper_one() -> None:
     assert verdicts == [Verdict.BLURRED] * 3 + [Verdict.KEY_FRAME], "the wait has an end"
 
 
+def test_a_direction_in_which_little_is_seen_is_kept_like_the_others() -> None:
+    selector = KeyFrameSelector(KeyFrameConfig(min_sharpness=0.5, sharpness_wait=0.5))
+    weak = 0
+    for i in range(60):  # clouds at 10 Hz, two directions drawn of each
+        for direction, blur in enumerate((0, 7)):
+            f = textured(i * SECOND // 10 + direction, 1.0 * i, blur)
+            f.T_world_camera[1, 3] = 1000.0 * direction
+            if selector.decide(f) == Verdict.KEY_FRAME:
+                selector.accepted(f)
+                weak += direction
+    assert weak == 60
+
+
+def test_a_change_is_seen_in_each_direction_of_one_moment() -> None:
+    memory = Memory(change_interval=1.0)
+    for direction in range(2):
+        memory.see(room(1 * SECOND + direction, angle=60 * direction))
+    assert memory.see(room(3 * SECOND, angle=60)) == Verdict.TOO_SIMILAR
+    assert memory.see(room(3 * SECOND + 1, chair=0.0)) == Verdict.KEY_FRAME
+    assert memory.see(room(3 * SECOND + 50_000_000, chair=0.5)) == Verdict.TOO_SIMILAR, "another moment"
+
+
 def test_views_that_are_too_far_or_too_old_go_first() -> None:
     far = selector_with(*[frame(i * SECOND, 2.0 * i) for i in range(5)], config=KeyFrameConfig(far=5.0))
     assert [far.evict(), far.evict(), far.evict()] == [0, SECOND, None]

@@ -82,6 +82,19 @@ def test_pictures_too_rare_for_the_wait_are_not_waited_for() -> None:
     assert blur.better_waits()
 
 
+def test_of_several_pictures_of_one_moment_none_is_blurred() -> None:
+    blur = BlurFilter(0.6, wait=0.5)
+    for i in range(60):
+        blur.look(picture(i), i * PERIOD)
+        blur.settled()  # this direction was kept, or is not wanted
+        blur.look(picture(i, blur=15), i * PERIOD + 1)  # one that shows little
+        assert not blur.better_waits()
+    # A camera after it is judged as any.
+    show(blur, 20, 100)
+    show(blur, 1, 120, blur=15)
+    assert blur.better_waits()
+
+
 def test_it_can_be_switched_off() -> None:
     blur = BlurFilter(0.0, wait=0.5)
     show(blur, 10)
