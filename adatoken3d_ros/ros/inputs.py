@@ -55,6 +55,7 @@ POLL_PERIOD = 0.05  # seconds between two looks for the poses of images that wai
 QUEUE_DEPTH = 10  # messages that the middleware keeps for us while a callback runs
 BASE_TO_CAMERA = "pose.base_to_camera"
 OLD_TIME = "stamps have jumped back since"  # how the error begins of a frame that came before a jump
+STOPPED = "the inputs were stopped after"  # and of one that had not been taken by then
 POSE_TOPICS = {"odometry": ("odom", Odometry), "pose_topic": ("pose", PoseStamped)}
 # What frames are made of -> the topics that must carry something; the others help where they do.
 NEEDED = {
@@ -120,9 +121,10 @@ class Inputs:
         self._group = group
         self._on_time_jump = on_time_jump
         self._jumps = 0
+        self._stops = 0
         self._newest = 0  # number of the newest frame that was handed over
         self._more: deque[Picture] = deque()  # further pictures of the cloud that was offered last
-        self._more_of = (0, 0)  # that cloud's number, and the time's
+        self._more_of = (0, (0, 0))  # that cloud's number, and its era
         self._pictures = 0
         self.record = InputRecord()
         self._assembler: Assembler | None = None
@@ -207,26 +209,32 @@ class Inputs:
                 self._assembler.poses.close()
             self._assembler = None
         with self.record.lock:
+            self._stops += 1
             self._more.clear()
+
+    @property
+    def _era(self) -> tuple[int, int]:
+        """Changes when time jumps back and when the inputs are stopped: what was offered before is not taken after."""
+        return self._jumps, self._stops
 
     def frame_done(self, fate: str) -> None:
         """Counts what became of an offer: a verdict, `superseded`, `stopped` or `error: ...`. Any thread.
 
-        What came before a jump in time is no error, but counted as `time_jump`.
+        What came before a jump in time is no error, but counted as `time_jump`; so is what was `stopped`.
         """
         kind, _, text = fate.partition(": ")
-        kind = "time_jump" if text.startswith(OLD_TIME) else kind
+        kind = "time_jump" if text.startswith(OLD_TIME) else "stopped" if text.startswith(STOPPED) else kind
         problem = {"error": text, "no_depth": self._no_depth()}.get(kind, "")
         with self.record.lock:
             self.record.frame_done(kind, problem)
             if kind in ("superseded", "stopped"):
                 return
             # A cloud that has come since goes before what is left of an older one, and so does a new time.
-            jumps = self._jumps
-            more = self._more.popleft() if self._more and self._more_of == (self._newest, jumps) else None
-            self._pictures += more is not None
-        if more is not None:
-            self._submit(Offer(partial(self._further, more, jumps), self.record.is_well))
+            era = self._era
+            if self._more and self._more_of == (self._newest, era):
+                self._pictures += 1
+                # Under the lock: else a cloud that comes now would be offered first, and replaced by this.
+                self._submit(Offer(partial(self._further, self._more.popleft(), era), self.record.is_well))
         if problem:
             self._node.get_logger().warning(f"frame not used: {problem}", throttle_duration_sec=5.0)
 
@@ -304,27 +312,32 @@ class Inputs:
     def _hand_over(self, frames: list[LazyFrame]) -> None:
         now_ns = self._node.get_clock().now().nanoseconds if frames else 0
         for frame in frames:
-            self._newest += 1
             if now_ns:  # simulated time has begun, or it is real time
                 self.record.accepted((now_ns - frame.stamp_ns) / 1e6)
-            self._submit(Offer(partial(self._first, frame, self._newest, self._jumps), self.record.is_well))
+            with self.record.lock:
+                self._newest += 1
+                self._submit(Offer(partial(self._first, frame, self._newest, self._era), self.record.is_well))
 
-    def _first(self, frame: LazyFrame, number: int, jumps: int) -> Picture:
+    def _first(self, frame: LazyFrame, number: int, era: tuple[int, int]) -> Picture:
         """Runs in the thread that takes the frame. A cloud's further pictures follow one by one, in `frame_done`."""
-        self._check_time(frame.stamp_ns, jumps)
+        self._check_era(frame.stamp_ns, era)
         first, *more = frame.pictures()
         with self.record.lock:
-            self._more, self._more_of = deque(more), (number, jumps)
+            self._more, self._more_of = deque(more), (number, era)
         return first
 
-    def _further(self, picture: Picture, jumps: int) -> Picture:
+    def _further(self, picture: Picture, era: tuple[int, int]) -> Picture:
         """As `_first`, of a cloud's further pictures."""
-        self._check_time(picture.stamp_ns, jumps)
+        self._check_era(picture.stamp_ns, era)
         return picture
 
-    def _check_time(self, stamp_ns: int, jumps: int) -> None:
-        """Raises ConversionError for what was taken before time jumped back: it has no place in the new scene."""
-        if jumps != self._jumps:
+    def _check_era(self, stamp_ns: int, era: tuple[int, int]) -> None:
+        """Raises ConversionError for what was offered before the inputs were stopped, or before time jumped back: it
+        has no place in the new scene.
+        """
+        if era[1] != self._stops:
+            raise ConversionError(f"{STOPPED} the frame at {stamp_ns / 1e9:.6f} s")
+        if era[0] != self._jumps:
             raise ConversionError(f"{OLD_TIME} the frame at {stamp_ns / 1e9:.6f} s")
 
     def _time_jumped(self) -> None:

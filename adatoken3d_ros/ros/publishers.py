@@ -240,7 +240,7 @@ class Publishers:
         if report is not None:
             self._retained_tokens.offer(lambda: retained_cloud(report, answer.stamp_ns, frame_id))
             self._token_report.offer(lambda: report_message(answer, report, frame_id))
-        self._markers.offer(lambda: markers(message, self.scene, frame_id))
+        self._offer_markers(frame_id)
         self._answer.publish(message)
         return message
 
@@ -248,8 +248,11 @@ class Publishers:
         """Offers the token map and the key frames."""
         self.scene = scene
         self._scene_tokens.offer(lambda: scene_cloud(scene, frame_id))
-        last = self._last
-        self._markers.offer(lambda: markers(last, scene, frame_id))
+        self._offer_markers(frame_id)
+
+    def _offer_markers(self, frame_id: str) -> None:
+        """Of the answer and the scene as they are when somebody looks: both may be replaced by different threads."""
+        self._markers.offer(lambda: markers(self._last, self.scene, frame_id))
 
     def forget_answer(self, frame_id: str) -> None:
         """Takes the last answer out of the markers and its tokens out of sight, after the scene was cleared."""

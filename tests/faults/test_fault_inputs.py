@@ -20,6 +20,7 @@ from ros_messages import cloud_message, image, pose_message, transform
 from adatoken3d_ros.engine.answer import Status
 from adatoken3d_ros.ros import diagnostics
 from adatoken3d_ros.ros.clouds import MAX_POINTS
+from adatoken3d_ros.ros.pairing import LazyFrame
 from benchmarks._ros import unaccounted
 
 MakeRig = Callable[..., Rig]
@@ -377,6 +378,61 @@ def test_a_cloud_of_the_old_time_ends_with_it(make_rig: MakeRig, between: bool) 
     assert rig.scene()[0] == [START_NS + i for i in range(4)]
     counts = {name: str(count) for name, count in rig.counts().items()}
     assert not any(unaccounted({**counts, **{f"frames.{k}": str(n) for k, n in rig.inputs.fates.items()}}).values())
+
+
+def test_a_picture_of_an_older_cloud_does_not_replace_a_newer_one(make_rig: MakeRig) -> None:
+    """A cloud that comes while it is decided what is left of the one before."""
+    rig = make_rig(input__source="points")
+    receive, submit, submitted = rig.node.subscriptions, rig.inputs._submit, []
+    receive["pose"](pose_message(START_NS, np.eye(4)))
+    receive["pose"](pose_message(START_NS + SECOND, np.eye(4)))
+    newer, came = threading.Thread(target=lambda: receive["points"](all_around(START_NS + SECOND))), threading.Event()
+
+    def on_submit(offer: Any) -> None:
+        if len(submitted) == 0:
+            submit(offer)
+        elif newer.ident is None:  # the second picture of the first cloud
+            newer.start()
+            came.set()
+            newer.join(0.2)  # time enough for it to come first, where it can
+        submitted.append("newer" if threading.current_thread() is newer else "older")
+
+    rig.inputs._submit = on_submit
+    receive["points"](all_around(START_NS))
+    assert came.wait(LIMIT)
+    newer.join(LIMIT)
+    assert submitted == ["older", "older", "newer"]
+
+
+@pytest.mark.parametrize("when", ["before it is taken", "before its further pictures"])
+def test_nothing_is_drawn_after_the_inputs_are_stopped(
+    make_rig: MakeRig, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = make_rig(input__source="points")
+    receive, drawn, fates = rig.node.subscriptions, threading.Event(), rig.fates
+    receive["pose"](pose_message(START_NS, np.eye(4)))
+    if when == "before it is taken":
+        rig.worker.call(lambda session: drawn.wait(LIMIT))
+    else:
+        pictures = LazyFrame.pictures
+
+        def stopped_meanwhile(frame: LazyFrame) -> Any:
+            rig.inputs.stop()
+            monkeypatch.setattr(LazyFrame, "pictures", pictures)
+            return pictures(frame)
+
+        monkeypatch.setattr(LazyFrame, "pictures", stopped_meanwhile)
+    receive["points"](all_around(START_NS))
+    if when == "before it is taken":
+        rig.inputs.stop()
+        drawn.set()
+    rig.send({})
+    assert len(fates) == 1 and len(rig.scene()[0]) == (0 if when == "before it is taken" else 1)
+    assert rig.inputs.fates == {"stopped" if when == "before it is taken" else "key_frame": 1}
+    rig.inputs.start()
+    receive["pose"](pose_message(START_NS + SECOND, np.eye(4)))
+    rig.send({"points": all_around(START_NS + SECOND)})
+    assert rig.inputs.fates["key_frame"] + rig.inputs.fates["too_similar"] >= 4
 
 
 def all_around(stamp_ns: int) -> Any:

@@ -6,6 +6,8 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -112,6 +114,25 @@ def test_report() -> None:
     assert [(layer.layer, layer.spatial_tokens, layer.flops) for layer in message.layers] == [(0, 2, 10.0), (1, 1, 5.0)]
     assert message.lorenz_share_60 == pytest.approx(0.2)
     assert message.header.stamp.nanosec == 175_304_000
+
+
+def test_markers_keep_an_answer_that_comes_while_the_scene_is_published(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: dict[str, list[Any]] = {}
+
+    def create_publisher(kind: Any, topic: str, qos: Any) -> Any:
+        return SimpleNamespace(publish=sent.setdefault(topic, []).append, get_subscription_count=lambda: 1)
+
+    outputs = p.Publishers(SimpleNamespace(create_publisher=create_publisher))  # type: ignore[arg-type]
+    offer = outputs._markers.offer
+
+    def answer_first(build: Any) -> None:
+        monkeypatch.setattr(outputs._markers, "offer", offer)
+        outputs.publish_answer(ANSWER, "map", 0)
+        offer(build)
+
+    monkeypatch.setattr(outputs._markers, "offer", answer_first)
+    outputs.publish_scene(SCENE, "map")
+    assert {marker.ns for marker in sent["~/markers"][-1].markers} >= {"views", "answer", "boxes"}
 
 
 def test_markers_show_text_boxes_and_views() -> None:
