@@ -148,7 +148,7 @@ class SceneMemory:
         if not self._config.upstream_numerics:
             return self._model.encode_images(rgb)
         xyz = torch.stack([torch.from_numpy(p.xyz) for p in points]) - torch.from_numpy(self.origin)
-        return self._model.patch_features(rgb, xyz)
+        return self._model.patch_features(rgb, xyz, published=True)
 
     def _embed(self, xyz: Tensor) -> Tensor:
         return self._model.position.hidden(xyz.to(self._model.device))

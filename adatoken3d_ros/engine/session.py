@@ -64,7 +64,8 @@ class SessionConfig:
         question_views: views that a question is about where there are more; 0: as many as the model was trained with.
         max_new_tokens: longest answer, unless the question says otherwise.
         template: prompt template, `llava_v1` or `vicuna_v1`.
-        upstream_numerics: reproduce the bf16 geometry and unmasked depth of the original implementation.
+        upstream_numerics: reproduce the bfloat16 geometry, position embeddings and clicks and the unmasked depth of
+            the original implementation; vision tower, projector and language model compute in the model's own dtype.
         seed: of everything that draws random numbers (the random policy).
         budget: how latency budgets are kept, and whether a scene's prefix is kept for the next question.
     """
@@ -264,7 +265,8 @@ class SceneSession:
         try:
             with torch.inference_mode():
                 click_xyz = torch.from_numpy(clicks - self.memory.origin).float().to(self.model.device)
-                return self.model.splice(prompt, block.spatial, self.model.embed_clicks(click_xyz))
+                vectors = self.model.embed_clicks(click_xyz, published=self.config.upstream_numerics)
+                return self.model.splice(prompt, block.spatial, vectors)
         except ValueError as error:
             raise InvalidRequest(str(error)) from error
 

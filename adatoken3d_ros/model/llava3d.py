@@ -112,8 +112,12 @@ class Llava3D(nn.Module):
         embedding: torch.Tensor = self.position(xyz.to(self.device))
         return embedding
 
-    def patch_features(self, rgb: Sequence[NDArray[np.uint8]], xyz: torch.Tensor) -> torch.Tensor:
+    def patch_features(
+        self, rgb: Sequence[NDArray[np.uint8]], xyz: torch.Tensor, *, published: bool = False
+    ) -> torch.Tensor:
         """V images and (V, P, 3) metres in the model's frame -> (V, P, C) float32, feature + position embedding.
+
+        `published`: features, embedding and sum in bfloat16, as upstream computes them.
 
         Raises:
             ValueError: if `xyz` does not have a point for every patch of every image.
@@ -121,6 +125,8 @@ class Llava3D(nn.Module):
         expected = (len(rgb), self.vision.patches, 3)
         if tuple(xyz.shape) != expected:
             raise ValueError(f"xyz must be {expected}, a point for every patch, got {tuple(xyz.shape)}")
+        if published:
+            return (self.encode_images(rgb).bfloat16() + self.position.published(xyz.to(self.device))).float()
         return self.encode_images(rgb) + self.position_embedding(xyz).float()
 
     def project(self, features: torch.Tensor) -> torch.Tensor:
@@ -129,9 +135,10 @@ class Llava3D(nn.Module):
         tokens: torch.Tensor = self.projector(features.to(parameter.device, parameter.dtype))
         return tokens
 
-    def embed_clicks(self, xyz: torch.Tensor) -> torch.Tensor:
-        """(n, 3) metres in the model's frame -> (n, D); n may be 0."""
-        vectors: torch.Tensor = self.click(xyz.to(self.device))
+    def embed_clicks(self, xyz: torch.Tensor, *, published: bool = False) -> torch.Tensor:
+        """(n, 3) metres in the model's frame -> (n, D); n may be 0. `published`: in bfloat16, as upstream does."""
+        xyz = xyz.to(self.device)
+        vectors: torch.Tensor = self.click.published(xyz) if published else self.click(xyz)
         return vectors
 
     def splice(self, prompt: PromptIds, spatial: torch.Tensor, clicks: torch.Tensor | None = None) -> Spliced:

@@ -107,8 +107,8 @@ SPECS: tuple[Spec, ...] = (
          choices=("auto", "float32", "float16", "bfloat16")),
     Spec("model.device", "auto", "Where the model runs: auto, cpu, cuda or cuda:<n>.", CONFIGURE, check=_device),
     Spec("model.template", "llava_v1", "Prompt template.", CONFIGURE, choices=("llava_v1", "vicuna_v1")),
-    Spec("model.upstream_numerics", False, "Compute as LLaVA-3D was published: bfloat16 geometry, missing depth kept "
-         "as a point at the camera, a random cap on the tokens.", CONFIGURE),
+    Spec("model.upstream_numerics", False, "Compute as LLaVA-3D was published: geometry, positions and clicks in "
+         "bfloat16, missing depth kept as a point at the camera, a random cap on the tokens.", CONFIGURE),
     Spec("seed", 0, "Seed of everything random in an answer.", CONFIGURE, low=0, high=2**31 - 1),
     Spec("strategy", "ours", "Pruning strategy: its name, or the path of a strategy file (.yaml). "
          "A name means the file of that name in the model's folder strategies/, where there is one.", ANY_TIME,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -41,6 +42,11 @@ def published_points(frame: PosedFrame, size: int, grid: int) -> torch.Tensor:
     return xyz[:: size // grid, :: size // grid].reshape(-1, 3)
 
 
+def published_embedding(mlp: Any, xyz: torch.Tensor) -> torch.Tensor:
+    """The four layers in a row, all cast to bfloat16, as the original runs them."""
+    return torch.nn.Sequential(*copy.deepcopy([mlp.lift, mlp.norm, torch.nn.ReLU(), mlp.out])).to(BF16)(xyz.to(BF16))
+
+
 def published_pooling(features: torch.Tensor, xyz: torch.Tensor) -> dict[tuple[int, ...], torch.Tensor]:
     """Voxel -> mean, added up patch by patch in bfloat16 with bfloat16 counts; voxels in lexicographic order."""
     sums: dict[tuple[int, ...], torch.Tensor] = {}
@@ -70,7 +76,7 @@ def published(session: SceneSession, frames: list[PosedFrame]) -> dict[tuple[int
     with torch.inference_mode():
         # One view at a time, as the session saw them: a batch may differ in a last bit.
         features = [
-            session.model.patch_features([frame.rgb], points.float()[None])[0]
+            session.model.encode_images([frame.rgb])[0].to(BF16) + published_embedding(session.model.position, points)
             for frame, points in zip(frames, xyz, strict=True)
         ]
     return published_pooling(torch.cat(features), torch.cat(xyz))
@@ -98,6 +104,18 @@ def test_tokens_are_those_of_the_published_way(
     assert cameras <= set(expected)
     ours = looked(make_session(), holed).scene()
     assert ours is not None and not cameras & {tuple(v) for v in ours.voxel.tolist()}
+
+
+def test_clicks_are_embedded_in_the_published_way(
+    make_session: Callable[..., SceneSession], holed: list[PosedFrame]
+) -> None:
+    question = Question("What is at [1.003, 2.017, 0.509]?")
+    session = looked(make_session(SessionConfig(upstream_numerics=True)), holed)
+    ours = looked(make_session(), holed)
+    with torch.inference_mode():
+        expected = published_embedding(session.model.click, torch.tensor([[1.003, 2.017, 0.509]])).float()
+        rows, others = (one.spliced(question)[0].embeds[0] for one in (session, ours))
+    assert (rows == expected).all(-1).any() and not (others == expected).all(-1).any()
 
 
 def test_too_many_tokens_are_drawn_at_random_from_the_seed(
