@@ -91,7 +91,10 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
     """
     path = Path(path)
     draft = path.parent / f".{path.name}.{secrets.token_hex(4)}.part"
-    handle = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        handle = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    except ValueError as error:  # a NUL in the name
+        raise UnusableFile(f"{str(path)!r} is no name of a file") from error
     try:
         with os.fdopen(handle, "w+b") as file:
             yield file

@@ -22,9 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
+from adatoken3d_ros.files import UnusableFile, parse_json, read_file, replacing
+from adatoken3d_ros.text import quoted, shown
+
 FloatArray = NDArray[np.float64]
 
 FORMAT = "adatoken3d-latency/1"
+MAX_BYTES = 2**20  # of a file
+MOST_SECONDS = 3600.0  # no unit of any term takes longer
+_MOST_SCATTER = 1000.0  # measured / predicted; beyond it or its inverse nothing was measured
 # Terms of each stage; `follow_up` is a prefill of the question alone, over a kept prefix, with a ratio of its own.
 TERMS: Mapping[str, tuple[str, ...]] = {
     "encode": ("view",),
@@ -189,7 +195,7 @@ class LatencyModel:
         scatter: by formula, measured / predicted of the fit.
 
     Raises:
-        LatencyError: coefficients that are missing, of another length, negative or not finite.
+        LatencyError: coefficients that are missing, of another length, negative or beyond MOST_SECONDS.
     """
 
     def __init__(
@@ -202,8 +208,10 @@ class LatencyModel:
         self.coefficients: dict[str, FloatArray] = {}
         for name, terms in TERMS.items():
             values = np.asarray(coefficients.get(name, ()), dtype=np.float64)
-            if values.shape != (len(terms),) or not np.isfinite(values).all() or (values < 0).any():
-                raise LatencyError(f"{name} needs {len(terms)} coefficients that are at least 0, got {values.tolist()}")
+            if values.shape != (len(terms),) or not ((values >= 0) & (values <= MOST_SECONDS)).all():
+                raise LatencyError(
+                    f"{name} needs {len(terms)} coefficients from 0 to {MOST_SECONDS:g}, got {quoted(values)}"
+                )
             self.coefficients[name] = values
         self._measured = self.coefficients["prefill"]
         self._policy = self.key.get("policy", "")
@@ -292,27 +300,38 @@ class LatencyModel:
         }
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(path.name + ".part")
-        draft.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        draft.replace(path)
+        with replacing(path) as file:
+            file.write((json.dumps(content, indent=2) + "\n").encode())
 
     @classmethod
     def load(cls, path: Path | str, key: Mapping[str, str]) -> LatencyModel:
-        """Reads a fit.
+        """Reads a fit, a regular file of at most MAX_BYTES.
 
         Raises:
-            LatencyError: no such format, or made for another key; the message names what differs.
+            LatencyError: no such format, made for another key, or numbers that no measurement gives; the message names
+                what differs.
             OSError: for the file.
         """
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = parse_json(read_file(path, MAX_BYTES))
             if content["format"] != FORMAT:
-                raise LatencyError(f"format is {content['format']!r}, this program reads {FORMAT!r}")
+                raise LatencyError(f"format is {quoted(content['format'])}, this program reads {FORMAT!r}")
             for name, value in key.items():
                 if content["key"].get(name) != value:
-                    raise LatencyError(f"was measured for {name} {content['key'].get(name)!r}, this is {value!r}")
-            return cls(content["coefficients"], content["key"], content["scatter"])
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+                    raise LatencyError(f"was measured for {name} {quoted(content['key'].get(name))}, this is {value!r}")
+            coefficients, scatter = content["coefficients"], content["scatter"]
+            for name, values in (*coefficients.items(), *scatter.items()):
+                if not isinstance(values, list) or not all(type(x) in (int, float) for x in values):
+                    raise LatencyError(f"{shown(name, 80)} holds {quoted(values)}, not a list of numbers")
+            for name, values in scatter.items():
+                if not all(1 / _MOST_SCATTER <= x <= _MOST_SCATTER for x in values):
+                    raise LatencyError(
+                        f"the scatter of {shown(name, 80)} is {quoted(values)}: not within {_MOST_SCATTER:g} times"
+                    )
+            return cls(coefficients, {name: key[name] for name in key}, scatter)
+        except UnusableFile as error:
+            raise LatencyError(str(error)) from error
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise LatencyError(f"{path}: {error}") from error
 
 

@@ -70,16 +70,18 @@ def latency_model(
     """
     key = key_of(model, strategy)
     path = None if cache is None else Path(cache).expanduser() / key.file_name
-    if path is not None and path.exists():
+    if path is not None:
         try:
             return LatencyModel.load(path, key.as_dict()), True
+        except FileNotFoundError:
+            pass
         except (LatencyError, OSError) as error:
             logger.warning("measuring the latency model anew: %s", error)
     found = LatencyModel.fitted(measure(model, tokenizer, strategy, progress, clock), key.as_dict())
     if path is not None:
         try:
             found.save(path)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # the latter for a name that no folder can have
             logger.warning("the latency model could not be kept: %s", error)
     return found, False
 

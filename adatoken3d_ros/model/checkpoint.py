@@ -7,7 +7,7 @@ in the files, and only then filled, tensor by tensor.
 
 from __future__ import annotations
 
-import json
+import os
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import CLIPVisionModel, PreTrainedTokenizerFast
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from adatoken3d_ros.files import UnusableFile, open_regular, parse_json, read_file
 from adatoken3d_ros.model.config import ConfigError, Llava3DConfig
 from adatoken3d_ros.model.llava3d import Llava3D
 from adatoken3d_ros.model.tokenizer import TokenizerError, load_tokenizer
@@ -36,6 +37,7 @@ _OFFICIAL = (
 )
 _VISION_PREFIX = _OFFICIAL[-1][1]
 _FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+MAX_JSON_BYTES = 16 * 2**20  # of config.json or an index
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 # Memory that a load takes beyond the weights: the largest tensor in transit, and the allocator's slack.
@@ -113,6 +115,8 @@ def load(
     path, device = _local_directory(path), torch.device(device)
     vision_dir = _local_directory(vision_path) if vision_path is not None else None
     config = load_config(path, vision_dir)
+    stored = _inventory(path)
+    _check_layers(config, stored, path)  # first: what no file holds is not even built
     try:
         tokenizer, tokenizer_file = load_tokenizer(path)
     except TokenizerError as error:
@@ -124,7 +128,6 @@ def load(
 
     with torch.device("meta"):
         model = Llava3D(config)
-    stored = _inventory(path)
     wanted = official_names(model)
     sources, vision_source = _locate(wanted, stored, vision_dir, path)
     _check(model, sources, wanted)
@@ -215,9 +218,11 @@ def _only(vision: Mapping[str, Any]) -> dict[str, Any]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(read_file(path, MAX_JSON_BYTES))
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing") from None
+    except UnusableFile as error:
+        raise CheckpointError(str(error)) from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is not readable as JSON: {error}") from error
     if not isinstance(content, dict):
@@ -281,12 +286,16 @@ def _check_numbering(directory: Path, files: list[Path]) -> None:
 def _open(file: Path, device: torch.device) -> Any:
     """A lazy reader; the format's header says how long the file must be, so a truncated one is found here."""
     try:
+        with open_regular(file) as start:
+            beginning, size = start.read(24), os.fstat(start.fileno()).st_size
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
+    try:
         return safe_open(str(file), framework="pt", device=str(device))
-    except (SafetensorError, OSError) as error:
-        with file.open("rb") as start:
-            if start.read(24).startswith(b"version https://git-lfs"):
-                raise CheckpointError(f"{file} is a Git LFS pointer, not the weights: run git lfs pull") from error
-        raise CheckpointError(f"{file} is truncated or damaged ({file.stat().st_size} bytes): {error}") from error
+    except (SafetensorError, OSError, ValueError) as error:
+        if beginning.startswith(b"version https://git-lfs"):
+            raise CheckpointError(f"{file} is a Git LFS pointer, not the weights: run git lfs pull") from error
+        raise CheckpointError(f"{file} is truncated or damaged ({size} bytes): {error}") from error
 
 
 def _locate(
@@ -313,6 +322,14 @@ def _locate(
             raise CheckpointError(f"{vision_dir} lacks vision_model.{bare}")
         sources[ours] = found
     return sources, str(vision_dir)
+
+
+def _check_layers(config: Llava3DConfig, stored: Mapping[str, _Stored], path: Path) -> None:
+    """As many layers in the files as config.json says."""
+    found = {int(match[1]) for name in stored if (match := re.match(r"model\.layers\.(\d{1,9})\.", name))}
+    said = int(config.language.num_hidden_layers)
+    if len(found) != said:
+        raise CheckpointError(f"{path}: config.json has num_hidden_layers {said}, the files hold {len(found)}")
 
 
 def _check(model: Llava3D, sources: Mapping[str, _Stored], wanted: Mapping[str, str]) -> None:

@@ -11,9 +11,11 @@ from typing import Any, cast
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CLIPVisionConfig, LlamaConfig
+from transformers.activations import ACT2FN
 
 from adatoken3d_ros.model import efficientnet
 from adatoken3d_ros.model.efficientnet import EfficientNetLiteConfig
+from adatoken3d_ros.text import quoted, shown
 
 VisionConfig = CLIPVisionConfig | EfficientNetLiteConfig
 
@@ -67,6 +69,28 @@ _REQUIRED_VISION = (
 )
 _ATTENTION: dict[str, Any] = {"attn_implementation": "sdpa"}
 _REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+# The largest sizes that are built; published models stay far below, and beyond lies only a machine's undoing.
+_MOST = {
+    "vocab_size": 2**22,
+    "hidden_size": 2**16,
+    "intermediate_size": 2**18,
+    "projection_dim": 2**16,
+    "num_hidden_layers": 512,
+    "num_attention_heads": 1024,
+    "num_key_value_heads": 1024,
+    "head_dim": 2**12,
+    "max_position_embeddings": 2**24,
+    "image_size": 2**13,
+    "patch_size": 2**13,
+    "bos_token_id": 2**22,
+    "eos_token_id": 2**22,
+    "pad_token_id": 2**22,
+}
+_MOST_PATCHES = 2**14
+_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_EPSILONS = ("rms_norm_eps", "layer_norm_eps", "initializer_range")
+_SWITCHES = ("tie_word_embeddings", "attention_bias", "mlp_bias")
+_MOST_OF_A_SCENE = {"num_views": 10_000, "voxel_size": 100.0, "max_spatial_tokens": 2**20, "context_length": 2**24}
 # Settings under which the published weights were trained; another value would need code that is not here.
 _FIXED = {
     "model_type": ("llava_llama",),
@@ -111,14 +135,18 @@ class Llava3DConfig:
                 raise ConfigError(f"{key} of the vision tower must be one integer, got {getattr(self.vision, key)!r}")
         if self.image_size % self.patch_size:
             raise ConfigError(f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}")
+        if self.grid**2 > _MOST_PATCHES:
+            raise ConfigError(f"image_size {self.image_size} has {self.grid**2} patches, more than {_MOST_PATCHES}")
         if isinstance(self.vision, CLIPVisionConfig) and not 1 <= self.vision_layers <= self.vision.num_hidden_layers:
             raise ConfigError(
                 f"mm_vision_select_layer {self.select_layer} is outside a tower of "
                 f"{self.vision.num_hidden_layers} layers"
             )
-        for name in ("num_views", "voxel_size", "max_spatial_tokens", "context_length"):
+        for name, most in _MOST_OF_A_SCENE.items():
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
+            if getattr(self, name) > most:
+                raise ConfigError(f"{name} must be at most {most}, got {getattr(self, name)}")
 
     @property
     def image_size(self) -> int:
@@ -155,7 +183,7 @@ class Llava3DConfig:
         """
         for key, allowed in _FIXED.items():
             if key in content and content[key] not in allowed:
-                raise ConfigError(f"{key} is {content[key]!r}, supported: {', '.join(map(repr, allowed))}")
+                raise ConfigError(f"{key} is {quoted(content[key], 200)}, supported: {', '.join(map(repr, allowed))}")
         try:
             tower = _vision_config(content, vision)
             language = _language_config(content)
@@ -173,11 +201,11 @@ class Llava3DConfig:
             )
         except ConfigError:
             raise
-        except (StrictDataclassError, TypeError, ValueError, AttributeError) as error:
-            raise ConfigError(f"config.json has a wrong value: {error}") from error
+        except (StrictDataclassError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
+            raise ConfigError(f"config.json has a wrong value: {shown(error, 300)}") from error
         width = content.get("mm_hidden_size", tower.hidden_size)
         if width != tower.hidden_size:
-            raise ConfigError(f"mm_hidden_size is {width}, but the vision tower is {tower.hidden_size} wide")
+            raise ConfigError(f"mm_hidden_size is {quoted(width)}, but the vision tower is {tower.hidden_size} wide")
         return config
 
     def shape(self) -> dict[str, Any]:
@@ -223,6 +251,7 @@ def _vision_config(content: Mapping[str, Any], vision: Mapping[str, Any] | None)
         if key not in described:
             raise ConfigError(f"the vision tower's configuration lacks {key}")
     values = {key: described[key] for key in _VISION_KEYS if key in described}
+    _check_values(values, "the vision tower's ")
     return CLIPVisionConfig(**values, **_ATTENTION)
 
 
@@ -232,13 +261,49 @@ def _language_config(content: Mapping[str, Any]) -> LlamaConfig:
             raise ConfigError(f"config.json lacks {key}")
     rope = content.get("rope_parameters") or {}
     if rope.get("rope_type", "default") != "default":
-        raise ConfigError(f"rope_type is {rope['rope_type']!r}, supported: 'default'")
+        raise ConfigError(f"rope_type is {quoted(rope['rope_type'])}, supported: 'default'")
     values = {key: content[key] for key in _LANGUAGE_KEYS if content.get(key) is not None}
     values.setdefault("rms_norm_eps", 1e-5)
     values.setdefault("max_position_embeddings", 4096)
+    _check_values(values)
     theta = float(content.get("rope_theta") or rope.get("rope_theta", 10000.0))
+    if not 0 < theta <= 1e12:
+        raise ConfigError(f"rope_theta is {theta}, not a positive number up to 1e12")
+    heads = values["num_attention_heads"]
+    if heads % values.get("num_key_value_heads", heads):
+        raise ConfigError(f"num_attention_heads {heads} is no multiple of {values['num_key_value_heads']} key heads")
     return LlamaConfig(
         **values,
         rope_parameters={"rope_type": "default", "rope_theta": theta},
         **_ATTENTION,
     )
+
+
+def _check_values(values: Mapping[str, Any], whose: str = "") -> None:
+    """Sizes are whole and within _MOST, the rest of its kind: what follows may build and divide by them."""
+    for key, value in values.items():
+        if key in _MOST:
+            least, most = -1 if key in _TOKENS else 1, _MOST[key]
+            several = value if isinstance(value, list) and key == "eos_token_id" else [value]
+            if not all(type(one) is int and least <= one <= most for one in several):
+                # A pair of sizes is told by name where the square is checked.
+                if key in ("image_size", "patch_size") and not isinstance(value, int | float | str):
+                    raise ConfigError(f"{key} of the vision tower must be one integer, got {quoted(value)}")
+                raise ConfigError(f"{whose}{key} is {quoted(value)}, not a whole number from {least} to {most}")
+        elif key in _EPSILONS:
+            if type(value) not in (int, float) or not 0 <= value <= 1:
+                raise ConfigError(f"{whose}{key} is {quoted(value)}, not a number from 0 to 1")
+        elif key in _SWITCHES:
+            if not isinstance(value, bool):
+                raise ConfigError(f"{whose}{key} is {quoted(value)}, neither true nor false")
+        elif key == "hidden_act" and (not isinstance(value, str) or value not in ACT2FN):
+            raise ConfigError(f"{whose}hidden_act is {quoted(value)}, no activation that is known")
+    width, heads = values["hidden_size"], values["num_attention_heads"]
+    if "head_dim" not in values and width % heads:
+        raise ConfigError(f"{whose}hidden_size {width} is no multiple of num_attention_heads {heads}")
+    if values.get("head_dim", width // heads) % 2:
+        raise ConfigError(f"{whose}heads are {values.get('head_dim', width // heads)} wide, not an even number")
+    if not isinstance(pad := values.get("pad_token_id", 0), int) or pad >= values.get(
+        "vocab_size", _MOST["vocab_size"]
+    ):
+        raise ConfigError(f"pad_token_id is {quoted(pad)}, the vocabulary has {values['vocab_size']} tokens")

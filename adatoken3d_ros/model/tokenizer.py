@@ -9,7 +9,7 @@ with, and no text is read as a control token.
 from __future__ import annotations
 
 import codecs
-import json
+import math
 import re
 import string
 import struct
@@ -21,6 +21,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, normalizers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
+from adatoken3d_ros.files import UnusableFile, parse_json, read_file
+from adatoken3d_ros.text import quoted, shown
+
 MARK = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's visible space
 CONTROL_TOKENS = ("<unk>", "<s>", "</s>")
 _BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
@@ -28,6 +31,10 @@ _BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
 # Kinds of pieces and of models in SentencePiece's file format.
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
 _BPE = 2
+
+MAX_BYTES = 64 * 2**20
+_MOST_PIECES = 2**20
+_LONGEST_PIECE = 512
 
 
 class TokenizerError(ValueError):
@@ -65,9 +72,19 @@ def load_tokenizer(directory: Path) -> tuple[LlamaTokenizer, Path]:
     """
     for name, read in (("tokenizer.model", _read_sentencepiece), ("tokenizer.json", _read_json)):
         path = directory / name
-        if path.is_file():
-            vocab, merges = read(path)
+        try:
+            content = read_file(path, MAX_BYTES)
+        except FileNotFoundError:
+            continue
+        except UnusableFile as error:
+            raise TokenizerError(str(error)) from error
+        except OSError as error:
+            raise TokenizerError(f"{path} cannot be read: {error}") from error
+        vocab, merges = read(path, bytes(content))
+        try:
             return llama_tokenizer(vocab, merges), path
+        except Exception as error:  # the library raises this very class
+            raise TokenizerError(f"{path} is no tokenizer file: {shown(error, 300)}") from error
     raise TokenizerError(f"{directory} has neither tokenizer.model nor tokenizer.json")
 
 
@@ -136,44 +153,52 @@ _EACH_BYTE = "adatoken3d.replace_each_byte"
 codecs.register_error(_EACH_BYTE, _replace_each_byte)
 
 
-def _read_json(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+def _read_json(path: Path, content: bytes) -> tuple[dict[str, int], list[tuple[str, str]]]:
     try:
-        model = json.loads(path.read_text(encoding="utf-8"))["model"]
+        model = parse_json(content)["model"]
         kind, fallback = model["type"], model.get("byte_fallback")
-        if kind != "BPE" or not fallback:
-            raise TokenizerError(f"{path} is a {kind} tokenizer, byte_fallback {fallback}; Llama's is BPE with bytes")
-        vocab = {str(piece): int(index) for piece, index in model["vocab"].items()}
-        merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
+        if kind != "BPE" or fallback is not True:
+            raise TokenizerError(
+                f"{path} is a {shown(kind, 80)} tokenizer, byte_fallback {quoted(fallback)}; Llama's is BPE with bytes"
+            )
+        vocab, listed = dict(model["vocab"]), list(model["merges"])
+        merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in listed]
+        numbers = sorted(vocab.values())
     except TokenizerError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise TokenizerError(f"{path} is no tokenizer file: {error!r}") from error
-    if sorted(vocab.values()) != list(range(len(vocab))):
+        raise TokenizerError(f"{path} is no tokenizer file: {quoted(error, 300)}") from error
+    if not all(type(number) is int for number in numbers) or numbers != list(range(len(vocab))):
         raise TokenizerError(f"{path} does not number its {len(vocab)} pieces from 0 on")
+    _check_pieces(path, vocab)
     for merge in merges:
-        if len(merge) != 2 or not {*merge, "".join(merge)} <= vocab.keys():
-            raise TokenizerError(f"{path} has a merge of other than two known pieces into a third: {merge}")
+        if len(merge) != 2 or not all(isinstance(part, str) and part in vocab for part in merge):
+            raise TokenizerError(f"{path} has a merge of other than two known pieces: {quoted(merge, 200)}")
+        if "".join(merge) not in vocab:
+            raise TokenizerError(f"{path} has a merge of two pieces into none that is known: {quoted(merge, 200)}")
     _check_control_tokens(path, vocab)
     return vocab, [(a, b) for a, b in merges]
 
 
-def _read_sentencepiece(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+def _read_sentencepiece(path: Path, content: bytes) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Pieces and merges of a SentencePiece model file: a protocol buffer of which a dozen fields matter here."""
     vocab: dict[str, int] = {}
     scores: dict[str, float] = {}
     kind, byte_fallback, char_map = 0, False, b""
     try:
-        for field, value in _fields(path.read_bytes()):
+        for field, value in _fields(content):
             if field == 1 and isinstance(value, bytes):
                 piece, score, piece_kind = _piece(value)
+                if piece in vocab:
+                    raise ValueError(f"the piece {quoted(piece)} comes twice")
                 if piece_kind == _NORMAL:
                     scores[piece] = score
                 vocab[piece] = len(vocab)
             elif field == 2 and isinstance(value, bytes):
                 trainer = dict(_fields(value))
-                kind, byte_fallback = int(trainer.get(3, 1)), bool(trainer.get(35, 0))
-            elif field == 3 and isinstance(value, bytes):
-                char_map = bytes(dict(_fields(value)).get(2, b""))
+                kind, byte_fallback = _number(trainer.get(3, 1)), bool(_number(trainer.get(35, 0)))
+            elif field == 3 and isinstance(value, bytes) and isinstance(found := dict(_fields(value)).get(2), bytes):
+                char_map = found
     except (ValueError, struct.error, IndexError) as error:
         raise TokenizerError(f"{path} is no SentencePiece model, or truncated: {error}") from error
     if not vocab:
@@ -183,8 +208,23 @@ def _read_sentencepiece(path: Path) -> tuple[dict[str, int], list[tuple[str, str
             f"{path} is not a tokenizer of Llama's kind: model type {kind} (BPE is {_BPE}), byte fallback "
             f"{byte_fallback}, {len(char_map)} bytes of character map"
         )
+    _check_pieces(path, vocab)
     _check_control_tokens(path, vocab)
     return vocab, merges_of(scores)
+
+
+def _number(value: int | bytes) -> int:
+    if isinstance(value, bytes):
+        raise ValueError(f"{len(value)} bytes in place of a number")
+    return value
+
+
+def _check_pieces(path: Path, vocab: Mapping[str, int]) -> None:
+    """Neither so many nor so long that working out merges would take more than a moment."""
+    if len(vocab) > _MOST_PIECES:
+        raise TokenizerError(f"{path} has {len(vocab)} pieces, more than {_MOST_PIECES}")
+    if (longest := max(vocab, key=len, default="")) and len(longest) > _LONGEST_PIECE:
+        raise TokenizerError(f"{path} has a piece of {len(longest)} characters, more than {_LONGEST_PIECE}")
 
 
 def _check_control_tokens(path: Path, vocab: Mapping[str, int]) -> None:
@@ -202,6 +242,8 @@ def _piece(message: bytes) -> tuple[str, float, int]:
             text = value.decode("utf-8")
         elif field == 2 and isinstance(value, bytes):
             (score,) = struct.unpack("<f", value)
+            if not math.isfinite(score):
+                raise ValueError(f"a score of {score}")
         elif field == 3 and isinstance(value, int):
             kind = value
     return text, score, kind

@@ -10,12 +10,15 @@ from typing import Any
 
 import yaml
 
+from adatoken3d_ros.files import UnusableFile, read_file, replacing
 from adatoken3d_ros.pruning.policies import make_policy
 from adatoken3d_ros.pruning.schedule import Schedule, ScheduleError, Stage
+from adatoken3d_ros.text import quoted, shown
 
 FORMAT = "adatoken3d-strategy/1"
 MAX_BYTES = 64 * 1024
 _MAX_DEPTH = 16
+_MAX_NUMBER = 2**31
 
 
 class StrategyError(ValueError):
@@ -68,37 +71,45 @@ class Strategy:
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
         if len(text.encode()) > MAX_BYTES:
             raise StrategyError(f"strategy {self.name!r} takes {len(text.encode())} bytes, more than {MAX_BYTES}")
-        path = Path(path)
-        draft = path.with_name(path.name + ".part")
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
+        with replacing(path) as file:
+            file.write(text.encode())
 
     @classmethod
     def load(cls, path: Path | str) -> Strategy:
-        """Reads a strategy. Raises StrategyError naming the file, the key and its value; OSError for files."""
-        with Path(path).open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
+        """Reads a strategy, a regular file of at most MAX_BYTES.
+
+        Raises:
+            StrategyError: names the file and the key that is wrong. Of a file that does not call itself a strategy it
+                tells no value: a path may be given from afar, and what lies there is nobody's business.
+            OSError: if the file cannot be read.
+        """
         try:
-            if len(content) > MAX_BYTES:
-                raise StrategyError(f"the file is larger than {MAX_BYTES} bytes")
-            return parse(content.decode("utf-8"))
+            return parse(read_file(path, MAX_BYTES).decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise StrategyError(f"{path} is no text in UTF-8: {error.reason} at byte {error.start}") from error
+        except UnusableFile as error:
+            raise StrategyError(str(error)) from error
         except ValueError as error:
             raise StrategyError(f"{path}: {error}") from error
 
 
 def parse(text: str) -> Strategy:
-    """A strategy from its YAML. Raises StrategyError (or ScheduleError, PolicyError) naming key and value."""
-    content = _Keys(_safe_yaml(text), "")
-    if (found := content.take("format", str)) != FORMAT:
-        raise StrategyError(f"format is {found!r}, this program reads {FORMAT!r}")
+    """A strategy from its YAML. Raises StrategyError naming the key, and in what calls itself one the value."""
+    value = _safe_yaml(text)
+    if not isinstance(value, dict):
+        raise StrategyError(f"expected a mapping of keys to values, not a {type(value).__name__}")
+    if value.get("format") != FORMAT:
+        raise StrategyError(f"key format is {'another than' if 'format' in value else 'missing, expected'} {FORMAT!r}")
+    content = _Keys(value, "")
+    content.take("format", str)
     stages = [_stage(entry, f"stages[{index}]") for index, entry in enumerate(content.take("stages", list))]
     model = _Keys(content.take("model", dict), "model.")
     policy, options = content.take("policy", str), content.take("options", dict, default={})
     _check_plain(options, "options")
     try:
         make_policy(policy, **options)
-    except ValueError as error:
-        raise StrategyError(f"policy {policy!r} with options {options!r}: {error}") from error
+    except (ValueError, TypeError, OverflowError) as error:
+        raise StrategyError(f"policy {quoted(policy)} with options {quoted(options, 200)}: {error}") from error
     try:
         schedule = Schedule(tuple(stages), content.take("withdraw_layer", int, type(None), default=None))
     except ScheduleError as error:
@@ -119,13 +130,13 @@ def parse(text: str) -> Strategy:
 
 def _stage(entry: Any, where: str) -> Stage:
     if not isinstance(entry, dict):
-        raise StrategyError(f"{where} is {entry!r}, expected a mapping with layer and ratio")
+        raise StrategyError(f"{where} is {quoted(entry)}, expected a mapping with layer and ratio")
     keys = _Keys(entry, f"{where}.")
     layer, ratio = keys.take("layer", int), keys.take("ratio", float, int)
     keys.end()
     try:
         return Stage(layer, float(ratio))
-    except ScheduleError as error:
+    except (ScheduleError, OverflowError) as error:
         raise StrategyError(f"{where}: {error}") from error
 
 
@@ -134,7 +145,7 @@ class _Keys:
 
     def __init__(self, content: Any, prefix: str) -> None:
         if not isinstance(content, dict):
-            raise StrategyError(f"expected a mapping of keys to values, not {content!r:.80}")
+            raise StrategyError(f"{prefix.rstrip('.')}: expected a mapping of keys to values, not {quoted(content)}")
         self._rest = dict(content)
         self._prefix = prefix
 
@@ -147,40 +158,57 @@ class _Keys:
         # In Python a bool is an int; in a strategy `layer: yes` is a mistake.
         if not isinstance(value, kinds) or isinstance(value, bool):
             expected = " or ".join("nothing" if kind is type(None) else kind.__name__ for kind in kinds)
-            raise StrategyError(f"{self._prefix}{key} is {value!r:.80}, expected {expected}")
+            raise StrategyError(f"{self._prefix}{key} is {quoted(value)}, expected {expected}")
+        if isinstance(value, int) and abs(value) > _MAX_NUMBER:
+            raise StrategyError(f"{self._prefix}{key} has {value.bit_length()} bits: too large a number")
         return value
 
     def end(self) -> None:
         if self._rest:
             key, value = next(iter(self._rest.items()))
-            raise StrategyError(f"unknown key {self._prefix}{key} with value {value!r:.80}")
+            raise StrategyError(f"unknown key {self._prefix}{shown(key, 80)} with value {quoted(value)}")
 
 
 def _check_plain(options: dict[Any, Any], where: str) -> None:
     """Options are handed to a policy: keys are names, values are numbers, texts, switches or lists of them."""
     for key, value in options.items():
         if not isinstance(key, str):
-            raise StrategyError(f"{where} has the key {key!r}, expected a name")
+            raise StrategyError(f"{where} has the key {quoted(key)}, expected a name")
         for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, int) and abs(one) > _MAX_NUMBER:
+                raise StrategyError(f"{where}.{shown(key, 80)} has {one.bit_length()} bits: too large a number")
             if not isinstance(one, str | int | float | bool | None):
-                raise StrategyError(f"{where}.{key} is {value!r:.80}, expected a plain value or a list of them")
+                raise StrategyError(
+                    f"{where}.{shown(key, 80)} is {quoted(value)}, expected a plain value or a list of them"
+                )
 
 
 def _safe_yaml(text: str) -> Any:
-    """The content of one YAML document of plain values, without anchors, deep nesting or keys given twice."""
+    """The content of one YAML document of plain values, without anchors, tags, deep nesting or keys given twice."""
     try:
         depth = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            mark: Any = event.start_mark
+            start: Any = event.start_mark
+            line = start.line + 1
             if isinstance(event, yaml.AliasEvent):
-                raise StrategyError(f"line {mark.line + 1}: aliases (*{event.anchor}) are not allowed")
+                raise StrategyError(f"line {line}: aliases are not allowed")
+            if isinstance(event, yaml.NodeEvent) and getattr(event, "tag", None) is not None:
+                # A value that a tag forces into a kind that it is not is an error of Python's, not of YAML's.
+                raise StrategyError(f"line {line}: tags are not allowed")
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > _MAX_DEPTH:
-                raise StrategyError(f"line {mark.line + 1}: nested deeper than {_MAX_DEPTH} levels")
+                raise StrategyError(f"line {line}: nested deeper than {_MAX_DEPTH} levels")
         _check_unique(yaml.compose(text, Loader=yaml.SafeLoader))
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise StrategyError(f"not valid YAML: {error}") from error
+        # The library's own words quote the text.
+        mark: Any = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise StrategyError(f"not valid YAML{where}") from error
+    except StrategyError:
+        raise
+    except (ValueError, OverflowError) as error:  # what looks like a date or a number and is none
+        raise StrategyError(f"not valid YAML: a {type(error).__name__} where its values are read") from error
 
 
 def _check_unique(node: Any) -> None:
@@ -189,7 +217,7 @@ def _check_unique(node: Any) -> None:
         for key, value in node.value:
             if isinstance(key, yaml.ScalarNode):
                 if key.value in seen:
-                    raise StrategyError(f"line {key.start_mark.line + 1}: key {key.value} is given twice")
+                    raise StrategyError(f"line {key.start_mark.line + 1}: key {shown(key.value, 80)} is given twice")
                 seen.add(key.value)
             _check_unique(value)
     elif isinstance(node, yaml.SequenceNode):

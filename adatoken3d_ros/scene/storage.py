@@ -22,6 +22,7 @@ from adatoken3d_ros.files import UnusableFile, parse_json, read_file, replacing
 from adatoken3d_ros.scene.frames import FrameError, check_rigid
 from adatoken3d_ros.scene.token_map import Contribution, TokenMap
 from adatoken3d_ros.scene.voxels import voxel_indices
+from adatoken3d_ros.text import quoted, shown
 
 FORMAT = 3  # 2 had no checksum
 MAX_BYTES = 8 * 2**30  # a larger file is refused before it is read
@@ -194,7 +195,7 @@ def _opened(path: Path, data: bytearray) -> tuple[dict[str, Any], dict[str, Any]
     except (struct.error, ValueError, LookupError, TypeError, AttributeError) as error:
         raise SceneFileError(f"{path} is no scene: {error}") from error
     if content.get("format") != FORMAT:
-        raise SceneFileError(f"{path} has format {_cut(content.get('format'))}, this program reads {FORMAT}")
+        raise SceneFileError(f"{path} has format {quoted(content.get('format'))}, this program reads {FORMAT}")
     if not (isinstance(written, str) and re.fullmatch("[0-9a-f]{64}", written) and written.encode() in data[:length]):
         raise SceneFileError(f"{path} is damaged: it has no checksum")
     if (found := checksum(data, written)) != written:
@@ -208,7 +209,7 @@ def _tensors(
     """Views of the data, of the shapes and kinds that a scene has."""
     names = set(header) - {"__metadata__"}
     if names != set(_NAMES):
-        raise SceneFileError(f"{path} is no scene: it holds {', '.join(sorted(names)) or 'nothing':.200}")
+        raise SceneFileError(f"{path} is no scene: it holds {shown(', '.join(sorted(names)) or 'nothing', 200)}")
     views, rows, patches = (_length(header[name]) for name in ("stamps", "keys", "points"))
     if not 0 < views <= MAX_VIEWS:
         raise SceneFileError(f"{path} has {views} views, not 1 to {MAX_VIEWS}")
@@ -229,7 +230,7 @@ def _tensors(
         size = int(np.prod(shape, dtype=object)) * kind.itemsize
         found, begin = header[name], _begin(header[name])
         if found != {"dtype": _KINDS[kind], "shape": shape, "data_offsets": [begin, begin + size]}:
-            raise SceneFileError(f"{path}: {name} is {_cut(found)}, expected {_KINDS[kind]} {shape}")
+            raise SceneFileError(f"{path}: {name} is {quoted(found)}, expected {_KINDS[kind]} {shape}")
         if at + begin + size > len(data) or (at + begin) % kind.itemsize:
             raise SceneFileError(
                 f"{path}: {name} is at {at + begin} to {at + begin + size} of {len(data)} bytes, past the end or askew"
@@ -271,21 +272,17 @@ def _origins(path: Path, content: dict[str, object]) -> tuple[list[float], Tenso
     origin, shift = content.get("origin"), content.get("shift")
     numbers = isinstance(origin, list) and all(isinstance(x, float) and abs(x) <= MOST_METRES for x in origin)
     if not (numbers and isinstance(origin, list) and len(origin) == 3):
-        raise SceneFileError(f"{path} has origin {_cut(origin)}, not three numbers up to {MOST_METRES:g} m")
+        raise SceneFileError(f"{path} has origin {quoted(origin)}, not three numbers up to {MOST_METRES:g} m")
     whole = isinstance(shift, list) and all(type(n) is int and abs(n) <= MOST_SHIFT for n in shift)
     if not (whole and isinstance(shift, list) and len(shift) == 3):
-        raise SceneFileError(f"{path} has shift {_cut(shift)}, not three whole numbers up to {MOST_SHIFT}")
+        raise SceneFileError(f"{path} has shift {quoted(shift)}, not three whole numbers up to {MOST_SHIFT}")
     return origin, torch.tensor(shift, dtype=torch.int64)
 
 
 def _check_identity(path: Path, content: dict[str, object], wanted: dict[str, object]) -> None:
     for name, value in wanted.items():
         if content.get(name) != value:
-            raise SceneFileError(f"{path} has {name} {_cut(content.get(name))}, here it is {value!r}")
-
-
-def _cut(value: object) -> str:
-    return f"{value!r:.200}"
+            raise SceneFileError(f"{path} has {name} {quoted(content.get(name))}, here it is {value!r}")
 
 
 def _check_tensors(path: Path, tensors: dict[str, Tensor], token_map: TokenMap, origin: Tensor) -> None:
@@ -298,7 +295,7 @@ def _check_tensors(path: Path, tensors: dict[str, Tensor], token_map: TokenMap, 
     keys, count, rows, n_rows = tensors["keys"], tensors["count"], tensors["rows"], len(tensors["keys"])
     patches = len(tensors["points"])
     if int(rows.min()) < 0 or int(rows.max()) > n_rows or int(rows.sum()) != n_rows:
-        raise SceneFileError(f"{path}: its views have {_cut(rows.tolist())} rows, there are {n_rows}")
+        raise SceneFileError(f"{path}: its views have {quoted(rows.tolist())} rows, there are {n_rows}")
     if n_rows and int(count.min()) < 1:
         raise SceneFileError(f"{path}: a voxel of {int(count.min())} patches")
     if n_rows and int(count.max()) > patches or int(count.sum()) != patches:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -212,6 +213,38 @@ def test_a_broken_file_is_refused_by_name(tmp_path: Path, content: str) -> None:
     path.write_text(json.dumps({"format": "adatoken3d-latency/1", "key": KEY, "coefficients": {}, "scatter": {}}))
     with pytest.raises(LatencyError, match="encode needs 1"):
         LatencyModel.load(path, KEY)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "named"),
+    [
+        ("coefficients", {**COEFFICIENTS, "encode": [1e308]}, "encode needs 1 coefficients from 0 to 3600"),
+        ("coefficients", {**COEFFICIENTS, "encode": [10**400]}, "fit.json"),
+        ("coefficients", {**COEFFICIENTS, "encode": ["1"]}, "encode holds"),
+        ("coefficients", {**COEFFICIENTS, "encode": [[[]]]}, "encode holds"),
+        ("coefficients", {**COEFFICIENTS, "encode": [math.nan]}, "encode needs 1"),
+        ("coefficients", 3, "fit.json"),
+        ("scatter", {"encode": [0.0]}, "scatter of encode"),
+        ("scatter", {"encode": [1e308]}, "scatter of encode"),
+        ("scatter", {"encode": [math.nan]}, "scatter of encode"),
+        ("scatter", {"encode": "x"}, "encode holds"),
+        ("key", None, "fit.json"),
+    ],
+)
+def test_numbers_that_no_measurement_gives_are_refused(tmp_path: Path, name: str, value: object, named: str) -> None:
+    content = {"format": "adatoken3d-latency/1", "key": KEY, "coefficients": COEFFICIENTS, "scatter": {}, name: value}
+    (tmp_path / "fit.json").write_text(json.dumps(content))
+    with pytest.raises(LatencyError, match=named):
+        LatencyModel.load(tmp_path / "fit.json", KEY)
+
+
+def test_a_cache_that_is_no_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fit.json")
+    with pytest.raises(LatencyError, match="no regular file"):
+        LatencyModel.load(tmp_path / "fit.json", KEY)
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(LatencyError, match=r"deep\.json"):
+        LatencyModel.load(tmp_path / "deep.json", KEY)
 
 
 def test_one_accident_among_few_measurements_is_no_rule() -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from itertools import count
 from pathlib import Path
@@ -85,6 +86,18 @@ def test_a_broken_or_unwritable_cache_is_told_and_costs_nothing_but_time(
     assert not known and "measuring the latency model anew" in caplog.text
     _, known = warmup.latency_model(*small, STRATEGY, tmp_path, clock=steady(1e-3))
     assert known
+    # A number that would make every question fail is none that was measured.
+    file = tmp_path / warmup.key_of(small[0], STRATEGY).file_name
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, "coefficients": {**content["coefficients"], "encode": [1e308]}}))
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        found, known = warmup.latency_model(*small, STRATEGY, tmp_path, clock=steady(1e-3))
+    assert not known and "encode needs 1 coefficients" in caplog.text and found.coefficients["encode"][0] < 1
+    with caplog.at_level(logging.WARNING):
+        warmup.latency_model(*small, STRATEGY, tmp_path / "a\0b", clock=steady(1e-3))
+    assert "could not be kept" in caplog.text
+    caplog.clear()
     (tmp_path / "file").touch()
     with caplog.at_level(logging.WARNING):
         warmup.latency_model(*small, STRATEGY, tmp_path / "file", clock=steady(1e-3))

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -211,8 +212,10 @@ def test_missing_tensor_is_named(path, name):
 
 
 def test_many_missing_tensors_are_counted(path):
-    _change_weights(path, lambda w: [w.pop(n) for n in list(w) if ".layers.2." in n and "vision" not in n])
-    with pytest.raises(CheckpointError, match=r"lacks model\.layers\.2\.\S+, .* and 4 more"):
+    _change_weights(
+        path, lambda w: [w.pop(n) for n in list(w) if ".layers.2." in n and "vision" not in n and "up_proj" not in n]
+    )
+    with pytest.raises(CheckpointError, match=r"lacks model\.layers\.2\.\S+, .* and 3 more"):
         checkpoint.load(path)
 
 
@@ -365,3 +368,51 @@ def test_too_little_memory(path, loaded):
 
 def test_free_memory_of_this_machine():
     assert checkpoint.free_bytes(torch.device("cpu")) > 0
+
+
+def test_more_layers_than_the_files_hold_are_refused_before_any_is_built(path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "Llava3D", None)
+    _change_config(path, num_hidden_layers=500)
+    with pytest.raises(CheckpointError, match="num_hidden_layers 500, the files hold 3"):
+        checkpoint.load(path)
+    _change_config(path, num_hidden_layers=1_000_000)
+    with pytest.raises(CheckpointError, match="num_hidden_layers is 1000000"):
+        checkpoint.load(path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors", "other.safetensors"])
+@pytest.mark.parametrize("kind", ["pipe", "/dev/zero"])
+def test_a_pipe_or_a_device_in_place_of_a_file_is_refused_and_not_waited_for(path, name, kind):
+    if name == "other.safetensors":  # one of several files without an index
+        (path / "model.safetensors").rename(path / "a.safetensors")
+    (path / name).unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path / name)
+    else:
+        (path / name).symlink_to(kind)
+    with pytest.raises(CheckpointError, match=f"{name}.* (is no regular file|is missing)|has no safetensors file"):
+        checkpoint.load(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("[" * 100_000, "nested deeper|not readable"),
+        ('{"a": ' * 100 + "1" + "}" * 100, "nested deeper"),
+        ('{"vocab_size": %s}' % ("9" * 5000), "not readable|vocab_size|lacks"),
+        ('{"model_type": 1e999}', "model_type is inf"),
+        ("\udcff", "not readable"),
+    ],
+    ids=["open", "nested", "digits", "infinite", "bytes"],
+)
+def test_json_that_is_none_is_refused(path, text, named):
+    (path / "config.json").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(CheckpointError, match=named):
+        checkpoint.load(path)
+
+
+def test_a_large_config_is_not_read(path):
+    with (path / "config.json").open("r+b") as file:
+        file.truncate(checkpoint.MAX_JSON_BYTES + 1)
+    with pytest.raises(CheckpointError, match=f"more than {checkpoint.MAX_JSON_BYTES}"):
+        checkpoint.load(path)

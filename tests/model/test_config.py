@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from adatoken3d_ros.model.checkpoint import official_names
 from adatoken3d_ros.model.config import ConfigError, Llava3DConfig
@@ -145,6 +148,82 @@ def test_unknown_tower_takes_the_description_from_its_own_directory(wrap):
 def test_what_is_not_supported_is_named(change, message):
     with pytest.raises(ConfigError, match=message):
         Llava3DConfig.from_dict({**OFFICIAL, **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_hidden_layers": 10**6}, "num_hidden_layers is 1000000, not a whole number from 1 to 512"),
+        ({"num_attention_heads": 0}, "num_attention_heads is 0"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads is 0"),
+        ({"num_key_value_heads": 5}, "32 is no multiple of 5 key heads"),
+        ({"vocab_size": 2**60}, "vocab_size is 1152921504606846976"),
+        ({"vocab_size": 32000.0}, "vocab_size is 32000.0"),
+        ({"hidden_size": -4096}, "hidden_size is -4096"),
+        ({"hidden_size": True}, "hidden_size is True"),
+        ({"hidden_size": 96}, "heads are 3 wide"),
+        ({"head_dim": 10**9}, "head_dim is"),
+        ({"hidden_act": "magic"}, "hidden_act is 'magic'"),
+        ({"hidden_act": ["silu"]}, "hidden_act is"),
+        ({"pad_token_id": 32000}, "pad_token_id is 32000"),
+        ({"pad_token_id": [0]}, "pad_token_id is"),
+        ({"eos_token_id": [2, "x"]}, "eos_token_id is"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
+        ({"rms_norm_eps": "1e-5"}, "rms_norm_eps is '1e-5'"),
+        ({"rope_theta": float("inf")}, "rope_theta is inf"),
+        ({"rope_theta": -1}, "rope_theta is -1"),
+        ({"rope_theta": 10**400}, "wrong value"),
+        ({"rope_parameters": 3}, "wrong value"),
+        ({"tie_word_embeddings": "yes"}, "tie_word_embeddings is 'yes'"),
+        ({"num_frames": float("inf")}, "wrong value"),
+        ({"max_spatial_tokens": 10**12}, "max_spatial_tokens must be at most"),
+        ({"voxel_size": 1e300}, "voxel_size must be at most"),
+        ({"tokenizer_model_max_length": [1]}, "wrong value"),
+        ({"mm_hidden_size": "x" * 10**6}, "mm_hidden_size is .{,130}, but"),
+        ({"model_type": "x" * 10**6}, "model_type is .{,250}, supported"),
+        ({"vision_config": {**SMALL_TOWER, "patch_size": 0}, "mm_hidden_size": 32}, "patch_size is 0"),
+        (
+            {"vision_config": {**SMALL_TOWER, "num_attention_heads": 0}, "mm_hidden_size": 32},
+            "num_attention_heads is 0",
+        ),
+        ({"vision_config": {**SMALL_TOWER, "num_hidden_layers": 10**6}, "mm_hidden_size": 32}, "num_hidden_layers is"),
+        (
+            {"vision_config": {**SMALL_TOWER, "image_size": 7000, "patch_size": 1}, "mm_hidden_size": 32},
+            "patches, more",
+        ),
+        ({"vision_config": {"model_type": "efficientnet_lite0", "image_size": 2**20}}, "image_size|patches"),
+        ({"vision_config": {"model_type": "efficientnet_lite0", "taps": 3}}, "wrong value"),
+    ],
+)
+def test_sizes_that_no_model_has_are_refused_before_anything_is_built(change, message):
+    with pytest.raises(ConfigError, match=message):
+        Llava3DConfig.from_dict({**OFFICIAL, **change})
+
+
+VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=5),
+    st.lists(st.integers(), max_size=2),
+    st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
+    st.sampled_from([10**400, -(10**400), 1e308]),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.dictionaries(st.sampled_from(sorted(OFFICIAL)), VALUES, max_size=2),
+    st.dictionaries(st.sampled_from([*SMALL_TOWER, "hidden_act", "layer_norm_eps", "model_type"]), VALUES, max_size=2),
+)
+def test_any_values_give_a_model_that_can_be_built_or_the_documented_error(change, tower):
+    content = {**OFFICIAL, "num_hidden_layers": 2, "mm_hidden_size": 32, **change}
+    with contextlib.suppress(ConfigError):
+        config = Llava3DConfig.from_dict({**content, "vision_config": {**SMALL_TOWER, **tower}})
+        if config.language.num_hidden_layers <= 4:
+            with torch.device("meta"):
+                Llava3D(config)
 
 
 @pytest.mark.parametrize("key", ["vocab_size", "hidden_size", "num_hidden_layers"])

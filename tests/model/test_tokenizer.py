@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import os
 import random
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adatoken3d_ros.model.tokenizer import MARK, TokenizerError, load_tokenizer, merges_of
@@ -23,7 +25,7 @@ CORPUS = [
 def _sentencepiece_model(**options: object) -> bytes:
     spm = pytest.importorskip("sentencepiece", reason="the sentencepiece package, the oracle here, is not installed")
     writer = io.BytesIO()
-    settings = {
+    training = {
         "model_type": "bpe",
         "vocab_size": 420,
         "byte_fallback": True,
@@ -34,7 +36,7 @@ def _sentencepiece_model(**options: object) -> bytes:
         "num_threads": 1,
         "minloglevel": 3,
     }
-    spm.SentencePieceTrainer.train(sentence_iterator=iter(CORPUS), model_writer=writer, **{**settings, **options})
+    spm.SentencePieceTrainer.train(sentence_iterator=iter(CORPUS), model_writer=writer, **{**training, **options})
     return writer.getvalue()
 
 
@@ -153,6 +155,15 @@ def _rename(content: dict, old: str, new: str) -> None:
         (lambda c: c["model"].update(merges=[["t", "zzz"]]), "zzz"),
         (lambda c: c.pop("model"), "no tokenizer file"),
         (lambda c: c["model"].update(vocab=["a"]), "no tokenizer file"),
+        (lambda c: c["model"].update(merges=[[["t"], ["h"]]]), "merge of other"),
+        (lambda c: c["model"].update(merges=[[{}, "h"]]), "merge of other"),
+        (lambda c: c["model"].update(merges=3), "no tokenizer file"),
+        (lambda c: c["model"]["vocab"].update({"a": 1e999}), "does not number"),
+        (lambda c: c["model"]["vocab"].update({"a": True}), "does not number"),
+        (lambda c: c["model"]["vocab"].update({"a": [1]}), "no tokenizer file"),
+        (lambda c: _rename(c, "a", "a" * 5000), "piece of 5000 characters"),
+        (lambda c: _rename(c, "|", "\ud800"), "no tokenizer file"),
+        (lambda c: c["model"].update(type=["BPE"]), "is a .'BPE'. tokenizer"),
     ],
 )
 def test_damaged_tokenizer_json_is_refused(tiny_path: Path, tmp_path, change, message):
@@ -168,3 +179,35 @@ def test_merges_written_as_strings_are_read(tiny_path: Path, tmp_path, tokenizer
     content["model"]["merges"] = [" ".join(pair) for pair in content["model"]["merges"]]
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     assert _encode(load_tokenizer(tmp_path)[0], "the chair") == _encode(tokenizer, "the chair")
+
+
+def test_numbers_and_bytes_in_each_others_place_are_refused(sentencepiece_model, tmp_path):
+    def field(number: int, wire: int, value: bytes) -> bytes:
+        return bytes([number << 3 | wire]) + value
+
+    for damaged, named in [
+        (field(3, 2, b"\x06" + field(2, 0, b"\xff\xff\xff\xff\x0f")), "tokenizer.model"),  # a map of 4 GB
+        (field(2, 2, b"\x04" + field(3, 2, b"\x02ab")), "2 bytes in place of a number"),
+        (field(1, 2, b"\x08" + field(1, 2, b"\x01a") + field(2, 5, b"\0\0\xc0\x7f")), "a score of nan"),
+        (field(1, 2, b"\x03" + field(1, 2, b"\x01a")) * 2, "comes twice"),
+        (b"\xff" * 100, "more than 64 bits"),
+    ]:
+        (tmp_path / "tokenizer.model").write_bytes(damaged)
+        with pytest.raises(TokenizerError, match=named):
+            load_tokenizer(tmp_path)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 6000), st.binary(max_size=8), st.integers(0, 8))
+def test_any_bytes_give_a_tokenizer_or_the_documented_error(sentencepiece_model, tmp_path_factory, at, noise, cut):
+    folder = tmp_path_factory.mktemp("noise")
+    (folder / "tokenizer.model").write_bytes(sentencepiece_model[:at] + noise + sentencepiece_model[at + cut :])
+    with contextlib.suppress(TokenizerError):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "tokenizer.json"])
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(TokenizerError, match=f"{name} is no regular file"):
+        load_tokenizer(tmp_path)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import contextlib
+import os
 from pathlib import Path
 
 import pytest
@@ -81,8 +83,8 @@ def test_a_strategy_for_another_model_is_refused() -> None:
 
 
 MALFORMED = {
-    "format": (text_with(format="other/2"), "format is 'other/2'"),
-    "missing format": (text_with(format=...), "key format is missing"),
+    "format": (text_with(format="other/2"), "key format is another than"),
+    "missing format": (text_with(format=...), "key format is missing, expected"),
     "missing stages": (text_with(stages=...), "key stages is missing"),
     "unknown key": (text_with(stagse=[]), "unknown key stagse"),
     "policy": (text_with(policy="magic"), "'magic'"),
@@ -110,8 +112,25 @@ MALFORMED = {
     "empty": ("", "mapping"),
     "broken": ("a: [1", "not valid YAML"),
     "two documents": ("a: 1\n---\nb: 2", "not valid YAML"),
-    "tag": ("a: !!python/object/apply:os.getcwd []", "not valid YAML"),
-    "alias": ("a: &x [1]\nb: *x", r"aliases \(\*x\)"),
+    "tag": ("a: !!python/object/apply:os.getcwd []", "line 1: tags"),
+    "alias": ("a: &x [1]\nb: *x", "line 2: aliases"),
+    **{
+        f"forced {kind}": (f"a: !!{kind} {value}", "line 1: tags")
+        for kind, value in [
+            ("int", '""'),
+            ("float", '""'),
+            ("bool", '"x"'),
+            ("timestamp", '"abc"'),
+            ("binary", '"%"'),
+            ("set", "{a}"),
+        ]
+    },
+    "no date": ("a: 2001-99-99", "not valid YAML: a ValueError"),
+    "sexagesimal": ("a: " + "1" + ":59" * 5000 + ".5", "not valid YAML: a OverflowError"),
+    "digits": (text_with() + "x: " + "9" * 5000, "unknown key x|not valid YAML"),
+    "huge layer": (text_with().replace("layer: 2", "layer: 0x" + "f" * 5000), "20000 bits"),
+    "huge ratio": (text_with().replace("ratio: 0.5", "ratio: 0x" + "f" * 5000), "20000 bits"),
+    "huge option": (text_with().replace("options: {}", "options: {seed: 0x" + "f" * 5000 + "}"), "20000 bits"),
     "twice": (text_with() + "name: other\n", "key name is given twice"),
     "deep": ("a: " + "[" * 5000 + "]" * 5000, "nested deeper"),
 }
@@ -124,6 +143,50 @@ def test_malformed_yaml_is_refused_by_key_and_value(case: str, tmp_path: Path) -
     with pytest.raises(StrategyError, match=match) as caught:
         Strategy.load(tmp_path / "s.yaml")
     assert "s.yaml" in str(caught.value)
+
+
+SECRETS = [
+    "password: hunter2\n",
+    "- hunter2\n",
+    "hunter2",
+    "a: [hunter2",
+    "a: 'hunter2",
+    "%hunter2 hunter2",
+    "a: &hunter2 1\nb: *hunter2",
+    "a: !hunter2 1",
+    "format: hunter2",
+    "format: {hunter2: hunter2}",
+    "\t- hunter2: hunter2",
+    "a: b: hunter2",
+]
+
+
+@pytest.mark.parametrize("text", SECRETS)
+def test_of_a_file_that_is_no_strategy_no_value_is_told(text: str, tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(text)
+    with pytest.raises(StrategyError) as caught:
+        Strategy.load(tmp_path / "s.yaml")
+    assert "hunter2" not in str(caught.value)
+
+
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "zero.yaml").symlink_to("/dev/zero")
+    for name in ("pipe.yaml", "zero.yaml"):
+        with pytest.raises(StrategyError, match=f"{name} is no regular file"):
+            Strategy.load(tmp_path / name)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.integers(0, 400),
+    st.integers(0, 30),
+    st.text(st.sampled_from("!&*:-[]{}\"'%@\n 0123456789.exyaftni"), max_size=12),
+)
+def test_any_text_gives_a_strategy_or_the_documented_error(at: int, cut: int, noise: str) -> None:
+    text = text_with()
+    with contextlib.suppress(StrategyError):
+        parse(text[:at] + noise + text[at + cut :])
 
 
 def test_files_that_are_no_strategy(tmp_path: Path) -> None:
