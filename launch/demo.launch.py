@@ -16,6 +16,7 @@ from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
 from adatoken3d_ros.cli.demo import SEED, default_model, tiny_checkpoint
+from adatoken3d_ros.ros.wiring import HELD_BACK
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 
 BOOLEAN = ["true", "false"]
@@ -28,7 +29,12 @@ def generate_launch_description() -> LaunchDescription:
         DeclareLaunchArgument(
             "params_file",
             default_value=PathJoinSubstitution([FindPackageShare("adatoken3d"), "config", "demo.yaml"]),
-            description="Parameter file of both nodes.",
+            description="Parameter file of the scene node.",
+        ),
+        DeclareLaunchArgument(
+            "camera_params_file",
+            default_value=PathJoinSubstitution([FindPackageShare("adatoken3d"), "config", "demo_camera.yaml"]),
+            description="Parameter file of the camera.",
         ),
         DeclareLaunchArgument(
             "model",
@@ -82,7 +88,9 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         executable="demo_camera",
         name="demo_camera",
         namespace=LaunchConfiguration("namespace"),
-        parameters=[LaunchConfiguration("params_file"), {"seed": seed}],
+        parameters=[LaunchConfiguration("camera_params_file"), {"seed": seed}],
+        prefix=HELD_BACK,
+        exec_name="demo_camera",
         output="screen",
     )
     return [*notes, scene, camera]

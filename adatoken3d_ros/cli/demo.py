@@ -219,13 +219,17 @@ class Demo:
 
 
 def start_nodes(processes: Processes, model: Path, seed: int) -> None:
-    """The scene node and the camera, with the parameters of config/demo.yaml."""
-    parameters = ["--ros-args", "--params-file", str(share() / "config" / "demo.yaml")]
+    """The scene node and the camera, with the parameters of config/demo.yaml and config/demo_camera.yaml."""
+
+    def parameters(name: str) -> list[str]:
+        return ["--ros-args", "--params-file", str(share() / "config" / name)]
+
     module = [sys.executable, "-m"]
     # What the node measures of this machine, for seconds, is kept for the next demo.
     own = {"model.path": model, "autostart": "false", "budget.cache": tiny_checkpoint_path().parent}
-    node = ["adatoken3d_ros.ros.node", *parameters, *(f for k, v in own.items() for f in ("-p", f"{k}:={v}"))]
-    camera = ["adatoken3d_ros.ros.demo_camera", *parameters, "-p", f"seed:={seed}"]
+    given = [f for k, v in own.items() for f in ("-p", f"{k}:={v}")]
+    node = ["adatoken3d_ros.ros.node", *parameters("demo.yaml"), *given]
+    camera = ["adatoken3d_ros.ros.demo_camera", *parameters("demo_camera.yaml"), "-p", f"seed:={seed}"]
     processes.start(NODE, [*module, *node])
     processes.start("demo_camera", [*module, *camera])
 

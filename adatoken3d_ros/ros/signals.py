@@ -32,6 +32,8 @@ def leave_at_once() -> None:
     """
     for number in SIGNALS:
         signal.signal(number, _leave_early)
+    # The launch files start the programs with both held back, so that none comes before this.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def leave(status: int) -> NoReturn:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import ast
 import importlib.util
 import os
 import signal
@@ -25,25 +24,23 @@ from adatoken3d.msg import Answer
 from adatoken3d.srv import AskScene
 from rcl_interfaces.srv import ListParameters
 from sensor_msgs.msg import Image
+from test_robot_commands import REALSENSE
+from test_wiring import launches
 from visualization_msgs.msg import MarkerArray
 
 from adatoken3d_ros.cli.demo import default_model, tiny_checkpoint
 from adatoken3d_ros.ros.parameters import SPECS
+from adatoken3d_ros.ros.wiring import ARGUMENTS, TOPICS, read_parameters
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = sorted((ROOT / "launch").glob("*.launch.py"))
-PARAMETERS = sorted((ROOT / "config").glob("*.yaml"))
+PARAMETERS = sorted((ROOT / "config").rglob("*.yaml"))
+NODES = {"demo_camera.yaml": "demo_camera", "nav2.yaml": "lifecycle_manager"}  # those that are not the scene node's
 RVIZ = ROOT / "config" / "adatoken3d.rviz"
 
 
 def by_name(path: Path) -> str:
     return path.name
-
-
-def sections(path: Path) -> dict[str, dict[str, Any]]:
-    """{node: its parameters} of a parameter file."""
-    content = yaml.safe_load(path.read_text())
-    return {node.removeprefix("/**/"): body["ros__parameters"] for node, body in content.items()}
 
 
 @pytest.mark.parametrize("path", LAUNCH, ids=by_name)
@@ -58,10 +55,10 @@ def test_launch_file_runs_nothing_but_nodes_and_the_bag_player(path: Path) -> No
         assert word not in text, word
 
 
-@pytest.mark.parametrize("path", PARAMETERS, ids=by_name)
+@pytest.mark.parametrize("path", [path for path in PARAMETERS if path.name not in NODES], ids=by_name)
 def test_parameters_of_the_scene_node_are_declared_and_valid(path: Path) -> None:
     specs = {spec.name: spec for spec in SPECS}
-    for name, value in sections(path)["adatoken3d"].items():
+    for name, value in read_parameters(path, "adatoken3d").items():
         assert name in specs, f"{path.name}: {name} is no parameter of the node"
         assert type(value) is type(specs[name].default), f"{path.name}: {name} is a {type(value).__name__}"
         assert specs[name].problem(value) == ""
@@ -69,55 +66,50 @@ def test_parameters_of_the_scene_node_are_declared_and_valid(path: Path) -> None
 
 def test_default_file_holds_defaults() -> None:
     defaults = {spec.name: spec.default for spec in SPECS}
-    given = sections(ROOT / "config" / "adatoken3d.yaml")["adatoken3d"]
+    given = read_parameters(ROOT / "config" / "adatoken3d.yaml", "adatoken3d")
     assert given == {name: defaults[name] for name in given}
 
 
-def test_both_nodes_of_the_demo_take_their_sections(graph: Any, tmp_path: Path) -> None:
-    """In a namespace too, and every key of the camera's section is one of its parameters."""
-    content = yaml.safe_load((ROOT / "config" / "demo.yaml").read_text())
-    content["/**/demo_camera"]["ros__parameters"]["width"] = 96
-    content["/**/adatoken3d"]["ros__parameters"]["queue_limit"] = 3
-    changed = tmp_path / "demo.yaml"
-    changed.write_text(yaml.safe_dump(content))
+@pytest.mark.parametrize("path", [path for path in PARAMETERS if path.name != "nav2.yaml"], ids=by_name)
+def test_a_parameter_file_loads_by_param_load(path: Path) -> None:
+    """By what `ros2 param load` calls, for a node in any namespace; nothing else is read there."""
+    from rclpy.parameter import parameter_dict_from_yaml_file
+
+    node = NODES.get(path.name, "adatoken3d")
+    loaded = parameter_dict_from_yaml_file(str(path), use_wildcard=True, target_nodes=[f"/robot1/{node}"])
+    assert set(loaded) == set(read_parameters(path, "adatoken3d")) and loaded
+
+
+def test_nav2_s_manager_waits_for_no_bond() -> None:
+    content = read_parameters(ROOT / "config" / "nav2.yaml", "lifecycle_manager")
+    assert content == {"node_names": ["adatoken3d"], "autostart": True, "bond_timeout": 0.0}
+
+
+def test_both_nodes_of_the_demo_take_their_files(graph: Any, tmp_path: Path) -> None:
+    """In a namespace too, and every key of the camera's file is one of its parameters."""
     for namespace in ("", "robot1"):
-        arguments = ["--ros-args", "--params-file", str(changed), "-r", f"__ns:=/{namespace}"]
-        for module, node, name, value in (
-            ("demo_camera", "demo_camera", "width", 96),
-            ("node", "adatoken3d", "queue_limit", 3),
+        for module, node, file, name, value in (
+            ("demo_camera", "demo_camera", "demo_camera.yaml", "width", 96),
+            ("node", "adatoken3d", "demo.yaml", "queue_limit", 3),
         ):
+            content = yaml.safe_load((ROOT / "config" / file).read_text())
+            content["/**"]["ros__parameters"][name] = value
+            changed = tmp_path / file
+            changed.write_text(yaml.safe_dump(content))
+            arguments = ["--ros-args", "--params-file", str(changed), "-r", f"__ns:=/{namespace}"]
             process = graph.start(f"adatoken3d_ros.ros.{module}", *arguments)
             prefix = f"{'/' if namespace else ''}{namespace}/{node}"
             assert parameter(graph, prefix, name) == value
             if node == "demo_camera":
                 known = graph.call(ListParameters, f"{prefix}/list_parameters").result.names
-                assert set(sections(changed)[node]) <= set(known)
+                assert set(read_parameters(changed, node)) <= set(known)
             process.stop()
 
 
-def test_arguments_set_parameters_and_topics_of_the_node() -> None:
-    """Also where launch is not installed."""
-    tree = ast.parse((ROOT / "launch" / "adatoken3d.launch.py").read_text())
-    tables = {
-        node.targets[0].id: ast.literal_eval(node.value)
-        for node in tree.body
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
-    }
-    declared: dict[str, dict[str, ast.expr]] = {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "DeclareLaunchArgument":
-            name = node.args[0].value if isinstance(node.args[0], ast.Constant) else "each topic"
-            declared[name] = {keyword.arg: keyword.value for keyword in node.keywords}
-    fixed = {"namespace", "params_file", "model", "rviz", "autostart", "use_sim_time", "log_level", "bag"}
-    assert set(declared) == {*fixed, *tables["PARAMETERS"], "each topic"}
-    assert all("description" in options for options in declared.values())
-    specs = {spec.name: spec for spec in SPECS}
-    for argument, name in tables["PARAMETERS"].items():
-        if specs[name].choices:
-            assert ast.literal_eval(declared[argument]["choices"]) == ["", *specs[name].choices]
-    assert {"rgb_topic", "depth_topic", "points_topic"} <= set(tables["TOPICS"])
+def test_topics_of_a_launch_are_those_of_the_readme() -> None:
     readme = (ROOT / "README.md").read_text()
-    assert all(f"`{topic}`" in readme for topic in tables["TOPICS"].values())
+    assert all(f"`{topic}`" in readme for topic in TOPICS.values())
+    assert all(argument.description.endswith(".") for argument in ARGUMENTS)
 
 
 def parameter(graph: Any, node: str, name: str) -> Any:
@@ -280,6 +272,22 @@ def launch(graph: Any, tmp_path: Path, share: Path) -> Iterator[Any]:
         one.kill()
 
 
+def stand_ins(graph: Any, folder: Path) -> dict[str, Path]:
+    """Programs named ros2 and rviz2 that only write down how they were called; {name: file in which they do}."""
+    calls = {name: folder / f"{name}.calls" for name in ("ros2", "rviz2")}
+    for name, place in (("ros2", folder / "bin"), ("rviz2", folder / "prefix" / "lib" / "rviz2")):
+        place.mkdir(parents=True)
+        program = place / name
+        program.write_text(f'#!/bin/sh\necho "$@" > {calls[name]}.part\nmv {calls[name]}.part {calls[name]}\n')
+        program.chmod(0o755)
+    index = folder / "prefix" / "share" / "ament_index" / "resource_index" / "packages"
+    index.mkdir(parents=True)
+    (index / "rviz2").touch()
+    graph.environment["PATH"] = f"{folder / 'bin'}:{graph.environment['PATH']}"
+    graph.environment["AMENT_PREFIX_PATH"] = f"{folder / 'prefix'}:{os.environ['AMENT_PREFIX_PATH']}"
+    return calls
+
+
 def test_demo_runs_becomes_active_and_ends_cleanly(launch: Any, graph: Any) -> None:
     _, tiny = default_model()
     launched = launch("demo.launch.py", "namespace:=robot1", "seed:=3")
@@ -295,11 +303,11 @@ def test_demo_runs_becomes_active_and_ends_cleanly(launch: Any, graph: Any) -> N
 
 def test_budgeted_questions_to_the_launched_demo_at_ten_hertz(launch: Any, graph: Any, tmp_path: Path) -> None:
     """The answer's figures are those of the asker's clock; how far apart they get is benchmarks/responsiveness.py."""
-    content = yaml.safe_load((ROOT / "config" / "demo.yaml").read_text())
-    content["/**/demo_camera"]["ros__parameters"]["rate"] = 10.0
+    content = yaml.safe_load((ROOT / "config" / "demo_camera.yaml").read_text())
+    content["/**"]["ros__parameters"]["rate"] = 10.0
     parameters = tmp_path / "ten_hertz.yaml"
     parameters.write_text(yaml.safe_dump(content))
-    launched = launch("demo.launch.py", f"params_file:={parameters}")
+    launched = launch("demo.launch.py", f"camera_params_file:={parameters}")
 
     def ask(budget: float) -> tuple[Answer, float]:
         request = AskScene.Request(question="How many chairs are there?", latency_budget_ms=budget)
@@ -323,16 +331,50 @@ def test_budgeted_questions_to_the_launched_demo_at_ten_hertz(launch: Any, graph
     launched.stop()
 
 
-def test_scene_node_alone_with_remaps_and_overrides(launch: Any, graph: Any) -> None:
-    arguments = ("model:=" + str(tiny_checkpoint()), "pose_source:=odometry", "rgb_topic:=/camera/color/image_raw")
-    launched = launch("adatoken3d.launch.py", *arguments)
+def test_the_readme_s_launch_to_the_letter(launch: Any, graph: Any, tmp_path: Path) -> None:
+    """Except for the checkpoint's path; RViz is a stand-in. Started by itself once, the node is left to others then."""
+    calls = stand_ins(graph, tmp_path)
+    (given,) = [given for given in launches() if "model" in given]
+    words = [f"{name}:={value}" for name, value in {**given, "model": str(tiny_checkpoint())}.items()]
+    launched = launch("adatoken3d.launch.py", *words, "pose_source:=pose_topic")
     state = graph_state(graph, "/adatoken3d")
     graph.wait(lambda: state() == "active", "the node is active", timeout=120)
-    assert parameter(graph, "/adatoken3d", "pose.source") == "odometry"
-    publisher = graph.node.create_publisher(Image, "/camera/color/image_raw", 10)
-    graph.wait(publisher.get_subscription_count, "the remapped topic is subscribed to")
+    assert parameter(graph, "/adatoken3d", "scene.max_depth") == 4.0
+    for topic in REALSENSE.values():
+        graph.wait(lambda topic=topic: graph.node.count_subscribers(topic), f"a subscription to {topic}")
+    graph.wait(calls["rviz2"].exists, "RViz is started")
+    assert "-f map" in calls["rviz2"].read_text()
+    for label in ("deactivate", "cleanup", "configure"):
+        assert graph.transition(label), launched.log
+    assert state() == "inactive" and state() == "inactive"
     launched.stop()
-    assert "process has finished cleanly" in launched.log
+    assert "process has finished cleanly" in launched.log and "Traceback" not in launched.log
+
+
+def test_in_a_namespace_with_compressed_images(launch: Any, graph: Any, tmp_path: Path) -> None:
+    """The log's level holds there, RViz is in the scene's frame and shows what comes."""
+    calls = stand_ins(graph, tmp_path)
+    arguments = ["camera:=zed", "transport:=compressed", "namespace:=robot1", "log_level:=error", "scene_frame:=odom"]
+    arguments += [f"model:={tiny_checkpoint()}", "pose_source:=static", "rviz:=true", "base_to_camera:=1 2 3 0 0 0"]
+    launched = launch("adatoken3d.launch.py", *arguments)
+    state = graph_state(graph, "/robot1/adatoken3d")
+    graph.wait(lambda: state() == "active", "the node is active", timeout=120)
+    assert parameter(graph, "/robot1/adatoken3d", "scene.frame_id") == "odom"
+    assert list(parameter(graph, "/robot1/adatoken3d", "pose.base_to_camera")) == [1.0, 2.0, 3.0, 0.0, 0.0, 0.0]
+    image = "/zed/zed_node/rgb/color/rect/image"
+    graph.wait(lambda: graph.node.count_subscribers(f"{image}/compressed"), "the compressed image is subscribed to")
+    assert "[INFO] [robot1.adatoken3d]" not in launched.log and "configured: model" not in launched.log
+    graph.wait(calls["rviz2"].exists, "RViz is started")
+    _, view, _, frame, *rest = calls["rviz2"].read_text().split()
+    assert frame == "odom" and "rgb/image/compressed" in topics_of(yaml.safe_load(Path(view).read_text()))
+    assert f"rgb/image/compressed:={image}/compressed" in rest
+    launched.stop()
+
+
+def test_a_parameter_file_that_is_not_there_ends_the_launch(launch: Any) -> None:
+    launched = launch("adatoken3d.launch.py", "params_file:=/nope.yaml")
+    assert launched.process.wait(timeout=60) != 0
+    assert "the parameter file /nope.yaml is not there" in launched.log and "process started" not in launched.log
 
 
 def test_without_autostart_the_node_waits(launch: Any, graph: Any) -> None:
@@ -344,19 +386,7 @@ def test_without_autostart_the_node_waits(launch: Any, graph: Any) -> None:
 
 
 def test_bag_waits_for_the_node_and_rviz_gets_the_view(launch: Any, graph: Any, tmp_path: Path) -> None:
-    """With programs of the same names that only write down how they were called."""
-    calls = {name: tmp_path / f"{name}.calls" for name in ("ros2", "rviz2")}
-    for name, folder in (("ros2", tmp_path / "bin"), ("rviz2", tmp_path / "prefix" / "lib" / "rviz2")):
-        folder.mkdir(parents=True)
-        program = folder / name
-        program.write_text(f'#!/bin/sh\necho "$@" > {calls[name]}.part\nmv {calls[name]}.part {calls[name]}\n')
-        program.chmod(0o755)
-    index = tmp_path / "prefix" / "share" / "ament_index" / "resource_index" / "packages"
-    index.mkdir(parents=True)
-    (index / "rviz2").touch()
-    graph.environment["PATH"] = f"{tmp_path / 'bin'}:{graph.environment['PATH']}"
-    graph.environment["AMENT_PREFIX_PATH"] = f"{tmp_path / 'prefix'}:{os.environ['AMENT_PREFIX_PATH']}"
-
+    calls = stand_ins(graph, tmp_path)
     arguments = (f"model:={tiny_checkpoint()}", "pose_source:=pose_topic", "bag:=/data/my bag", "rviz:=true")
     launched = launch("adatoken3d.launch.py", *arguments)
     state = graph_state(graph, "/adatoken3d")
@@ -368,6 +398,7 @@ def test_bag_waits_for_the_node_and_rviz_gets_the_view(launch: Any, graph: Any, 
     graph.wait(calls["rviz2"].exists, "RViz is started")
     view = calls["rviz2"].read_text().split()
     assert view[0] == "-d" and view[1].endswith("share/adatoken3d/config/adatoken3d.rviz")
+    assert view[2:4] == ["-f", "map"]
     launched.stop()
 
 

@@ -12,6 +12,9 @@ import pytest
 
 pytest.importorskip("rclpy")
 
+from adatoken3d_ros.ros.signals import SIGNALS
+from adatoken3d_ros.ros.wiring import HELD_BACK
+
 ROOT = Path(__file__).resolve().parents[2]
 # Runs a program and sends it signals at the moment when it begins to import a module.
 STARTER = """
@@ -64,3 +67,20 @@ def ended(program: str, module: str, *numbers: signal.Signals) -> tuple[int, str
 def test_a_signal_during_the_start(program: str, module: str, numbers: tuple[signal.Signals, ...]) -> None:
     status, words = ended(program, module, *numbers)
     assert (status, "Traceback" in words) == (0, False), words
+
+
+@pytest.mark.parametrize("script", ["scripts/adatoken3d_node", "scripts/demo_camera"])
+def test_a_signal_before_python_has_started(script: str) -> None:
+    """The launch files hold signals back until the program has taken them over."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        command = [sys.executable, str(ROOT / script)]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    process.send_signal(signal.SIGINT)
+    words, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and "Traceback" not in words, words
+    held = "import signal; print(sorted(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, []))))"
+    found = subprocess.run([*HELD_BACK.split(), sys.executable, "-c", held], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["[2,", "15]"]
