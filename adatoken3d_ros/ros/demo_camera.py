@@ -25,7 +25,11 @@ from geometry_msgs.msg import Pose, PoseStamped, TransformStamped
 from nav_msgs.msg import Odometry
 from numpy.typing import NDArray
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
-from rclpy.exceptions import InvalidParameterValueException, NotInitializedException
+from rclpy.exceptions import (
+    InvalidParameterTypeException,
+    InvalidParameterValueException,
+    NotInitializedException,
+)
 from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
@@ -34,6 +38,7 @@ from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header, String
 
 from adatoken3d_ros.ros.conversions import fill_camera_info, fill_image, fill_pose
+from adatoken3d_ros.ros.parameters import at_start
 from adatoken3d_ros.ros.signals import StopSignals, leave
 from adatoken3d_ros.ros.suggestions import LATCHED, to_message
 from adatoken3d_ros.scene.frames import PosedFrame
@@ -199,8 +204,8 @@ def main(args: list[str] | None = None) -> int:
                 node.destroy_node()
         except (ExternalShutdownException, NotInitializedException):
             pass
-        except InvalidParameterValueException as error:
-            print(f"demo_camera: {error}", file=sys.stderr)
+        except (InvalidParameterValueException, InvalidParameterTypeException) as error:
+            print(f"demo_camera: {at_start(error)}", file=sys.stderr)
             return 2
         except RuntimeError:
             # A signal ends the context at once: a publish that is under way then fails.

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
+from rclpy.exceptions import ParameterException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
@@ -188,14 +189,22 @@ SPECS: tuple[Spec, ...] = (
     Spec("input.transport", "raw", "Message type of both images: sensor_msgs/Image or CompressedImage.",
          ACTIVATE, choices=("raw", "compressed")),
     Spec("input.rectified", False, "The images are rectified already: P of CameraInfo counts, not K and D.", ACTIVATE),
-    Spec("qos.reliability", "reliable", "Reliability that is asked of image publishers; best_effort matches any, but "
-         "large images get lost with the default transport.", ACTIVATE, choices=("reliable", "best_effort")),
+    Spec("qos.reliability", "auto", "Reliability that is asked of the inputs' publishers; auto: what they offer; "
+         "best_effort matches any, but large images get lost with the default transport.", ACTIVATE,
+         choices=("auto", "reliable", "best_effort")),
     Spec("diagnostics.period", 1.0, "Seconds between two messages on /diagnostics.", ANY_TIME, low=0.05, high=60.0),
     Spec("diagnostics.stale_after", 5.0, "An input that has been silent for this long is an error, half of it a "
          "warning, seconds.", ANY_TIME, low=0.1, high=3600.0),
     Spec("diagnostics.min_rate", 0.0, "Images or clouds a second below which an input is a warning, below half of it "
          "an error; 0: rates are only told.", ANY_TIME, low=0.0, high=1000.0),
 )  # fmt: skip
+
+
+def at_start(error: ParameterException) -> str:
+    """What to say, in one line, of a parameter that cannot be used at the start."""
+    text = str(error)
+    hint = ": a number with a decimal point is wanted" if "INTEGER" in text and "DOUBLE" in text else ""
+    return text + hint
 
 
 class Parameters:

@@ -185,7 +185,13 @@ def test_ends_cleanly(graph: Any, number: signal.Signals) -> None:
 
 @pytest.mark.parametrize(
     ("argument", "message"),
-    [("depth_encoding:=8UC1", "8UC1"), ("rate:=0.0", "rate"), ("width:=5", "width"), ("reliability:=maybe", "maybe")],
+    [
+        ("depth_encoding:=8UC1", "8UC1"),
+        ("rate:=0.0", "rate"),
+        ("rate:=5", "decimal point"),
+        ("width:=5", "width"),
+        ("reliability:=maybe", "maybe"),
+    ],
 )
 def test_bad_parameter_is_one_line(tmp_path: Path, argument: str, message: str) -> None:
     with Processes() as processes:

@@ -155,3 +155,7 @@ def test_a_bad_parameter_at_the_start_ends_with_a_reason(graph: Graph) -> None:
     process = graph.start_node(queue_limit=-3)
     assert process.popen.wait(timeout=60) == 1
     assert "queue_limit" in process.log
+    whole = graph.start_node(scene__max_depth=4)
+    assert whole.popen.wait(timeout=60) == 1
+    (line,) = whole.log.splitlines()
+    assert "scene.max_depth" in line and "decimal point" in line
