@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,9 @@ class InputState:
         waiting: why the newest pair waits for its pose; empty if none waits.
         problem: the last frame or message that could not be used, and why; empty if the last one was good.
         values: counters.
+        names: {input: its topic on the graph}, after remapping.
+        unheard: inputs that nobody publishes.
+        mismatches: publishers that cannot reach the inputs, in words.
     """
 
     active: bool
@@ -109,15 +112,23 @@ class InputState:
     waiting: str = ""
     problem: str = ""
     values: Mapping[str, Any] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
+    unheard: Container[str] = ()
+    mismatches: Sequence[str] = ()
+
+    def name(self, topic: str) -> str:
+        """A topic as it is on the graph; says so if nobody publishes it."""
+        return self.names.get(topic, topic) + (" (nobody publishes it)" if topic in self.unheard else "")
 
     def explain(self) -> str:
         """Why there is no scene yet, in words."""
         if not self.active:
             return "the inputs are not active"
-        missing = [name for name, silent in self.silent.items() if silent is None]
+        found = list(self.mismatches)
+        missing = [self.name(topic) for topic, silent in self.silent.items() if silent is None]
         if missing:
-            return f"nothing has come on {', '.join(missing)}" + (f"; {self.problem}" if self.problem else "")
-        return self.problem or self.waiting or "no frame has been matched, or none was encoded yet"
+            found += [f"nothing has come on {', '.join(missing)}", *filter(None, [self.problem])]
+        return "; ".join(found) or self.problem or self.waiting or "no frame has been matched, or none was encoded yet"
 
 
 def inputs(state: InputState, stale_after: float, min_rate: float = 0.0) -> Report:
@@ -129,6 +140,7 @@ def inputs(state: InputState, stale_after: float, min_rate: float = 0.0) -> Repo
         min_rate: WARN below so many messages a second, ERROR below half of it; 0: rates are only told.
     """
     values = {
+        **{f"topic.{topic}": name for topic, name in state.names.items()},
         **{f"rate_hz.{name}": _figure(rate, 2) for name, rate in state.rate.items()},
         **{f"gap_s.{name}": _figure(gap, 3) for name, gap in state.gap.items()},
         "stamps_apart_ms": _figure(None if state.apart is None else state.apart * 1e3, 1),
@@ -137,16 +149,17 @@ def inputs(state: InputState, stale_after: float, min_rate: float = 0.0) -> Repo
     if not state.active:
         return Report("inputs", OK, "not active", values)
     found: list[tuple[bytes, str]] = []
+    found += [(ERROR, text) for text in state.mismatches]
     if state.problem:
         found.append((ERROR, state.problem))
-    for name, silent in state.silent.items():
-        seconds = state.since_start if silent is None else silent
+    for topic, silent in state.silent.items():
+        seconds, name = state.since_start if silent is None else silent, state.name(topic)
         text = f"{name} has been silent for {seconds:.1f} s" if silent is not None else f"nothing on {name} yet"
         found.append((_by_age(seconds, stale_after), text))
-    for name, rate in state.rate.items():
+    for topic, rate in state.rate.items():
         if rate is not None and rate < min_rate:
             level = ERROR if rate < min_rate / 2 else WARN
-            found.append((level, f"{name} comes {rate:.2f} times a second, less than {min_rate:g}"))
+            found.append((level, f"{state.name(topic)} comes {rate:.2f} times a second, less than {min_rate:g}"))
     if all(silent is not None for silent in state.silent.values()):
         unpaired = state.since_start if state.since_pair is None else state.since_pair
         text = f"the newest stamps are {values['stamps_apart_ms']} ms apart"

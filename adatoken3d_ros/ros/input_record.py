@@ -38,6 +38,7 @@ class InputRecord:
         self._before: Counter[str] = Counter()  # what became of messages that came before the inputs' last start
         self._fates: Counter[str] = Counter()
         self._ages: deque[float] = deque(maxlen=AGES)
+        self._happened: set[str] = set()  # since the inputs' last start
         self._needed: tuple[str, ...] = ()
         self._started = 0.0
         self._paired_at: float | None = None
@@ -54,15 +55,24 @@ class InputRecord:
         """The inputs start; `needed` are the topics that must carry something."""
         self._arrivals.clear()
         self._ages.clear()
+        self._happened.clear()
         self._needed = needed
         self.problem = ""
         self._paired_at = None
         self._started = time.monotonic()
 
-    def received(self, topic: str) -> None:
-        """A message has come."""
+    def first(self, event: str) -> bool:
+        """Whether this is the first event of its kind since the inputs' last start. Any thread."""
+        with self.lock:
+            known = event in self._happened
+            self._happened.add(event)
+            return not known
+
+    def received(self, topic: str) -> bool:
+        """A message has come; returns whether it is the topic's first since the inputs' last start."""
         self.arrived(topic).add(time.monotonic())
         self._counts[topic] += 1
+        return self.first(f"message on {topic}")
 
     def paired(self) -> None:
         """Colour and geometry have matched."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections import Counter, deque
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -16,7 +17,6 @@ from numpy.typing import NDArray
 from rclpy.callback_groups import CallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
-from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 
 from adatoken3d_ros.ros.conversions import ConversionError, stamp_to_ns
@@ -48,11 +48,11 @@ from adatoken3d_ros.ros.poses import (
     pose_from_numbers,
     require_tf2,
 )
-from adatoken3d_ros.ros.qos import override
+from adatoken3d_ros.ros.subscriptions import Subscriptions
 from adatoken3d_ros.scene.frames import PosedFrame
 
 POLL_PERIOD = 0.05  # seconds between two looks for the poses of images that wait
-QUEUE_DEPTH = 10  # messages that the middleware keeps for us while a callback runs
+GRAPH_PERIOD = 0.5  # seconds between two looks at who publishes the inputs
 BASE_TO_CAMERA = "pose.base_to_camera"
 OLD_TIME = "stamps have jumped back since"  # how the error begins of a frame that came before a jump
 STOPPED = "the inputs were stopped after"  # and of one that had not been taken by then
@@ -128,7 +128,8 @@ class Inputs:
         self._pictures = 0
         self.record = InputRecord()
         self._assembler: Assembler | None = None
-        self._entities: list[tuple[Callable[[Any], object], Any]] = []
+        self._timers: list[Any] = []
+        self._subscriptions = Subscriptions(node, group)
 
     @property
     def fates(self) -> Counter[str]:
@@ -180,6 +181,7 @@ class Inputs:
             rectified=settings["input.rectified"],
             on_drop=self._dropped,
             on_refuse=self._dropped,
+            name=self._subscriptions.name,
             clock_ns=self._clock_ns,
         )
         image = CompressedImage if settings["input.transport"] == "compressed" else Image
@@ -194,14 +196,16 @@ class Inputs:
             self._subscribe(PointCloud2 if topic == POINTS else image, topic, self._on_image)
         # Steady, so that waiting images are looked at even while simulated time stands still.
         clock = Clock(clock_type=ClockType.STEADY_TIME)
-        timer = self._node.create_timer(POLL_PERIOD, self._poll, callback_group=self._group, clock=clock)
-        self._entities.append((self._node.destroy_timer, timer))
+        for period, look in ((POLL_PERIOD, self._poll), (GRAPH_PERIOD, self._subscriptions.follow_publishers)):
+            self._timers.append(self._node.create_timer(period, look, callback_group=self._group, clock=clock))
+        self._node.get_logger().info(f"active, waiting for {', '.join(self._subscriptions.names().values())}")
 
     def stop(self) -> None:
         """Unsubscribes; images that still wait are counted as `stopped`. Does nothing when stopped."""
-        for destroy, entity in self._entities:
-            destroy(entity)
-        self._entities.clear()
+        for timer in self._timers:
+            self._node.destroy_timer(timer)
+        self._subscriptions.clear()
+        self._timers.clear()
         if self._assembler is not None:
             self._assembler.stop()
             self.record.ended(self._assembler.counters())
@@ -235,6 +239,8 @@ class Inputs:
                 self._pictures += 1
                 # Under the lock: else a cloud that comes now would be offered first, and replaced by this.
                 self._submit(Offer(partial(self._further, self._more.popleft(), era), self.record.is_well))
+        if kind == "key_frame" and self.record.first(kind):
+            self._node.get_logger().info("the first key frame is in the scene")
         if problem:
             self._node.get_logger().warning(f"frame not used: {problem}", throttle_duration_sec=5.0)
 
@@ -243,7 +249,13 @@ class Inputs:
 
     def state(self) -> InputState:
         """What diagnostics should know."""
-        return self.record.state(self._assembler, {"time_jumps": self._jumps, "pictures.further": self._pictures})
+        state = self.record.state(self._assembler, {"time_jumps": self._jumps, "pictures.further": self._pictures})
+        return replace(
+            state,
+            names=self._subscriptions.names(),
+            unheard=self._subscriptions.unheard(),
+            mismatches=self._subscriptions.mismatches(),
+        )
 
     def explain(self) -> str:
         """Why there is no scene yet, in words."""
@@ -261,19 +273,12 @@ class Inputs:
         )
 
     def _subscribe(self, kind: Any, topic: str, callback: Callable[[str, Any], None]) -> None:
-        reliable = self._parameters["qos.reliability"] == "reliable"
-        profile = QoSProfile(
-            depth=QUEUE_DEPTH,
-            reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
-        )
-        override(self._node, topic, profile)
-
         def received(message: Any) -> None:
-            self.record.received(topic)
+            if self.record.received(topic):
+                self._node.get_logger().info(f"the first message has come on {self._subscriptions.name(topic)}")
             callback(topic, message)
 
-        subscription = self._node.create_subscription(kind, topic, received, profile, callback_group=self._group)
-        self._entities.append((self._node.destroy_subscription, subscription))
+        self._subscriptions.add(kind, topic, received, self._parameters["qos.reliability"])
 
     def _on_image(self, topic: str, message: Any) -> None:
         if self._assembler is None:
@@ -302,7 +307,7 @@ class Inputs:
             self._assembler.poses.add(message)
         except ValueError as error:
             self.record.bad_poses += 1
-            self._dropped("bad_pose", f"{topic}: {error}")
+            self._dropped("bad_pose", f"{self._subscriptions.name(topic)}: {error}")
         self._poll()
 
     def _poll(self) -> None:
@@ -312,6 +317,10 @@ class Inputs:
     def _hand_over(self, frames: list[LazyFrame]) -> None:
         now_ns = self._node.get_clock().now().nanoseconds if frames else 0
         for frame in frames:
+            if self.record.first("pose"):
+                where = ", ".join(f"{value:.2f}" for value in frame.T_world_camera[:3, 3])
+                source, scene_frame = self._parameters["pose.source"], self._parameters["scene.frame_id"]
+                self._node.get_logger().info(f"the first pose is there ({source}): at {where} m in {scene_frame!r}")
             if now_ns:  # simulated time has begun, or it is real time
                 self.record.accepted((now_ns - frame.stamp_ns) / 1e6)
             with self.record.lock:

@@ -41,7 +41,7 @@ from adatoken3d_ros.ros import diagnostics
 from adatoken3d_ros.ros.awaiting import beside, completed
 from adatoken3d_ros.ros.inputs import Inputs, Offer
 from adatoken3d_ros.ros.logs import ForwardedLog
-from adatoken3d_ros.ros.parameters import Parameters
+from adatoken3d_ros.ros.parameters import Parameters, at_start
 from adatoken3d_ros.ros.publishers import Publishers, SceneView
 from adatoken3d_ros.ros.questions import Questions
 from adatoken3d_ros.ros.scene_services import SceneServices
@@ -96,6 +96,12 @@ class SceneNode(LifecycleNodeMixin, Node):
         self._diagnostics_timer = self.create_timer(
             self.parameters["diagnostics.period"], self._diagnose, clock=steady, callback_group=self._group
         )
+        if not self.parameters["autostart"]:
+            name = self.get_fully_qualified_name()
+            self.get_logger().info(
+                f"unconfigured, waiting for a launch file, or for 'ros2 lifecycle set {name} configure' and 'activate' "
+                "(with '-p autostart:=true' it does both by itself)"
+            )
         self._forwarded_log = ForwardedLog(self)
         logging.getLogger("adatoken3d_ros").addHandler(self._forwarded_log)
 
@@ -193,6 +199,8 @@ class SceneNode(LifecycleNodeMixin, Node):
             from adatoken3d_ros.engine.worker import Worker
 
             settings = ModelSettings.from_parameters(self.parameters)
+            path = self.parameters["model.path"] or "in the package"
+            self.get_logger().info(f"loading the model {path}: seconds to minutes, the progress is on /diagnostics")
             self.load_problem = ""
             self._loading_since = time.monotonic()
             self._loading = diagnostics.Loading(0.0)
@@ -372,7 +380,7 @@ def _run(stopped: Future) -> int:
     try:
         node = SceneNode()
     except (InvalidParameterValueException, InvalidParameterTypeException) as error:
-        print(f"adatoken3d: {error}", file=sys.stderr)
+        print(f"adatoken3d: {at_start(error)}", file=sys.stderr)
         return 1
     executor.add_node(node)
     if node.parameters["autostart"]:

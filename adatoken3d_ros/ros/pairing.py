@@ -107,6 +107,7 @@ class Pairer:
             of it is dropped as `future_stamp`, and so is one that leaps ahead of the clock and of its own stream by
             more than JUMP_BACK_NS, unless the one before it did so, too: one wild stamp would otherwise make all later
             ones look as if time had jumped back.
+        name: what people call a stream: its topic on the graph.
 
     Attributes:
         refused: (reason, text with the stamp) of the last message if it was dropped by itself, else None.
@@ -118,6 +119,7 @@ class Pairer:
         capacity: int = 30,
         streams: tuple[str, ...] = (RGB, DEPTH),
         clock_ns: Callable[[], float] = lambda: math.inf,
+        name: Callable[[str], str] = str,
     ) -> None:
         self.slop_ns = slop_ns
         self.capacity = capacity
@@ -127,6 +129,7 @@ class Pairer:
         self.jumps = 0
         self.refused: tuple[str, str] | None = None
         self._clock_ns = clock_ns
+        self._name = name
         self._ahead = dict.fromkeys(streams, -math.inf)  # of the clock, by the last stamp that was believed
         self._leapt = dict.fromkeys(streams, False)
         self._old = dict.fromkeys(streams, 0)  # newest stamp of a stream that has not jumped back yet as the other has
@@ -149,7 +152,11 @@ class Pairer:
             self._refuse(stream, *bad)
             return None
         if self._is_old(stream, stamp_ns, self.newest[other]):
-            self._refuse(stream, "time_jump", f"the stamp {stamp_ns / 1e9:.6f} s is of before {other} has jumped back")
+            self._refuse(
+                stream,
+                "time_jump",
+                f"the stamp {stamp_ns / 1e9:.6f} s is of before {self._name(other)} has jumped back",
+            )
             return None
         self._ahead[stream], self._old[stream] = stamp_ns - clock_ns, 0
         if stamp_ns < self.newest[stream] - JUMP_BACK_NS:
@@ -201,7 +208,7 @@ class Pairer:
 
     def _refuse(self, stream: str, reason: str, text: str) -> None:
         self.counts[stream].dropped[reason] += 1
-        self.refused = reason, f"{stream}: {text}"
+        self.refused = reason, f"{self._name(stream)}: {text}"
 
     def _take(self, stream: str, stamp_ns: int) -> None:
         older = [item for item in self._pending[stream] if item[0] < stamp_ns]
@@ -248,6 +255,7 @@ class LazyFrame:
         T_world_camera: (4, 4) pose of the camera of the picture, or of the cloud that is alone.
         T_camera_depth: (4, 4) from the frame of the depth image or cloud to the colour camera's; None: the same frame.
         is_map: the cloud is in the scene frame, so that there is no place from which it was taken.
+        depth_info_name: where depth's CameraInfo is expected, for people.
     """
 
     source: str
@@ -258,6 +266,7 @@ class LazyFrame:
     T_camera_depth: NDArray[np.float64] | None
     rectified: bool
     is_map: bool = False
+    depth_info_name: str = DEPTH_INFO
 
     @property
     def stamp_ns(self) -> int:
@@ -334,8 +343,8 @@ class LazyFrame:
             check_size("depth", shape, own)
             return own
         if self.T_camera_depth is not None:
-            raise self._frames_differ(f"to register it, its CameraInfo is needed on {DEPTH_INFO}")
-        return _resized(camera, shape)
+            raise self._frames_differ(f"to register it, its CameraInfo is needed on {self.depth_info_name}")
+        return _resized(camera, shape, self.depth_info_name)
 
     def _depth_of_image(self, camera: Camera) -> NDArray[np.float32]:
         """Registered depth as it is, other depth registered, both without distortion."""
@@ -356,14 +365,14 @@ def _same_camera(a: Camera, b: Camera) -> bool:
     return (a.width, a.height) == (b.width, b.height) and float(np.abs(a.K - b.K).max()) <= REGISTERED_PIXELS
 
 
-def _resized(camera: Camera, shape: tuple[int, ...]) -> Camera:
+def _resized(camera: Camera, shape: tuple[int, ...], info_name: str) -> Camera:
     """The camera of an image (H, W) of the same view in another size. Raises ConversionError for another shape."""
     height, width = shape
     scale = width / camera.width, height / camera.height
     if abs(scale[0] / scale[1] - 1) > SAME_SHAPE:
         raise ConversionError(
             f"the depth image is {width}x{height} but the colour image is {camera.width}x{camera.height}: depth must "
-            f"be registered to colour, or its CameraInfo come on {DEPTH_INFO}"
+            f"be registered to colour, or its CameraInfo come on {info_name}"
         )
     return replace(camera, K=scaled_intrinsics(camera.K, *scale), width=width, height=height)
 
@@ -386,7 +395,7 @@ class Assembler:
         on_drop: told (reason, text with the offending value) of every pair that is dropped.
         on_refuse: told the same of every message that is dropped by itself for its stamp.
         on_time_jump: called when stamps have jumped back, before any frame of the new time.
-        clock_ns: see Pairer.
+        clock_ns, name: see Pairer.
     """
 
     def __init__(
@@ -403,10 +412,12 @@ class Assembler:
         on_refuse: Callable[[str, str], None] | None = None,
         on_time_jump: Callable[[], None] | None = None,
         clock_ns: Callable[[], float] = lambda: math.inf,
+        name: Callable[[str], str] = str,
     ) -> None:
         self.poses = poses
         self.source = source
-        self.pairer = Pairer(slop_ns, capacity, STREAMS[source], clock_ns)
+        self.pairer = Pairer(slop_ns, capacity, STREAMS[source], clock_ns, name)
+        self._name = name
         self.timeout_ns = timeout_ns
         self.rectified = rectified
         self.capacity = capacity
@@ -511,7 +522,8 @@ class Assembler:
             needed.append(RGB_INFO)
         if self.source == RGBD and self._moved(pair):
             needed.append(DEPTH_INFO)
-        return next((f"images have come, but no CameraInfo on {name}" for name in needed if name not in self._info), "")
+        missing = [self._name(info) for info in needed if info not in self._info]
+        return f"images have come, but no CameraInfo on {missing[0]}" if missing else ""
 
     def _moved(self, pair: Pair) -> bool:
         """Whether depth is in another frame than colour, and it is known how to find the way."""
@@ -536,7 +548,8 @@ class Assembler:
             T = self.poses.lookup(pair.rgb_ns, rgb_frame, final=final)
             T_camera_depth = np.linalg.inv(T) @ self.poses.lookup(pair.depth_ns, depth_frame, final=final)
         info, depth_info = self._info.get(RGB_INFO), self._info.get(DEPTH_INFO)
-        return LazyFrame(self.source, pair, info, depth_info, T, T_camera_depth, self.rectified, is_map)
+        own = (self.source, pair, info, depth_info, T, T_camera_depth, self.rectified, is_map)
+        return LazyFrame(*own, depth_info_name=self._name(DEPTH_INFO))
 
     def _drop_waiting(self, reason: str, text: str) -> None:
         for _ in self._waiting:

@@ -1,21 +1,76 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Quality of service that can be overridden by parameters, as ROS 2 names them."""
+"""Quality of service: what is asked for, what publishers offer, and whether the two go together."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
 from typing import Any
 
 from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.node import Node
-from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 
+RELIABILITY = {"reliable": ReliabilityPolicy.RELIABLE, "best_effort": ReliabilityPolicy.BEST_EFFORT}
+DURABILITY = {"volatile": DurabilityPolicy.VOLATILE, "transient_local": DurabilityPolicy.TRANSIENT_LOCAL}
+AUTO = "auto"
 # What a value may be, by policy. A depth of 0 would let the middleware choose.
-POLICIES: dict[str, dict[str, Enum] | None] = {
+POLICIES: dict[str, Mapping[str, Enum] | None] = {
     "history": {"keep_last": HistoryPolicy.KEEP_LAST, "keep_all": HistoryPolicy.KEEP_ALL},
     "depth": None,
-    "reliability": {"reliable": ReliabilityPolicy.RELIABLE, "best_effort": ReliabilityPolicy.BEST_EFFORT},
+    "reliability": RELIABILITY,
 }
+
+
+def requested(node: Node, topic: str, reliability: str, depth: int) -> QoSProfile:
+    """The profile of a subscription.
+
+    Args:
+        topic: as the node names it.
+        reliability: `reliable`, `best_effort`, or `auto`: reliable unless some publisher of the topic is not. A
+            reliable subscription gets nothing from a best-effort publisher, a best-effort one loses large images.
+        depth: messages that are kept.
+
+    Raises ValueError as `override`.
+    """
+    if reliability == AUTO:
+        offered = [info.qos_profile.reliability for info in node.get_publishers_info_by_topic(topic)]
+        reliability = "best_effort" if RELIABILITY["best_effort"] in offered else "reliable"
+    return override(node, topic, QoSProfile(depth=depth, reliability=RELIABILITY[reliability]))
+
+
+def mismatches(node: Node, topic: str, kind: str, profile: QoSProfile) -> list[str]:
+    """What keeps publishers of a topic from reaching the subscription, in words, with both sides' values.
+
+    Args:
+        topic: as the node names it. kind: its type, such as sensor_msgs/msg/Image. profile: the subscription's.
+    """
+    found = []
+    for info in node.get_publishers_info_by_topic(topic):
+        offered = info.qos_profile
+        who = f"{node.resolve_topic_name(topic)}: {info.node_namespace.rstrip('/')}/{info.node_name}"
+        if info.topic_type != kind:
+            found.append(f"{who} publishes {info.topic_type}, and {kind} is asked for")
+        elif (
+            offered.reliability == ReliabilityPolicy.BEST_EFFORT
+            and profile.reliability == ReliabilityPolicy.RELIABLE
+            or offered.durability == DurabilityPolicy.VOLATILE
+            and profile.durability == DurabilityPolicy.TRANSIENT_LOCAL
+        ):
+            found.append(
+                f"{who} offers {in_words(offered)}, and {in_words(profile)} is asked for, which do not go together: "
+                "set qos.reliability to auto or best_effort"
+            )
+    return sorted(set(found))
+
+
+def in_words(profile: QoSProfile) -> str:
+    """Reliability and durability, such as 'best_effort, volatile'."""
+    return f"{_name(RELIABILITY, profile.reliability)}, {_name(DURABILITY, profile.durability)}"
+
+
+def _name(policies: Mapping[str, Enum], value: Any) -> str:
+    return next((name for name, policy in policies.items() if policy == value), str(value))
 
 
 def override(node: Node, topic: str, profile: QoSProfile) -> QoSProfile:
@@ -44,7 +99,7 @@ def override(node: Node, topic: str, profile: QoSProfile) -> QoSProfile:
     return profile
 
 
-def _checked(name: str, value: Any, choices: dict[str, Enum] | None) -> Any:
+def _checked(name: str, value: Any, choices: Mapping[str, Enum] | None) -> Any:
     if choices is None:
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a number of messages, at least 1, got {value!r}")

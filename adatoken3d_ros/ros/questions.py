@@ -170,6 +170,8 @@ class Questions:
             self.open -= 1
         if answer.status == Status.NO_SCENE:
             answer = replace(answer, status_message=f"{answer.status_message}; {self._node.inputs.explain()}")
+        if answer.status in (Status.OK, Status.TRUNCATED) and self._node.inputs.record.first("answer"):
+            self._node.get_logger().info(f"the first answer is given, after {answer.times.total:.0f} ms")
         return self._publish(answer)
 
     async def _ask_worker(

@@ -41,6 +41,13 @@ class FakeNode:
         self.subscriptions[topic] = callback
         return topic
 
+    def get_publishers_info_by_topic(self, topic: str) -> list[Any]:
+        """Nobody but the test."""
+        return []
+
+    def count_publishers(self, topic: str) -> int:
+        return 1
+
     def destroy_subscription(self, topic: str) -> None:
         del self.subscriptions[topic]
 

@@ -33,7 +33,7 @@ NEXT = {
 ANSWERS = {
     "unconfigured": (Status.ERROR, "unconfigured, not active"),
     "inactive": (Status.ERROR, "inactive, not active"),
-    "active": (Status.NO_SCENE, "nothing has come on rgb/image"),
+    "active": (Status.NO_SCENE, "nothing has come on /rgb/image"),
     "finalized": (Status.ERROR, "finalized, not active"),
 }
 

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ ROOT = Path(__file__).resolve().parents[2]
 DEADLINE = 60.0  # seconds; long, for slow machines: no test waits this long unless something is wrong
 STOP_SECONDS = 10.0  # the watchdogs' one to two, on a machine that has other work as well; less than a hang takes
 _NEXT = itertools.count(os.getpid())
+OWN_TOPICS = {"rgb": "/rgb/image", "depth": "/depth/image", "rgb_info": "/rgb/camera_info",
+              "depth_info": "/depth/camera_info", "pose": "/pose"}  # fmt: skip
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
@@ -204,16 +206,32 @@ class Graph:
 
 
 class Camera:
-    """Publishes RGB-D frames with calibration and pose, each under one stamp."""
+    """Publishes RGB-D frames with calibration and pose, each under one stamp.
 
-    def __init__(self, graph: Graph, *, qos: int = 10) -> None:
+    Args:
+        qos: of all publishers.
+        topics: {what: topic} where they differ from the node's own names.
+        frame: of images and calibrations.
+    """
+
+    frame = "camera"
+
+    def __init__(
+        self,
+        graph: Graph,
+        *,
+        qos: int | QoSProfile = 10,
+        topics: Mapping[str, str] | None = None,
+        frame: str = "camera",
+    ) -> None:
         self._graph = graph
-        create = graph.node.create_publisher
-        self.rgb = create(Image, "/rgb/image", qos)
-        self.depth = create(Image, "/depth/image", qos)
-        self.rgb_info = create(CameraInfo, "/rgb/camera_info", qos)
-        self.depth_info = create(CameraInfo, "/depth/camera_info", qos)
-        self.pose = create(PoseStamped, "/pose", qos)
+        self.frame = frame
+        create, name = graph.node.create_publisher, {**OWN_TOPICS, **(topics or {})}
+        self.rgb = create(Image, name["rgb"], qos)
+        self.depth = create(Image, name["depth"], qos)
+        self.rgb_info = create(CameraInfo, name["rgb_info"], qos)
+        self.depth_info = create(CameraInfo, name["depth_info"], qos)
+        self.pose = create(PoseStamped, name["pose"], qos)
 
     def matched(self) -> bool:
         publishers = (self.rgb, self.depth, self.rgb_info, self.depth_info, self.pose)
@@ -232,7 +250,7 @@ class Camera:
         fill_pose(found["pose"].pose, T)
         for name, message in found.items():
             ns_to_stamp(message.header.stamp, stamp_ns)
-            message.header.frame_id = "map" if name == "pose" else "camera"
+            message.header.frame_id = "map" if name == "pose" else self.frame
         return found
 
     def send(self, messages: dict[str, Any]) -> None:

@@ -22,6 +22,17 @@ def state(**changes: object) -> d.InputState:
         ({"silent": {"rgb/image": None}, "since_start": 0.5}, d.OK, "waiting for the first frame"),
         ({"silent": {"rgb/image": None}, "since_start": 3.0}, d.WARN, "nothing on rgb/image yet"),
         ({"silent": {"rgb/image": None}, "since_start": 5.0}, d.ERROR, "nothing on rgb/image yet"),
+        (
+            {"silent": {"rgb/image": None}, "since_start": 5.0, "names": {"rgb/image": "/cam/image"}},
+            d.ERROR,
+            "nothing on /cam/image yet",
+        ),
+        (
+            {"silent": {"rgb/image": None}, "since_start": 5.0, "unheard": {"rgb/image"}},
+            d.ERROR,
+            r"nothing on rgb/image \(nobody publishes it\) yet",
+        ),
+        ({"mismatches": ["/cam/image: they do not go together"]}, d.ERROR, "/cam/image: they do not go together"),
         ({"silent": {"rgb/image": 2.6}}, d.WARN, "rgb/image has been silent for 2.6 s"),
         ({"silent": {"rgb/image": 9.0}}, d.ERROR, "rgb/image has been silent for 9.0 s"),
         ({"since_pair": 6.0, "apart": 0.25}, d.ERROR, "no synchronised pair for 6.0 s.*250.0 ms apart"),
@@ -40,6 +51,19 @@ def test_inputs(changes: dict[str, object], level: bytes, text: str) -> None:
     report = d.inputs(state(**changes), stale_after=5.0, min_rate=8.0)
     assert report.level == level
     assert re.search(text, report.message)
+
+
+def test_why_there_is_no_scene() -> None:
+    names = {"rgb/image": "/cam/image"}
+    silent = {"rgb/image": None, "depth/image": 0.1}
+    assert state(silent=silent, names=names).explain() == "nothing has come on /cam/image"
+    unheard = state(silent=silent, names=names, unheard={"rgb/image"}, mismatches=["these do not go together"])
+    assert unheard.explain() == "these do not go together; nothing has come on /cam/image (nobody publishes it)"
+    assert state(silent=silent, problem="bad size").explain() == "nothing has come on rgb/image; bad size"
+    assert state(problem="bad size").explain() == "bad size"
+    assert state(waiting="no pose yet").explain() == "no pose yet"
+    assert "no frame has been matched" in state().explain()
+    assert state(active=False).explain() == "the inputs are not active"
 
 
 def test_inputs_have_no_figures_before_the_first_message() -> None:

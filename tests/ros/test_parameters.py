@@ -270,7 +270,7 @@ def listen(live: Live) -> dict[str, Any]:
 
 def camera_messages(stamp_ns: int, rgb: Any, depth: Any, K: Any, T: Any) -> dict[str, Any]:
     """{topic: message} of one frame."""
-    found = Camera.messages(None, stamp_ns, rgb, depth, K, T)  # type: ignore[arg-type]  # needs nothing of a camera
+    found = Camera.messages(Camera, stamp_ns, rgb, depth, K, T)  # type: ignore[arg-type]  # needs no publishers
     for info in (found["rgb_info"], found["depth_info"]):
         info.p[0] = 60.0  # K says 50
     topics = {"pose": "/pose", "rgb_info": "/rgb/camera_info", "depth_info": "/depth/camera_info"}
