@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import json
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from adatoken3d_ros.files import UnusableFile, open_regular, parse_json, read_file
 from adatoken3d_ros.scene.frames import FrameError, PosedFrame, check_intrinsics, check_rigid
+from adatoken3d_ros.text import described, quoted, shown
 
 MAX_SIDE = 8192  # pixels; a larger image is refused before it is decoded
+MAX_TEXT, MAX_TIMES = 2**16, 2**24  # bytes of intrinsics.json or a pose, and of times.txt
 _FRAME_PERIOD_NS = 100_000_000  # of folders without times.txt: 10 Hz
 
 
@@ -77,15 +80,17 @@ def read_intrinsics(path: Path) -> FolderIntrinsics:
         FolderError: for a key that is missing or a value that is not usable.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(read_file(path, MAX_TEXT))
         width, height = int(content["width"]), int(content["height"])
         fx, fy, cx, cy = (float(content[name]) for name in ("fx", "fy", "cx", "cy"))
         depth_scale = float(content.get("depth_scale", 1000.0))
         distortion = np.array(content.get("distortion", [0.0] * 5), dtype=np.float64)
     except KeyError as error:
         raise FolderError(f"{path} lacks {error}") from error
-    except (ValueError, TypeError, AttributeError) as error:
-        raise FolderError(f"{path} is not valid: {error}") from error
+    except UnusableFile as error:
+        raise FolderError(str(error)) from error
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise FolderError(f"{path} is not valid: {shown(error, 300)}") from error
     K = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
     try:
         check_intrinsics(K)
@@ -123,7 +128,7 @@ def _frames(folder: Path, colors: list[Path], stamps: list[int], intrinsics: Fol
 def _read_image(path: Path, intrinsics: FolderIntrinsics, modes: tuple[str, ...]) -> Image.Image:
     """A decoded image of the size that the intrinsics say, in one of Pillow's `modes`."""
     try:
-        with Image.open(path) as image:
+        with open_regular(path) as file, Image.open(file, formats=("PNG", "JPEG")) as image:
             if image.size != (intrinsics.width, intrinsics.height):
                 raise FolderError(
                     f"{path} has {image.width}x{image.height} pixels, "
@@ -133,18 +138,28 @@ def _read_image(path: Path, intrinsics: FolderIntrinsics, modes: tuple[str, ...]
                 raise FolderError(f"{path} has pixels of kind {image.mode}, expected one of {', '.join(modes)}")
             image.load()
             return image
+    except FolderError:
+        raise
+    except UnusableFile as error:
+        raise FolderError(str(error)) from error
     except UnidentifiedImageError as error:
         raise FolderError(f"{path} is not an image") from error
-    except (SyntaxError, Image.DecompressionBombError) as error:
-        raise FolderError(f"{path} cannot be decoded: {error}") from error
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise FolderError(f"{path} cannot be decoded: {shown(error, 300)}") from error
+    except Exception as error:  # whatever damaged bytes lead the decoders to raise
+        raise FolderError(f"{path} cannot be decoded: {described(error, 300)}") from error
 
 
 def _read_pose(path: Path) -> NDArray[np.float64]:
     try:
-        T = np.loadtxt(path, dtype=np.float64, ndmin=2)
+        T = np.loadtxt(io.StringIO(read_file(path, MAX_TEXT).decode()), dtype=np.float64, ndmin=2)
         check_rigid(T)
+    except UnusableFile as error:
+        raise FolderError(str(error)) from error
     except ValueError as error:
-        raise FolderError(f"{path}: {error}") from error
+        raise FolderError(f"{path}: {shown(error, 500)}") from error
     return T
 
 
@@ -152,13 +167,18 @@ def _read_stamps(path: Path, n: int) -> list[int]:
     """Nanoseconds of n frames; decimal seconds are not passed through a float, which would round them."""
     if not path.exists():
         return [index * _FRAME_PERIOD_NS for index in range(n)]
-    lines = path.read_text(encoding="utf-8").split()
+    try:
+        lines = read_file(path, MAX_TIMES).decode().split()
+    except UnusableFile as error:
+        raise FolderError(str(error)) from error
+    except UnicodeDecodeError as error:
+        raise FolderError(f"{path} is no text: {error}") from error
     if len(lines) != n:
         raise FolderError(f"{path} has {len(lines)} times for {n} frames")
     stamps = []
     for line in lines:
         whole, _, fraction = line.partition(".")
-        if not (whole.isdecimal() and (fraction == "" or fraction.isdecimal())):
-            raise FolderError(f"{path}: {line!r} is not a time in decimal seconds")
+        if not (whole.isdecimal() and len(whole) <= 10 and (fraction == "" or fraction.isdecimal())):
+            raise FolderError(f"{path}: {quoted(line)} is not a time in decimal seconds")
         stamps.append(int(whole) * 10**9 + int(fraction[:9].ljust(9, "0")))
     return stamps

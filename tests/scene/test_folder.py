@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import contextlib
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -123,6 +125,50 @@ def test_a_truncated_image_is_an_error(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises((OSError, FolderError)):
         list(read_folder(folder))
+
+
+@pytest.mark.parametrize("name", ["intrinsics.json", "times.txt", "pose/001.txt", "color/001.png", "depth/001.png"])
+def test_any_bytes_give_frames_or_the_documented_error(folder: Path, name: str) -> None:
+    (folder / "times.txt").write_text("1.5\n2.5\n3.5\n")
+    content, choose = (folder / name).read_bytes(), random.Random(0)
+    for _ in range(100):
+        damaged = bytearray(content)
+        for _ in range(choose.randrange(1, 5)):
+            damaged[choose.randrange(len(damaged))] = choose.randrange(256)
+        (folder / name).write_bytes(damaged[: choose.randrange(len(damaged)) if choose.random() < 0.2 else None])
+        with contextlib.suppress(FolderError):
+            list(read_folder(folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("intrinsics.json", json.dumps({**INTRINSICS, "width": 1e999})),
+        ("intrinsics.json", "[" * 100_000),
+        ("intrinsics.json", '{"a": "' + "x" * 2**17 + '"}'),
+        ("times.txt", "9" * 5000 + "\n2\n3\n"),
+        ("times.txt", "99999999999\n2\n3\n"),
+        ("pose/001.txt", "1 " * 2**16),
+    ],
+    ids=["infinite", "nested", "large", "digits", "far", "long"],
+)
+def test_numbers_and_texts_without_end_are_refused(folder: Path, name: str, text: str) -> None:
+    (folder / name).write_text(text)
+    with pytest.raises(FolderError, match=name) as caught:
+        list(read_folder(folder))
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_device_in_place_of_a_file_is_refused_and_not_read(folder: Path) -> None:
+    for name in ("intrinsics.json", "times.txt"):
+        before = (folder / name).read_bytes() if (folder / name).exists() else None
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to("/dev/zero")
+        with pytest.raises(FolderError, match=f"{name} is no regular file"):
+            list(read_folder(folder))
+        (folder / name).unlink()
+        if before is not None:
+            (folder / name).write_bytes(before)
 
 
 def test_bad_arguments_are_refused_at_the_call(folder: Path) -> None:
