@@ -44,7 +44,7 @@ from adatoken3d_ros.ros.logs import ForwardedLog
 from adatoken3d_ros.ros.parameters import Parameters, at_start
 from adatoken3d_ros.ros.publishers import Publishers, SceneView
 from adatoken3d_ros.ros.questions import Questions
-from adatoken3d_ros.ros.scene_services import SceneServices
+from adatoken3d_ros.ros.scene_services import DIRECTORY, FILE, SceneServices, inside
 from adatoken3d_ros.ros.signals import StopSignals, leave
 
 if TYPE_CHECKING:
@@ -84,7 +84,8 @@ class SceneNode(LifecycleNodeMixin, Node):
         self.load_problem = ""
         self.strategy = ""
 
-        self.parameters = Parameters(self, lambda: self.lifecycle_state, {"strategy": self._check_strategy})
+        checks = {"strategy": self._check_strategy, FILE: self._check_file}
+        self.parameters = Parameters(self, lambda: self.lifecycle_state, checks)
         self.outputs = Publishers(self)
         self.inputs = Inputs(self, self.parameters, self._take_frame, self._group, self._clear_scene)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
@@ -256,6 +257,11 @@ class SceneNode(LifecycleNodeMixin, Node):
         """Raises ValueError for a strategy that the loaded model cannot use; without a model all may be set."""
         if self._model_id:
             make_strategy(name, self.layers, self.model_hash, self.fitted)
+
+    def _check_file(self, path: str) -> None:
+        """Raises ValueError for a scene file that is not in scene.directory, which is declared before it."""
+        if path:
+            inside(self.get_parameter(DIRECTORY).value, path)
 
     # --- frames and the scene -----------------------------------------------------------------------------------------
 

@@ -133,6 +133,8 @@ SPECS: tuple[Spec, ...] = (
     Spec("click_question", "What is this?", "Question that is asked about a point on clicked_point.", ANY_TIME,
          check=_not_blank),
     Spec("scene.frame_id", "map", "Frame of the scene: gravity-aligned, z up.", CONFIGURE, check=_not_blank),
+    Spec("scene.directory", "", "Directory that scene.file must lie in, an absolute path; empty: adatoken3d in "
+         "$ROS_HOME or ~/.ros.", START, check=local_file),
     Spec("scene.file", "", "File of the services save_scene and load_scene, an absolute path.", ANY_TIME,
          check=local_file),
     Spec("scene.max_views", 20, "Key frames that are kept; beyond it, the one goes that is missed least: that alone "

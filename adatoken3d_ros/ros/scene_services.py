@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,13 +16,31 @@ from adatoken3d_ros.ros.awaiting import completed
 if TYPE_CHECKING:
     from adatoken3d_ros.ros.node import SceneNode
 
-FILE = "scene.file"
+FILE, DIRECTORY = "scene.file", "scene.directory"
 
 
 def local_file(value: str) -> None:
     """Raises ValueError unless `value` is empty or the absolute path of a file of this machine."""
     if "://" in value or "\0" in value or (value and not Path(value).is_absolute()):
         raise ValueError(f"must be an absolute path on this machine, got {value!r}")
+
+
+def scene_directory(value: str) -> Path:
+    """The directory that `value` names; where it is empty, adatoken3d in ROS's own folder."""
+    return Path(value) if value else Path(os.environ.get("ROS_HOME") or Path.home() / ".ros") / "adatoken3d"
+
+
+def inside(directory: str, value: str) -> Path:
+    """The file that `value` names, links followed.
+
+    Raises:
+        ValueError: unless it lies in the scene's directory.
+    """
+    base = Path(os.path.realpath(scene_directory(directory)))
+    path = Path(os.path.realpath(value))
+    if base not in path.parents:
+        raise ValueError(f"must lie in {DIRECTORY}, {base}, got {value!r}")
+    return path
 
 
 class SceneServices:
@@ -56,7 +75,9 @@ class SceneServices:
         path, frame_id = self._node.parameters[FILE], self._node.parameters["scene.frame_id"]
 
         def save(session: Any) -> str:
-            session.save(path, frame_id)
+            file = self._file(path)
+            scene_directory(self._node.parameters[DIRECTORY]).mkdir(parents=True, exist_ok=True)
+            session.save(file, frame_id)
             self._node.show_scene(session)
             return f"{len(session.poses)} views are in {path}"
 
@@ -66,12 +87,16 @@ class SceneServices:
         path, frame_id = self._node.parameters[FILE], self._node.parameters["scene.frame_id"]
 
         def load(session: Any) -> str:
-            views = session.load(path, frame_id)
+            views = session.load(self._file(path), frame_id)
             self._node.outputs.forget_answer(frame_id)
             self._node.show_scene(session)
             return f"{views} views came from {path}"
 
         return await self._with_file(path, response, load)
+
+    def _file(self, path: str) -> Path:
+        """Looked at anew each time: since it was set, a link may have come to lead elsewhere."""
+        return inside(self._node.parameters[DIRECTORY], path)
 
     async def _with_file(self, path: str, response: Trigger.Response, work: Callable[[Any], str]) -> Trigger.Response:
         if not path:

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -186,6 +187,7 @@ class Graph:
     def start_node(self, model: Path | str = "", **parameters: Any) -> Process:
         """The scene node; `pose__source="static"` gives the parameter pose.source."""
         given = {"model__path": str(model), "pose__source": "pose_topic", "max_new_tokens": 8, **parameters}
+        given = {"scene__directory": tempfile.gettempdir(), **given}  # where pytest's own folders are
         arguments = ["--ros-args"]
         for name, value in ((name.replace("__", "."), value) for name, value in given.items()):
             if value != "":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -42,6 +43,7 @@ from adatoken3d_ros.ros.demo_camera import DemoCamera
 from adatoken3d_ros.ros.inputs import Inputs
 from adatoken3d_ros.ros.node import SceneNode
 from adatoken3d_ros.ros.parameters import ACTIVATE, ANY_TIME, CONFIGURE, SPECS, START
+from adatoken3d_ros.ros.scene_services import inside
 from adatoken3d_ros.scene.frames import PosedFrame
 
 STAMP = 1_700_000_000_000_000_000
@@ -71,7 +73,7 @@ def ros(tiny_model: Path) -> Iterator[Live]:
     # One participant has one type for each topic: the camera's are elsewhere.
     for topic in ("rgb/image", "depth/image", "rgb/camera_info", "depth/camera_info", "pose", "odom"):
         arguments += ["-r", f"demo_camera:{topic}:=demo/{topic}"]
-    arguments += ["-p", f"adatoken3d:{OVERRIDE}depth:=3"]
+    arguments += ["-p", f"adatoken3d:{OVERRIDE}depth:=3", "-p", f"adatoken3d:scene.directory:={tempfile.gettempdir()}"]
     rclpy.init(args=arguments, domain_id=domain)
     executor = SingleThreadedExecutor()
     node, camera, tester = SceneNode(), DemoCamera(), Node("tester", use_global_arguments=False)
@@ -445,6 +447,7 @@ ELSEWHERE = {  # parameters of the scene node in no table above: the test that f
     **dict.fromkeys(("model.path", "model.dtype", "budget.background"), "test_the_model_and_its_number_type"),
     **dict.fromkeys(("model.device", "model.vision_path"), "test_what_cannot_be_loaded_is_refused_by_configure"),
     "autostart": "test_what_is_read_at_the_start_is_refused_later",
+    "scene.directory": "test_scene_files_lie_in_one_directory",
     "scene.frame_id": "test_the_frame_of_the_scene",
     "use_sim_time": "test_simulated_time",
     "start_type_description_service": "test_what_is_read_at_the_start_is_refused_later",
@@ -486,13 +489,41 @@ def test_what_cannot_be_used_is_refused_with_the_reason(live: Live, name: str) -
     elif isinstance(spec.default, list):
         bad = [[1.0], [math.nan] * len(spec.default)]
     elif spec.check is not None:
-        bad = ["  "] if name != "scene.file" else ["relative/path", "https://example.org/scene"]
+        files = ("scene.file", "scene.directory")
+        bad = ["  "] if name not in files else ["relative/path", "https://example.org/scene"]
     bad.append({bool: "text", str: 3, int: "text", float: "text", list: "text"}[type(spec.default)])  # another type
     for value in bad:
         result = live.set(name, value)
         assert not result.successful and len(result.reason) > 10, value
         assert any(text in result.reason for text in (name, "read-only", "Wrong parameter type"))
         assert live.node.get_parameter(name).value == live.started[name]
+
+
+def test_scene_files_lie_in_one_directory(live: Live, tmp_path: Path) -> None:
+    (tmp_path / "out").symlink_to("/etc")
+    (tmp_path / "file").symlink_to(Path.home() / ".bashrc")
+    above = f"{tempfile.gettempdir()}/../etc/scene"
+    for path in ("/etc/passwd", str(tmp_path / "out" / "scene"), str(tmp_path / "file"), above, tempfile.gettempdir()):
+        result = live.set("scene.file", path)
+        assert not result.successful and "must lie in scene.directory" in result.reason and path in result.reason
+    live.put({"scene.file": str(tmp_path / "later")})
+    (tmp_path / "later").symlink_to(tmp_path / "out" / "scene")  # set first, then made to lead elsewhere
+    assert live.configure()
+    for service in ("save_scene", "load_scene"):
+        response = live.call(Trigger, service)
+        assert not response.success and "must lie in scene.directory" in response.message
+    result = live.set("scene.directory", "/")
+    assert not result.successful and "read-only" in result.reason
+
+
+def test_where_scene_files_lie_unless_it_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ROS_HOME", str(tmp_path))
+    assert inside("", str(tmp_path / "adatoken3d" / "room")) == tmp_path / "adatoken3d" / "room"
+    monkeypatch.delenv("ROS_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert inside("", str(tmp_path / ".ros" / "adatoken3d" / "room")).name == "room"
+    with pytest.raises(ValueError, match="must lie in scene.directory"):
+        inside("", str(tmp_path / ".ros" / "room"))
 
 
 def test_what_is_read_at_the_start_is_refused_later(live: Live) -> None:
