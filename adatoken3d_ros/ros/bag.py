@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frames from a ROS 2 bag (mcap or sqlite3) with the rosbags library: no ROS installation, no clock, no lost frames."""
+"""Frames from a ROS 2 bag (mcap or sqlite3): no ROS installation, no clock, no lost frames."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rosbags.highlevel import AnyReader, AnyReaderError
-from rosbags.interfaces import Connection
-from rosbags.typesys import Stores, get_typestore
 
+from adatoken3d_ros.ros.bag_files import BagError, BagReader, Connection
 from adatoken3d_ros.ros.conversions import ConversionError, stamp_to_ns
 from adatoken3d_ros.ros.pairing import DEPTH, DEPTH_INFO, POINTS, RGB, RGB_INFO, RGBD, STREAMS, Assembler
 from adatoken3d_ros.ros.poses import BufferedPose, PoseError, PoseSource, TransformTree
@@ -33,10 +31,6 @@ POSES = {
 }
 STATIC_TF = "/tf_static"
 _WORDS = {RGB: "colour", DEPTH: "depth", POINTS: "cloud"}
-
-
-class BagError(ValueError):
-    """A bag that cannot be read, or that does not hold what is needed; the message names topics and types."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +81,8 @@ def read_bag(
         on_drop: told (reason, text) of every pair that gives no frame; the log is, if None.
 
     Raises:
-        BagError: for a bag that cannot be read, for topics that are missing or ambiguous (they are listed), and for a
-            bag that gives no frame at all (with the reasons).
+        BagError: for a bag that cannot be read or is damaged, for topics that are missing or ambiguous (they are
+            listed), and for a bag that gives no frame at all (with the reasons).
     """
     path = Path(path)
     dropped: list[tuple[str, str]] = []
@@ -100,7 +94,7 @@ def read_bag(
         else:
             logger.warning("%s: %s: %s", path, reason, text)
 
-    with closing(_open(path)) as reader:
+    with closing(BagReader(path)) as reader:
         chosen = choose_topics(reader.connections, topics or Topics(), source)
         poses = _read_poses(reader, pose_source, chosen.pose, scene_frame, T_base_camera, round(pose_tolerance * 1e9))
         assembler = Assembler(
@@ -119,7 +113,7 @@ def read_bag(
         for stream, message in _first_infos(reader, wanted, streams).items():
             assembler.add_info(stream, message)
         count = 0
-        for connection, message in _messages(reader, wanted):
+        for connection, message in reader.messages(wanted):
             stream = streams[connection.topic]
             if stream in (RGB_INFO, DEPTH_INFO):
                 assembler.add_info(stream, message)
@@ -171,31 +165,10 @@ def choose_topics(connections: list[Connection], topics: Topics, source: str = R
     return Topics(rgb, rgb_info, depth, depth_info if depth_info != rgb_info else "", points, topics.pose)
 
 
-def _open(path: Path) -> AnyReader:
-    if not path.exists():
-        raise BagError(f"{path} does not exist")
-    reader = AnyReader([path], default_typestore=get_typestore(Stores.ROS2_KILTED))
-    try:
-        reader.open()
-    except (AnyReaderError, ValueError, OSError, KeyError, AssertionError) as error:
-        raise BagError(f"{path} is no bag that can be read: {error}") from error
-    return reader
-
-
-def _messages(reader: AnyReader, connections: list[Connection]) -> Iterator[tuple[Connection, Any]]:
-    if not connections:
-        return
-    try:
-        for connection, _, raw in reader.messages(connections=connections):
-            yield connection, reader.deserialize(raw, connection.msgtype)
-    except (AnyReaderError, OSError) as error:
-        raise BagError(f"the bag is damaged: {error}") from error
-
-
-def _first_infos(reader: AnyReader, connections: list[Connection], streams: Mapping[str, str]) -> dict[str, Any]:
+def _first_infos(reader: BagReader, connections: list[Connection], streams: Mapping[str, str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     infos = [connection for connection in connections if streams[connection.topic] in (RGB_INFO, DEPTH_INFO)]
-    for connection, message in _messages(reader, infos):
+    for connection, message in reader.messages(infos):
         found.setdefault(streams[connection.topic], message)
         if len(found) == len({item.topic for item in infos}):
             break
@@ -203,7 +176,7 @@ def _first_infos(reader: AnyReader, connections: list[Connection], streams: Mapp
 
 
 def _read_poses(
-    reader: AnyReader,
+    reader: BagReader,
     source: str,
     topic: str,
     scene_frame: str,
@@ -223,8 +196,11 @@ def _read_poses(
     if source == "tf":
         wanted = [connection for connection in connections if connection.topic in names]
         tree = TransformTree(scene_frame or "map", tolerance_ns=tolerance_ns)
-        for connection, message in _messages(reader, wanted):
-            tree.add(message, static=connection.topic.endswith(STATIC_TF))
+        for connection, message in reader.messages(wanted):
+            try:
+                tree.add(message, static=connection.topic.endswith(STATIC_TF))
+            except (ConversionError, PoseError) as error:
+                raise BagError(f"{connection.topic}: {error}") from error
         if tree.scene_frame not in tree.frames():
             raise BagError(f"the bag's TF has no frame {tree.scene_frame!r}, only {', '.join(tree.frames())}")
         return _Whole(tree, T_base_camera)
@@ -232,7 +208,7 @@ def _read_poses(
         raise BagError(f"the bag has no pose topic {topic!r} for {source}; {_listing(connections)}")
     topic = topic or _only(f"topic for {source}", names, connections)
     poses: BufferedPose | None = None
-    for _, message in _messages(reader, [connection for connection in connections if connection.topic == topic]):
+    for _, message in reader.messages([connection for connection in connections if connection.topic == topic]):
         if poses is None:
             frame = scene_frame or message.header.frame_id
             poses = BufferedPose(frame, tolerance_ns=tolerance_ns, capacity=None)
