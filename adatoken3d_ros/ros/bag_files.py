@@ -29,7 +29,9 @@ from adatoken3d_ros.text import described, quoted, shown
 
 STORE = get_typestore(Stores.ROS2_KILTED)
 MAX_METADATA = 2**20  # bytes of metadata.yaml
-FREE_GROWTH, MOST_GROWTH = 256 * 2**20, 200  # compressed data may grow by so many bytes, and by so many times its size
+FREE_GROWTH, MOST_GROWTH = 32 * 2**20, 1000  # compressed data may grow to so many bytes, and to so many times its size
+MOST_CHUNK = 2**29  # bytes of a chunk when it is unpacked
+_RECORD = 1024  # bytes that a record in a chunk counts for besides its own: reading it takes time, however short it is
 
 _MAGIC = b"\x89MCAP0\r\n"
 _SCHEMA, _CHANNEL, _MESSAGE, _CHUNK = 3, 4, 5, 6
@@ -167,7 +169,7 @@ class _Growth:
 
     def unpacked(self, data: bytes, kind: str, size: int) -> bytes:
         """At most `size` bytes. Raises BagError if more come out."""
-        out, size = bytearray(), min(size, self.left)
+        out, size = bytearray(), max(0, min(size, self.left))
         while data:
             codec = _codec(kind)
             out += codec.decompress(data, max_length=size + 1 - len(out))
@@ -176,8 +178,13 @@ class _Growth:
             if not codec.eof:
                 raise BagError(f"{kind} data that is cut short")
             data = codec.unused_data or b""
-        self.left -= len(out)
+        self.take(len(out))
         return bytes(out)
+
+    def take(self, size: int) -> None:
+        self.left -= size
+        if self.left < 0:
+            raise BagError(f"compressed data that grows beyond {FREE_GROWTH} bytes and {MOST_GROWTH} times its size")
 
     def stream(self, packed: BinaryIO, plain: BinaryIO) -> None:
         codec, data = _codec("zstd"), b""
@@ -191,9 +198,7 @@ class _Growth:
                 raise BagError("zstd data that is cut short")
             out = codec.decompress(data, max_length=2**22)
             data = b""
-            self.left -= len(out)
-            if self.left < 0:
-                raise BagError(f"zstd data that grows by more than {MOST_GROWTH} times")
+            self.take(len(out))
             plain.write(out)
 
 
@@ -268,7 +273,7 @@ class _Mcap:
             raise BagError(f"a chunk of {packed} bytes in a record of {length}")
         data = self._read(begin + 40 + name_length, packed)
         if kind in ("lz4", "zstd"):
-            if size > self._growth.left:
+            if size > min(self._growth.left, MOST_CHUNK):
                 raise BagError(f"a chunk that grows from {packed} to {size} bytes")
             data = self._growth.unpacked(data, kind, size)
         elif kind:
@@ -281,6 +286,8 @@ class _Mcap:
             at += 9
             if at + inside > size or op not in (_SCHEMA, _CHANNEL, _MESSAGE):
                 raise BagError(f"a record of kind {op} and {inside} bytes in a chunk of {size}")
+            if kind:
+                self._growth.take(_RECORD)
             if op == _MESSAGE:
                 yield from _message(data[at : at + inside], keys)
             else:

@@ -275,6 +275,16 @@ def test_compressed_data_that_grows_without_end_is_refused(
             list(read_bag(tmp_path / "bomb.mcap"))
 
 
+def test_short_messages_without_end_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they cost to read counts, not only their bytes."""
+    monkeypatch.setattr(bag_files, "FREE_GROWTH", 2**20)
+    record = struct.pack("<BQ", 5, 22) + b"\0" * 22
+    packed = bag_files.importlib.import_module("backports.zstd").compress(record * 20_000)
+    (tmp_path / "bomb.mcap").write_bytes(chunk(packed, 20_000 * len(record)))
+    with pytest.raises(BagError, match="grows beyond"):
+        list(read_bag(tmp_path / "bomb.mcap"))
+
+
 @pytest.mark.parametrize("plugin", list(StoragePlugin))
 def test_any_bytes_give_frames_or_the_documented_error(tmp_path: Path, plugin: StoragePlugin) -> None:
     folder, choose = write(tmp_path / "bag", frames("tf"), plugin, CompressionMode.NONE), random.Random(0)
