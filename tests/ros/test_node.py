@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -197,18 +197,20 @@ class Stream:
         self.goal = live.graph.result(sent, "the goal's acceptance")
         assert self.goal.accepted
 
-    def end(self) -> tuple[int, Answer]:
+    def end(self, last: Callable[[Any], bool] | None = None) -> tuple[int, Answer]:
+        """Status and answer; feedback is a topic and may come later: with `last`, one like that is awaited, too."""
         found = self.live.graph.result(self.goal.get_result_async(), "the goal's result")
-        self._client.destroy()
+        if last is not None:
+            self.live.graph.wait(lambda: self.feedback and last(self.feedback[-1]), "the last feedback")
+        self._client.destroy()  # nothing arrives after this
         return found.status, found.result.answer
 
 
 def test_an_answer_is_streamed(live: Live) -> None:
     stream = Stream(live, 6)
-    status, answer = stream.end()
+    # Of a burst of feedback some may be missing.
+    status, answer = stream.end(lambda feedback: feedback.new_tokens > 0)
     assert (status, answer.status) == (GoalStatus.STATUS_SUCCEEDED, Answer.TRUNCATED)
-    # Feedback is a topic: it may arrive after the result, and of a burst some may be missing.
-    live.graph.wait(lambda: stream.feedback and stream.feedback[-1].new_tokens > 0, "feedback with text")
     stages = list(dict.fromkeys(feedback.stage for feedback in stream.feedback))
     assert stages == [stage for stage in ("queue", "encode", "tokens", "prefill", "decode") if stage in stages]
     counts = [feedback.new_tokens for feedback in stream.feedback]

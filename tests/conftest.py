@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every folder of tests shares."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture
+def caplog(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.LogCaptureFixture]:
+    """caplog hears the package where ROS's launch is installed, too.
+
+    Its pytest plugins make every later logger one that keeps its records from the root's handlers.
+    """
+    before = logging.getLoggerClass()
+    logging.setLoggerClass(logging.Logger)
+    for name, logger in list(logging.root.manager.loggerDict.items()):
+        if name.partition(".")[0] == "adatoken3d_ros" and isinstance(logger, logging.Logger):
+            monkeypatch.setattr(logger, "propagate", True)
+    yield caplog
+    logging.setLoggerClass(before)
