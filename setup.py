@@ -76,6 +76,7 @@ class BuildRos(Command):
             *(("-G", "Ninja") if shutil.which("ninja", path=environment["PATH"]) else ()),
             "-DCMAKE_BUILD_TYPE=Release",
             "-DBUILD_TESTING=OFF",
+            "-DCHECK_PYTHON_PACKAGES=OFF",
             f"-DCMAKE_INSTALL_PREFIX={stage}",
             f"-DCMAKE_PREFIX_PATH={prefix}",
             f"-DCMAKE_PROJECT_INCLUDE={SOURCE / 'cmake' / 'ros_wheels.cmake'}",

@@ -25,22 +25,23 @@ BIN = Path(sys.executable).parent
 INTERFACES = sorted(path for kind in ("msg", "srv", "action") for path in (ROOT / kind).iterdir())
 EXECUTABLES = {"adatoken3d", "adatoken3d_node", "demo_camera"}
 
-# Modules outside the standard library: where package.xml and pyproject.toml name what brings them.
+# Modules outside the standard library: the rosdep key in package.xml, or the line of requirements.txt where a robot's
+# system has no package, and the requirement in pyproject.toml.
 PYTHON_MODULES = {
     "PIL": ("python3-pil", "pillow"),
     "cv2": ("python3-opencv", "opencv-python-headless"),
-    "huggingface_hub": ("python3-transformers-pip", "transformers"),
+    "huggingface_hub": ("transformers", "transformers"),
     "matplotlib": ("python3-matplotlib", "matplotlib"),
     "numpy": ("python3-numpy", "numpy"),
-    "open3d": ("python3-open3d-pip", "open3d-cpu"),
+    "open3d": ("open3d-cpu", "open3d-cpu"),
     "psutil": ("python3-psutil", "psutil"),
     "rich": ("python3-rich", "rich"),
-    "rosbags": ("python3-rosbags-pip", "rosbags"),
-    "safetensors": ("python3-transformers-pip", "safetensors"),
+    "rosbags": ("rosbags", "rosbags"),
+    "safetensors": ("transformers", "safetensors"),
     "scipy": ("python3-scipy", "scipy"),
-    "tokenizers": ("python3-transformers-pip", "tokenizers"),
-    "torch": ("python3-pytorch-pip", "torch"),
-    "transformers": ("python3-transformers-pip", "transformers"),
+    "tokenizers": ("transformers", "tokenizers"),
+    "torch": ("torch", "torch"),
+    "transformers": ("transformers", "transformers"),
     "yaml": ("python3-yaml", "PyYAML"),
 }
 # ROS packages: those with a module of another name, those that have no wheel, those that come with the wheel of rclpy.
@@ -153,9 +154,28 @@ print(adatoken3d.__file__, adatoken3d_ros.__file__, sep="\\n")
     assert install in interfaces.parents
     assert install in module.parents
 
+    assert (install / "share" / "adatoken3d" / "requirements.txt").is_file()
     for name in EXECUTABLES:
         assert os.access(install / "lib" / "adatoken3d" / name, os.X_OK)
     assert "demo" in run([*sourced, "adatoken3d", "--help"], workspace, environment)
+    check_colcon_test(workspace, environment)
+
+
+def check_colcon_test(workspace: Path, environment: dict[str, str]) -> None:
+    """Each folder is a test of its own whose results are kept; where none can be run, that is a failure."""
+    listed = run(["ctest", "-N", "-V"], workspace / "build" / "adatoken3d", environment)
+    names = re.findall(r"^ *Test +#\d+: (\S+)", listed, re.MULTILINE)
+    result = ["colcon", "test-result", "--all", "--verbose"]
+    if not (Path(sys.prefix) / "share" / "ament_cmake_pytest").is_dir():
+        assert names == ["ament_cmake_pytest_is_missing"]
+        run(["colcon", "test"], workspace, environment)
+        done = subprocess.run(result, cwd=workspace, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode != 0 and "1 failure" in done.stdout, done.stdout
+        return
+    folders = {path.name for path in (ROOT / "tests").iterdir() if any(path.glob("test_*.py"))}
+    assert set(names) == folders | {path.stem for path in (ROOT / "tests").glob("test_*.py")}
+    run(["colcon", "test", "--ctest-args", "-R", "^test_caplog$"], workspace, environment)
+    assert "test_caplog.xunit.xml: 2 tests, 0 errors, 0 failures, 0 skipped" in run(result, workspace, environment)
 
 
 @needs_wheels
@@ -228,7 +248,7 @@ def test_package_xml() -> None:
 def test_every_import_is_declared() -> None:
     catkin_package = pytest.importorskip("catkin_pkg.package", reason="catkin_pkg is not installed")
     package = catkin_package.parse_package(str(ROOT))
-    keys = {dependency.name for dependency in package.exec_depends}
+    keys = {dependency.name for dependency in package.exec_depends} | set(requirements_txt())
     requirements = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
     def is_declared(module: str) -> bool:
@@ -254,10 +274,26 @@ def test_every_import_is_declared() -> None:
 def test_nothing_else_is_declared() -> None:
     catkin_package = pytest.importorskip("catkin_pkg.package", reason="catkin_pkg is not installed")
     keys = {dependency.name for dependency in catkin_package.parse_package(str(ROOT)).exec_depends}
+    assert [key for key in keys if key.endswith("-pip")] == []  # refused on Ubuntu 24.04
     modules = {name.partition(".")[0] for _, found in sources("adatoken3d_ros", "launch") for name in found}
     used = {PYTHON_MODULES.get(module, (ROS_PACKAGES.get(module, module),))[0] for module in modules}
     assert keys - used - NOT_IMPORTED == set()
     assert keys >= NOT_IMPORTED
+
+
+def requirements_txt() -> dict[str, str]:
+    """{package: its versions} of what pip installs on a robot."""
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    entries = [line.partition(";")[0].strip() for line in lines if line and not line.startswith("#")]
+    return {name: entry.removeprefix(name) for entry in entries for name in re.findall(r"^[\w-]+", entry)}
+
+
+def test_a_robot_gets_the_versions_of_pyproject() -> None:
+    listed = read_pyproject()["project"]["dependencies"]
+    wanted = requirements_txt()
+    assert "numpy>=1.26" in listed and wanted.pop("numpy") == ">=1.26,<2"  # the messages of ROS are compiled for it
+    assert wanted.pop("open3d") == wanted["open3d-cpu"]  # the same for other processors
+    assert [entry for entry in (name + versions for name, versions in wanted.items()) if entry not in listed] == []
 
 
 def load_bootstrap() -> Any:

@@ -37,6 +37,7 @@ from rclpy.task import Future
 
 from adatoken3d_ros.engine.loading import ModelSettings, load_session, make_strategy
 from adatoken3d_ros.engine.memory import free_cached, trim_heap
+from adatoken3d_ros.requirements import advice, missing
 from adatoken3d_ros.ros import diagnostics
 from adatoken3d_ros.ros.awaiting import beside, completed
 from adatoken3d_ros.ros.inputs import Inputs, Offer
@@ -52,7 +53,6 @@ if TYPE_CHECKING:
     from adatoken3d_ros.engine.worker import Worker
     from adatoken3d_ros.pruning.strategy import Strategy
 
-RCLError = rclpy_implementation.RCLError
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 LATE_JOINER_PERIOD = 0.25  # seconds between two looks for subscribers that came late
 STOP_SECONDS = 1.0  # how long the worker may take to end at shutdown
@@ -132,7 +132,7 @@ class SceneNode(LifecycleNodeMixin, Node):
             elif wanted == "cleanup" and self.lifecycle_state == "inactive" or "shutdown" in wanted:
                 await self._unload()
             return self._transition(request, response)
-        except RCLError as error:  # Kilted's rclpy catches it, Jazzy's lets it end the node
+        except rclpy_implementation.RCLError as error:  # Kilted's rclpy catches it, Jazzy's lets it end the node
             self.get_logger().error(f"refused in the state {self.lifecycle_state}: {error}")
             response.success = False
             return response
@@ -141,13 +141,13 @@ class SceneNode(LifecycleNodeMixin, Node):
 
     def on_configure(self, state: Any) -> TransitionCallbackReturn:
         """SUCCESS with a model that is loaded; FAILURE (back to unconfigured) with the reason in the log."""
-        worker = self._start_loading()
         try:
+            worker = self._start_loading()
             self.inputs.check()
             worker.ready.result()
         except Exception as error:
-            self.load_problem = str(error)
-            self.get_logger().error(f"configure failed: {error}")
+            self.load_problem = advice(missing()) or str(error)
+            self.get_logger().error(f"configure failed: {self.load_problem}")
             self._drop_worker()
             return FAILURE
         self.lifecycle_state = "inactive"
@@ -232,7 +232,10 @@ class SceneNode(LifecycleNodeMixin, Node):
 
     async def _load(self) -> None:
         # The engine brings torch with it, seconds of importing: neither at the start nor in the executor's thread.
-        await beside(self, partial(importlib.import_module, "adatoken3d_ros.engine.worker"))
+        try:
+            await beside(self, partial(importlib.import_module, "adatoken3d_ros.engine.worker"))
+        except ImportError:  # configure tells of it
+            return
         worker = self._start_loading()
         done: ThreadFuture[None] = ThreadFuture()
         worker.ready.add_done_callback(lambda _: done.set_result(None))
@@ -335,7 +338,8 @@ class SceneNode(LifecycleNodeMixin, Node):
     def _count_namesakes(self) -> int:
         """Other nodes of this name; a new one is logged."""
         before = self._namesakes
-        self._namesakes = self.get_fully_qualified_node_names().count(self.get_fully_qualified_name()) - 1
+        own = self.get_name(), self.get_namespace()
+        self._namesakes = self.get_node_names_and_namespaces().count(own) - 1
         if self._namesakes > before:
             self.get_logger().warning(
                 f"{self._namesakes + 1} nodes are named {self.get_fully_qualified_name()}, and each may answer in the "
@@ -350,11 +354,8 @@ class SceneNode(LifecycleNodeMixin, Node):
         self.inputs.stop()
         if self.worker is not None:
             self.worker.stop(STOP_SECONDS)
-        deadline = time.monotonic() + 0.3
-        while self._questions.open and self.executor is not None and time.monotonic() < deadline:
-            self.executor.spin_once(timeout_sec=0.01)
-        logging.getLogger("adatoken3d_ros").removeHandler(self._forwarded_log)
         self._questions.close()
+        logging.getLogger("adatoken3d_ros").removeHandler(self._forwarded_log)
         self.destroy_node()
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from adatoken3d_ros.engine.session import SceneSession
     from adatoken3d_ros.engine.worker import Ticket
     from adatoken3d_ros.ros.node import SceneNode
+
+LAST_SECONDS = 0.3  # how long the last answers may take at shutdown
+FAREWELL_SECONDS = 0.2  # how long the process stays after them
 
 
 def question_of(request: Any, defaults: Mapping[str, Any] | Any) -> Question:
@@ -91,7 +95,12 @@ class Questions:
         subscribe(PointStamped, "clicked_point", self._on_click)
 
     def close(self) -> None:
-        """Takes no more goals; to be called before the node is destroyed."""
+        """Sends the answers still owed and takes no more goals; to be called before the node is destroyed."""
+        owed, executor, deadline = self.open, self._node.executor, time.monotonic() + LAST_SECONDS
+        while self.open and executor is not None and time.monotonic() < deadline:
+            executor.spin_once(timeout_sec=0.01)
+        if owed:  # what was sent last would leave with this process before a busy client has taken it up
+            time.sleep(FAREWELL_SECONDS)
         self._stream_server.destroy()
 
     async def _on_ask(self, request: AskScene.Request, response: AskScene.Response) -> AskScene.Response:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -102,6 +104,31 @@ def test_bad_models_and_parameters_are_refused_by_name(graph: Graph, tiny_model:
         assert "pose.source" in process.log.splitlines()[-1]
     give("static", "pose.source")
     assert graph.transition("configure")
+    assert process.stop()[0] == 0
+
+
+HIDE = """
+import sys
+
+class Hidden:
+    def find_spec(name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "transformers"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Hidden)
+"""
+
+
+def test_packages_that_are_missing_are_named_with_the_line_that_installs_them(graph: Graph, tmp_path: Path) -> None:
+    """As on a robot whose workspace was built, which needs neither."""
+    (tmp_path / "sitecustomize.py").write_text(HIDE)
+    graph.environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), graph.environment["PYTHONPATH"]])
+    process = graph.start_node()
+    assert not graph.transition("configure")
+    assert graph.state() == "unconfigured"
+    assert "has no torch, transformers; this installs" in process.log
+    assert re.search(r" -m pip install -r \S+/requirements\.txt", process.log)
+    assert "has no torch" in ask(graph).status_message
     assert process.stop()[0] == 0
 
 
