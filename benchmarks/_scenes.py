@@ -124,7 +124,7 @@ class Reader:
         """The model, for the JSON."""
         return {
             "name": self.path.resolve().name,
-            "hash": self.model.config.hash(),
+            "hash": self.model.identity,
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "layers": self.n_layers,
             "training": self.training,

@@ -170,7 +170,7 @@ class Bench:
         self.name = "embedded" if self.trained and args.model is None else "random" if not self.trained else str(path)
         self.model, self.tokenizer, _ = checkpoint.load(path, dtype=torch.float32)
         self.n_layers = int(self.model.config.language.num_hidden_layers)
-        model_hash = self.model.config.hash()
+        model_hash = self.model.identity
         self.fitted = fitted_strategies(path, model_hash)
         self.strategy = make_strategy(args.strategy, self.n_layers, model_hash, self.fitted)
         console.print("rendering rooms")

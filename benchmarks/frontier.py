@@ -105,7 +105,7 @@ def fit(workers: Workers, reader: Reader, rooms: tuple[Room, ...], work: Operati
         tuple(one for of_room in found for one in of_room),
         tuple(room.path.stem for room, of_room in zip(rooms, found, strict=True) for _ in of_room),
         tuple("" for of_room in found for _ in of_room),
-        reader.model.config.hash(),
+        reader.model.identity,
     )
     n_layers = reader.n_layers
 
@@ -419,7 +419,7 @@ def fit_ours(args: argparse.Namespace, folder: Path, console: Console) -> None:
             "rooms": [room.seed for room in aside],
             "split": "train",
         }
-        made = replace(strategy, name=name, model_hash=reader.model.config.hash(), model_id=reader.path.name, info=info)
+        made = replace(strategy, name=name, model_hash=reader.model.identity, model_id=reader.path.name, info=info)
         made.save(args.strategies / f"{name}.yaml")
         console.print(f"{name}: {strategy.info['setting']}, KL {strategy.info['figures']['kl']:.3g}")
 

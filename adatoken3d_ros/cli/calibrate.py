@@ -127,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
         policy=args.policy,
         options=options,
         schedule=schedule,
-        model_hash=session.model.config.hash(),
+        model_hash=session.model.identity,
         model_id=args.model.resolve().name,
         info={
             "kind": args.kind,
@@ -301,7 +301,7 @@ def mine_all(session: SceneSession, prompts: Prompts, report: Report) -> Informa
                 progress=lambda done, _, before=before: report("information", before + done, total),  # type: ignore[misc]
             )
         )
-    return InformationSet(tuple(found), tuple(prompts.scenes), tuple(prompts.questions), session.model.config.hash())
+    return InformationSet(tuple(found), tuple(prompts.scenes), tuple(prompts.questions), session.model.identity)
 
 
 @dataclass

@@ -139,7 +139,7 @@ def load_session(settings: ModelSettings, progress: Callable[[float, str], None]
         seed=settings.seed,
         budget=BudgetConfig(Infeasible(settings.infeasible), Reuse(settings.reuse)),
     )
-    model_hash = model.config.hash()
+    model_hash = model.identity
     fitted = fitted_strategies(path, model_hash)
     strategy = make_strategy(settings.strategy, int(model.config.language.num_hidden_layers), model_hash, fitted)
     model_id = f"{path.resolve().name}@{model_hash}"
@@ -212,10 +212,15 @@ def fitted_strategies(path: Path, model_hash: str) -> dict[str, Strategy]:
     from adatoken3d_ros.pruning.strategy import Strategy
 
     found = {file.stem: Strategy.load(file) for file in sorted((path / STRATEGIES).glob("*.yaml"))}
-    other = [name for name, one in found.items() if one.model_hash != model_hash]
+    other = [name for name, one in found.items() if not one.fits(model_hash)]
     if other:
         logger.warning("%s: not made for this model %s: %s", path / STRATEGIES, model_hash, ", ".join(other))
-    return {name: one for name, one in found.items() if one.model_hash == model_hash}
+    fitted = {name: one for name, one in found.items() if name not in other}
+    unsure = [name for name, one in fitted.items() if one.names_only_the_shape]
+    if unsure:
+        which = ", ".join(unsure)
+        logger.warning("%s: made for a model of this shape, but maybe other weights: %s", path / STRATEGIES, which)
+    return fitted
 
 
 def make_strategy(name: str, n_layers: int, model_hash: str, fitted: Mapping[str, Strategy] | None = None) -> Strategy:

@@ -241,7 +241,7 @@ class SceneMemory:
 
     def save(self, path: str | Path, frame_id: str) -> None:
         """Writes the encoded views to a file; raises as `scene.storage.save_scene`."""
-        save_scene(path, self._map, self.poses, model_hash=self._model.config.hash(), frame_id=frame_id)
+        save_scene(path, self._map, self.poses, model_hash=self._model.identity, frame_id=frame_id)
 
     def load(self, path: str | Path, frame_id: str) -> int:
         """Replaces the scene by a saved one, as much of it as may be kept, and returns its number of views.
@@ -251,7 +251,7 @@ class SceneMemory:
         poses = load_scene(
             path,
             self._map,
-            model_hash=self._model.config.hash(),
+            model_hash=self._model.identity,
             frame_id=frame_id,
             channels=self._model.config.vision.hidden_size,
             device=self._model.device,

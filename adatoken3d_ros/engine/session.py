@@ -126,7 +126,7 @@ class SceneSession:
 
     def set_strategy(self, strategy: Strategy) -> None:
         """Uses another pruning strategy from the next question on; raises as the constructor does."""
-        strategy.check(self.model.config.hash())
+        strategy.check(self.model.identity)
         strategy.schedule.check(self.n_layers)
         self._make_policy(strategy)  # refuses options that there are not
         self.strategy = strategy

@@ -105,7 +105,7 @@ def key_of(model: Llava3D, strategy: Strategy) -> LatencyKey:
     machine = torch.cuda.get_device_name(model.device) if cuda else f"{platform.node()} {platform.machine()}"
     threads = str(torch.get_num_threads())
     dtype = str(model.dtype).removeprefix("torch.")
-    return LatencyKey(model.config.hash(), dtype, str(model.device), machine, threads, strategy.policy)
+    return LatencyKey(model.identity, dtype, str(model.device), machine, threads, strategy.policy)
 
 
 @dataclass(eq=False)

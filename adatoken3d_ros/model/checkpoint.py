@@ -23,6 +23,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from adatoken3d_ros.files import UnusableFile, open_regular, parse_json, read_file
 from adatoken3d_ros.model.config import ConfigError, Llava3DConfig
+from adatoken3d_ros.model.identity import model_identity, tensor_digest, weights_identity
 from adatoken3d_ros.model.llava3d import Llava3D
 from adatoken3d_ros.model.tokenizer import TokenizerError, load_tokenizer
 
@@ -134,7 +135,8 @@ def load(
     needed = _bytes(sources.values(), dtype)
     _check_memory(needed, device, free_memory or free_bytes)
 
-    tensors = _read(sources, dtype, device, progress or (lambda _fraction, _text: None))
+    tensors, digests = _read(sources, dtype, device, progress or (lambda _fraction, _text: None))
+    model.loaded_identity = model_identity(config.hash(), weights_identity(digests.items()))
     tied = config.language.tie_word_embeddings
     if tied:
         tensors["language.lm_head.weight"] = tensors["language.model.embed_tokens.weight"]
@@ -368,8 +370,10 @@ def _check_memory(needed: int, device: torch.device, free_memory: Callable[[torc
 
 def _read(
     sources: Mapping[str, _Stored], dtype: torch.dtype | None, device: torch.device, progress: Progress
-) -> dict[str, torch.Tensor]:
+) -> tuple[dict[str, torch.Tensor], dict[str, bytes]]:
+    """The tensors as they are wanted, and the digests of what is stored."""
     tensors: dict[str, torch.Tensor] = {}
+    digests: dict[str, bytes] = {}
     total, done = _bytes(sources.values(), None), 0
     for file in sorted({source.file for source in sources.values()}):
         progress(done / total, file.name)
@@ -382,10 +386,10 @@ def _read(
                 tensor = stored.to(device=device, dtype=dtype or stored.dtype, copy=device.type == "cpu")
                 if not torch.isfinite(tensor.sum(dtype=torch.float32)):
                     raise CheckpointError(f"{source.name} in {file} holds values that are not finite in {tensor.dtype}")
-                tensors[ours] = tensor
+                tensors[ours], digests[ours] = tensor, tensor_digest(stored)
                 done += _bytes([source], None)
                 progress(done / total, file.name)
-    return tensors
+    return tensors, digests
 
 
 def _restore_buffers(model: Llava3D, device: torch.device) -> None:

@@ -20,6 +20,7 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 from adatoken3d_ros.model.config import Llava3DConfig
+from adatoken3d_ros.model.identity import model_identity, tensor_digest, weights_identity
 from adatoken3d_ros.model.position import PositionMLP
 from adatoken3d_ros.model.prompt import Placeholder, PromptIds
 from adatoken3d_ros.model.vision import VisionTower
@@ -88,6 +89,20 @@ class Llava3D(nn.Module):
         self.projector = nn.Sequential(nn.Linear(vision_width, width), nn.GELU(), nn.Linear(width, width))
         self.click = PositionMLP(width)
         self.language = LlamaForCausalLM(config.language)
+        self.loaded_identity: str | None = None  # of the weights as they lie in the files, set by `checkpoint.load`
+
+    @property
+    def identity(self) -> str:
+        """Tells models of other shape or other weights apart; the same for weights that were loaded in another dtype.
+
+        Without a checkpoint it is computed anew each time: such a model may be in training.
+        """
+        if self.loaded_identity is not None:
+            return self.loaded_identity
+        tied = self.config.language.tie_word_embeddings
+        named = [(k, v) for k, v in self.state_dict().items() if not (tied and k == "language.lm_head.weight")]
+        weights = weights_identity((name, tensor_digest(tensor)) for name, tensor in named)
+        return model_identity(self.config.hash(), weights)
 
     @property
     def device(self) -> torch.device:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,9 +12,12 @@ from typing import Any
 import yaml
 
 from adatoken3d_ros.files import UnusableFile, read_file, replacing
+from adatoken3d_ros.model.identity import shape_of
 from adatoken3d_ros.pruning.policies import make_policy
 from adatoken3d_ros.pruning.schedule import Schedule, ScheduleError, Stage
 from adatoken3d_ros.text import quoted, shown
+
+logger = logging.getLogger(__name__)
 
 FORMAT = "adatoken3d-strategy/1"
 MAX_BYTES = 64 * 1024
@@ -33,7 +37,8 @@ class Strategy:
         name: what answers and reports call it.
         policy: name of the pruning policy (`policies.POLICY_NAMES`).
         schedule: which share of the spatial tokens is left where.
-        model_hash: hash of the model's config; None for a strategy that was made for no model in particular.
+        model_hash: identity of the model, of its shape alone in files from before weights had one; None for a strategy
+            that was made for no model in particular.
         options: keyword options of the policy, plain values.
         info: how it was made, plain values.
         model_id: name of the model, for people.
@@ -47,13 +52,33 @@ class Strategy:
     info: Mapping[str, Any] = field(default_factory=dict)
     model_id: str = ""
 
-    def check(self, model_hash: str) -> None:
-        """Raises StrategyError if the strategy was made for a model with another hash."""
-        if self.model_hash is not None and self.model_hash != model_hash:
-            known_as = f" ({self.model_id})" if self.model_id else ""
+    def fits(self, identity: str) -> bool:
+        """Whether it was made for the model of this identity, as far as it says: `names_only_the_shape` may be true."""
+        return self.model_hash == identity or (self.names_only_the_shape and self.model_hash == shape_of(identity))
+
+    @property
+    def names_only_the_shape(self) -> bool:
+        """Whether it may have been made for other weights of the same shape."""
+        return self.model_hash is not None and self.model_hash == shape_of(self.model_hash)
+
+    def check(self, identity: str) -> None:
+        """Raises StrategyError if the strategy was made for another model; logs a warning where it cannot be told."""
+        if self.model_hash is None:
+            return
+        known_as = f" ({shown(self.model_id)})" if self.model_id else ""
+        if not self.fits(identity):
             raise StrategyError(
-                f"strategy {self.name!r} was made for the model {self.model_hash}{known_as}, "
-                f"this model is {model_hash}: calibrate it for this model"
+                f"strategy {self.name!r} was made for the model {shown(self.model_hash)}{known_as}, "
+                f"this model is {identity}: calibrate it for this model"
+            )
+        if self.names_only_the_shape:
+            logger.warning(
+                "strategy %r says only of what shape the model was that it was made for, %s%s: its losses may have "
+                "been measured with other weights than these, %s",
+                self.name,
+                self.model_hash,
+                known_as,
+                identity,
             )
 
     def save(self, path: Path | str) -> None:

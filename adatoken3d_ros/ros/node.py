@@ -221,7 +221,7 @@ class SceneNode(LifecycleNodeMixin, Node):
         finally:
             self._loading = None
         self._model_id, self.strategy = session.model_id, settings.strategy
-        self.layers, self.model_hash, self.fitted = session.n_layers, session.model.config.hash(), session.fitted
+        self.layers, self.model_hash, self.fitted = session.n_layers, session.model.identity, session.fitted
         self._on_gpu = session.model.device.type == "cuda"
         self._speed = session.controller.latency
         return session

@@ -43,7 +43,7 @@ def fingerprint(model: Path) -> str:
 def answers(path: Path) -> dict[str, Any]:
     """One question of each family about the room, and what the model says with each strategy."""
     model, tokenizer, _ = checkpoint.load(path, dtype=torch.float32)
-    model_hash = model.config.hash()
+    model_hash = model.identity
     fitted = fitted_strategies(path, model_hash)
     room = make_room(SEED, "test")
     views = render_views(room, seed=SEED, count=model.config.num_views)

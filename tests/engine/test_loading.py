@@ -61,14 +61,14 @@ def test_every_setting_arrives(tiny_directory: Path) -> None:
         seed=7,
     )
     assert session.strategy.policy == "random"
-    assert session.model_id == f"{tiny_directory.name}@{session.model.config.hash()}"
+    assert session.model_id == f"{tiny_directory.name}@{session.model.identity}"
     assert {parameter.dtype for parameter in session.model.parameters()} == {torch.bfloat16}
 
 
 def test_no_path_is_the_model_in_the_package(monkeypatch: pytest.MonkeyPatch, tiny_directory: Path) -> None:
     monkeypatch.setattr(loading, "embedded_path", lambda: tiny_directory)
     session = load_session(replace(SETTINGS, path=""))
-    assert session.model_id == f"{tiny_directory.name}@{session.model.config.hash()}"
+    assert session.model_id == f"{tiny_directory.name}@{session.model.identity}"
 
     def missing() -> Path:
         raise FileNotFoundError("the package has none")
@@ -104,7 +104,7 @@ def test_a_checkpoint_brings_its_fitted_strategies(tiny_directory: Path, tmp_pat
     settings = replace(SETTINGS, path=str(tmp_path / "model"), strategy="ours")
     plain = load_session(settings)
     assert plain.fitted == {} and plain.strategy.name == "ours-default"
-    own = plain.model.config.hash()
+    own = plain.model.identity
     folder = tmp_path / "model" / "strategies"
     folder.mkdir()
     made = Strategy("ours", "ours", Schedule.of([0, 1], [0.5, 0.3]), own, info={"figures": {"kl": 0.02}})

@@ -18,6 +18,9 @@ import torch
 from adatoken3d_ros.engine.answer import Answer, Question, Status
 from adatoken3d_ros.engine.requests import clicks_of
 from adatoken3d_ros.engine.session import SceneSession, SessionConfig, lorenz_share
+from adatoken3d_ros.engine.warmup import key_of
+from adatoken3d_ros.model import checkpoint
+from adatoken3d_ros.model.tiny import write_tiny_checkpoint
 from adatoken3d_ros.pruning.schedule import Schedule, ScheduleError
 from adatoken3d_ros.pruning.strategy import Strategy, StrategyError, default_strategy
 from adatoken3d_ros.scene.frames import PosedFrame
@@ -126,6 +129,29 @@ def test_a_saved_scene_gives_the_same_answer(
     with pytest.raises(ValueError, match="frame 'map'.*'odom'"):
         other.load(tmp_path / "scene", frame_id="odom")
     assert len(other.poses) == 3
+
+
+def test_other_weights_of_the_same_shape_are_another_model(
+    make_session: MakeSession, frames: list[PosedFrame], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither a scene nor a strategy nor a fit of yesterday's weights passes for one of today's."""
+    session = looked(make_session(), frames)
+    session.save(tmp_path / "scene")
+    model, tokenizer, _ = checkpoint.load(write_tiny_checkpoint(tmp_path / "other", seed=1))
+    other = SceneSession(model, tokenizer)
+    assert model.config.hash() == session.model.config.hash()
+    with pytest.raises(ValueError, match=f"{session.model.identity}.*{model.identity}"):
+        other.load(tmp_path / "scene")
+    assert len(other.poses) == 0
+    measured = replace(default_strategy("ours", 8), model_hash=session.model.identity)
+    session.set_strategy(measured)
+    with pytest.raises(StrategyError, match=f"{session.model.identity}.*this model is {model.identity}"):
+        other.set_strategy(measured)
+    assert key_of(model, measured) != key_of(session.model, measured)
+    # A strategy from before weights had an identity says only of what shape they were.
+    assert not caplog.records
+    other.set_strategy(replace(measured, model_hash=model.config.hash()))
+    assert "says only of what shape" in caplog.text
 
 
 def test_what_has_gone_is_forgotten_where_the_camera_looks_through_it(
