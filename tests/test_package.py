@@ -44,9 +44,8 @@ PYTHON_MODULES = {
     "transformers": ("transformers", "transformers"),
     "yaml": ("python3-yaml", "PyYAML"),
 }
-# ROS packages: those with a module of another name, those that have no wheel, those that come with the wheel of rclpy.
-ROS_PACKAGES = {"tf2_ros": "tf2_ros_py"}
-WITHOUT_WHEEL = {"ament_index_python", "launch", "launch_ros", "sensor_msgs_py", "tf2_ros"}
+# ROS packages: those that have no wheel, those that come with the wheel of rclpy.
+WITHOUT_WHEEL = {"ament_index_python", "launch", "launch_ros", "sensor_msgs_py", "tf2_msgs"}
 WITH_RCLPY = {"action_msgs", "builtin_interfaces", "lifecycle_msgs", "rcl_interfaces"}
 # Dependencies that no line of Python imports: programs that launch files start, and what generated messages need.
 NOT_IMPORTED = {"builtin_interfaces", "ros2bag", "ros2launch", "rosidl_default_runtime", "rviz2"}
@@ -253,7 +252,7 @@ def test_every_import_is_declared() -> None:
 
     def is_declared(module: str) -> bool:
         if is_ros(module):
-            key, requirement = ROS_PACKAGES.get(module, module), f"ros-kilted-{module.replace('_', '-')}"
+            key, requirement = module, f"ros-kilted-{module.replace('_', '-')}"
             if module in WITHOUT_WHEEL | WITH_RCLPY:
                 return key in keys
         elif module in PYTHON_MODULES:
@@ -276,7 +275,7 @@ def test_nothing_else_is_declared() -> None:
     keys = {dependency.name for dependency in catkin_package.parse_package(str(ROOT)).exec_depends}
     assert [key for key in keys if key.endswith("-pip")] == []  # refused on Ubuntu 24.04
     modules = {name.partition(".")[0] for _, found in sources("adatoken3d_ros", "launch") for name in found}
-    used = {PYTHON_MODULES.get(module, (ROS_PACKAGES.get(module, module),))[0] for module in modules}
+    used = {PYTHON_MODULES.get(module, (module,))[0] for module in modules}
     assert keys - used - NOT_IMPORTED == set()
     assert keys >= NOT_IMPORTED
 

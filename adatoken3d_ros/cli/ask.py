@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from adatoken3d_ros.engine.session import SceneSession
     from adatoken3d_ros.scene.frames import PosedFrame
 
@@ -33,6 +36,11 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--pose-source", default="auto", choices=["auto", "pose_topic", "odometry", "tf"], help="poses in the bag"
     )
+    parser.add_argument(
+        "--base-to-camera", type=pose, metavar="'X Y Z ROLL PITCH YAW'",
+        help="camera optical frame in the frame whose pose the source gives, where the bag has no TF that says so; "
+        "metres and radians, or 'X Y Z QX QY QZ QW'",
+    )  # fmt: skip
     parser.add_argument("--scene-frame", default="", metavar="NAME", help="frame of the scene, for TF in a bag (map)")
     for name in ("rgb", "depth", "pose"):
         parser.add_argument(f"--{name}-topic", default="", metavar="NAME", help="in the bag, if it has several")
@@ -48,6 +56,16 @@ def add_parser(subparsers: Any) -> None:
         help="compute as LLaVA-3D was published: bfloat16 geometry, missing depth kept, a random cap on the tokens",
     )  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the answer as JSON")
+
+
+def pose(text: str) -> NDArray[np.float64]:
+    """A pose (4, 4) from numbers between spaces or commas. Raises argparse.ArgumentTypeError, with the text."""
+    from adatoken3d_ros.ros.poses import pose_from_numbers
+
+    try:
+        return pose_from_numbers([float(word) for word in text.replace(",", " ").split()])
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text[:200]!r} is no pose: {error}") from error
 
 
 def run(args: argparse.Namespace) -> int:
@@ -130,6 +148,7 @@ def frames(args: argparse.Namespace) -> Iterator[PosedFrame]:
         topics=Topics(**given),
         pose_source=getattr(args, "pose_source", "auto"),
         scene_frame=getattr(args, "scene_frame", ""),
+        T_base_camera=getattr(args, "base_to_camera", None),
     )
     yield from itertools.islice(source, None, None, args.stride)
 

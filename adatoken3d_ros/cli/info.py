@@ -21,9 +21,9 @@ ROS_MODULES = (
     ("rclpy", "the node and the demo", "source a ROS 2 installation, or pip install ros-kilted-rclpy (Linux, x86_64)"),
     ("adatoken3d", "the interfaces (Answer, AskScene, ...)", "pip install . or colcon build, in this package"),
     (
-        "tf2_ros",
-        "camera poses from TF",
-        "apt install ros-$ROS_DISTRO-tf2-ros-py; else pose.source odometry or pose_topic",
+        "tf2_msgs",
+        "the node, which reads /tf",
+        "apt install ros-$ROS_DISTRO-tf2-msgs; without a ROS 2 installation pip install . makes it",
     ),
     ("launch_ros", "the launch files", "apt install ros-$ROS_DISTRO-launch-ros; 'adatoken3d demo' works without"),
 )

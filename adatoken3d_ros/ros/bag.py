@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 from adatoken3d_ros.ros.bag_files import BagError, BagReader, Connection
 from adatoken3d_ros.ros.conversions import ConversionError, stamp_to_ns
 from adatoken3d_ros.ros.pairing import DEPTH, DEPTH_INFO, POINTS, RGB, RGB_INFO, RGBD, STREAMS, Assembler
-from adatoken3d_ros.ros.poses import BufferedPose, PoseError, PoseSource, TransformTree
+from adatoken3d_ros.ros.poses import BufferedPose, PoseError, PoseSource, TfPose
+from adatoken3d_ros.ros.transforms import TransformTree
 from adatoken3d_ros.scene.frames import FrameError, PosedFrame
 
 logger = logging.getLogger(__name__)
@@ -71,9 +73,13 @@ def read_bag(
         path: an .mcap or .db3 file, or a bag's folder.
         topics: names where the automatic choice is ambiguous.
         source: what frames are made of, see pairing.STREAMS.
-        pose_source: `pose_topic`, `odometry`, `tf`, or `auto` for the first of these that the bag holds.
-        scene_frame: frame of the poses; for TF its target frame, else what the pose messages say if empty.
-        T_base_camera: (4, 4) camera optical frame in the frame whose pose the source gives; identity if None.
+        pose_source: `pose_topic`, `odometry`, `tf`, or `auto`: TF where it leads from the camera to the scene's frame
+            (and no T_base_camera is given), else odometry where the camera's place on its body is known, else a pose
+            topic.
+        scene_frame: frame of the poses; for TF its target frame (map if empty), else what the pose messages say if
+            empty.
+        T_base_camera: (4, 4) camera optical frame in the frame whose pose the source gives; None: as the bag's TF says
+            for odometry, else identity.
         T_camera_depth: (4, 4) from the frame of depth images or clouds to the colour camera's; see pairing.Assembler.
         slop: largest difference between the stamps of colour and depth, seconds.
         pose_tolerance: see poses.PoseBuffer, seconds.
@@ -96,7 +102,7 @@ def read_bag(
 
     with closing(BagReader(path)) as reader:
         chosen = choose_topics(reader.connections, topics or Topics(), source)
-        poses = _read_poses(reader, pose_source, chosen.pose, scene_frame, T_base_camera, round(pose_tolerance * 1e9))
+        poses = _Poses(reader, chosen, scene_frame, T_base_camera, round(pose_tolerance * 1e9)).read(pose_source)
         assembler = Assembler(
             poses,
             source=source,
@@ -175,66 +181,100 @@ def _first_infos(reader: BagReader, connections: list[Connection], streams: Mapp
     return found
 
 
-def _read_poses(
-    reader: BagReader,
-    source: str,
-    topic: str,
-    scene_frame: str,
-    T_base_camera: NDArray[np.float64] | None,
-    tolerance_ns: int,
-) -> PoseSource:
+class _Poses:
     """All poses of the bag, before the first image: then none is late."""
-    connections = reader.connections
-    if source == "auto":
-        if topic:
-            source = next((name for name, types in POSES.items() if topic in _by_type(connections, types)), "auto")
-        else:
-            source = next((name for name, types in POSES.items() if _by_type(connections, types)), "auto")
-    if source not in POSES:
-        raise BagError(f"no poses for the source {source!r} (known are {', '.join(POSES)}); {_listing(connections)}")
-    names = _by_type(connections, POSES[source])
-    if source == "tf":
-        wanted = [connection for connection in connections if connection.topic in names]
-        tree = TransformTree(scene_frame or "map", tolerance_ns=tolerance_ns)
-        for connection, message in reader.messages(wanted):
+
+    def __init__(
+        self,
+        reader: BagReader,
+        topics: Topics,
+        scene_frame: str,
+        T_base_camera: NDArray[np.float64] | None,
+        tolerance_ns: int,
+    ) -> None:
+        self._reader = reader
+        self._topic = topics.pose
+        self._scene_frame = scene_frame
+        self._T_base_camera = T_base_camera
+        self._tolerance_ns = tolerance_ns
+        pictures = topics.depth or topics.points or topics.rgb
+        self._camera = next((str(message.header.frame_id) for _, message in self._all([pictures])), "")
+
+    def read(self, source: str) -> PoseSource:
+        """Raises BagError, with the frames and topics that there are."""
+        chosen = self._choose() if source == "auto" else source
+        if chosen not in POSES:
+            known = f"(known are {', '.join(POSES)})"
+            raise BagError(f"no poses for the source {source!r} {known}; {_listing(self._reader.connections)}")
+        poses = self._from_tf() if chosen == "tf" else self._from_messages(chosen)
+        missing = poses.missing(self._camera) if isinstance(poses, BufferedPose) else self._missing_in_tf()
+        if missing:
+            raise BagError(missing)
+        return poses
+
+    def _choose(self) -> str:
+        """TF if it leads to the camera's frame, else odometry, which must; last a PoseStamped, which is anybody's."""
+        there = [
+            name for name, types in POSES.items()
+            if (names := _by_type(self._reader.connections, types)) and (not self._topic or self._topic in names)
+        ]  # fmt: skip
+        if "tf" in there and self._T_base_camera is None:
+            missing = self._missing_in_tf()
+            if not missing:
+                return "tf"
+            logger.info("poses are not taken from TF: %s", missing)
+        return next((name for name in ("odometry", "pose_topic", "tf") if name in there), "")
+
+    def _from_tf(self) -> TfPose:
+        return TfPose(self._scene_frame or "map", self._T_base_camera, self._tree)
+
+    def _missing_in_tf(self) -> str:
+        """Why TF does not lead from the camera to the scene, with both names; empty if it does."""
+        scene, frames = self._scene_frame or "map", self._tree.frames()
+        if scene not in frames:
+            return f"the bag's TF has no frame {scene!r}, only {', '.join(frames)}"
+        if self._tree.connected(scene, self._camera):
+            return ""
+        return f"the bag's TF does not lead from {self._camera!r} to {scene!r}; its frames are {', '.join(frames)}"
+
+    def _from_messages(self, source: str) -> BufferedPose:
+        connections = self._reader.connections
+        names, topic = _by_type(connections, POSES[source]), self._topic
+        if topic and topic not in names:
+            raise BagError(f"the bag has no pose topic {topic!r} for {source}; {_listing(connections)}")
+        topic = topic or _only(f"topic for {source}", names, connections)
+        tree = self._tree if source == "odometry" else None
+        poses: BufferedPose | None = None
+        for _, message in self._all([topic]):
+            if poses is None:
+                frame = self._scene_frame or message.header.frame_id
+                poses = BufferedPose(
+                    frame, self._T_base_camera, tree=tree, tolerance_ns=self._tolerance_ns, capacity=None
+                )
             try:
-                tree.add(message, static=connection.topic.endswith(STATIC_TF))
+                poses.add(message)
             except (ConversionError, PoseError) as error:
-                raise BagError(f"{connection.topic}: {error}") from error
-        if tree.scene_frame not in tree.frames():
-            raise BagError(f"the bag's TF has no frame {tree.scene_frame!r}, only {', '.join(tree.frames())}")
-        return _Whole(tree, T_base_camera)
-    if topic and topic not in names:
-        raise BagError(f"the bag has no pose topic {topic!r} for {source}; {_listing(connections)}")
-    topic = topic or _only(f"topic for {source}", names, connections)
-    poses: BufferedPose | None = None
-    for _, message in reader.messages([connection for connection in connections if connection.topic == topic]):
+                raise BagError(f"{topic} at {stamp_to_ns(message.header.stamp) / 1e9:.6f} s: {error}") from error
         if poses is None:
-            frame = scene_frame or message.header.frame_id
-            poses = BufferedPose(frame, tolerance_ns=tolerance_ns, capacity=None)
-        try:
-            poses.add(message)
-        except (ConversionError, PoseError) as error:
-            raise BagError(f"{topic} at {stamp_to_ns(message.header.stamp) / 1e9:.6f} s: {error}") from error
-    if poses is None:
-        raise BagError(f"the bag has no message on the pose topic {topic!r}")
-    return _Whole(poses, T_base_camera)
+            raise BagError(f"the bag has no message on the pose topic {topic!r}")
+        return poses
 
+    @cached_property
+    def _tree(self) -> TransformTree:
+        tree, refused = TransformTree(cache_ns=None), []
+        for topic, message in self._all(_by_type(self._reader.connections, POSES["tf"])):
+            for transform in message.transforms:
+                try:
+                    tree.add(transform, static=topic.endswith(STATIC_TF))
+                except (ConversionError, PoseError) as error:
+                    refused.append(str(error))
+        if refused:
+            logger.warning("%d transforms of the bag were refused, the first: %s", len(refused), refused[0])
+        return tree
 
-class _Whole:
-    """All poses of a bag, whatever the order of its stamps, with one more transform at the camera's end."""
-
-    def __init__(self, source: PoseSource, T_base_camera: NDArray[np.float64] | None) -> None:
-        self._source = source
-        self._T = np.eye(4) if T_base_camera is None else T_base_camera
-        self.scene_frame = source.scene_frame
-        self.by_frame = source.by_frame
-
-    def lookup(self, stamp_ns: int, camera_frame: str, *, final: bool = False) -> NDArray[np.float64]:
-        return self._source.lookup(stamp_ns, camera_frame, final=final) @ self._T
-
-    def reset(self, stamp_ns: int) -> None:
-        """The whole bag has been read: nothing is forgotten."""
+    def _all(self, topics: list[str]) -> Iterator[tuple[str, Any]]:
+        wanted = [connection for connection in self._reader.connections if connection.topic in topics]
+        return ((connection.topic, message) for connection, message in self._reader.messages(wanted))
 
 
 def _by_type(connections: list[Connection], types: tuple[str, ...]) -> list[str]:

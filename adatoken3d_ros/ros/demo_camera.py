@@ -2,7 +2,7 @@
 """A moving RGB-D camera in a furnished room, so that everything can be tried with no robot.
 
 Publishes `rgb/image`, `depth/image` and their `camera_info` (equal stamps, registered), and the pose of the camera's
-optical frame three ways: `pose`, `odom`, and TF where tf2_ros is installed. While somebody takes the images, questions
+optical frame three ways: `pose`, `odom` and TF. While somebody takes the images, questions
 about what they have shown, with their exact answers, appear on `~/questions`.
 """
 
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import rclpy
-from geometry_msgs.msg import Pose, PoseStamped, TransformStamped
+from geometry_msgs.msg import Pose, PoseStamped, TransformStamped, Vector3
 from nav_msgs.msg import Odometry
 from numpy.typing import NDArray
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
@@ -36,6 +36,7 @@ from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header, String
+from tf2_msgs.msg import TFMessage
 
 from adatoken3d_ros.ros.conversions import fill_camera_info, fill_image, fill_pose
 from adatoken3d_ros.ros.parameters import at_start
@@ -96,14 +97,14 @@ class DemoCamera(Node):
         self._depth_info = self.create_publisher(CameraInfo, "depth/camera_info", images)
         self._pose = self.create_publisher(PoseStamped, "pose", 10)
         self._odometry = self.create_publisher(Odometry, "odom", 10)
-        self._tf = _tf_broadcaster(self)
+        self._tf = self.create_publisher(TFMessage, "/tf", 100)
         self._questions = self.create_publisher(String, "~/questions", LATCHED)
 
         self._start = self._asked = self.get_clock().now()
         self._timer = self.create_timer(1.0 / rate, self._publish)
         self.get_logger().info(
             f"a furnished room (seed {seed}), {self._width}x{self._height} at {rate:g} Hz, "
-            f"pose on 'pose' and 'odom'{' and TF' if self._tf else ' (no TF: tf2_ros is not installed)'}"
+            "pose on 'pose', 'odom' and TF"
         )
 
     def _publish(self) -> None:
@@ -116,13 +117,11 @@ class DemoCamera(Node):
         world = Header(stamp=stamp, frame_id=self._world_frame)
 
         # The pose first: whoever looks it up at the image's stamp should find it there.
-        if self._tf is not None:
-            transform = TransformStamped(header=world, child_frame_id=self._camera_frame)
-            p = pose.position
-            transform.transform.translation.x, transform.transform.translation.y = p.x, p.y
-            transform.transform.translation.z = p.z
-            transform.transform.rotation = pose.orientation
-            self._tf.sendTransform(transform)
+        transform = TransformStamped(header=world, child_frame_id=self._camera_frame)
+        p = pose.position
+        transform.transform.translation = Vector3(x=p.x, y=p.y, z=p.z)
+        transform.transform.rotation = pose.orientation
+        self._tf.publish(TFMessage(transforms=[transform]))
         self._pose.publish(PoseStamped(header=world, pose=pose))
         odometry = Odometry(header=world, child_frame_id=self._camera_frame)
         odometry.pose.pose = pose
@@ -176,15 +175,6 @@ def encode_depth(depth: NDArray[np.float32], encoding: str) -> NDArray[np.uint16
         return depth
     millimetres = np.rint(depth * 1000.0)
     return np.where(np.isfinite(millimetres) & (millimetres <= 65535), millimetres, 0).astype(np.uint16)
-
-
-def _tf_broadcaster(node: Node) -> Any | None:
-    """A TransformBroadcaster, or None where tf2_ros is not installed."""
-    try:
-        tf2_ros = importlib.import_module("tf2_ros")
-    except ModuleNotFoundError:
-        return None
-    return tf2_ros.TransformBroadcaster(node)
 
 
 def main(args: list[str] | None = None) -> int:

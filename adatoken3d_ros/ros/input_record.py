@@ -24,13 +24,13 @@ class InputRecord:
     Attributes:
         lock: reentrant; held by whoever changes what the executor's and the frames' threads share.
         problem: the last frame or message that could not be used, and why; empty if the last one was good.
-        bad_poses: pose messages that were refused.
+        refused: pose messages and transforms that were refused.
     """
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.problem = ""
-        self.bad_poses = 0
+        self.refused: Counter[str] = Counter({"poses.refused": 0, "transforms.refused": 0})
         self._hidden = False  # the problem is one that only a conversion finds
         self._checked = False  # the frame that is being taken has passed its checks
         self._arrivals: dict[str, Arrivals] = {}
@@ -152,5 +152,5 @@ class InputRecord:
         for percent in (50, 95):
             age = f"{np.percentile(self._ages, percent):.2f}" if self._ages else NOT_YET
             values[f"accepted.age_ms.p{percent}"] = age
-        values["poses.refused"] = self.bad_poses
+        values.update(self.refused)
         return values

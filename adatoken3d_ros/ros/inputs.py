@@ -11,12 +11,11 @@ from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
-from geometry_msgs.msg import PoseStamped
-from nav_msgs.msg import Odometry
 from numpy.typing import NDArray
 from rclpy.callback_groups import CallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
+from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 
 from adatoken3d_ros.ros.conversions import ConversionError, stamp_to_ns
@@ -36,27 +35,17 @@ from adatoken3d_ros.ros.pairing import (
     Assembler,
     LazyFrame,
     Picture,
-    bad_stamp,
 )
 from adatoken3d_ros.ros.parameters import Parameters
-from adatoken3d_ros.ros.poses import (
-    BufferedPose,
-    PoseError,
-    PoseSource,
-    StaticPose,
-    TfPose,
-    pose_from_numbers,
-    require_tf2,
-)
+from adatoken3d_ros.ros.pose_inputs import PoseInput, check
+from adatoken3d_ros.ros.poses import PoseSource, pose_from_numbers
 from adatoken3d_ros.ros.subscriptions import Subscriptions
 from adatoken3d_ros.scene.frames import PosedFrame
 
 POLL_PERIOD = 0.05  # seconds between two looks for the poses of images that wait
 GRAPH_PERIOD = 0.5  # seconds between two looks at who publishes the inputs
-BASE_TO_CAMERA = "pose.base_to_camera"
 OLD_TIME = "stamps have jumped back since"  # how the error begins of a frame that came before a jump
 STOPPED = "the inputs were stopped after"  # and of one that had not been taken by then
-POSE_TOPICS = {"odometry": ("odom", Odometry), "pose_topic": ("pose", PoseStamped)}
 # What frames are made of -> the topics that must carry something; the others help where they do.
 NEEDED = {
     RGBD: (RGB, RGB_INFO, DEPTH),
@@ -130,6 +119,7 @@ class Inputs:
         self._assembler: Assembler | None = None
         self._timers: list[Any] = []
         self._subscriptions = Subscriptions(node, group)
+        self._pose_input: PoseInput | None = None
 
     @property
     def fates(self) -> Counter[str]:
@@ -147,15 +137,8 @@ class Inputs:
         return self._assembler.poses if self._assembler is not None else None
 
     def check(self) -> None:
-        """Raises PoseError if the chosen pose source cannot work on this machine, or not with the other parameters."""
-        settings = self._parameters
-        if settings["pose.source"] == "tf":
-            require_tf2()
-            if settings["input.source"] in (POINTS_WITH_CAMERA, COLOURED_POINTS) and any(settings[BASE_TO_CAMERA]):
-                raise PoseError(
-                    f"{BASE_TO_CAMERA} is {list(settings[BASE_TO_CAMERA])}, but with pose.source 'tf' and input.source "
-                    f"{settings['input.source']!r} the frames' own names say where things are: leave it at zeros"
-                )
+        """Raises PoseError if the chosen pose source cannot work with the other parameters."""
+        check(self._parameters)
 
     def start(self) -> None:
         """Subscribes. Raises PoseError as `check`, ValueError for a quality of service that there is not."""
@@ -168,11 +151,11 @@ class Inputs:
 
     def _start(self) -> None:
         settings = self._parameters
-        source, made_of = settings["pose.source"], settings["input.source"]
-        poses = self._make_poses(source)
+        made_of = settings["input.source"]
+        self._pose_input = PoseInput(settings, self._clock_ns, self.record.refused, self._warn)
         depth_to_rgb = settings["pose.depth_to_rgb"]
         self._assembler = Assembler(
-            poses,
+            self._pose_input.poses,
             source=made_of,
             T_camera_depth=pose_from_numbers(depth_to_rgb) if any(depth_to_rgb) else None,
             on_time_jump=self._time_jumped,
@@ -185,13 +168,12 @@ class Inputs:
             clock_ns=self._clock_ns,
         )
         image = CompressedImage if settings["input.transport"] == "compressed" else Image
-        self.record.begin((*NEEDED[made_of], *(POSE_TOPICS[source][:1] if source in POSE_TOPICS else ())))
+        self.record.begin((*NEEDED[made_of], *self._pose_input.needed))
         # The executor looks at subscriptions in this order: what images need comes first.
         for topic in INFOS.get(made_of, ()):
             self._subscribe(CameraInfo, topic, self._on_info)
-        if source in POSE_TOPICS:
-            topic, kind = POSE_TOPICS[source]
-            self._subscribe(kind, topic, self._on_pose)
+        for kind, topic, profile in self._pose_input.subscriptions:
+            self._subscribe(kind, topic, self._on_pose, profile)
         for topic in STREAMS[made_of]:
             self._subscribe(PointCloud2 if topic == POINTS else image, topic, self._on_image)
         # Steady, so that waiting images are looked at even while simulated time stands still.
@@ -209,8 +191,6 @@ class Inputs:
         if self._assembler is not None:
             self._assembler.stop()
             self.record.ended(self._assembler.counters())
-            if isinstance(self._assembler.poses, TfPose):
-                self._assembler.poses.close()
             self._assembler = None
         with self.record.lock:
             self._stops += 1
@@ -261,24 +241,15 @@ class Inputs:
         """Why there is no scene yet, in words."""
         return self.state().explain()
 
-    def _make_poses(self, source: str) -> PoseSource:
-        settings = self._parameters
-        T_base_camera = pose_from_numbers(settings[BASE_TO_CAMERA])
-        if source == "static":
-            return StaticPose(pose_from_numbers(settings["pose.static"]) @ T_base_camera, settings["scene.frame_id"])
-        if source == "tf":
-            return TfPose(self._node, settings["scene.frame_id"], T_base_camera)
-        return BufferedPose(
-            settings["scene.frame_id"], T_base_camera, tolerance_ns=round(settings["pose.tolerance"] * 1e9)
-        )
-
-    def _subscribe(self, kind: Any, topic: str, callback: Callable[[str, Any], None]) -> None:
+    def _subscribe(
+        self, kind: Any, topic: str, callback: Callable[[str, Any], None], profile: QoSProfile | None = None
+    ) -> None:
         def received(message: Any) -> None:
             if self.record.received(topic):
                 self._node.get_logger().info(f"the first message has come on {self._subscriptions.name(topic)}")
             callback(topic, message)
 
-        self._subscriptions.add(kind, topic, received, self._parameters["qos.reliability"])
+        self._subscriptions.add(kind, topic, received, self._parameters["qos.reliability"], profile)
 
     def _on_image(self, topic: str, message: Any) -> None:
         if self._assembler is None:
@@ -297,16 +268,11 @@ class Inputs:
             self._poll()
 
     def _on_pose(self, topic: str, message: Any) -> None:
-        if self._assembler is None or not isinstance(self._assembler.poses, BufferedPose):
+        if self._assembler is None or self._pose_input is None:
             return
-        # One wild pose would stay the newest, and no image would wait for its own any more.
-        bad = bad_stamp(stamp_to_ns(message.header.stamp), self._clock_ns())
         try:
-            if bad is not None:
-                raise PoseError(bad[1])
-            self._assembler.poses.add(message)
+            self._pose_input.add(topic, message)
         except ValueError as error:
-            self.record.bad_poses += 1
             self._dropped("bad_pose", f"{self._subscriptions.name(topic)}: {error}")
         self._poll()
 
@@ -367,4 +333,7 @@ class Inputs:
     def _dropped(self, reason: str, text: str) -> None:
         """A message or a pair that gives no frame."""
         self.record.dropped(reason, text)
-        self._node.get_logger().warning(f"{reason}: {text}", throttle_duration_sec=5.0)
+        self._warn(f"{reason}: {text}")
+
+    def _warn(self, text: str) -> None:
+        self._node.get_logger().warning(text, throttle_duration_sec=5.0)

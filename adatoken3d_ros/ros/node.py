@@ -144,7 +144,7 @@ class SceneNode(LifecycleNodeMixin, Node):
         try:
             worker = self._start_loading()
             self.inputs.check()
-            worker.ready.result()
+            self._start_loading().ready.result()
         except Exception as error:
             self.load_problem = advice(missing()) or str(error)
             self.get_logger().error(f"configure failed: {self.load_problem}")
@@ -231,6 +231,10 @@ class SceneNode(LifecycleNodeMixin, Node):
         self._loading = diagnostics.Loading(time.monotonic() - self._loading_since, share, step)
 
     async def _load(self) -> None:
+        try:
+            self.inputs.check()
+        except ValueError:
+            return  # on_configure says why, and nobody has waited for a model
         # The engine brings torch with it, seconds of importing: neither at the start nor in the executor's thread.
         try:
             await beside(self, partial(importlib.import_module, "adatoken3d_ros.engine.worker"))

@@ -175,7 +175,8 @@ SPECS: tuple[Spec, ...] = (
     Spec("pose.static", [0.0] * 6, "Camera optical frame in the scene frame, for the source static: x y z roll pitch "
          "yaw or x y z qx qy qz qw, metres and radians.", ACTIVATE, check=pose_from_numbers),
     Spec("pose.base_to_camera", [0.0] * 6, "Camera optical frame in the frame whose pose the source gives: x y z roll "
-         "pitch yaw or x y z qx qy qz qw, metres and radians.", ACTIVATE, check=pose_from_numbers),
+         "pitch yaw or x y z qx qy qz qw, metres and radians; all six zeros: as TF says for odometry, else no "
+         "difference.", ACTIVATE, check=pose_from_numbers),
     Spec("pose.tolerance", 0.02, "How far the nearest pose may be from the image where none can be interpolated; "
          "neighbours up to ten times this apart are interpolated between, seconds.", ACTIVATE, low=0.0, high=10.0),
     Spec("pose.timeout", 0.5, "An image waits for its pose until another one this much newer has come, seconds.",

@@ -2,7 +2,7 @@
 """Where was the camera when the picture was taken? Sources of poses for live topics and for bags; no ROS import.
 
 All of them answer `lookup(stamp_ns, camera_frame) -> T_world_camera`, (4, 4) float64, camera optical frame to scene
-frame. tf2 is imported when a TF source is made, because not every ROS installation brings it.
+frame.
 """
 
 from __future__ import annotations
@@ -16,23 +16,11 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation, Slerp
 
 from adatoken3d_ros.ros.conversions import (
-    ConversionError,
     pose_to_matrix,
     quaternion_to_rotation,
     stamp_to_ns,
-    transform_to_matrix,
 )
-
-# A stamp that is this much older than the newest one is a clock that was set back (a bag that starts again).
-JUMP_BACK_NS = 1_000_000_000
-
-
-class PoseError(ValueError):
-    """There is no pose and there will be none; the message says for which stamp or frame."""
-
-
-class PoseUnavailable(PoseError):
-    """There is no pose yet, but one may still come."""
+from adatoken3d_ros.ros.transforms import JUMP_BACK_NS, PoseError, PoseUnavailable, TransformTree
 
 
 class PoseSource(Protocol):
@@ -154,35 +142,44 @@ class StaticPose:
 
 
 class BufferedPose:
-    """Poses of a body that arrive as messages (Odometry, PoseStamped), and where the camera sits on it.
+    """Poses of a body that arrive as messages, and the way from that body to the camera.
+
+    Odometry is the pose of its child_frame_id, which seldom is the camera: where no `T_base_camera` is given, the
+    transforms in `tree` lead from there to the image's frame, or the frame is not used. A PoseStamped does not say
+    whose pose it is: without `T_base_camera` it is the camera optical frame's.
 
     Args:
         scene_frame: frame that the poses must be in; messages with an empty frame_id are believed.
-        T_base_camera: (4, 4) camera optical frame in the body's frame; identity if the poses are the camera's own.
+        T_base_camera: (4, 4) camera optical frame in the body's frame, whatever TF says; None: see above.
+        tree: the transforms of /tf and /tf_static; None: for poses that come as PoseStamped.
         tolerance_ns, capacity: see PoseBuffer. With a capacity, stamps that jump back begin a new time, whose poses are
             not mixed with the old ones; without one (a whole bag) all are kept.
     """
-
-    by_frame = False
 
     def __init__(
         self,
         scene_frame: str,
         T_base_camera: NDArray[np.float64] | None = None,
         *,
+        tree: TransformTree | None = None,
         tolerance_ns: int = 20_000_000,
         capacity: int | None = 2000,
     ) -> None:
         self.scene_frame = scene_frame
+        self.tree = tree
+        # The given way is the colour camera's alone.
+        self.by_frame = tree is not None and T_base_camera is None
         self.buffer = PoseBuffer(tolerance_ns, capacity)
-        self._T_base_camera = np.eye(4) if T_base_camera is None else T_base_camera
+        self._T_base_camera = T_base_camera
+        self._child: str | None = None
 
     def add(self, message: Any) -> None:
         """Takes a nav_msgs/Odometry or geometry_msgs/PoseStamped.
 
         Raises:
             ConversionError: for a pose that is not finite or not a rotation.
-            PoseError: for a pose in another frame.
+            PoseError: for a pose in another frame, and for odometry of another body than before or of nobody knows
+                whose (an empty child_frame_id), unless `T_base_camera` was given.
         """
         pose = message.pose.pose if hasattr(message.pose, "pose") else message.pose
         frame = message.header.frame_id
@@ -190,153 +187,86 @@ class BufferedPose:
             raise PoseError(
                 f"the pose is in frame {frame!r}, the scene in {self.scene_frame!r}: set scene.frame_id to {frame!r}"
             )
+        if self._T_base_camera is None and hasattr(message, "child_frame_id"):
+            self._check_child(message.child_frame_id.lstrip("/"))
         stamp_ns, T = stamp_to_ns(message.header.stamp), pose_to_matrix(pose)
         if self.buffer.capacity is not None and stamp_ns < self.buffer.newest - JUMP_BACK_NS:
             self.buffer.clear()
         self.buffer.add(stamp_ns, T)
 
     def lookup(self, stamp_ns: int, camera_frame: str, *, final: bool = False) -> NDArray[np.float64]:
-        return self.buffer.at(stamp_ns, final=final) @ self._T_base_camera
+        T_world_base = self.buffer.at(stamp_ns, final=final)
+        return T_world_base @ self._way_to(camera_frame, stamp_ns)
 
     def reset(self, stamp_ns: int) -> None:
+        if self.tree is not None:
+            self.tree.reset(stamp_ns)
         # If the poses have jumped before the images did, `add` has seen to it, and these are of the new time.
-        if self.buffer.newest > stamp_ns + JUMP_BACK_NS:
+        if self.buffer.capacity is not None and self.buffer.newest > stamp_ns + JUMP_BACK_NS:
             self.buffer.clear()
 
+    def _check_child(self, child: str) -> None:
+        if not child:
+            raise PoseError(
+                "the odometry does not say whose pose it is (its child_frame_id is empty): set pose.base_to_camera"
+            )
+        if self._child not in (None, child):
+            raise PoseError(f"the odometry is the pose of {child!r}, the messages before were of {self._child!r}")
+        self._child = child
 
-class TransformTree:
-    """The transforms of /tf and /tf_static, without tf2: for bags on machines that have no ROS.
-
-    Args:
-        scene_frame: root that poses are given in.
-        tolerance_ns: see PoseBuffer.
-    """
-
-    by_frame = True
-
-    def __init__(self, scene_frame: str, *, tolerance_ns: int = 20_000_000) -> None:
-        self.scene_frame = scene_frame
-        self._tolerance_ns = tolerance_ns
-        self._edges: dict[str, tuple[str, PoseBuffer | NDArray[np.float64]]] = {}
-
-    def add(self, message: Any, *, static: bool = False) -> None:
-        """Takes a tf2_msgs/TFMessage. Raises ConversionError for a transform that is not rigid."""
-        for transform in message.transforms:
-            child, parent = transform.child_frame_id.lstrip("/"), transform.header.frame_id.lstrip("/")
-            T = transform_to_matrix(transform.transform)
-            if static:
-                self._edges[child] = (parent, T)
-                continue
-            known = self._edges.get(child)
-            if known is None or known[0] != parent or not isinstance(known[1], PoseBuffer):
-                known = (parent, PoseBuffer(self._tolerance_ns, capacity=None))
-                self._edges[child] = known
-            known[1].add(stamp_to_ns(transform.header.stamp), T)  # type: ignore[union-attr]
-
-    def frames(self) -> list[str]:
-        """Names of all frames, sorted."""
-        return sorted({*self._edges, *(parent for parent, _ in self._edges.values())})
-
-    def lookup(self, stamp_ns: int, camera_frame: str, *, final: bool = False) -> NDArray[np.float64]:
-        """The transform from `camera_frame` to the scene frame.
-
-        Raises:
-            PoseError: if the frames are not connected, naming both and what is there.
-        """
-        camera_frame = camera_frame.lstrip("/")
-        up = self._to_ancestors(camera_frame, stamp_ns, final)
-        down = self._to_ancestors(self.scene_frame, stamp_ns, final)
-        for frame, T_frame_camera in up.items():
-            if frame in down:
-                return np.linalg.inv(down[frame]) @ T_frame_camera
-        raise PoseError(
-            f"no transform from {camera_frame!r} to {self.scene_frame!r}; the frames are {', '.join(self.frames())}"
+    def missing(self, camera_frame: str) -> str:
+        """Why no way leads from the body to a frame, at whatever time, with the names of both; empty if one does."""
+        child, camera_frame = self._child, camera_frame.lstrip("/")
+        if self._T_base_camera is not None or child in (None, camera_frame):
+            return ""
+        if self.tree is not None and camera_frame and self.tree.connected(str(child), camera_frame):
+            return ""
+        return (
+            f"the odometry is the pose of {child!r}, the image's frame is {camera_frame!r}, and no transform leads "
+            "from one to the other; where there is no TF, set pose.base_to_camera (--base-to-camera)"
         )
 
-    def reset(self, stamp_ns: int) -> None:
-        for _, edge in self._edges.values():
-            if isinstance(edge, PoseBuffer):
-                edge.forget_after(stamp_ns + JUMP_BACK_NS)
-
-    def _to_ancestors(self, frame: str, stamp_ns: int, final: bool) -> dict[str, NDArray[np.float64]]:
-        """{ancestor: transform from `frame` to it}, nearest first; the frame itself included."""
-        chain = {frame: np.eye(4)}
-        T = np.eye(4)
-        while frame in self._edges:
-            parent, edge = self._edges[frame]
-            if parent in chain:
-                raise PoseError(f"the transforms run in a circle through {parent!r}")
-            T = (edge.at(stamp_ns, final=final) if isinstance(edge, PoseBuffer) else edge) @ T
-            frame = parent
-            chain[frame] = T
-        return chain
-
-
-def require_tf2() -> Any:
-    """The module tf2_ros. Raises PoseError, which says what to use instead, where there is none."""
-    try:
-        import tf2_ros
-    except ImportError as error:
-        raise PoseError(
-            f"pose.source is 'tf', but tf2_ros cannot be imported ({error}): install it, or set pose.source to "
-            "'odometry', 'pose_topic' or 'static'"
-        ) from error
-    return tf2_ros
+    def _way_to(self, camera_frame: str, stamp_ns: int) -> NDArray[np.float64]:
+        """T_base_camera (4, 4). Raises PoseUnavailable."""
+        missing = self.missing(camera_frame)
+        if missing:
+            raise PoseUnavailable(missing)
+        if self._T_base_camera is not None:
+            return self._T_base_camera
+        if self.tree is None or self._child is None:
+            return np.eye(4)
+        return self.tree.transform(self._child, camera_frame, stamp_ns)
 
 
 class TfPose:
-    """TF at the acquisition stamp, through tf2_ros.
+    """TF at the acquisition stamp.
 
     Args:
-        node: the ROS node that listens to /tf and /tf_static.
         scene_frame: target frame.
         T_base_camera: (4, 4) extra transform from the camera optical frame to the image's frame_id.
-
-    Raises:
-        PoseError: where this ROS installation has no tf2_ros; says what to use instead.
+        tree: where the transforms are put.
     """
 
     by_frame = True
 
-    def __init__(self, node: Any, scene_frame: str, T_base_camera: NDArray[np.float64] | None = None) -> None:
-        self._tf2 = require_tf2()
-        from rclpy.time import Time
-
+    def __init__(
+        self, scene_frame: str, T_base_camera: NDArray[np.float64] | None = None, tree: TransformTree | None = None
+    ) -> None:
         self.scene_frame = scene_frame
+        self.tree = TransformTree() if tree is None else tree
         self._T_base_camera = np.eye(4) if T_base_camera is None else T_base_camera
-        self._time = Time
-        self._buffer = self._tf2.Buffer()
-        self._listener = self._tf2.TransformListener(self._buffer, node)
 
     def lookup(self, stamp_ns: int, camera_frame: str, *, final: bool = False) -> NDArray[np.float64]:
         if not camera_frame:
             raise PoseError("the image has no frame_id, so TF cannot be asked")
-        return self.transform(stamp_ns, camera_frame) @ self._T_base_camera
+        return self.tree.transform(self.scene_frame, camera_frame, stamp_ns) @ self._T_base_camera
 
     def transform(self, stamp_ns: int, frame: str) -> NDArray[np.float64]:
-        """From any frame to the scene frame, (4, 4); stamp 0 asks for the newest.
-
-        Raises:
-            PoseUnavailable: there is none (yet).
-            PoseError: it is not rigid.
-        """
-        try:
-            found = self._buffer.lookup_transform(self.scene_frame, frame, self._time(nanoseconds=stamp_ns))
-        except self._tf2.TransformException as error:
-            raise PoseUnavailable(
-                f"no transform from {frame!r} to {self.scene_frame!r} at {stamp_ns / 1e9:.6f} s: {error}"
-            ) from error
-        try:
-            return transform_to_matrix(found.transform)
-        except ConversionError as error:
-            raise PoseError(f"the transform from {frame!r} to {self.scene_frame!r} cannot be used: {error}") from error
+        """From any frame to the scene frame, (4, 4); stamp 0 asks for the newest. Raises as TransformTree.transform."""
+        return self.tree.transform(self.scene_frame, frame, stamp_ns)
 
     def reset(self, stamp_ns: int) -> None:
-        self._buffer.clear()
-
-    def close(self) -> None:
-        """Ends the subscriptions to /tf and /tf_static."""
-        self._listener.unregister()
+        self.tree.reset(stamp_ns)
 
 
 def pose_from_numbers(numbers: Sequence[float]) -> NDArray[np.float64]:

@@ -12,6 +12,7 @@ import pytest
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
+from adatoken3d_ros.cli.ask import frames
 from adatoken3d_ros.cli.main import main, parser
 from adatoken3d_ros.scene.folder import read_folder
 
@@ -115,6 +116,25 @@ def test_bag_gives_the_answer_of_the_folder_it_was_made_of(tiny: Path, folder: P
     from_folder = ask(tmp_path, "--model", str(tiny), "--folder", str(folder), "What is here?")
     from_bag = ask(tmp_path, "--model", str(tiny), "--bag", str(bag), "What is here?")
     assert from_bag == from_folder
+
+
+def test_the_cameras_place_can_be_given(
+    tiny: Path, bag: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The bag has no TF, its odometry is the camera's own: what is given counts, and what is no pose is named."""
+    args = ["ask", "--bag", str(bag), "--model", str(tiny), "What is there?", "--base-to-camera"]
+    (first, *_) = read_folder(folder)
+    found = next(frames(parser()[0].parse_args([*args, "0 0 -1.5, 0 0 0"])))
+    np.testing.assert_allclose(found.T_world_camera, first.T_world_camera @ place(z=-1.5), atol=1e-9)
+    with pytest.raises(SystemExit):
+        main([*args, "0 0 east"])
+    assert "'0 0 east' is no pose" in capsys.readouterr().err
+
+
+def place(z: float) -> np.ndarray:
+    T = np.eye(4)
+    T[2, 3] = z
+    return T
 
 
 def test_options_reach_the_session(tiny: Path, folder: Path, tmp_path: Path) -> None:

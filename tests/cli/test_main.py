@@ -139,12 +139,12 @@ def test_info_names_versions_and_what_is_missing(
     monkeypatch.setenv("COLUMNS", "300")
     found = info.importlib.util.find_spec
     monkeypatch.setattr(
-        info.importlib, "util", SimpleNamespace(find_spec=lambda name: None if name == "tf2_ros" else found(name))
+        info.importlib, "util", SimpleNamespace(find_spec=lambda name: None if name == "tf2_msgs" else found(name))
     )
     assert command_line.main(["info"]) == 0
     text = capsys.readouterr().out
     assert "adatoken3d_ros" in text and "torch" in text
-    assert "missing, needed for camera poses from TF: apt install ros-$ROS_DISTRO-tf2-ros-py" in text
+    assert "missing, needed for the node, which reads /tf: apt install ros-$ROS_DISTRO-tf2-msgs" in text
 
 
 def test_info_about_a_model(tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

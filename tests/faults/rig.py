@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from ros_graph import synthetic_frame
-from ros_messages import cloud_message, image, info, pose_message, transform
+from ros_messages import cloud_message, image, info, pose_message
 
 from adatoken3d_ros.engine.answer import Answer, Question
 from adatoken3d_ros.engine.session import SceneSession, SessionConfig
@@ -19,14 +19,14 @@ from adatoken3d_ros.ros.conversions import ns_to_stamp
 from adatoken3d_ros.ros.inputs import Inputs
 from adatoken3d_ros.ros.node import SceneNode
 from adatoken3d_ros.ros.parameters import SPECS
-from adatoken3d_ros.ros.poses import PoseError, TransformTree
 
 LIMIT = 30.0  # seconds until a test that hangs fails
 START_NS = 1_700_000_000_000_000_000
 STEP_NS = 100_000_000
 STALE_AFTER = 5.0
 TOPICS = {"rgb_info": "rgb/camera_info", "depth_info": "depth/camera_info", "pose": "pose", "rgb": "rgb/image",
-          "depth": "depth/image", "points": "points"}  # fmt: skip
+          "depth": "depth/image", "points": "points",
+          "odom": "odom", "tf": "/tf", "tf_static": "/tf_static"}  # fmt: skip
 
 
 class FakeNode:
@@ -52,7 +52,7 @@ class FakeNode:
         del self.subscriptions[topic]
 
     def resolve_topic_name(self, topic: str) -> str:
-        return f"/{topic}"
+        return topic if topic.startswith("/") else f"/{topic}"
 
     def has_parameter(self, name: str) -> bool:
         return True
@@ -75,38 +75,6 @@ class FakeNode:
             self.log.append(text)
 
         return SimpleNamespace(info=note, warning=note, error=note)
-
-
-class FakeTf2:
-    """tf2_ros with the package's own tree of transforms; the messages come from the test."""
-
-    class TransformException(Exception):
-        pass
-
-    tree: TransformTree
-    spoilt: Any = None
-
-    class TransformListener:
-        def __init__(self, buffer: Any, node: Any) -> None:
-            FakeTf2.tree = TransformTree("map", tolerance_ns=0)
-            FakeTf2.spoilt = None
-
-        def unregister(self) -> None:
-            """It never was."""
-
-    class Buffer:
-        def lookup_transform(self, target: str, source: str, time: Any) -> Any:
-            try:
-                T = FakeTf2.tree.lookup(time.nanoseconds, source)
-            except PoseError as error:
-                raise FakeTf2.TransformException(f"Lookup would require extrapolation: {error}") from error
-            found = transform(time.nanoseconds, target, source, T)
-            if FakeTf2.spoilt is not None:
-                FakeTf2.spoilt(found.transform)
-            return found
-
-        def clear(self) -> None:
-            FakeTf2.tree.reset(0)
 
 
 class Rig:

@@ -7,6 +7,7 @@ import array
 import math
 import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ import pytest
 
 pytest.importorskip("rclpy")
 
-from rig import LIMIT, STALE_AFTER, START_NS, STEP_NS, TOPICS, FakeTf2, Rig, set_header
-from ros_messages import cloud_message, image, pose_message, transform
+from rig import LIMIT, STALE_AFTER, START_NS, STEP_NS, TOPICS, Rig, set_header
+from ros_graph import synthetic_frame
+from ros_messages import at, cloud_message, image, pose_message, transform
 
 from adatoken3d_ros.engine.answer import Status
 from adatoken3d_ros.ros import diagnostics
@@ -465,11 +467,8 @@ def test_no_camera_info(make_rig: MakeRig) -> None:
 
 
 @pytest.fixture
-def tf_rig(make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch) -> Rig:
+def tf_rig(make_rig: MakeRig) -> Rig:
     """With poses from TF; one frame has been seen."""
-    import sys
-
-    monkeypatch.setitem(sys.modules, "tf2_ros", FakeTf2)
     rig = make_rig(pose__source="tf")
     broadcast(rig, 0)
     rig.send(rig.messages(0))
@@ -479,13 +478,10 @@ def tf_rig(make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch) -> Rig:
 
 def broadcast(rig: Rig, index: int, child: str = "camera", spoil: Callable[[Any], None] | None = None) -> None:
     """The transform of a frame's stamp."""
-    from types import SimpleNamespace
-
-    from ros_graph import synthetic_frame
-
     message = transform(START_NS + index * STEP_NS, "map", child, synthetic_frame(index)[3])
-    FakeTf2.tree.add(SimpleNamespace(transforms=[message]))
-    FakeTf2.spoilt = spoil
+    if spoil is not None:
+        spoil(message.transform)
+    rig.send({"tf": SimpleNamespace(transforms=[message])})
 
 
 def with_tf(rig: Rig) -> Callable[[int], dict[str, Any]]:
@@ -530,6 +526,8 @@ def test_tf_extrapolated(tf_rig: Rig) -> None:
     line = tf_rig.node.log[-1]
     assert "no_pose" in line and f"at {(START_NS + STEP_NS) / 1e9:.6f} s" in line and "extrapolation" in line
     assert tf_rig.fates == ["key_frame"]
+    broadcast(tf_rig, 7)  # those that still wait are used now
+    assert tf_rig.fates[1:] and tf_rig.counts()["pairs.waiting"] == 0
     check_that_all_is_well(tf_rig, before, with_tf(tf_rig))
 
 
@@ -542,12 +540,109 @@ def test_tf_extrapolated(tf_rig: Rig) -> None:
     ],
 )
 def test_tf_spoilt(tf_rig: Rig, part: str, value: float, named: str) -> None:
+    """It is no transform, as for tf2; what waits for it says why, until a good one comes or it is dropped."""
     before = tf_rig.scene()
-    broadcast(tf_rig, 1, spoil=lambda found: setattr(getattr(found, part), "x", value))
-    tf_rig.send(tf_rig.messages(1))
-    assert tf_rig.report().level == diagnostics.ERROR and named in tf_rig.report().message
-    assert "'camera' to 'map'" in tf_rig.report().message and tf_rig.counts()["pairs.dropped.no_pose"] == 1
+    for index in range(1, 7):
+        broadcast(tf_rig, index, spoil=lambda found: setattr(getattr(found, part), "x", value))
+        tf_rig.send(tf_rig.messages(index))
+        assert named in tf_rig.report().message and "'camera' to 'map'" in tf_rig.report().message
+        assert tf_rig.report().level == (diagnostics.WARN if index < 6 else diagnostics.ERROR)
+    assert tf_rig.counts()["pairs.dropped.no_pose"] == 1 and tf_rig.counts()["transforms.refused"] == 6
+    broadcast(tf_rig, 7)
     check_that_all_is_well(tf_rig, before, with_tf(tf_rig))
+
+
+def test_a_spoilt_transform_that_leads_nowhere(tf_rig: Rig) -> None:
+    """A wheel's: it is counted and logged, and the inputs are well."""
+    before = tf_rig.scene()
+    broadcast(tf_rig, 1, "wheel", spoil=lambda found: setattr(found.rotation, "x", math.nan))
+    broadcast(tf_rig, 1)
+    tf_rig.send(tf_rig.messages(1))
+    assert tf_rig.fates == ["key_frame"] * 2 and tf_rig.report().level == diagnostics.OK
+    assert tf_rig.counts()["transforms.refused"] == 1 and "'wheel'" in tf_rig.node.log[-1]
+    check_that_all_is_well(tf_rig, before, with_tf(tf_rig))
+
+
+def test_tf_from_the_future(tf_rig: Rig) -> None:
+    """It does not become the newest: what comes after it would be too old."""
+    before = tf_rig.scene()
+    broadcast(tf_rig, 10**7)
+    assert tf_rig.counts()["transforms.refused"] == 1 and "later than may be believed" in tf_rig.node.log[-1]
+    check_that_all_is_well(tf_rig, before, with_tf(tf_rig))
+
+
+def test_tf_of_a_robot_elsewhere_after_a_jump(tf_rig: Rig) -> None:
+    """A bag that starts again a second earlier, its transforms before its images: none of the old ones is used."""
+    for index in (11, 12, 13):
+        broadcast(tf_rig, index)
+        tf_rig.send(tf_rig.messages(index))
+    moved = at(7.0) @ synthetic_frame(0)[3]
+    for after in (-STEP_NS // 2, STEP_NS // 2):
+        message = transform(START_NS + after, "map", "camera", moved)
+        tf_rig.send({"tf": SimpleNamespace(transforms=[message])})
+    tf_rig.send(tf_rig.messages(0))
+    stamps, xyz = tf_rig.scene()
+    assert stamps == [START_NS] and xyz[:, 0].min() > 7.0
+
+
+def odometry(rig: Rig, index: int, child: str) -> Any:
+    """The odometry of frame `index`: the body is 2 m below the camera."""
+    T = synthetic_frame(index)[3].copy()
+    T[:3, :3], T[2, 3] = np.eye(3), T[2, 3] - 2.0
+    message = pose_message(START_NS + index * STEP_NS, T)
+    return SimpleNamespace(header=message.header, pose=SimpleNamespace(pose=message.pose), child_frame_id=child)
+
+
+def with_odometry(rig: Rig) -> Callable[[int], dict[str, Any]]:
+    return lambda index: {"odom": odometry(rig, index, "base_link"), **rig.messages(index)}
+
+
+def mount(rig: Rig) -> None:
+    T = synthetic_frame(0)[3].copy()
+    T[:3, 3] = (0.0, 0.0, 2.0)
+    rig.send({"tf_static": SimpleNamespace(transforms=[transform(0, "base_link", "camera", T)])})
+
+
+def test_odometry_of_the_base(make_rig: MakeRig) -> None:
+    """The static transforms may come after the images: they wait. Every token lies where it lies for the camera."""
+    rig, other = make_rig(pose__source="odometry"), make_rig()
+    rig.send(with_odometry(rig)(0))
+    assert rig.counts()["pairs.waiting"] == 1
+    assert "'base_link'" in rig.report().message and "'camera'" in rig.report().message
+    mount(rig)
+    other.send(other.messages(0))
+    assert rig.fates == ["key_frame"]
+    np.testing.assert_allclose(rig.scene()[1], other.scene()[1], atol=1e-6)
+    check_that_all_is_well(rig, rig.scene(), with_odometry(rig))
+
+
+def test_odometry_that_nothing_leads_to_the_camera(make_rig: MakeRig) -> None:
+    """Never believed: both frames are named, a warning while the images wait, then an error."""
+    rig = make_rig(pose__source="odometry")
+    for index in range(7):
+        rig.send(with_odometry(rig)(index))
+        assert "'base_link'" in rig.report().message and "'camera'" in rig.report().message
+        assert "pose.base_to_camera" in rig.report().message
+        assert rig.report().level == (diagnostics.WARN if index < 5 else diagnostics.ERROR)
+    assert rig.fates == [] and rig.ask().status == Status.NO_SCENE
+    mount(rig)
+    assert rig.fates and set(rig.fates) <= {"key_frame", "superseded"}
+    check_that_all_is_well(rig, rig.scene(), with_odometry(rig))
+
+
+@pytest.mark.parametrize(
+    ("child", "named"),
+    [pytest.param("", "child_frame_id is empty", id="nobody"), pytest.param("wheel", "'wheel'", id="another")],
+)
+def test_odometry_of(make_rig: MakeRig, child: str, named: str) -> None:
+    rig = make_rig(pose__source="odometry")
+    mount(rig)
+    rig.send(with_odometry(rig)(0))
+    before = rig.scene()
+    rig.send({**rig.messages(1), "odom": odometry(rig, 1, child)})
+    assert rig.report().level == diagnostics.ERROR and named in rig.report().message
+    assert rig.counts()["poses.refused"] == 1 and rig.fates == ["key_frame"]
+    check_that_all_is_well(rig, before, with_odometry(rig))
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from adatoken3d_ros.engine.session import SceneSession, SessionConfig
 from adatoken3d_ros.model.prompt import CONTROL_WORDS, MAX_CLICKS, TEMPLATES, parse_boxes
 from adatoken3d_ros.ros import conversions as c
 from adatoken3d_ros.ros.pairing import STREAMS, LazyFrame, Pair
-from adatoken3d_ros.ros.poses import BufferedPose, PoseError, TransformTree, pose_from_numbers
+from adatoken3d_ros.ros.poses import BufferedPose, PoseError, TfPose, pose_from_numbers
 from adatoken3d_ros.ros.questions import question_of
 from adatoken3d_ros.scene.frames import FrameError, PosedFrame
 
@@ -240,7 +240,7 @@ def test_clouds_that_are_drawn_into_pictures(seed: int, spoils: list[Spoil], is_
 @fuzz(POSES, static=st.booleans())
 def test_poses(seed: int, static: bool) -> None:
     rng = random.Random(seed)
-    buffered, tree = BufferedPose("map"), TransformTree("map")
+    buffered, tree = BufferedPose("map"), TfPose("map")
     for stamp in (1, 2, rng.randrange(-5, 2**40)):
         message = pose_message(stamp, at(float(stamp), rng.uniform(0, 360)), rng.choice(["", "map", "map", "odom"]))
         edge = transform(stamp, rng.choice(["map", "base", "camera"]), rng.choice(["base", "camera", "map"]), at(1.0))
@@ -249,7 +249,7 @@ def test_poses(seed: int, static: bool) -> None:
             setattr(part, rng.choice("xyz"), number(rng))
         for add in (
             lambda m=message: buffered.add(m),
-            lambda e=edge: tree.add(SimpleNamespace(transforms=[e]), static=static),
+            lambda e=edge: tree.tree.add(e, static=static),
         ):
             try:
                 add()

@@ -58,7 +58,7 @@ def transform(stamp: int, parent: str, child: str, x: float) -> Any:
     return T["tf2_msgs/msg/TFMessage"]([stamped])
 
 
-def pose_messages(source: str, stamp: int, x: float) -> list[tuple[str, Any]]:
+def pose_messages(source: str, stamp: int, x: float, child: str = "camera") -> list[tuple[str, Any]]:
     if source == "pose_topic":
         return [("/pose", T["geometry_msgs/msg/PoseStamped"](header(stamp, "map"), pose(x)))]
     if source == "odometry":
@@ -66,7 +66,7 @@ def pose_messages(source: str, stamp: int, x: float) -> list[tuple[str, Any]]:
             T["geometry_msgs/msg/Twist"](*(2 * [T["geometry_msgs/msg/Vector3"](0.0, 0.0, 0.0)])), np.zeros(36)
         )
         at_pose = T["geometry_msgs/msg/PoseWithCovariance"](pose(x), np.zeros(36))
-        return [("/odom", T["nav_msgs/msg/Odometry"](header(stamp, "map"), "camera", at_pose, twist))]
+        return [("/odom", T["nav_msgs/msg/Odometry"](header(stamp, "map"), child, at_pose, twist))]
     return [("/tf", transform(stamp, "map", "camera", x))]
 
 
@@ -127,6 +127,72 @@ def test_static_transforms_count_at_any_time(tmp_path: Path) -> None:
     messages.append(("/tf_static", transform(0, "base", "camera", 10.0), 400 * MS))
     found = list(read_bag(write(tmp_path / "bag", messages)))
     np.testing.assert_allclose([frame.T_world_camera[0, 3] for frame in found], [10.1, 10.2, 10.3])
+
+
+def base_odometry(*more: tuple[str, Any, int]) -> list[tuple[str, Any, int]]:
+    """A robot's: /odom is the pose of base_link, the camera is 10 m in front of it, as far as `more` tells."""
+    messages = [item for item in frames() if item[0] != "/pose"]
+    for i in range(3):
+        stamp = (i + 1) * 100 * MS
+        messages += [(topic, m, stamp) for topic, m in pose_messages("odometry", stamp, float(i), "base_link")]
+    return [*messages, *more]
+
+
+MOUNT = [
+    ("/tf_static", transform(0, "base_link", "camera_link", 9.0), 400 * MS),
+    ("/tf_static", transform(0, "camera_link", "camera", 1.0), 400 * MS),
+]
+
+
+@pytest.mark.parametrize("source", ["auto", "odometry"])
+def test_odometry_of_the_base_and_static_transforms(tmp_path: Path, source: str) -> None:
+    found = list(read_bag(write(tmp_path / "bag", base_odometry(*MOUNT)), pose_source=source))
+    assert [frame.T_world_camera[0, 3] for frame in found] == [10.0, 11.0, 12.0]
+
+
+@pytest.mark.parametrize("source", ["auto", "odometry"])
+def test_odometry_of_a_base_that_nothing_leads_to_is_refused(tmp_path: Path, source: str) -> None:
+    path = write(tmp_path / "bag", base_odometry(MOUNT[1]))
+    with pytest.raises(BagError, match=r"'base_link'.*'camera'.*--base-to-camera"):
+        list(read_bag(path, pose_source=source))
+    found = list(read_bag(path, pose_source=source, T_base_camera=at(0.5)))
+    assert [frame.T_world_camera[0, 3] for frame in found] == [0.5, 1.5, 2.5]
+
+
+def test_odometry_without_a_child_frame_is_refused(tmp_path: Path) -> None:
+    messages = [(topic, m, 1) for topic, m in pose_messages("odometry", 100 * MS, 0.0, "")]
+    path = write(tmp_path / "bag", [*(item for item in frames() if item[0] != "/pose"), *messages])
+    with pytest.raises(BagError, match="/odom at 0.100000 s.*child_frame_id is empty.*pose.base_to_camera"):
+        list(read_bag(path))
+
+
+def test_tf_is_preferred_where_it_leads_from_the_camera_to_the_scene(tmp_path: Path) -> None:
+    """And where it does not, or the camera's place is given, odometry is; a pose topic may be a goal."""
+    goal = ("/goal_pose", T["geometry_msgs/msg/PoseStamped"](header(1, "map"), pose(99.0)), 1)
+    moving = [("/tf", transform(ms * MS, "odom", "base_link", ms / 100), 1) for ms in (100, 300)]
+    late = [("/tf", transform(ms * MS, "map", "odom", 100.0), 1) for ms in (50, 350)]
+    bags = {
+        "whole": (base_odometry(*MOUNT, *moving, *late, goal), {}, [111.0, 112.0, 113.0]),
+        "given": (base_odometry(*MOUNT, *moving, *late, goal), {"T_base_camera": at(0.5)}, [0.5, 1.5, 2.5]),
+        "no map": (base_odometry(*MOUNT, *moving, goal), {}, [10.0, 11.0, 12.0]),
+        "odom": (base_odometry(*MOUNT, *moving, goal), {"scene_frame": "odom"}, [11.0, 12.0, 13.0]),
+    }
+    for name, (messages, options, expected) in bags.items():
+        found = list(read_bag(write(tmp_path / name, messages), **options))  # type: ignore[arg-type]
+        np.testing.assert_allclose([frame.T_world_camera[0, 3] for frame in found], expected, err_msg=name)
+
+
+def test_tf_that_does_not_lead_to_the_camera_names_both(tmp_path: Path) -> None:
+    path = write(tmp_path / "bag", [*frames()[:3], ("/tf", transform(1, "map", "base", 1.0), 1)])
+    with pytest.raises(BagError, match="'camera' to 'map'.*base, map"):
+        list(read_bag(path))
+
+
+def test_a_transform_that_is_none_costs_nothing_else(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    wheel = transform(100 * MS, "base_link", "wheel", 0.0)
+    wheel.transforms[0].transform.rotation.w = float("nan")
+    found = list(read_bag(write(tmp_path / "bag", base_odometry(*MOUNT, ("/tf", wheel, 1)))))
+    assert [frame.T_world_camera[0, 3] for frame in found] == [10.0, 11.0, 12.0]
 
 
 def test_extrinsics_are_applied(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from rclpy.parameter import Parameter
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import String
+from tf2_msgs.msg import TFMessage
 
 from adatoken3d_ros.cli.processes import Processes
 from adatoken3d_ros.ros.conversions import (
@@ -31,6 +32,7 @@ from adatoken3d_ros.ros.conversions import (
     fill_image,
     image_to_rgb,
     pose_to_matrix,
+    transform_to_matrix,
 )
 from adatoken3d_ros.ros.demo_camera import encode_depth
 from adatoken3d_ros.ros.suggestions import LATCHED, Suggestion, from_message, to_message
@@ -47,6 +49,7 @@ TOPICS: dict[str, Any] = {
     "rgb/camera_info": CameraInfo,
     "depth/camera_info": CameraInfo,
     "pose": PoseStamped,
+    "tf": TFMessage,
     "odom": Odometry,
 }
 
@@ -84,7 +87,7 @@ def frames(camera: Any, shared_graph: Any) -> list[dict[str, Any]]:
 
     def complete() -> list[dict[str, Any]]:
         stamped = [
-            {(message.header.stamp.sec, message.header.stamp.nanosec): message for message in messages}
+            {(stamp.sec, stamp.nanosec): message for message in messages for stamp in [header_of(message).stamp]}
             for messages in received.values()
         ]
         common = sorted(set.intersection(*map(set, stamped)))
@@ -92,6 +95,10 @@ def frames(camera: Any, shared_graph: Any) -> list[dict[str, Any]]:
 
     shared_graph.wait(lambda: len(complete()) >= 3, "three frames with equal stamps")
     return complete()[:3]
+
+
+def header_of(message: Any) -> Any:
+    return (message.transforms[0] if isinstance(message, TFMessage) else message).header
 
 
 def test_frames_and_names(frames: list[dict[str, Any]]) -> None:
@@ -102,6 +109,9 @@ def test_frames_and_names(frames: list[dict[str, Any]]) -> None:
         assert frame["pose"].header.frame_id == frame["odom"].header.frame_id == "map"
         assert frame["odom"].child_frame_id == "camera_optical_frame"
         assert frame["odom"].pose.pose == frame["pose"].pose
+        (transform,) = frame["tf"].transforms
+        assert (transform.header.frame_id, transform.child_frame_id) == ("map", "camera_optical_frame")
+        assert (transform_to_matrix(transform.transform) == pose_to_matrix(frame["pose"].pose)).all()
         assert (frame["rgb/image"].encoding, frame["depth/image"].encoding) == ("rgb8", "16UC1")
 
 

@@ -546,6 +546,18 @@ def test_the_frame_of_the_scene(live: Live) -> None:
     assert frame() == "world"
 
 
+def test_poses_that_cannot_be_had_are_told_before_the_model_is_loaded(
+    live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: Any) -> Any:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr("adatoken3d_ros.ros.node.load_session", never)
+    live.put({"pose.source": "tf", "input.source": "points", "pose.base_to_camera": BESIDE})
+    assert not live.configure()
+    assert "pose.base_to_camera" in live.node.load_problem and live.node.worker is None
+
+
 def test_simulated_time(live: Live) -> None:
     clock = live.node.get_clock()
     assert not clock.ros_time_is_active

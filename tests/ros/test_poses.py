@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +14,7 @@ from ros_messages import MS, at, pose_message, transform
 
 from adatoken3d_ros.ros import poses as p
 from adatoken3d_ros.ros.conversions import ConversionError
+from adatoken3d_ros.ros.transforms import TransformTree
 
 
 def test_exact_and_between() -> None:
@@ -84,14 +84,6 @@ def test_buffered_pose_applies_where_the_camera_sits() -> None:
     np.testing.assert_allclose(found[:3, 3], (1.0, 0.5, 0.0), atol=1e-12)
 
 
-def test_odometry_is_read_like_a_pose() -> None:
-    message = pose_message(7, at(1.0))
-    odometry = SimpleNamespace(header=message.header, pose=SimpleNamespace(pose=message.pose))
-    source = p.BufferedPose("map")
-    source.add(odometry)
-    assert source.lookup(7, "")[0, 3] == 1.0
-
-
 def test_a_pose_in_another_frame_names_both() -> None:
     with pytest.raises(p.PoseError, match="'odom'.*'map'"):
         p.BufferedPose("map").add(pose_message(7, at(1.0), "odom"))
@@ -152,42 +144,92 @@ def test_of_a_whole_bag_all_poses_are_kept() -> None:
     assert (source.lookup(5500 * MS, "")[0, 3], source.lookup(50 * MS, "")[0, 3]) == (0.0, 5.0)
 
 
-def test_tree_chains_static_and_moving_transforms() -> None:
-    tree = p.TransformTree("map")
-    tree.add(SimpleNamespace(transforms=[transform(0, "base", "camera", at(0.5))]), static=True)
-    tree.add(SimpleNamespace(transforms=[transform(0, "/map", "odom", at(10.0))]), static=True)
-    for stamp, x in ((100, 0.0), (200, 1.0)):
-        tree.add(SimpleNamespace(transforms=[transform(stamp * MS, "odom", "/base", at(x, 90.0))]))
-    found = tree.lookup(150 * MS, "camera")
-    np.testing.assert_allclose(found[:3, 3], (10.5, 0.5, 0.0), atol=1e-12)
-    assert tree.frames() == ["base", "camera", "map", "odom"]
+def odometry(stamp_ns: int, T: np.ndarray, child: str = "base_link") -> Any:
+    message = pose_message(stamp_ns, T)
+    return SimpleNamespace(header=message.header, pose=SimpleNamespace(pose=message.pose), child_frame_id=child)
 
 
-def test_tree_goes_down_to_the_scene_frame_too() -> None:
-    tree = p.TransformTree("marker")
-    tree.add(SimpleNamespace(transforms=[transform(0, "world", "marker", at(2.0))]), static=True)
-    tree.add(SimpleNamespace(transforms=[transform(0, "world", "camera", at(5.0))]), static=True)
-    assert tree.lookup(1, "camera")[0, 3] == pytest.approx(3.0)
+def mounted(*, moving: bool = False) -> TransformTree:
+    """base_link -> camera_link (a mast 2 m high, which may turn) -> camera_optical."""
+    up, optical = np.eye(4), np.eye(4)
+    up[2, 3] = 2.0
+    optical[:3, :3] = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
+    tree = TransformTree()
+    tree.add(transform(0, "camera_link", "camera_optical", optical), static=True)
+    if moving:
+        for ms, degrees in ((100, 0.0), (200, 90.0)):
+            tree.add(transform(ms * MS, "base_link", "camera_link", up @ at(0.0, degrees)))
+    else:
+        tree.add(transform(0, "base_link", "camera_link", up), static=True)
+    return tree
 
 
-def test_tree_names_frames_that_are_not_connected() -> None:
-    tree = p.TransformTree("map")
-    tree.add(SimpleNamespace(transforms=[transform(0, "odom", "camera", at(1.0))]), static=True)
-    with pytest.raises(p.PoseError, match="'camera' to 'map'.*camera, odom"):
-        tree.lookup(1, "camera")
+def test_odometry_is_the_pose_of_its_child_frame() -> None:
+    """A base at x = 1 that looks along y, its camera 2 m above it: x right, y down, z forward."""
+    source = p.BufferedPose("map", tree=mounted())
+    source.add(odometry(100 * MS, at(1.0, 90.0)))
+    found = source.lookup(100 * MS, "camera_optical")
+    np.testing.assert_allclose(found @ (0, 0, 3, 1), (1, 3, 2, 1), atol=1e-12)
+    np.testing.assert_allclose(found @ (0.5, 0, 0, 1), (1.5, 0, 2, 1), atol=1e-12)
+    assert source.by_frame and source.missing("camera_optical") == ""
 
 
-def test_tree_with_a_circle_ends() -> None:
-    tree = p.TransformTree("map")
-    tree.add(SimpleNamespace(transforms=[transform(0, "a", "b", at(1)), transform(0, "b", "a", at(1))]), static=True)
-    with pytest.raises(p.PoseError, match="circle"):
-        tree.lookup(1, "a")
+def test_a_joint_between_base_and_camera_is_asked_at_the_stamp() -> None:
+    source = p.BufferedPose("map", tree=mounted(moving=True))
+    source.add(odometry(100 * MS, at(0.0)))
+    source.add(odometry(200 * MS, at(0.0)))
+    np.testing.assert_allclose(source.lookup(150 * MS, "camera_optical") @ (0, 0, 2**0.5, 1), (1, 1, 2, 1), atol=1e-12)
 
 
-def test_without_tf2_the_error_says_what_to_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "tf2_ros", None)
-    with pytest.raises(p.PoseError, match=r"pose\.source.*'odometry', 'pose_topic' or 'static'"):
-        p.TfPose(None, "map")
+@pytest.mark.parametrize("child", ["camera_optical", "/camera_optical", "camera_link"])
+def test_visual_odometry_of_the_cameras_own_frame_or_body(child: str) -> None:
+    source = p.BufferedPose("map", tree=mounted())
+    source.add(odometry(7, at(1.0), child))
+    found = source.lookup(7, "camera_optical")
+    forward = (1.0, 0.0, 1.0) if "optical" in child else (2.0, 0.0, 0.0)
+    np.testing.assert_allclose(found[:3, :3] @ (0, 0, 1) + found[:3, 3], forward, atol=1e-12)
+
+
+def test_odometry_of_a_body_that_nothing_leads_to_names_both_frames() -> None:
+    source = p.BufferedPose("map", tree=TransformTree())
+    source.add(odometry(7, at(1.0)))
+    named = "'base_link'.*'camera_optical'.*pose.base_to_camera.*--base-to-camera"
+    with pytest.raises(p.PoseUnavailable, match=named):
+        source.lookup(7, "camera_optical")
+    with pytest.raises(p.PoseUnavailable, match="'base_link'.*''"):
+        source.lookup(7, "")
+    source.tree.add(transform(0, "base_link", "camera_optical", at(0.5)), static=True)  # type: ignore[union-attr]
+    assert source.lookup(7, "camera_optical")[0, 3] == 1.5
+
+
+def test_a_given_way_counts_whatever_tf_and_the_message_say() -> None:
+    source = p.BufferedPose("map", at(0.25), tree=mounted())
+    source.add(odometry(7, at(1.0), ""))
+    assert source.lookup(7, "camera_optical")[0, 3] == 1.25
+    assert not source.by_frame, "it is the colour camera's alone"
+
+
+def test_odometry_of_nobody_knows_whom_is_refused() -> None:
+    source = p.BufferedPose("map", tree=mounted())
+    with pytest.raises(p.PoseError, match="child_frame_id is empty.*pose.base_to_camera"):
+        source.add(odometry(7, at(1.0), ""))
+    source.add(odometry(7, at(1.0)))
+    with pytest.raises(p.PoseError, match="'wheel'.*'base_link'"):
+        source.add(odometry(8, at(1.0), "wheel"))
+
+
+def test_tf_is_asked_at_the_stamp() -> None:
+    source = p.TfPose("map", at(0.5))
+    source.tree.add(transform(7, "map", "camera", at(2.0)))
+    assert source.lookup(7, "camera")[0, 3] == 2.5
+    assert source.transform(0, "camera")[0, 3] == 2.0
+    with pytest.raises(p.PoseUnavailable, match="'camera' to 'map' at 0.000000 s.*extrapolation"):
+        source.lookup(8, "camera")
+    with pytest.raises(p.PoseError, match="no frame_id"):
+        source.lookup(7, "")
+    source.reset(7)
+    with pytest.raises(p.PoseUnavailable):
+        source.lookup(7, "camera")
 
 
 def test_pose_from_numbers() -> None:
@@ -196,47 +238,3 @@ def test_pose_from_numbers() -> None:
     for bad in ([1.0] * 5, [np.nan] * 6, [0.0] * 7):
         with pytest.raises(ValueError):
             p.pose_from_numbers(bad)
-
-
-class FakeBuffer:
-    """What tf2_ros.Buffer does, for one frame at one stamp."""
-
-    def lookup_transform(self, target: str, source: str, time: Any) -> Any:
-        if (target, source, time.nanoseconds) not in (("map", "camera", 7), ("map", "camera", 0)):
-            raise FakeTf2.TransformException(f"{source} does not exist")
-        return transform(7, target, source, at(2.0))
-
-    def clear(self) -> None:
-        self.cleared = True
-
-
-class FakeTf2:
-    """The parts of the module tf2_ros that are used."""
-
-    class TransformException(Exception):
-        pass
-
-    Buffer = FakeBuffer
-
-    class TransformListener:
-        def __init__(self, buffer: FakeBuffer, node: Any) -> None:
-            node.append("listening")
-            self._node = node
-
-        def unregister(self) -> None:
-            self._node.append("gone")
-
-
-def test_tf_is_asked_at_the_stamp(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "tf2_ros", FakeTf2)
-    node: list[str] = []
-    source = p.TfPose(node, "map", at(0.5))
-    assert source.lookup(7, "camera")[0, 3] == 2.5
-    assert source.transform(0, "camera")[0, 3] == 2.0
-    with pytest.raises(p.PoseUnavailable, match="'camera' to 'map' at 0.000000 s.*does not exist"):
-        source.lookup(8, "camera")
-    with pytest.raises(p.PoseError, match="no frame_id"):
-        source.lookup(7, "")
-    source.reset(7)
-    source.close()
-    assert node == ["listening", "gone"]
