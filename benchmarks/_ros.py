@@ -55,10 +55,18 @@ class Bench:
     Args:
         model: directory of a checkpoint; None: a tiny one of random weights, whose answers end only by their limit.
         show: let the processes write to the terminal.
+        remaps: {name of the node's: topic}.
         parameters: of the node; `pose__source="static"` gives pose.source.
     """
 
-    def __init__(self, model: Path | None = None, *, show: bool = False, **parameters: Any) -> None:
+    def __init__(
+        self,
+        model: Path | None = None,
+        *,
+        show: bool = False,
+        remaps: Mapping[str, str] | None = None,
+        **parameters: Any,
+    ) -> None:
         self._folder = TemporaryDirectory(prefix="adatoken3d-")
         self.processes = Processes(show=show)
         changes = {
@@ -75,12 +83,14 @@ class Bench:
             "budget.warm_up": False,
             **{name.replace("__", "."): value for name, value in parameters.items()},
         }
+        self._remaps = dict(remaps or {})
         self.process: psutil.Process | None = None
         self._client: SceneClient | None = None
 
     def __enter__(self) -> Bench:
         try:
             arguments = [word for item in self._parameters.items() for word in ("-p", "{}:={}".format(*item))]
+            arguments += [word for item in self._remaps.items() for word in ("-r", "{}:={}".format(*item))]
             started = self.python(NODE, "adatoken3d_ros.ros.node", "--ros-args", *arguments)
             self.process = psutil.Process(started.pid)
             self._client = SceneClient()

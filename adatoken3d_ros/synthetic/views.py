@@ -115,6 +115,12 @@ class Renderer:
         rgb, depth, _ = self.render_ids(K, width, height, T_world_camera)
         return rgb, depth
 
+    def distance(self, points: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(N,) metres from points (N, 3) of the room's frame to the nearest surface of the room or what is in it."""
+        return self._scene.compute_distance(
+            o3d.core.Tensor.from_numpy(np.ascontiguousarray(points, np.float32))
+        ).numpy()
+
     def render_ids(
         self, K: NDArray[np.float64], width: int, height: int, T_world_camera: NDArray[np.float64]
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.int16]]:

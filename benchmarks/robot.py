@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Are the tokens where things are, on a robot whose odometry is its base's? Node and bag, with each source of poses.
+
+`python -m benchmarks.robot --json F`: a robot's bag (examples/robot) of a furnished room, played to the node from
+another process and read without ROS; each token's distance from the room's nearest surface.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import rclpy
+from adatoken3d.msg import Answer
+from numpy.typing import NDArray
+from rclpy.context import Context
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rich.console import Console
+from rich.table import Table
+from sensor_msgs.msg import PointCloud2
+
+from adatoken3d_ros.cli.ask import open_session, watch_all
+from adatoken3d_ros.engine.answer import Question, Status
+from adatoken3d_ros.models import embedded_path
+from adatoken3d_ros.ros.bag import read_bag
+from adatoken3d_ros.ros.publishers import LATCHED
+from adatoken3d_ros.synthetic.furnished import FurnishedRoom, make_room
+from adatoken3d_ros.synthetic.views import Renderer
+from benchmarks._ros import NAME, WAIT, Bench, argument_parser, setting, write
+from examples.robot import robot_bag
+
+SOURCES = ("tf", "odometry", "pose_topic")
+QUESTION = "Is there a chair in the room?"
+REMAPS = {
+    "rgb/image": robot_bag.RGB,
+    "rgb/camera_info": robot_bag.RGB_INFO,
+    "depth/image": robot_bag.DEPTH,
+    "depth/camera_info": robot_bag.DEPTH_INFO,
+    "pose": "/camera_pose",
+}
+
+
+def distances(room: FurnishedRoom, xyz: NDArray[np.float32], source: str) -> dict[str, Any]:
+    """How far the tokens (M, 3) of the scene's frame, odom for odometry and else map, lie from the room's surfaces."""
+    T = robot_bag.T_MAP_ODOM if source == "odometry" else np.eye(4)
+    off = Renderer(room).distance((xyz @ T[:3, :3].T + T[:3, 3]).astype(np.float32))
+    return {
+        "tokens": len(off),
+        "tokens_off_m": round(float(np.median(off)), 4) if len(off) else float("inf"),
+        "tokens_off_m_p95": round(float(np.percentile(off, 95)), 4) if len(off) else float("inf"),
+    }
+
+
+def of_bag(room: FurnishedRoom, bag: Path, model: Path, source: str) -> dict[str, Any]:
+    """The bag read without ROS; `auto` for TF, which it must choose."""
+    settings = argparse.Namespace(model=model, device="auto", dtype="auto", max_views=20, strategy="")
+    began = time.monotonic()
+    session = open_session(settings)
+    watch_all(session, read_bag(bag, pose_source="auto" if source == "tf" else source))
+    answer = session.ask(Question(QUESTION))
+    tokens = session.scene()
+    xyz = np.zeros((0, 3), np.float32) if tokens is None else tokens.xyz.float().cpu().numpy()
+    answered = answer.status in (Status.OK, Status.TRUNCATED)
+    return {**distances(room, xyz, source), "answered": answered, "answer": answer.text,
+            "first_answer_s": round(time.monotonic() - began, 2)}  # fmt: skip
+
+
+def of_node(room: FurnishedRoom, bag: Path, model: Path, source: str, args: argparse.Namespace) -> dict[str, Any]:
+    """The bag played to the node, which answers once it has seen something and again at the end."""
+    frame = "odom" if source == "odometry" else "map"
+    parameters = {"pose__source": source, "scene__frame_id": frame, "use_sim_time": True, "max_new_tokens": 16}
+    began = time.monotonic()
+    with Bench(model, show=args.show, remaps=REMAPS, qos__reliability="best_effort", **parameters) as bench:
+        bench.python("player", "examples.robot.play", str(bag), "--rate", str(args.rate))
+        bench.wait(lambda: int(bench.counters().get("frames.key_frame", 0)), "a key frame")
+        bench.client.ask(QUESTION)
+        first = time.monotonic() - began
+        values = bench.settled({"received.rgb/image": 1}, timeout=WAIT)
+        xyz = tokens_of_node()
+        answer = bench.client.ask(QUESTION)
+    return {
+        **distances(room, xyz, source),
+        "answered": answer.status in (Answer.OK, Answer.TRUNCATED),
+        "answer": answer.text,
+        "first_answer_s": round(first, 2),
+        "key_frames": int(values.get("frames.key_frame", 0)),
+        "received": int(values.get("received.rgb/image", 0)),
+        "no_pose": int(values.get("pairs.dropped.no_pose", 0)),
+    }
+
+
+def tokens_of_node() -> NDArray[np.float32]:
+    """(M, 3) what the node publishes of its scene."""
+    context = Context()
+    found: list[Any] = []
+    rclpy.init(args=[], context=context)
+    node = Node("reader", context=context, use_global_arguments=False)
+    executor = SingleThreadedExecutor(context=context)
+    executor.add_node(node)
+    node.create_subscription(PointCloud2, f"{NAME}/scene_tokens", found.append, LATCHED)
+    deadline = time.monotonic() + WAIT
+    while not (found and found[-1].width) and time.monotonic() < deadline:
+        executor.spin_once(timeout_sec=0.1)
+    executor.shutdown()
+    node.destroy_node()
+    context.try_shutdown()
+    cloud = found[-1]
+    values = np.frombuffer(cloud.data, np.float32).reshape(cloud.width, cloud.point_step // 4)
+    return values[:, :3].copy()
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argument_parser("Whether tokens are where things are, on a robot with odometry of its base.")
+    parser.add_argument("--seconds", type=float, default=6.0, help="length of the bag")
+    parser.add_argument("--image-rate", type=float, default=robot_bag.RATE, help="of colour and depth, hertz")
+    parser.add_argument("--rate", type=float, default=1.0, help="of the bag's time when it is played")
+    parser.add_argument("--seed", type=int, default=0, help="of the room")
+    parser.add_argument("--only", choices=[f"{way}.{source}" for way in ("node", "bag") for source in SOURCES])
+    return parser.parse_args(arguments)
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Figures by way (node, bag) and source; the largest of the medians as `tokens_off_m`."""
+    room, model = make_room(args.seed, "test"), args.model or embedded_path()
+    cases: dict[str, dict[str, Any]] = {}
+    with TemporaryDirectory(prefix="adatoken3d-") as folder, Console().status("rendering the bag") as status:
+        bag = robot_bag.write(Path(folder) / "bag", room, args.seconds, args.image_rate)
+        for way in ("node", "bag"):
+            for source in SOURCES:
+                name = f"{way}.{source}"
+                if args.only in (None, name):
+                    status.update(f"{way}, {source}")
+                    if way == "node":
+                        cases[name] = of_node(room, bag, model, source, args)
+                    else:
+                        cases[name] = of_bag(room, bag, model, source)
+    return {
+        "tokens_off_m": max(case["tokens_off_m"] for case in cases.values()),
+        "first_answer_s": max(case["first_answer_s"] for case in cases.values()),
+        "answered": all(case["answered"] for case in cases.values()),
+        **cases,
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = parse(arguments)
+    found = measure(args)
+    keys = ("tokens", "tokens_off_m", "tokens_off_m_p95", "first_answer_s", "answered", "answer")
+    table = Table("", *keys)
+    for name, case in found.items():
+        if isinstance(case, dict):
+            table.add_row(name, *(str(case[key]) for key in keys))
+    Console().print(table)
+    write(args.json, {**found, "setting": setting(args)})
+
+
+if __name__ == "__main__":
+    main()
