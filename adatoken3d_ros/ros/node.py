@@ -142,7 +142,6 @@ class SceneNode(LifecycleNodeMixin, Node):
     def on_configure(self, state: Any) -> TransitionCallbackReturn:
         """SUCCESS with a model that is loaded; FAILURE (back to unconfigured) with the reason in the log."""
         try:
-            worker = self._start_loading()
             self.inputs.check()
             self._start_loading().ready.result()
         except Exception as error:
