@@ -29,6 +29,7 @@ def ask(graph: Graph, question: str = "What?") -> Answer:
 def test_every_state_answers_and_the_way_round_works_twice(graph: Graph, tiny_model: Path) -> None:
     process = graph.start_node(tiny_model)
     assert graph.state() == "unconfigured"
+    assert "unconfigured, waiting for a launch file, or for 'ros2 lifecycle set /adatoken3d configure'" in process.log
     refused = ask(graph)
     assert refused.status == Answer.ERROR and "unconfigured" in refused.status_message
     assert (refused.strategy, refused.model_id) == ("", "")
@@ -176,6 +177,9 @@ def test_a_bad_parameter_at_the_start_ends_with_a_reason(graph: Graph) -> None:
     process = graph.start_node(queue_limit=-3)
     assert process.popen.wait(timeout=60) == 1
     assert "queue_limit" in process.log
+    whole = graph.start_node(scene__max_depth=4)
+    assert whole.popen.wait(timeout=60) == 1
+    assert len(whole.log.splitlines()) == 1 and "decimal point" in whole.log
     whole = graph.start_node(scene__max_depth=4)
     assert whole.popen.wait(timeout=60) == 1
     (line,) = whole.log.splitlines()

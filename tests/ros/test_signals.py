@@ -79,7 +79,10 @@ def test_a_signal_before_python_has_started(script: str) -> None:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     process.send_signal(signal.SIGINT)
-    words, _ = process.communicate(timeout=60)
+    try:
+        words, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 0 and "Traceback" not in words, words
     held = "import signal; print(sorted(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, []))))"
     found = subprocess.run([*HELD_BACK.split(), sys.executable, "-c", held], capture_output=True, text=True, check=True)
