@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 from adatoken3d_ros.engine.answer import Question
 from adatoken3d_ros.model.prompt import Placeholder, PromptIds, parse_clicks
+from adatoken3d_ros.scene.frames import MAX_POSITION
+
+FAR_CLICK = 100.0  # metres from the box around all that has been seen; nobody asks about a point beyond it
 
 
 class InvalidRequest(ValueError):
@@ -23,13 +26,21 @@ def check_question(question: Question) -> None:
     clicks = question.clicks
     if clicks.ndim != 2 or clicks.shape[1] != 3:
         raise InvalidRequest(f"clicks must be (n, 3), got {clicks.shape}")
-    if not np.isfinite(clicks).all():
-        raise InvalidRequest(f"clicks must be finite, got {clicks.tolist()}")
+    check_points(clicks)
     budget = question.latency_budget_ms
     if budget is not None and not 0 <= budget < math.inf:
         raise InvalidRequest(f"latency_budget_ms must be 0 (no limit) or positive, got {budget}")
     if question.max_new_tokens is not None and not 0 <= question.max_new_tokens <= 4096:
         raise InvalidRequest(f"max_new_tokens must be between 0 (the default) and 4096, got {question.max_new_tokens}")
+
+
+def check_points(clicks: NDArray[np.float64]) -> None:
+    """Raises InvalidRequest, naming the first one, for points (n, 3) that are not finite or lie beyond any scene."""
+    for index in np.flatnonzero(~(np.abs(clicks) <= MAX_POSITION).all(axis=1))[:1]:
+        point = clicks[index].tolist()
+        if not np.isfinite(point).all():
+            raise InvalidRequest(f"clicks must be finite, got {point}")
+        raise InvalidRequest(f"the point {point} is not within {MAX_POSITION:g} m of the scene's origin")
 
 
 def rows_before_image(prompt: PromptIds) -> int:

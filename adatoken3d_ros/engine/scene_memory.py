@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from adatoken3d_ros.engine.memory import describe, is_out_of_memory
 from adatoken3d_ros.engine.prepared import interruptible
 from adatoken3d_ros.model.llava3d import Llava3D
 from adatoken3d_ros.pruning.gate import Cancelled
@@ -22,13 +23,17 @@ from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.keyframes import KeyFrameSelector, Verdict, carve_free_space
 from adatoken3d_ros.scene.patches import PatchConfig, PatchPoints, patch_points
 from adatoken3d_ros.scene.storage import load_scene, save_scene
-from adatoken3d_ros.scene.token_map import SpatialTokens, TokenMap, TokenMapError
+from adatoken3d_ros.scene.token_map import SpatialTokens, TokenMap
 from adatoken3d_ros.scene.window import OriginMode, best_shift, floor_height, level_patches
 
 if TYPE_CHECKING:
     from adatoken3d_ros.engine.session import SessionConfig
 
 logger = logging.getLogger(__name__)
+
+
+class ViewError(ValueError):
+    """Views that could not be encoded and were given up; the message has the first one's stamp and what was wrong."""
 
 
 class SceneMemory:
@@ -47,6 +52,8 @@ class SceneMemory:
     Attributes:
         poses: {stamp in nanoseconds: T_world_camera (4, 4)} of the encoded views.
         pending: key frames that wait to be encoded, oldest first.
+        given_up: how many views could not be encoded.
+        problem: what was wrong with the last one of them; empty before there is one, and for a new scene.
     """
 
     def __init__(self, model: Llava3D, config: SessionConfig) -> None:
@@ -71,6 +78,8 @@ class SceneMemory:
         self._later: dict[int, PosedFrame] = {}  # encoded before one that arrived earlier, by their order
         self.pending: list[PosedFrame] = []
         self.poses: dict[int, NDArray[np.float64]] = {}
+        self.given_up = 0
+        self.problem = ""
 
     def __len__(self) -> int:
         """Number of encoded views."""
@@ -110,37 +119,62 @@ class SceneMemory:
     def encode(self, limit: int | None = None, should_stop: Callable[[], bool] | None = None) -> int:
         """Encodes the newest `limit` of the frames that wait (None: all), one vision pass each; returns how many.
 
-        Where should_stop() is true before a layer of the vision tower, none is encoded and all still wait.
+        Where should_stop() is true before a layer of the vision tower, none is encoded and all still wait; so they do
+        where memory runs out, which is raised at once. A frame with which anything else goes wrong waits no more.
 
         Raises:
-            TokenMapError: for a frame that has no place in the map; it is given up, the others are encoded.
+            ViewError: for frames that were given up, after all others were encoded.
         """
         first = 0 if limit is None else max(0, len(self.pending) - limit)
         frames = self.pending[first:]
         if not frames:
             return 0
-        points = [patch_points(frame, self._patches) for frame in frames]
-        with torch.inference_mode():
-            try:
-                with interruptible(self._model.vision, should_stop):
-                    features = self._features(frames, points)
-            except Cancelled:
-                return 0
+        problems: list[str] = []
+        try:
+            with interruptible(self._model.vision, should_stop):
+                encoded = self._encoded(frames, problems)
+        except Cancelled:
+            return 0
         self._asked = None
-        problem: TokenMapError | None = None
-        for frame, point, view_features in zip(frames, points, features, strict=True):
+        for frame, points, features in encoded:
             try:
-                self._add(frame, point, view_features)
-            except TokenMapError as error:
-                self._selector.forget(frame.stamp_ns)
-                problem = error
-            self.pending.remove(frame)
+                self._add(frame, points, features)
+            except Exception as error:
+                self._give_up(frame, error, problems)
+            else:
+                self.pending.remove(frame)
         self._evict()
         self._forget_later()
         self._recentre()
-        if problem is not None:
-            raise problem
+        if problems:
+            more = f" (and {len(problems) - 1} more views)" if len(problems) > 1 else ""
+            raise ViewError(problems[0] + more)
         return len(frames)
+
+    @torch.inference_mode()
+    def _encoded(self, frames: list[PosedFrame], problems: list[str]) -> list[tuple[PosedFrame, PatchPoints, Tensor]]:
+        """The frames' points and features, without those that fail; together where that goes, else one by one."""
+        try:
+            points = [patch_points(frame, self._patches) for frame in frames]
+            return list(zip(frames, points, self._features(frames, points), strict=True))
+        except Exception as error:
+            if len(frames) == 1:
+                self._give_up(frames[0], error, problems)
+                return []
+            if isinstance(error, Cancelled) or is_out_of_memory(error):
+                raise
+        return [found for frame in frames for found in self._encoded([frame], problems)]
+
+    def _give_up(self, frame: PosedFrame, error: Exception, problems: list[str]) -> None:
+        """To be called for what is raised of one frame; what is not the frame's fault is raised again."""
+        if isinstance(error, Cancelled) or is_out_of_memory(error):
+            raise error
+        self.pending.remove(frame)
+        self._later = {order: later for order, later in self._later.items() if later is not frame}
+        self._selector.forget(frame.stamp_ns)
+        self.given_up += 1
+        self.problem = f"the view at {frame.stamp_ns / 1e9:.6f} s could not be encoded: {describe(error)}"
+        problems.append(self.problem)
 
     def _features(self, frames: list[PosedFrame], points: list[PatchPoints]) -> Tensor:
         """(V, P, C) float32; upstream's numbers hold the position embedding, ours are the vision tower's alone."""
@@ -154,15 +188,20 @@ class SceneMemory:
         return self._model.position.hidden(xyz.to(self._model.device))
 
     def _add(self, frame: PosedFrame, points: PatchPoints, features: Tensor) -> None:
-        level = None
+        level, first = None, not len(self._map)
         if self._config.origin_mode is OriginMode.AUTO:
             level = level_patches(points.xyz)
-            if not len(self._map) and (floor := floor_height(points.xyz[level])) is not None:
+            if first and (floor := floor_height(points.xyz[level])) is not None:
                 # Voxels that begin on the floor hold it in one layer.
                 self._map.clear((*self._config.origin[:2], floor))
         order = self._selector.order(frame.stamp_ns)
         if frame.stamp_ns not in self.poses:  # else it has been added, and carving ran out of memory
-            self._map.add_view(frame.stamp_ns, features, points.xyz, points.rgb, points.valid, level, order)
+            try:
+                self._map.add_view(frame.stamp_ns, features, points.xyz, points.rgb, points.valid, level, order)
+            except BaseException:
+                if first:  # the floor of a view that is none is none
+                    self._map.clear(self._config.origin)
+                raise
         self.poses[frame.stamp_ns] = frame.T_world_camera
         carving = self._config.key_frames.carving
         if carving is not None and not self._config.upstream_numerics:
@@ -203,6 +242,13 @@ class SceneMemory:
         """The whole token map as others may see it, without positions in the features; None while it is empty."""
         return self._map.tokens() if len(self._map) else None
 
+    def distance(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        """How far points (n, 3), scene frame, are from the box around all that has been seen, metres; there is some."""
+        centres = self._map.centres()
+        outside = np.maximum(centres.min(axis=0) - points, points - centres.max(axis=0))
+        distances: NDArray[np.float64] = np.linalg.norm(np.maximum(outside, 0.0), axis=1)
+        return distances
+
     @property
     def asked(self) -> TokenMap:
         """What a question is about: all views, or as many as it may have, chosen by the voxels that they hold.
@@ -238,6 +284,7 @@ class SceneMemory:
         self._later.clear()
         self.pending.clear()
         self.poses.clear()
+        self.problem = ""
 
     def save(self, path: str | Path, frame_id: str) -> None:
         """Writes the encoded views to a file; raises as `scene.storage.save_scene`."""
@@ -263,6 +310,7 @@ class SceneMemory:
         self.pending.clear()
         self.poses.clear()
         self.poses.update(poses)
+        self.problem = ""
         # What may not stay is decided before anything goes: view by view, each would cost a look at the whole map.
         held, gone = self._map.coverage(), set()
         while (stamp := self._selector.evict(held)) is not None:

@@ -23,12 +23,19 @@ from adatoken3d_ros.engine.memory import describe, free_cached, is_out_of_memory
 from adatoken3d_ros.engine.plans import SHORTEST_ANSWER, Plan, Situation, Table
 from adatoken3d_ros.engine.prepared import Block, Prepared
 from adatoken3d_ros.engine.report import lorenz_share, token_report
-from adatoken3d_ros.engine.requests import InvalidRequest, check_question, clicks_of, rows_before_image
-from adatoken3d_ros.engine.scene_memory import SceneMemory
+from adatoken3d_ros.engine.requests import (
+    FAR_CLICK,
+    InvalidRequest,
+    check_points,
+    check_question,
+    clicks_of,
+    rows_before_image,
+)
+from adatoken3d_ros.engine.scene_memory import SceneMemory, ViewError
 from adatoken3d_ros.engine.warmup import latency_model, synchronised
 from adatoken3d_ros.engine.words import whole_words
-from adatoken3d_ros.model.llava3d import Llava3D, Spliced
-from adatoken3d_ros.model.prompt import PromptIds, build_prompt, move_boxes, parse_boxes
+from adatoken3d_ros.model.llava3d import Llava3D, Spliced, SpliceError
+from adatoken3d_ros.model.prompt import PromptError, PromptIds, build_prompt, move_boxes, parse_boxes
 from adatoken3d_ros.pruning import flops
 from adatoken3d_ros.pruning.gate import Cancelled, Layout, Prefill, generate, prefill
 from adatoken3d_ros.pruning.policies import Policy, make_policy
@@ -40,15 +47,21 @@ from adatoken3d_ros.scene.window import OriginMode
 
 __all__ = [
     "InvalidRequest",
+    "NoScene",
     "OriginMode",
     "SceneSession",
     "SessionConfig",
+    "ViewError",
     "check_question",
     "lorenz_share",
     "whole_words",
 ]
 
 logger = logging.getLogger(__name__)
+
+
+class NoScene(Exception):
+    """There is nothing yet that a question could be about; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +175,7 @@ class SceneSession:
         return self.memory.observe(frame)
 
     def encode_pending(self, limit: int | None = None, should_stop: Callable[[], bool] | None = None) -> int:
-        """Encodes the newest `limit` of the frames that wait, see `SceneMemory.encode`; returns how many."""
+        """Encodes the newest `limit` of the frames that wait and returns how many; raises as `SceneMemory.encode`."""
         began = self._clock()
         views = self._encode(limit, should_stop)
         self.controller.learn("encode", encode_terms(views), self._clock() - began)
@@ -177,6 +190,15 @@ class SceneSession:
             if (len(self.memory.pending), len(self.memory)) != before:
                 self.prepared.forget()
 
+    def _encode_usable(self, limit: int | None = None, should_stop: Callable[[], bool] | None = None) -> int:
+        """As `_encode`; what is given up costs nobody else more than a line of the log."""
+        before = len(self.memory.pending)
+        try:
+            return self._encode(limit, should_stop)
+        except ViewError as error:
+            logger.warning("%s", error)
+            return before - len(self.memory.pending)
+
     def scene(self) -> SpatialTokens | None:
         """The whole token map, or None while nothing has been seen."""
         return self.memory.tokens()
@@ -188,7 +210,7 @@ class SceneSession:
 
     def save(self, path: str | Path, frame_id: str = "map") -> None:
         """Writes the scene, frames that wait included, to a file; raises as `scene.storage.save_scene`."""
-        self.encode_pending()
+        self._encode_usable()
         self.memory.save(path, frame_id)
 
     def load(self, path: str | Path, frame_id: str = "map") -> int:
@@ -205,10 +227,11 @@ class SceneSession:
 
         Raises:
             InvalidRequest: for a question that cannot be asked (see `check_question`), or too long for the context.
-            LookupError: if the scene is empty.
+            NoScene: if the scene is empty.
         """
         prompt, clicks = self._prompt(question)
         self._check_scene()
+        self._check_places(clicks)
         block = self.prepared.block(None)
         return self._splice(prompt, clicks, block), block
 
@@ -238,8 +261,11 @@ class SceneSession:
         Ends within a layer of a model where should_stop() is true; what was finished by then is kept.
         """
         while self.memory.pending:
-            if not self.encode_pending(1, should_stop):
-                return
+            try:
+                if not self.encode_pending(1, should_stop):
+                    return
+            except ViewError as error:
+                logger.warning("%s", error)
         if not self.work_ahead:
             return
         block = self.prepared.block(None)
@@ -253,22 +279,34 @@ class SceneSession:
         check_question(question)
         try:
             text, clicks = clicks_of(question)
+            check_points(clicks)
             return build_prompt(self.tokenizer, text, n_clicks=len(clicks), template=self.config.template), clicks
-        except ValueError as error:
+        except PromptError as error:
             raise InvalidRequest(str(error)) from error
 
     def _check_scene(self) -> None:
         if not len(self.memory):
-            raise LookupError("the scene is empty: no key frame with valid depth has been seen yet")
+            why = self.memory.problem or "no key frame with valid depth has been seen yet"
+            raise NoScene(f"the scene is empty: {why}")
+
+    def _check_places(self, clicks: NDArray[np.float64]) -> None:
+        """Raises InvalidRequest for a point (n, 3) that is farther than FAR_CLICK from all that has been seen."""
+        far = self.memory.distance(clicks)
+        worst = int(far.argmax()) if len(far) else -1
+        if worst >= 0 and far[worst] > FAR_CLICK:
+            raise InvalidRequest(
+                f"the point {clicks[worst].tolist()} is {far[worst]:.6g} m from what has been seen, more than "
+                f"{FAR_CLICK:g} m"
+            )
 
     def _splice(self, prompt: PromptIds, clicks: NDArray[np.float64], block: Block) -> Spliced:
-        try:
-            with torch.inference_mode():
-                click_xyz = torch.from_numpy(clicks - self.memory.origin).float().to(self.model.device)
-                vectors = self.model.embed_clicks(click_xyz, published=self.config.upstream_numerics)
+        with torch.inference_mode():
+            click_xyz = torch.from_numpy(clicks - self.memory.origin).float().to(self.model.device)
+            vectors = self.model.embed_clicks(click_xyz, published=self.config.upstream_numerics)
+            try:
                 return self.model.splice(prompt, block.spatial, vectors)
-        except ValueError as error:
-            raise InvalidRequest(str(error)) from error
+            except SpliceError as error:
+                raise InvalidRequest(str(error)) from error
 
     def ask(
         self,
@@ -300,7 +338,7 @@ class SceneSession:
         answer = Answer(question, Status.OK, strategy=self.strategy.name, model_id=self.model_id, seed=self.config.seed)
         try:
             answer = self._within_memory(answer, watch, pace, on_text, should_stop or (lambda: False))
-        except LookupError as error:
+        except NoScene as error:
             answer = replace(answer, status=Status.NO_SCENE, status_message=str(error))
         except InvalidRequest as error:
             answer = replace(answer, status=Status.INVALID_REQUEST, status_message=str(error))
@@ -353,11 +391,12 @@ class SceneSession:
         plan = pace.plan(self._situation(question, prompt, pending=len(self.memory.pending)))
 
         watch.begin("encode")
-        encoded = self._encode(plan.new_views, should_stop)
+        encoded = self._encode_usable(plan.new_views, should_stop)
         if should_stop():
             raise Cancelled("stopped while views were encoded")
         pace.took("encode", encode_terms(encoded))
         self._check_scene()
+        self._check_places(clicks)
         plan = pace.plan(self._situation(question, prompt))
 
         watch.begin("tokens")

@@ -16,6 +16,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from adatoken3d_ros.model.config import Llava3DConfig
 from adatoken3d_ros.model.efficientnet import EfficientNetLite, EfficientNetLiteConfig
+from adatoken3d_ros.scene.frames import check_size
 
 # Of ImageNet's pictures, which EfficientNet was trained on.
 _IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
@@ -56,11 +57,13 @@ class VisionTower(nn.Module):
         """V images (H, W, 3) uint8 -> (V, 3, S, S) float32: short side to S (bicubic), centre crop, normalised.
 
         Raises:
-            ValueError: for an image of another shape or dtype.
+            ValueError: for an image of another shape or dtype, or of a size beyond the limits of `scene.frames`: its
+                short side is scaled to S, and a line of 3,000 pixels would become gigabytes.
         """
         for image in rgb:
-            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
                 raise ValueError(f"an image must be (H, W, 3) uint8, got {image.shape} {image.dtype}")
+            check_size(image.shape[1], image.shape[0])
         batch = self._processor(list(rgb), input_data_format="channels_last", return_tensors="pt")
         pixels: torch.Tensor = batch["pixel_values"]
         return pixels

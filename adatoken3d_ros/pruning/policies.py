@@ -479,9 +479,11 @@ class Ours:
             ranked = ranked.masked_fill(sinks, -1.0)
         n_spread = self._spread_slots(view)
         if n_spread > 0:
-            # Alive: every gate before kept as many of this order or more.
+            # Alive: every gate before kept as many of this order or more, unless its scores were NaN. The trace says so
+            # in the end; an index beyond the last would before be an error without a name, and end a GPU's context.
             spread = view.scene_for(self.name).order[:n_spread]
-            ranked = ranked.index_fill(0, torch.searchsorted(view.alive, spread), torch.inf)
+            places = torch.searchsorted(view.alive, spread).clamp_(max=len(view.alive) - 1)
+            ranked = ranked.index_fill(0, places, torch.inf)
         keep = keep_top(ranked, view.n_keep)
         return Selection(keep, scores)
 

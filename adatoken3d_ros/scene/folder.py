@@ -14,10 +14,16 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from adatoken3d_ros.files import UnusableFile, open_regular, parse_json, read_file
-from adatoken3d_ros.scene.frames import FrameError, PosedFrame, check_intrinsics, check_rigid
+from adatoken3d_ros.scene.frames import (
+    FrameError,
+    PosedFrame,
+    check_intrinsics,
+    check_position,
+    check_rigid,
+    check_size,
+)
 from adatoken3d_ros.text import described, quoted, shown
 
-MAX_SIDE = 8192  # pixels; a larger image is refused before it is decoded
 MAX_TEXT, MAX_TIMES = 2**16, 2**24  # bytes of intrinsics.json or a pose, and of times.txt
 _FRAME_PERIOD_NS = 100_000_000  # of folders without times.txt: 10 Hz
 
@@ -93,11 +99,10 @@ def read_intrinsics(path: Path) -> FolderIntrinsics:
         raise FolderError(f"{path} is not valid: {shown(error, 300)}") from error
     K = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
     try:
-        check_intrinsics(K)
+        check_size(width, height)
+        check_intrinsics(K, width, height)
     except FrameError as error:
         raise FolderError(f"{path}: {error}") from error
-    if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE):
-        raise FolderError(f"{path}: size {width}x{height} is outside 1..{MAX_SIDE}")
     if not 0 < depth_scale < float("inf"):
         raise FolderError(f"{path}: depth_scale {depth_scale} must be positive and finite")
     if distortion.shape != (5,) or not np.isfinite(distortion).all():
@@ -156,6 +161,7 @@ def _read_pose(path: Path) -> NDArray[np.float64]:
     try:
         T = np.loadtxt(io.StringIO(read_file(path, MAX_TEXT).decode()), dtype=np.float64, ndmin=2)
         check_rigid(T)
+        check_position(T[:3, 3])
     except UnusableFile as error:
         raise FolderError(str(error)) from error
     except ValueError as error:

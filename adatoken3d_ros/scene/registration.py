@@ -13,6 +13,7 @@ from adatoken3d_ros.scene.geometry import backproject
 NEAREST = 1e-3  # metres; a point closer to the image plane than this is not projected
 NO_POINT = np.uint64(2**64 - 1)
 LARGEST_RADIUS = 8  # pixels; a point is drawn no larger than this without being told to
+LARGEST_PIXEL = 32  # pixels; the same for a pixel of a depth camera whose pixels are coarser
 
 
 def z_buffer(
@@ -61,13 +62,17 @@ def z_buffer(
 
 
 def _spread(nearest: NDArray[np.uint64], radius: int) -> NDArray[np.uint64]:
-    """Each pixel takes the smallest value of the square around it: first along the rows, then along the columns."""
-    for axis in (1, 0):
-        best = nearest.copy()
-        for shift in range(1, radius + 1):
-            for to, source in ((slice(shift, None), slice(None, -shift)), (slice(None, -shift), slice(shift, None))):
-                into = best[:, to] if axis else best[to]
-                np.minimum(into, nearest[:, source] if axis else nearest[source], out=into)
+    """Each pixel takes the smallest value of the square around it: first along the rows, then along the columns.
+
+    The least of twice as many neighbours is the lesser of two known ones, so that a large radius costs little more.
+    """
+    for axis in (1, 0) if radius else ():
+        best = np.pad(nearest, [(radius * (axis == i),) * 2 for i in (0, 1)], constant_values=NO_POINT)
+        have, wanted = 1, 2 * radius + 1
+        while have < wanted:
+            step = min(have, wanted - have)
+            best = np.minimum(*((best[:, :-step], best[:, step:]) if axis else (best[:-step], best[step:])))
+            have += step
         nearest = best
     return nearest
 
@@ -88,7 +93,8 @@ def register_depth(
 ) -> NDArray[np.float32]:
     """Depth of another camera, seen by this one: each pixel is moved as a point, and the nearest one wins.
 
-    Where this camera has the finer pixels, each point fills its share of them, but never covers a measured one.
+    Where this camera has the finer pixels, each point fills its share of them, at most LARGEST_PIXEL pixels to each
+    side, but never covers a measured one.
 
     Args:
         depth: (h, w) float32 metres, NaN for no measurement. K_depth: its (3, 3) pinhole matrix.
@@ -102,7 +108,7 @@ def register_depth(
     xyz = backproject(depth[v, u], u, v, K_depth, T_camera_depth)
     found, _ = z_buffer(xyz, K, width, height)
     finer = max(K[0, 0] / K_depth[0, 0], K[1, 1] / K_depth[1, 1])
-    radius = math.ceil((finer - 1) / 2 - 1e-6)
+    radius = math.ceil((min(finer, 2 * LARGEST_PIXEL + 1) - 1) / 2 - 1e-6)
     if radius > 0:
         filled, _ = z_buffer(xyz, K, width, height, radius)
         found = np.where(np.isnan(found), filled, found)

@@ -103,9 +103,10 @@ class TokenMap:
         self.clear()
 
     def _set_origin(self, origin: Sequence[float] | NDArray[np.floating]) -> None:
-        self.origin = torch.from_numpy(np.array(origin, dtype=np.float64))
-        if self.origin.shape != (3,) or not bool(torch.isfinite(self.origin).all()):
+        wanted = torch.from_numpy(np.array(origin, dtype=np.float64))
+        if wanted.shape != (3,) or not bool(torch.isfinite(wanted).all()):
             raise TokenMapError(f"origin must be three finite numbers, got {list(origin)}")
+        self.origin = wanted
         self.shift = torch.zeros(3, dtype=torch.int64)
 
     @property

@@ -14,13 +14,13 @@ import pytest
 import torch
 
 from adatoken3d_ros.engine.answer import Question, Status
-from adatoken3d_ros.engine.session import OriginMode, SceneSession, SessionConfig
+from adatoken3d_ros.engine.session import OriginMode, SceneSession, SessionConfig, ViewError
 from adatoken3d_ros.engine.worker import Worker
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.keyframes import KeyFrameConfig
 from adatoken3d_ros.scene.patches import patch_points
 from adatoken3d_ros.scene.storage import SceneFileError
-from adatoken3d_ros.scene.token_map import TokenMap, TokenMapError, voxel_pool
+from adatoken3d_ros.scene.token_map import TokenMap, voxel_pool
 from adatoken3d_ros.synthetic.render import Renderer, orbit
 from adatoken3d_ros.synthetic.rooms import make_room
 
@@ -153,35 +153,111 @@ def test_the_published_numbers_keep_their_origin(make_session: MakeSession) -> N
         make_session(replace(AUTO, upstream_numerics=True))
 
 
+# Beside this origin the room has voxels, and what is at the other end of where a pose may be has none.
+FAR_ORIGIN = replace(AUTO, origin=(140_000.0, 0.0, 0.0))
+
+
+def lost(frame: PosedFrame) -> PosedFrame:
+    T = frame.T_world_camera.copy()
+    T[0, 3] = -1e5
+    return replace(frame, T_world_camera=T)
+
+
 def test_a_frame_without_a_place_is_given_up_and_the_others_are_encoded(
     make_session: MakeSession, walk: list[PosedFrame]
 ) -> None:
-    session = make_session(AUTO)
-    lost = walk[1].T_world_camera.copy()
-    lost[0, 3] = 1e7  # metres: no voxel has such a number
-    for frame in (walk[0], replace(walk[1], T_world_camera=lost), walk[2]):
+    session = make_session(FAR_ORIGIN)
+    for frame in (walk[0], lost(walk[1]), walk[2]):
         session.observe(frame)
-    with pytest.raises(TokenMapError, match="voxels of 0.2 m away"):
+    with pytest.raises(ViewError, match=r"the view at 2.000000 s could not be encoded: .* voxels of 0.2 m away"):
         session.encode_pending()
     assert sorted(session.poses) == [walk[0].stamp_ns, walk[2].stamp_ns] and not session.memory.pending
+    assert session.memory.given_up == 1 and "2.000000 s" in session.memory.problem
     assert session.ask(QUESTION).status in (Status.OK, Status.TRUNCATED)
+
+
+def test_a_first_view_that_fails_leaves_the_origin_where_it_was(
+    make_session: MakeSession, walk: list[PosedFrame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its floor was at 1.25 m; a feature of NaN has no place in the map."""
+    session = make_session(AUTO)
+    features = session.model.encode_images
+    monkeypatch.setattr(session.model, "encode_images", lambda rgb: features(rgb) * float("nan"))
+    session.observe(walk[0])
+    with pytest.raises(ViewError, match="is not finite"):
+        session.encode_pending()
+    assert session.memory.origin.tolist() == [0.0, 0.0, 0.0] and len(session.memory) == 0
+    answer = session.ask(QUESTION)
+    assert answer.status == Status.NO_SCENE and "the feature of patch" in answer.status_message
+    monkeypatch.setattr(session.model, "encode_images", features)
+    assert abs(looked(session, [walk[1]]).memory.origin[2] - 1.25) < 0.1
+
+
+@pytest.mark.parametrize("by", ["question", "idle", "save"])
+def test_a_poison_frame_costs_itself_alone_and_is_not_tried_again(
+    make_session: MakeSession, walk: list[PosedFrame], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, by: str
+) -> None:
+    """What fails in the vision tower: once with the others, once by itself, then never, and no question fails by it."""
+    session = make_session(AUTO)
+    features, tries = session.model.encode_images, []
+
+    def encode(rgb: Any) -> Any:
+        tries.append(len(rgb))
+        if any(picture is walk[1].rgb for picture in rgb):
+            raise RuntimeError("shapes cannot be multiplied")
+        return features(rgb)
+
+    monkeypatch.setattr(session.model, "encode_images", encode)
+    for frame in walk[:3]:
+        session.observe(frame)
+    if by == "idle":
+        session.prepare()
+    elif by == "save":
+        session.save(tmp_path / "scene")
+    answer = session.ask(QUESTION)
+    assert answer.status in (Status.OK, Status.TRUNCATED), answer.status_message
+    assert sorted(session.poses) == [walk[0].stamp_ns, walk[2].stamp_ns] and not session.memory.pending
+    assert tries == ([1, 1, 1] if by == "idle" else [3, 1, 1, 1]) and session.memory.given_up == 1
+    assert session.memory.problem.endswith("could not be encoded: RuntimeError: shapes cannot be multiplied")
+    assert session.ask(QUESTION).text == answer.text and len(tries) < 5
+    session.clear()
+    assert session.memory.problem == "" and session.memory.given_up == 1
+
+
+def test_memory_that_runs_out_is_nobodys_fault(
+    make_session: MakeSession, walk: list[PosedFrame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = make_session(AUTO)
+    features = session.model.encode_images
+
+    def encode(rgb: Any) -> Any:
+        if any(picture is walk[1].rgb for picture in rgb):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return features(rgb)
+
+    monkeypatch.setattr(session.model, "encode_images", encode)
+    for frame in walk[:3]:
+        session.observe(frame)
+    with pytest.raises(torch.OutOfMemoryError):
+        session.encode_pending()
+    assert len(session.memory.pending) == 3 and session.memory.given_up == 0
+    monkeypatch.setattr(session.model, "encode_images", features)
+    assert session.encode_pending() == 3
 
 
 def test_a_frame_is_not_blamed_for_another_that_waited(
     make_session: MakeSession, walk: list[PosedFrame], caplog: pytest.LogCaptureFixture
 ) -> None:
-    T = walk[1].T_world_camera.copy()
-    T[0, 3] = 1e7
-    lost, session, fates = replace(walk[1], T_world_camera=T), make_session(AUTO), SimpleQueue[str]()
+    bad, session, fates = lost(walk[1]), make_session(FAR_ORIGIN), SimpleQueue[str]()
     worker = Worker(lambda: session, on_frame=fates.put, ahead=0.0)
     worker.start()
     seen = []
     try:
         # What waits already, and the frame that comes.
         for waits, frame in (
-            (lost, walk[0]),
-            (None, replace(lost, stamp_ns=77)),
-            (replace(lost, stamp_ns=78), walk[0]),
+            (bad, walk[0]),
+            (None, replace(bad, stamp_ns=77)),
+            (replace(bad, stamp_ns=78), walk[0]),
         ):
             if waits is not None:
                 worker.call(lambda session, waits=waits: session.observe(waits)).result(20.0)

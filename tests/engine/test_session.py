@@ -15,10 +15,13 @@ import numpy as np
 import pytest
 import torch
 
+from adatoken3d_ros.engine import session as session_module
 from adatoken3d_ros.engine.answer import Answer, Question, Status
+from adatoken3d_ros.engine.budget import BudgetConfig, Pace, Reuse
 from adatoken3d_ros.engine.requests import clicks_of
 from adatoken3d_ros.engine.session import SceneSession, SessionConfig, lorenz_share
 from adatoken3d_ros.engine.warmup import key_of
+from adatoken3d_ros.engine.worker import Worker
 from adatoken3d_ros.model import checkpoint
 from adatoken3d_ros.model.tiny import write_tiny_checkpoint
 from adatoken3d_ros.pruning.schedule import Schedule, ScheduleError
@@ -228,16 +231,81 @@ def test_no_scene_is_said(make_session: MakeSession, wall_frame: WallFrame) -> N
         (Question("ok?", clicks=np.array([[0.0, math.nan, 1.0]])), "nan"),
         (Question("ok?", clicks=np.zeros((2, 2))), "(2, 2)"),
         (Question("ok?", clicks=np.zeros((1000, 3))), "1000"),
+        (
+            Question("ok?", clicks=np.array([[0.0, 1.0, 1.0], [1e20, 0.0, 1.0]])),
+            "[1e+20, 0.0, 1.0] is not within 100000 m",
+        ),
+        (Question("What is at [1e300, 2, 1]?"), "[1e+300, 2.0, 1.0] is not within 100000 m"),
+        (Question("What is at [0, -1e6, 1, 1, 1, 1]?"), "[0.0, -1000000.0, 1.0] is not within 100000 m"),
+        (Question("ok?", clicks=np.array([[500.0, 2.0, 1.0]])), "m from what has been seen, more than 100 m"),
+        (Question("What is at [0, 2, 300]?"), "m from what has been seen, more than 100 m"),
     ],
 )
 def test_a_bad_question_is_refused_by_name_and_the_next_is_answered(
     make_session: MakeSession, question: Question, named: str, wall_frame: WallFrame
 ) -> None:
+    for reuse in Reuse:
+        session = looked(make_session(SessionConfig(budget=BudgetConfig(reuse=reuse))), [wall_frame(0)])
+        answer = session.ask(question)
+        assert answer.status == Status.INVALID_REQUEST
+        assert named in answer.status_message and len(answer.status_message) < 200
+        assert session.ask(Question("ok?", max_new_tokens=1)).status in (Status.OK, Status.TRUNCATED)
+
+
+def test_a_point_as_far_as_a_large_scene_goes_may_be_asked_about(
+    make_session: MakeSession, wall_frame: WallFrame
+) -> None:
     session = looked(make_session(), [wall_frame(0)])
-    answer = session.ask(question)
-    assert answer.status == Status.INVALID_REQUEST
-    assert named in answer.status_message
-    assert session.ask(Question("ok?", max_new_tokens=1)).status in (Status.OK, Status.TRUNCATED)
+    asked = Question("What is there?", clicks=np.array([[99.0, 2.0, 1.0]]), max_new_tokens=1)
+    assert session.ask(asked).status in (Status.OK, Status.TRUNCATED)
+
+
+@pytest.mark.parametrize(
+    ("reuse", "named"), [(Reuse.OFF, "GateError: scores that are not finite"), (Reuse.PREFIX, "PrefixError: ")]
+)
+def test_states_that_are_not_finite_are_an_error_that_says_where(
+    make_session: MakeSession, frames: list[PosedFrame], monkeypatch: pytest.MonkeyPatch, reuse: Reuse, named: str
+) -> None:
+    session = looked(make_session(SessionConfig(budget=BudgetConfig(reuse=reuse))), frames)
+    spoilt = lambda xyz, **_: torch.full((len(xyz), session.model.config.language.hidden_size), torch.nan)  # noqa: E731
+    monkeypatch.setattr(session.model, "embed_clicks", spoilt)
+    worker = Worker(lambda: session, ahead=0.0)
+    worker.start()
+    try:
+        answer = worker.submit(Question("What is this?", clicks=np.array([[0.0, 2.0, 1.0]]))).result.result(20.0)
+    finally:
+        assert worker.stop(20.0)
+    assert answer.status == Status.ERROR and answer.status_message.startswith(named), answer.status_message
+
+
+@pytest.mark.parametrize("error", [IndexError("index 50 is out of bounds"), KeyError("layer 3"), ValueError("a shape")])
+@pytest.mark.parametrize("where", ["prefill", "question_tokens", "embed_clicks", "table"])
+def test_a_defect_inside_is_neither_an_empty_scene_nor_a_bad_question(
+    make_session: MakeSession,
+    wall_frame: WallFrame,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    where: str,
+) -> None:
+    """What the policy, the planner or torch raises goes on to the worker, which makes it an ERROR with its cause."""
+    session = looked(make_session(), [wall_frame(0)])
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    owner: Any = {
+        "prefill": session_module, "question_tokens": session.memory, "embed_clicks": session.model, "table": Pace
+    }[where]  # fmt: skip
+    monkeypatch.setattr(owner, "plan" if where == "table" else where, fail)
+    worker = Worker(lambda: session, ahead=0.0)
+    worker.start()
+    try:
+        answer = worker.submit(Question("What?")).result.result(20.0)
+        assert (answer.status, answer.status_message) == (Status.ERROR, f"{type(error).__name__}: {error}")
+        monkeypatch.undo()
+        assert worker.submit(Question("What?", max_new_tokens=1)).result.result(20.0).status == Status.TRUNCATED
+    finally:
+        assert worker.stop(20.0)
 
 
 def test_the_budget_ends_the_answer_in_time_by_the_clock_it_is_given(

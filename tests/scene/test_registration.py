@@ -2,12 +2,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from adatoken3d_ros.scene import registration
 from adatoken3d_ros.scene.registration import (
     register_depth,
     resample_depth,
@@ -119,6 +121,36 @@ def test_finer_pixels_leave_no_holes_and_cover_no_measurement() -> None:
     assert not np.isnan(found[1:7, 1:7]).any() and set(np.unique(found[~np.isnan(found)])) == {1.0, 3.0}
     exact, _ = z_buffer(np.array([[1.5 / 8 * 3, 1.5 / 8 * 3, 3.0]]), K, 8, 8)
     assert found[~np.isnan(exact)] == 3.0
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.integers(1, 9), st.integers(0, 12))
+def test_spreading_gives_the_least_of_each_square(seed: int, height: int, width: int, radius: int) -> None:
+    """Also where the square is larger than the picture; by the loop."""
+    values = np.random.default_rng(seed).integers(0, 50, (height, width)).astype(np.uint64)
+    found = registration._spread(values, radius)
+    for v in range(height):
+        for u in range(width):
+            square = values[max(0, v - radius) : v + radius + 1, max(0, u - radius) : u + radius + 1]
+            assert found[v, u] == square.min()
+
+
+@pytest.mark.parametrize(("coarser", "radius"), [(4.0, 2), (65.0, 32), (66.0, 32), (16_000.0, 32), (1e12, 32)])
+def test_no_pixel_is_drawn_larger_than_the_limit(monkeypatch: pytest.MonkeyPatch, coarser: float, radius: int) -> None:
+    """A depth camera whose pixels are so many times coarser: the work is bounded whatever its CameraInfo says."""
+    radii: list[int] = []
+    original = registration.z_buffer
+
+    def watched(xyz: Any, K: Any, width: int, height: int, radius: int = 0) -> Any:
+        radii.append(radius)
+        return original(xyz, K, width, height, min(radius, 99))
+
+    monkeypatch.setattr(registration, "z_buffer", watched)
+    K = np.array([[500.0, 0, 31.5], [0, 500.0, 23.5], [0, 0, 1]])
+    K_depth = K.copy()
+    K_depth[:2] /= coarser
+    register_depth(np.ones((3, 4), np.float32), K_depth, K, np.eye(4), 64, 48)
+    assert radii == [0, radius] and radius <= registration.LARGEST_PIXEL
 
 
 def test_a_smaller_image_of_the_same_view_is_looked_up() -> None:
