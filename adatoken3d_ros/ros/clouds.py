@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adatoken3d_ros.ros.conversions import Camera, ConversionError, check_size
+from adatoken3d_ros.ros.conversions import Camera, ConversionError, check_picture, check_size
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.registration import z_buffer
+from adatoken3d_ros.text import quoted
 
 try:  # part of a ROS installation; there is no wheel of it
     from sensor_msgs_py.point_cloud2 import read_points
@@ -87,7 +88,9 @@ def read_cloud(msg: Any) -> Cloud:
         )
     fields = {str(field.name): field for field in msg.fields}
     if len(fields) != len(msg.fields):
-        raise ConversionError(f"the cloud has two fields of one name: {[field.name for field in msg.fields]}")
+        raise ConversionError(
+            f"the cloud has two fields of one name: {quoted([str(field.name) for field in msg.fields])}"
+        )
     order = ">" if msg.is_bigendian else "<"
     by_ros = read_points is not None and _is_ordinary(msg)
 
@@ -97,7 +100,7 @@ def read_cloud(msg: Any) -> Cloud:
         # A count of 0 is what publishers leave that do not know of it.
         if not kind or kind not in kinds.split() or int(field.count) > 1:
             raise ConversionError(
-                f"the cloud's field {name!r} has datatype {field.datatype} and count {field.count}; "
+                f"the cloud's field {quoted(name)} has datatype {field.datatype} and count {field.count}; "
                 f"one of {kinds} is needed"
             )
         dtype, offset = np.dtype(order + (read_as or kind)), int(field.offset)
@@ -109,7 +112,9 @@ def read_cloud(msg: Any) -> Cloud:
 
     missing = [name for name in "xyz" if name not in fields]
     if missing:
-        raise ConversionError(f"the cloud has no field {', '.join(missing)}; it has {', '.join(fields) or 'none'}")
+        raise ConversionError(
+            f"the cloud has no field {', '.join(missing)}; it has {quoted(list(fields)) if fields else 'none'}"
+        )
     # Column after column: all that is done with points is done with one coordinate after the other.
     xyz = np.empty((3, width * height), np.float32).T
     with np.errstate(over="ignore", invalid="ignore"):
@@ -157,6 +162,7 @@ def organised_frame(
             f"the cloud of {cloud.width}x{cloud.height} points is not organised as an image: set input.source to "
             "'points' or 'points_with_camera'"
         )
+    check_picture(cloud.width, cloud.height)
     rgb = _coloured(cloud)
     z = cloud.xyz[:, 2]
     depth = np.where(_finite(cloud.xyz) & (z > 0), z, np.float32(np.nan))

@@ -17,6 +17,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from adatoken3d_ros.scene import frames
+from adatoken3d_ros.text import quoted
+
 
 class ConversionError(ValueError):
     """A message that cannot be used; the text names the offending value."""
@@ -42,10 +45,8 @@ DISTORTION_MODELS: dict[str, tuple[int, ...]] = {
     "rational_polynomial": (8, 12, 14),
     "equidistant": (4,),
 }
-# compressed_depth_image_transport puts an enum and two float32 quantisation parameters before the picture
-COMPRESSED_DEPTH_HEADER = 12
 QUATERNION_TOLERANCE = 0.02
-MAX_UNDISTORTED = 32766  # pixels a side; cv2.remap counts in 16 bits
+MAX_COEFFICIENTS = max(max(counts) for counts in DISTORTION_MODELS.values())
 
 
 def stamp_to_ns(stamp: Any) -> int:
@@ -63,7 +64,8 @@ def image_to_rgb(msg: Any) -> NDArray[np.uint8]:
     """sensor_msgs/Image to (H, W, 3) uint8 RGB; a view of the message's own buffer for unpadded and padded rgb8.
 
     Raises:
-        ConversionError: for an unknown encoding, an empty image, or a size, step and data length that disagree.
+        ConversionError: for an unknown encoding, an image that is empty or beyond the limits, or a size, step and data
+            length that disagree.
     """
     channels, order = _colour(msg)
     pixels = _rows(msg, channels).reshape(int(msg.height), int(msg.width), channels)
@@ -79,72 +81,42 @@ def depth_to_metres(msg: Any) -> NDArray[np.float32]:
     saturated (65535) values become NaN.
 
     Raises:
-        ConversionError: for an unknown encoding, an empty image, or a size, step and data length that disagree.
+        ConversionError: for an unknown encoding, an image that is empty or beyond the limits, or a size, step and data
+            length that disagree.
     """
     dtype, unit = _depth(msg)
     rows = np.ascontiguousarray(_rows(msg, dtype.itemsize))
-    return _metres(rows.view(dtype).reshape(int(msg.height), int(msg.width)), unit)
+    return to_metres(rows.view(dtype).reshape(int(msg.height), int(msg.width)), unit)
 
 
-def compressed_to_rgb(msg: Any) -> NDArray[np.uint8]:
-    """sensor_msgs/CompressedImage (jpeg, png) to (H, W, 3) uint8 RGB. Raises ConversionError for what is no picture."""
-    picture = _decode(np.frombuffer(msg.data, np.uint8), msg.format, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)  # type: ignore[return-value]
+def to_metres(values: NDArray[Any], unit: float) -> NDArray[np.float32]:
+    """Any depths to float32 metres; zero, negative, non-finite and saturated (the largest integer) ones to NaN."""
+    # Dividing by 1000 rounds correctly, multiplying by 0.001 does not.
+    metres = values.astype(np.float32) if unit == 1.0 else values.astype(np.float32) / np.float32(1.0 / unit)
+    metres[~(metres > 0) | np.isinf(metres)] = np.nan
+    if values.dtype.kind == "u":
+        metres[values == np.iinfo(values.dtype).max] = np.nan
+    return metres
 
 
-def compressed_to_metres(msg: Any) -> NDArray[np.float32]:
-    """sensor_msgs/CompressedImage with depth to (H, W) float32 metres, NaN where there is no measurement.
-
-    Reads 16 bit png (millimetres) and the compressedDepth transport: 12 bytes of header, then a png, which holds
-    millimetres for 16UC1 and, for 32FC1, the quantised inverse depth whose two parameters are in the header.
-
-    Raises:
-        ConversionError: for what is no 16 bit picture.
-    """
-    data = np.frombuffer(msg.data, np.uint8)
-    if "compressedDepth" not in msg.format:
-        return _metres(_one_channel_16(_decode(data, msg.format, cv2.IMREAD_UNCHANGED), msg.format), 0.001)
-    if data.size <= COMPRESSED_DEPTH_HEADER:
-        raise ConversionError(f"compressedDepth message of {data.size} bytes is shorter than its header")
-    picture = _one_channel_16(_decode(data[COMPRESSED_DEPTH_HEADER:], msg.format, cv2.IMREAD_UNCHANGED), msg.format)
-    if not msg.format.lstrip().startswith("32FC1"):
-        return _metres(picture, 0.001)
-    # Inverse depth coding of compressed_depth_image_transport: value = a / depth + b, 0 for no measurement.
-    a, b = (float(x) for x in data[4:COMPRESSED_DEPTH_HEADER].view("<f4"))
-    if not (np.isfinite(a) and np.isfinite(b) and a > 0):
-        raise ConversionError(f"compressedDepth quantisation parameters {a}, {b} are not finite and positive")
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        metres = np.where(picture == 0, np.nan, a / (picture.astype(np.float64) - b))
-    return _metres(metres, 1.0)
-
-
-def decode_rgb(msg: Any) -> NDArray[np.uint8]:
-    """Image or CompressedImage to (H, W, 3) uint8 RGB."""
-    return compressed_to_rgb(msg) if hasattr(msg, "format") else image_to_rgb(msg)
-
-
-def decode_depth(msg: Any) -> NDArray[np.float32]:
-    """Image or CompressedImage to (H, W) float32 metres with NaN."""
-    return compressed_to_metres(msg) if hasattr(msg, "format") else depth_to_metres(msg)
-
-
-def colour_shape(msg: Any) -> tuple[int, int] | None:
-    """(H, W) of an Image that `image_to_rgb` reads, without touching a pixel; None for a CompressedImage.
-
-    Raises ConversionError as `image_to_rgb`.
-    """
-    if hasattr(msg, "format"):
-        return None
+def image_size(msg: Any) -> tuple[int, int]:
+    """(H, W) of an Image that `image_to_rgb` reads, without touching a pixel. Raises ConversionError as that does."""
     channels, _ = _colour(msg)
     return _rows(msg, channels).shape[0], int(msg.width)
 
 
-def depth_shape(msg: Any) -> tuple[int, int] | None:
-    """(H, W) of an Image that `depth_to_metres` reads; as `colour_shape`."""
-    if hasattr(msg, "format"):
-        return None
+def depth_size(msg: Any) -> tuple[int, int]:
+    """(H, W) of an Image that `depth_to_metres` reads; as `image_size`."""
     dtype, _ = _depth(msg)
     return _rows(msg, dtype.itemsize).shape[0], int(msg.width)
+
+
+def check_picture(width: int, height: int) -> None:
+    """Raises ConversionError for a size beyond the limits of `scene.frames`."""
+    try:
+        frames.check_size(width, height)
+    except frames.FrameError as error:
+        raise ConversionError(str(error)) from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,7 +148,8 @@ def camera_info_to_camera(msg: Any, *, rectified: bool = False) -> Camera:
         rectified: the images were rectified before: use P and no distortion.
 
     Raises:
-        ConversionError: for an uncalibrated camera (K[0] = 0), a non-finite number or an unknown distortion model.
+        ConversionError: for an uncalibrated camera (K[0] = 0), a non-finite number, an unknown distortion model, and
+            what no camera can be (see the limits of `scene.frames`).
     """
     name = "P" if rectified else "K"
     values = np.asarray(msg.p if rectified else msg.k, dtype=np.float64)
@@ -201,6 +174,11 @@ def camera_info_to_camera(msg: Any, *, rectified: bool = False) -> Camera:
     K[0] /= binning[0]
     K[1] /= binning[1]
     K[2] = (0.0, 0.0, 1.0)
+    try:
+        frames.check_size(width, height)
+        frames.check_intrinsics(K, width, height)
+    except frames.FrameError as error:
+        raise ConversionError(f"CameraInfo {name}: {error}") from error
     D = np.zeros(0) if rectified else _distortion(msg)
     return Camera(K, D, msg.distortion_model, width, height)
 
@@ -216,7 +194,7 @@ def check_size(what: str, shape: Sequence[int], camera: Camera) -> None:
 def rectify_rgb(rgb: NDArray[np.uint8], camera: Camera) -> NDArray[np.uint8]:
     """(H, W, 3) uint8 without the camera's distortion, interpolated bilinearly; as it is when D is empty.
 
-    Afterwards `camera.K` alone describes it. Raises ConversionError for more than MAX_UNDISTORTED pixels a side.
+    Afterwards `camera.K` alone describes it.
     """
     if camera.D.size == 0:
         return rgb
@@ -226,7 +204,7 @@ def rectify_rgb(rgb: NDArray[np.uint8], camera: Camera) -> NDArray[np.uint8]:
 def rectify_depth(depth: NDArray[np.float32], camera: Camera) -> NDArray[np.float32]:
     """(H, W) float32 metres with NaN without the camera's distortion; as it is when D is empty.
 
-    Each pixel is the nearest one's: depths across an edge must not be mixed. Raises ConversionError as `rectify_rgb`.
+    Each pixel is the nearest one's: depths across an edge must not be mixed.
     """
     if camera.D.size == 0:
         return depth
@@ -237,10 +215,6 @@ def rectify_depth(depth: NDArray[np.float32], camera: Camera) -> NDArray[np.floa
 
 
 def _undistortion(camera: Camera) -> tuple[Any, Any]:
-    if max(camera.width, camera.height) > MAX_UNDISTORTED:
-        raise ConversionError(
-            f"an image of {camera.width}x{camera.height} cannot be undistorted: at most {MAX_UNDISTORTED} pixels a side"
-        )
     return _undistortion_maps(camera.model, camera.K.tobytes(), camera.D.tobytes(), camera.width, camera.height)
 
 
@@ -293,12 +267,24 @@ def rotation_to_quaternion(R: NDArray[np.float64]) -> tuple[float, float, float,
 
 
 def pose_to_matrix(pose: Any) -> NDArray[np.float64]:
-    """geometry_msgs/Pose to a (4, 4) float64 matrix. Raises ConversionError for a pose that is not rigid."""
-    return _matrix(pose.position, pose.orientation)
+    """geometry_msgs/Pose to a (4, 4) float64 matrix.
+
+    Raises:
+        ConversionError: for a pose that is not rigid, or farther away than `scene.frames.MAX_POSITION`.
+    """
+    T = _matrix(pose.position, pose.orientation)
+    try:
+        frames.check_position(T[:3, 3])
+    except frames.FrameError as error:
+        raise ConversionError(str(error)) from error
+    return T
 
 
 def transform_to_matrix(transform: Any) -> NDArray[np.float64]:
-    """geometry_msgs/Transform to a (4, 4) float64 matrix. Raises ConversionError for one that is not rigid."""
+    """geometry_msgs/Transform to a (4, 4) float64 matrix. Raises ConversionError for one that is not rigid.
+
+    It may be long: only where it leads in the end has to be near the scene's origin.
+    """
     return _matrix(transform.translation, transform.rotation)
 
 
@@ -341,14 +327,14 @@ def fill_camera_info(msg: Any, K: NDArray[np.float64], width: int, height: int) 
 def _colour(msg: Any) -> tuple[int, tuple[int, int, int]]:
     """Channels of a colour image, and the order that makes RGB of them."""
     if msg.encoding not in COLOUR_ENCODINGS:
-        raise ConversionError(f"colour encoding {msg.encoding!r} is not one of {', '.join(COLOUR_ENCODINGS)}")
+        raise ConversionError(f"colour encoding {quoted(msg.encoding)} is not one of {', '.join(COLOUR_ENCODINGS)}")
     return COLOUR_ENCODINGS[msg.encoding]
 
 
 def _depth(msg: Any) -> tuple[np.dtype[Any], float]:
     """The number type of a depth image, and metres for one unit."""
     if msg.encoding not in DEPTH_ENCODINGS:
-        raise ConversionError(f"depth encoding {msg.encoding!r} is not one of {', '.join(DEPTH_ENCODINGS)}")
+        raise ConversionError(f"depth encoding {quoted(msg.encoding)} is not one of {', '.join(DEPTH_ENCODINGS)}")
     kind, unit = DEPTH_ENCODINGS[msg.encoding]
     return np.dtype((">" if msg.is_bigendian else "<") + kind), unit
 
@@ -356,8 +342,7 @@ def _depth(msg: Any) -> tuple[np.dtype[Any], float]:
 def _rows(msg: Any, pixel_bytes: int) -> NDArray[np.uint8]:
     """The picture's bytes (H, W * pixel_bytes) uint8 without the padding of its rows; a view."""
     width, height, step = int(msg.width), int(msg.height), int(msg.step)
-    if width <= 0 or height <= 0:
-        raise ConversionError(f"the {msg.encoding} image has a size of {width}x{height}")
+    check_picture(width, height)
     if step < width * pixel_bytes:
         raise ConversionError(
             f"step {step} is too small for {width} pixels of {msg.encoding} ({width * pixel_bytes} bytes)"
@@ -371,39 +356,11 @@ def _rows(msg: Any, pixel_bytes: int) -> NDArray[np.uint8]:
     return data.reshape(height, step)[:, : width * pixel_bytes]
 
 
-def _metres(values: NDArray[Any], unit: float) -> NDArray[np.float32]:
-    """Any depths to float32 metres; zero, negative, non-finite and saturated (the largest integer) ones to NaN."""
-    # Dividing by 1000 rounds correctly, multiplying by 0.001 does not.
-    metres = values.astype(np.float32) if unit == 1.0 else values.astype(np.float32) / np.float32(1.0 / unit)
-    metres[~(metres > 0) | np.isinf(metres)] = np.nan
-    if values.dtype.kind == "u":
-        metres[values == np.iinfo(values.dtype).max] = np.nan
-    return metres
-
-
-def _decode(data: NDArray[np.uint8], fmt: str, flags: int) -> NDArray[Any]:
-    if data.size == 0:
-        raise ConversionError(f"the compressed image ({fmt!r}) is empty")
-    try:
-        picture = cv2.imdecode(data, flags)
-    except cv2.error as error:
-        raise ConversionError(f"the compressed image ({fmt!r}, {data.size} bytes) was refused: {error.err}") from error
-    if picture is None:
-        raise ConversionError(f"the compressed image ({fmt!r}, {data.size} bytes) is no readable picture")
-    return picture
-
-
-def _one_channel_16(picture: NDArray[Any], fmt: str) -> NDArray[np.uint16]:
-    if picture.ndim != 2 or picture.dtype != np.uint16:
-        raise ConversionError(
-            f"compressed depth ({fmt!r}) must be one channel of 16 bits, got {picture.dtype} {picture.shape}"
-        )
-    return picture
-
-
 def _distortion(msg: Any) -> NDArray[np.float64]:
     """The coefficients that do something: empty for none or all zeros."""
     D = np.asarray(msg.d, dtype=np.float64)
+    if D.size > MAX_COEFFICIENTS:
+        raise ConversionError(f"CameraInfo D has {D.size} coefficients, more than {MAX_COEFFICIENTS}")
     if not np.isfinite(D).all():
         raise ConversionError(f"CameraInfo D = {D.tolist()} is not finite")
     if not D.any():
@@ -411,9 +368,9 @@ def _distortion(msg: Any) -> NDArray[np.float64]:
     allowed = DISTORTION_MODELS.get(msg.distortion_model)
     if allowed is None:
         known = ", ".join(DISTORTION_MODELS)
-        raise ConversionError(f"distortion model {msg.distortion_model!r} is not one of {known}")
+        raise ConversionError(f"distortion model {quoted(msg.distortion_model)} is not one of {known}")
     if D.size not in allowed:
-        raise ConversionError(f"distortion model {msg.distortion_model!r} with {D.size} coefficients")
+        raise ConversionError(f"distortion model {quoted(msg.distortion_model)} with {D.size} coefficients")
     return D
 
 

@@ -96,6 +96,7 @@ class InputState:
         apart: difference of the newest colour and depth stamps, None before both have come.
         waiting: why the newest pair waits for its pose; empty if none waits.
         problem: the last frame or message that could not be used, and why; empty if the last one was good.
+        warnings: what is wrong with topics whose frames are used all the same.
         values: counters.
         names: {input: its topic on the graph}, after remapping.
         unheard: inputs that nobody publishes.
@@ -111,6 +112,7 @@ class InputState:
     apart: float | None = None
     waiting: str = ""
     problem: str = ""
+    warnings: tuple[str, ...] = ()
     values: Mapping[str, Any] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
     unheard: Container[str] = ()
@@ -166,6 +168,7 @@ def inputs(state: InputState, stale_after: float, min_rate: float = 0.0) -> Repo
         found.append((_by_age(unpaired, stale_after), f"no synchronised pair for {unpaired:.1f} s: {text}"))
     if state.waiting:
         found.append((WARN, state.waiting))
+    found += [(WARN, text) for text in state.warnings]
     worst = max((level for level, _ in found), default=OK)
     if worst != OK:
         return Report("inputs", worst, "; ".join(text for level, text in found if level == worst), values)

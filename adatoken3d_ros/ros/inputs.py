@@ -21,7 +21,15 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from adatoken3d_ros.ros.conversions import ConversionError, stamp_to_ns
 from adatoken3d_ros.ros.diagnostics import InputState
 from adatoken3d_ros.ros.input_record import InputRecord
-from adatoken3d_ros.ros.pairing import (
+from adatoken3d_ros.ros.pairing import Assembler
+from adatoken3d_ros.ros.parameters import Parameters
+from adatoken3d_ros.ros.pictures import LazyFrame, Picture
+from adatoken3d_ros.ros.pose_inputs import PoseInput, check
+from adatoken3d_ros.ros.poses import (
+    PoseSource,
+    pose_from_numbers,
+)
+from adatoken3d_ros.ros.streams import (
     COLOURED_POINTS,
     DEPTH,
     DEPTH_INFO,
@@ -32,20 +40,16 @@ from adatoken3d_ros.ros.pairing import (
     RGB_INFO,
     RGBD,
     STREAMS,
-    Assembler,
-    LazyFrame,
-    Picture,
 )
-from adatoken3d_ros.ros.parameters import Parameters
-from adatoken3d_ros.ros.pose_inputs import PoseInput, check
-from adatoken3d_ros.ros.poses import PoseSource, pose_from_numbers
 from adatoken3d_ros.ros.subscriptions import Subscriptions
+from adatoken3d_ros.ros.topic_warnings import TopicWarnings
 from adatoken3d_ros.scene.frames import PosedFrame
 
 POLL_PERIOD = 0.05  # seconds between two looks for the poses of images that wait
 GRAPH_PERIOD = 0.5  # seconds between two looks at who publishes the inputs
 OLD_TIME = "stamps have jumped back since"  # how the error begins of a frame that came before a jump
 STOPPED = "the inputs were stopped after"  # and of one that had not been taken by then
+TWO_CLOCKS = "two_clocks"  # dropped for a reason that is told as long as it happens, while frames come all the same
 # What frames are made of -> the topics that must carry something; the others help where they do.
 NEEDED = {
     RGBD: (RGB, RGB_INFO, DEPTH),
@@ -94,6 +98,10 @@ class Inputs:
         submit: takes each complete frame (see Offer); called from any thread.
         group: callback group of the subscriptions.
         on_time_jump: called when the inputs' time has jumped back and the scene is to be cleared for it.
+
+    Attributes:
+        problem: the last frame or message that could not be used, and why; empty if the last one was good.
+        warnings: what is wrong with topics whose frames are used all the same.
     """
 
     def __init__(
@@ -120,6 +128,7 @@ class Inputs:
         self._timers: list[Any] = []
         self._subscriptions = Subscriptions(node, group)
         self._pose_input: PoseInput | None = None
+        self.warnings = TopicWarnings(node)
 
     @property
     def fates(self) -> Counter[str]:
@@ -163,10 +172,13 @@ class Inputs:
             timeout_ns=round(settings["pose.timeout"] * 1e9),
             rectified=settings["input.rectified"],
             on_drop=self._dropped,
-            on_refuse=self._dropped,
+            on_refuse=self._refused,
+            on_warn=self.warnings.add,
             name=self._subscriptions.name,
             clock_ns=self._clock_ns,
+            publishers=lambda stream: len(self.warnings.publishers(stream)),
         )
+        self.warnings.clear()
         image = CompressedImage if settings["input.transport"] == "compressed" else Image
         self.record.begin((*NEEDED[made_of], *self._pose_input.needed))
         # The executor looks at subscriptions in this order: what images need comes first.
@@ -235,6 +247,7 @@ class Inputs:
             names=self._subscriptions.names(),
             unheard=self._subscriptions.unheard(),
             mismatches=self._subscriptions.mismatches(),
+            warnings=self.warnings.texts(),
         )
 
     def explain(self) -> str:
@@ -337,3 +350,11 @@ class Inputs:
 
     def _warn(self, text: str) -> None:
         self._node.get_logger().warning(text, throttle_duration_sec=5.0)
+
+    def _refused(self, reason: str, text: str) -> None:
+        """A message that is dropped by itself for its stamp."""
+        if reason == TWO_CLOCKS:
+            topic, _, why = text.partition(": ")
+            self.warnings.add(topic, why)
+        else:
+            self._dropped(reason, text)

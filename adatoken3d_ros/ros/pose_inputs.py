@@ -12,10 +12,11 @@ from nav_msgs.msg import Odometry
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from tf2_msgs.msg import TFMessage
 
+from adatoken3d_ros.ros.clocks import bad_stamp
 from adatoken3d_ros.ros.conversions import stamp_to_ns
-from adatoken3d_ros.ros.pairing import COLOURED_POINTS, POINTS_WITH_CAMERA, bad_stamp
 from adatoken3d_ros.ros.parameters import Parameters
 from adatoken3d_ros.ros.poses import BufferedPose, PoseError, PoseSource, StaticPose, TfPose, pose_from_numbers
+from adatoken3d_ros.ros.streams import COLOURED_POINTS, POINTS_WITH_CAMERA
 from adatoken3d_ros.ros.transforms import TransformTree
 
 BASE_TO_CAMERA = "pose.base_to_camera"

@@ -177,8 +177,11 @@ class Questions:
             answer = Answer(question, Status.ERROR, status_message=f"{type(error).__name__}: {error}")
         finally:
             self.open -= 1
-        if answer.status == Status.NO_SCENE:
-            answer = replace(answer, status_message=f"{answer.status_message}; {self._node.inputs.explain()}")
+        more = [self._node.inputs.explain()] if answer.status == Status.NO_SCENE else []
+        if answer.status in (Status.OK, Status.TRUNCATED, Status.NO_SCENE):
+            more += self._node.inputs.warnings.texts()
+        if more:
+            answer = replace(answer, status_message="; ".join(filter(None, [answer.status_message, *more])))
         if answer.status in (Status.OK, Status.TRUNCATED) and self._node.inputs.record.first("answer"):
             self._node.get_logger().info(f"the first answer is given, after {answer.times.total:.0f} ms")
         return self._publish(answer)

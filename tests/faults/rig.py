@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rclpy.qos import QoSProfile
 from ros_graph import synthetic_frame
 from ros_messages import cloud_message, image, info, pose_message
 
@@ -35,15 +36,13 @@ class FakeNode:
     def __init__(self) -> None:
         self.subscriptions: dict[str, Any] = {}
         self.log: list[str] = []
+        self.publishers: list[str] = []  # names of the nodes that the graph tells for every topic
+        self.kinds: dict[str, Any] = {}
         self.now_ns = START_NS + 60_000_000_000
 
     def create_subscription(self, kind: Any, topic: str, callback: Any, *_: Any, **__: Any) -> str:
-        self.subscriptions[topic] = callback
+        self.subscriptions[topic], self.kinds[topic] = callback, kind
         return topic
-
-    def get_publishers_info_by_topic(self, topic: str) -> list[Any]:
-        """Nobody but the test."""
-        return []
 
     def count_publishers(self, topic: str) -> int:
         return 1
@@ -53,6 +52,16 @@ class FakeNode:
 
     def resolve_topic_name(self, topic: str) -> str:
         return topic if topic.startswith("/") else f"/{topic}"
+
+    def get_publishers_info_by_topic(self, topic: str) -> list[Any]:
+        """The test, and whoever it says."""
+        kind = self.kinds.get(topic.lstrip("/"))
+        kind_name = "" if kind is None else "/".join([*kind.__module__.split(".")[:2], kind.__name__])
+        qos = QoSProfile(depth=1)
+        return [
+            SimpleNamespace(node_name=name, node_namespace="/", topic_type=kind_name, qos_profile=qos)
+            for name in self.publishers
+        ]
 
     def has_parameter(self, name: str) -> bool:
         return True
@@ -86,7 +95,9 @@ class Rig:
             **{spec.name: spec.default for spec in SPECS}, "pose.source": "pose_topic", "max_new_tokens": 4, **given
         }  # fmt: skip
         self.seconds = 1000.0
-        monkeypatch.setattr("adatoken3d_ros.ros.input_record.time", SimpleNamespace(monotonic=lambda: self.seconds))
+        clock = SimpleNamespace(monotonic=lambda: self.seconds)
+        for module in ("input_record", "topic_warnings"):
+            monkeypatch.setattr(f"adatoken3d_ros.ros.{module}.time", clock)
         self.node = FakeNode()
         self.fates: list[str] = []
         config = SessionConfig(max_new_tokens=4, max_depth=self.parameters["scene.max_depth"])

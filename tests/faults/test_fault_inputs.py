@@ -117,6 +117,13 @@ def cut(messages: dict[str, Any], name: str, n: int) -> None:
     messages[name].data = messages[name].data[:-n]
 
 
+def resize(messages: dict[str, Any], width: int, height: int) -> None:
+    """All four messages agree on a size; the pixels are what little data there is, which comes later."""
+    for name, step in (("rgb", 3 * width), ("depth", 2 * width), ("rgb_info", 0), ("depth_info", 0)):
+        messages[name].width, messages[name].height, messages[name].step = width, height, step
+    messages["rgb"].data = array.array("B", bytes(3 * width * height)) if height == 1 else array.array("B")
+
+
 BAD_FRAMES = [
     pytest.param(lambda m: setattr(m["rgb"], "width", 63), "63x48", id="wrong-size"),
     pytest.param(lambda m: setattr(m["depth"], "height", 0), "64x0", id="no-size"),
@@ -127,6 +134,20 @@ BAD_FRAMES = [
     pytest.param(lambda m: setattr(m["rgb"], "data", array.array("B")), "0 bytes", id="no-data"),
     pytest.param(lambda m: setattr(m["rgb_info"], "k", [0.0] * 9), "not calibrated", id="not-calibrated"),
     pytest.param(lambda m: setattr(m["rgb_info"], "k", [math.nan] * 9), "nan", id="nan-calibration"),
+    # 50 * 50 - 2500 * 1 = 0: positive focal lengths, and no inverse.
+    pytest.param(
+        lambda m: setattr(m["rgb_info"], "k", [50, 2500, 31.5, 1, 50, 23.5, 0, 0, 1]), "not the matrix", id="singular"
+    ),
+    pytest.param(
+        lambda m: setattr(m["depth_info"], "k", [0.03, 0, 31.5, 0, 50, 23.5, 0, 0, 1]), "fx=0.03", id="focal-length"
+    ),
+    pytest.param(lambda m: resize(m, 3000, 1), "3000x1 pixels is too narrow", id="narrow"),
+    pytest.param(lambda m: resize(m, 10_000, 5000), "10000x5000 pixels is too large", id="large"),
+    pytest.param(
+        lambda m: [setattr(m["rgb_info"], side, 2**32 - 1) for side in ("width", "height")],
+        "4294967295x4294967295",
+        id="large-calibration",
+    ),
 ]
 
 
@@ -142,6 +163,64 @@ def test_a_bad_frame(make_rig: MakeRig, spoil: Any, named: str) -> None:
     assert report.level == diagnostics.ERROR and named in report.message, report.message
     assert named in rig.node.log[-1]
     assert rig.fates[-1].startswith("error: ") and rig.inputs.fates["error"] == 1
+    check_that_all_is_well(rig, before)
+
+
+def test_a_compressed_bomb(make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """20,000 x 20,000 pixels in 48 kB, with a CameraInfo that agrees or not: refused by its header, never decoded."""
+    import cv2
+    from test_compressed import png_of
+
+    rig = make_rig(input__transport="compressed")
+
+    def good(index: int) -> dict[str, Any]:
+        messages = rig.messages(index)
+        rgb, depth = (np.frombuffer(messages[name].data, kind) for name, kind in (("rgb", "u1"), ("depth", "<u2")))
+        for name, pixels in (("rgb", rgb.reshape(48, 64, 3)), ("depth", depth.reshape(48, 64))):
+            compress(messages, name, cv2.imencode(".png", pixels)[1].tobytes())
+        return messages
+
+    rig.send(good(0))
+    before = rig.scene()
+    decode, decoded = cv2.imdecode, []
+    monkeypatch.setattr(cv2, "imdecode", lambda data, flags: (decoded.append(len(data)), decode(data, flags))[1])
+    for index, name in enumerate(("rgb", "depth", "rgb"), start=1):
+        messages = good(index)
+        compress(messages, name, png_of(20_000, 20_000))
+        if index == 3:
+            for info_name in ("rgb_info", "depth_info"):
+                messages[info_name].width = messages[info_name].height = 20_000
+        rig.send(messages)
+        assert rig.report().level == diagnostics.ERROR and "20000x20000" in rig.report().message
+        assert not decoded
+    check_that_all_is_well(rig, before, good)
+
+
+def compress(messages: dict[str, Any], name: str, data: bytes) -> None:
+    from types import SimpleNamespace
+
+    header, kind = messages[name].header, "16UC1; png" if name == "depth" else "png"
+    messages[name] = SimpleNamespace(header=header, format=kind, data=array.array("B", data))
+
+
+def test_a_frame_whose_encoding_fails(make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It costs that frame, with what went wrong; it is not tried again, and no question fails by it."""
+    rig = make_rig()
+    rig.send(rig.messages(0))
+    before, tries = rig.scene(), []
+
+    def fail(rgb: Any, **_: Any) -> Any:
+        tries.append(len(rgb))
+        raise RuntimeError("shapes cannot be multiplied")
+
+    with monkeypatch.context() as patch:
+        rig.worker.call(lambda session: patch.setattr(session.model, "encode_images", fail)).result(LIMIT)
+        rig.send(rig.messages(1))
+        assert rig.fates[-1].startswith("error: the view at") and tries == [1]
+        report = rig.report()
+        assert report.level == diagnostics.ERROR and "shapes cannot be multiplied" in report.message
+        assert rig.ask().status == Status.TRUNCATED and tries == [1]
+    assert rig.inputs.fates["error"] == 1
     check_that_all_is_well(rig, before)
 
 
@@ -289,6 +368,39 @@ def test_simulated_time_that_begins_late_and_is_set_back(make_rig: MakeRig, what
     assert seconds == ([0.05, 0.15, 0.25] if what == "clear" else [0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 1.5, 1.6])
     rig.node.now_ns = START_NS + 2 * SECOND
     check_that_all_is_well(rig, rig.scene())
+
+
+@pytest.mark.parametrize("graph", ["two", "one"])
+def test_two_publishers_whose_clocks_differ(make_rig: MakeRig, graph: str) -> None:
+    """For 6 s at 10 Hz, 1.5 s apart: said with the distance and the names, and the scene survives.
+
+    Where the graph does not tell of the second one, the first of its messages is a jump in time, and no other.
+    """
+    rig = make_rig()
+    rig.send(rig.messages(0, after_ns=-3 * SECOND))
+    before = rig.scene()
+    if graph == "two":
+        rig.node.publishers = ["driver", "simulator"]
+    for step in range(60):
+        rig.node.now_ns = START_NS + step * STEP_NS + SECOND
+        for late in (0, 15):
+            rig.send(rig.messages(1 + step % 3, after_ns=(step - late) * STEP_NS))
+        assert rig.counts()["time_jumps"] == (graph == "one")
+    counts, report = rig.counts(), rig.report()
+    for name in ("rgb/image", "depth/image"):
+        assert counts[f"dropped.{name}.two_clocks"] >= 59
+        text = f"/{name}: the stamp"
+        assert report.level == diagnostics.WARN and text in report.message and "two clocks" in report.message
+    names = "2 publishers: ['/driver', '/simulator']"
+    assert (names in report.message) == (graph == "two")
+    assert sum("two clocks" in line for line in rig.node.log) > 0
+    assert rig.inputs.warnings.texts() and all("two clocks" in text for text in rig.inputs.warnings.texts())
+    assert len(rig.scene()[0]) >= 3 and (graph == "one" or set(before[0]) <= set(rig.scene()[0]))
+    # The other one ends; its warning fades.
+    rig.node.publishers, rig.seconds, rig.node.now_ns = ["driver"], rig.seconds + 11.0, START_NS + 60 * SECOND
+    last = rig.messages(20, after_ns=60 * STEP_NS)
+    rig.send(last)
+    assert rig.report().level == diagnostics.OK and rig.ask().stamp_ns == START_NS + 60 * STEP_NS
 
 
 def test_what_is_under_way_when_time_jumps_back(make_rig: MakeRig) -> None:
@@ -463,6 +575,35 @@ def test_no_camera_info(make_rig: MakeRig) -> None:
     assert rig.ask().status == Status.NO_SCENE and "rgb/camera_info" in rig.inputs.explain()
     rig.send(rig.messages(8))
     assert set(rig.fates) <= {"key_frame", "superseded"} and rig.fates[-1] == "key_frame"
+    check_that_all_is_well(rig, rig.scene())
+
+
+def test_a_calibration_of_another_frame(make_rig: MakeRig) -> None:
+    """Some drivers name it otherwise: it is used, and said; beside one of the images' own frame it is not used."""
+    rig = make_rig()
+
+    def send(index: int, *frames: str) -> None:
+        messages = rig.messages(index)
+        for frame in frames:
+            wrong = rig.messages(index)["rgb_info"]
+            wrong.k = [k * (1.0 if frame == "camera" else 2.0) for k in wrong.k[:8]] + [1.0]
+            rig.send({"rgb_info": set_header(wrong, START_NS, frame)})
+        rig.send({name: message for name, message in messages.items() if name != "rgb_info"})
+
+    send(0, "link")
+    said = "/rgb/camera_info: the CameraInfo is of frame 'link', the images of 'camera': it is "
+    assert rig.fates == ["key_frame"] and rig.report().level == diagnostics.WARN
+    assert said + "used all the same" in rig.report().message
+    assert rig.ask().status == Status.TRUNCATED and rig.inputs.warnings.texts() == (said + "used all the same",)
+    send(1, "camera")
+    assert rig.report().level == diagnostics.OK and rig.inputs.warnings.texts() == ()
+    send(2, "camera", "link")  # two cameras on one topic: the last one to come does not win
+    assert said + "not used" in rig.report().message and rig.counts()["other_frame.rgb/camera_info"] == 2
+    rig.worker.call(lambda session: session.clear()).result(LIMIT)
+    send(3, "link")
+    xyz = rig.scene()[1]
+    assert np.ptp(xyz[:, 1]) > 1.5, "with twice the focal length it would be half as wide"
+    rig.seconds += 11.0
     check_that_all_is_well(rig, rig.scene())
 
 
@@ -651,6 +792,8 @@ def test_odometry_of(make_rig: MakeRig, child: str, named: str) -> None:
         pytest.param(lambda m: setattr(m["pose"].pose.orientation, "w", math.nan), "quaternion", id="nan-quaternion"),
         pytest.param(lambda m: setattr(m["pose"].header, "frame_id", "odom"), "'odom'", id="another-frame"),
         pytest.param(lambda m: set_header(m["pose"], 0, "map"), "pose: the stamp 0.000000 s is not set", id="zero"),
+        pytest.param(lambda m: setattr(m["pose"].pose.position, "z", 1e6), "1e+06) m is not within", id="wild"),
+        pytest.param(lambda m: setattr(m["pose"].pose.position, "z", 1e30), "1e+30) m is not within", id="absurd"),
         pytest.param(
             lambda m: set_header(m["pose"], START_NS + 10**18, "map"), "later than may be believed", id="future"
         ),
@@ -670,6 +813,31 @@ def test_a_bad_pose_message(make_rig: MakeRig, spoil: Any, named: str) -> None:
     rig.send({name: messages[name] for name in ("rgb", "depth", "pose")})  # and the next one waits for its own
     assert rig.fates == ["key_frame"] * 3 and rig.counts()["pairs.waiting"] == 0
     check_that_all_is_well(rig, before)
+
+
+@pytest.mark.parametrize("x", [1e6, 1e30])
+def test_a_wild_pose_from_tf(tf_rig: Rig, x: float) -> None:
+    before = tf_rig.scene()
+    broadcast(tf_rig, 1, spoil=lambda found: setattr(found.translation, "x", x))
+    tf_rig.send(tf_rig.messages(1))
+    report = tf_rig.report()
+    assert report.level == diagnostics.ERROR and f"position ({x:g}, " in report.message and "'camera'" in report.message
+    assert tf_rig.counts()["pairs.dropped.wild_pose"] == 1
+    check_that_all_is_well(tf_rig, before, with_tf(tf_rig))
+
+
+@pytest.mark.parametrize("z", [1e6, 1e30, -1e300])
+def test_a_wild_first_pose(make_rig: MakeRig, z: float) -> None:
+    """The scene's origin is not there, and not NaN: the next frame is seen."""
+    rig = make_rig(scene__origin_mode="auto")
+    messages = rig.messages(0)
+    messages["pose"].pose.position.z = z
+    rig.send(messages)
+    assert rig.report().level == diagnostics.ERROR and f"{z:g}) m is not within 100000 m" in rig.report().message
+    rig.send({"pose": rig.messages(0)["pose"]})
+    assert rig.fates == ["key_frame"]
+    assert np.abs(rig.worker.call(lambda session: session.memory.origin).result(LIMIT)).max() < 10.0
+    check_that_all_is_well(rig, rig.scene())
 
 
 # --- clouds

@@ -29,9 +29,10 @@ from adatoken3d_ros.engine.requests import InvalidRequest
 from adatoken3d_ros.engine.session import SceneSession, SessionConfig
 from adatoken3d_ros.model.prompt import CONTROL_WORDS, MAX_CLICKS, TEMPLATES, parse_boxes
 from adatoken3d_ros.ros import conversions as c
-from adatoken3d_ros.ros.pairing import STREAMS, LazyFrame, Pair
+from adatoken3d_ros.ros.pictures import LazyFrame
 from adatoken3d_ros.ros.poses import BufferedPose, PoseError, TfPose, pose_from_numbers
 from adatoken3d_ros.ros.questions import question_of
+from adatoken3d_ros.ros.streams import STREAMS, Pair
 from adatoken3d_ros.scene.frames import FrameError, PosedFrame
 
 FRAMES, COMPRESSED, CLOUDS, VIRTUAL, POSES, REQUESTS = 4000, 1000, 1700, 300, 1000, 2000

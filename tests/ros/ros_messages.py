@@ -46,6 +46,7 @@ def image(encoding: str, width: int, height: int, step: int, data: bytes, big: i
 
 def info(**changes: Any) -> Any:
     fields: dict[str, Any] = {
+        "header": SimpleNamespace(frame_id=""),
         "width": 640,
         "height": 480,
         "distortion_model": "plumb_bob",

@@ -200,7 +200,7 @@ ONE = struct.pack("<fff", 1, 2, 3)
         ({"data": ONE[:-1]}, "11 bytes of data.* 12"),
         ({"height": 2}, "12 bytes of data.*2 rows are 24"),
         ({"fields": []}, "no field x, y, z; it has none"),
-        ({"fields": [SimpleNamespace(name="x", offset=0, datatype=UINT8, count=1)]}, "no field y, z; it has x"),
+        ({"fields": [SimpleNamespace(name="x", offset=0, datatype=UINT8, count=1)]}, "no field y, z; it has .'x'"),
         (
             {"fields": [SimpleNamespace(name=n, offset=0, datatype=UINT8, count=1) for n in "xyz"]},
             "'x' has datatype 2",

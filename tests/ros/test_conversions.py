@@ -115,50 +115,6 @@ def test_bad_depth_names_the_value() -> None:
         c.depth_to_metres(image("64FC1", 1, 1, 8, bytes(8)))
 
 
-# --- compressed
-
-
-def compressed(fmt: str, data: Any) -> Any:
-    return SimpleNamespace(format=fmt, data=np.frombuffer(bytes(data), np.uint8))
-
-
-def test_png_and_jpeg_come_out_as_rgb() -> None:
-    red = np.full((8, 8, 3), (0, 0, 200), np.uint8)  # OpenCV writes BGR
-    png = c.compressed_to_rgb(compressed("bgr8; png compressed bgr8", cv2.imencode(".png", red)[1]))
-    assert (png == (200, 0, 0)).all()
-    jpeg = c.compressed_to_rgb(compressed("jpeg", cv2.imencode(".jpg", red)[1]))
-    assert np.abs(jpeg.astype(int) - (200, 0, 0)).max() <= 3
-
-
-def test_compressed_depth() -> None:
-    depth = np.array([[0, 1500], [65535, 65534]], np.uint16)
-    png = cv2.imencode(".png", depth)[1].tobytes()
-    expected = np.array([[np.nan, 1.5], [np.nan, 65.534]], np.float32)
-    np.testing.assert_array_equal(c.compressed_to_metres(compressed("16UC1; png", png)), expected)
-    with_header = compressed("16UC1; compressedDepth png", bytes(12) + png)
-    np.testing.assert_array_equal(c.compressed_to_metres(with_header), expected)
-
-
-def test_compressed_float_depth_is_quantised_inverse_depth() -> None:
-    # With a = 1000 and b = 0: 500 means 1000 / 500 = 2 m.
-    header = bytes(4) + np.array([1000.0, 0.0], "<f4").tobytes()
-    png = cv2.imencode(".png", np.array([[0, 500, 250]], np.uint16))[1].tobytes()
-    found = c.compressed_to_metres(compressed("32FC1; compressedDepth png", header + png))
-    np.testing.assert_array_equal(found, np.array([[np.nan, 2.0, 4.0]], np.float32))
-
-
-@pytest.mark.parametrize("data", [b"", b"nothing", b"\xff\xd8\xff\xe0 truncated"])
-def test_what_is_no_picture_is_refused(data: bytes) -> None:
-    with pytest.raises(c.ConversionError):
-        c.compressed_to_rgb(compressed("jpeg", data))
-
-
-def test_eight_bit_depth_is_refused() -> None:
-    png = cv2.imencode(".png", np.zeros((2, 2), np.uint8))[1]
-    with pytest.raises(c.ConversionError, match="uint8"):
-        c.compressed_to_metres(compressed("16UC1; png", png))
-
-
 # --- calibration
 
 
@@ -256,19 +212,6 @@ def test_every_lens_against_its_formula(model: str, d: list[float]) -> None:
         assert flat[y, x, 0] > 128 and far[y, x] == 1 + i
 
 
-@pytest.mark.parametrize(("width", "height"), [(32767, 1), (1, 32767)])
-def test_an_image_too_large_to_undistort_is_refused_by_its_size(width: int, height: int) -> None:
-    depth, rgb = np.ones((height, width), np.float32), np.zeros((height, width, 3), np.uint8)
-    camera = c.camera_info_to_camera(info(width=width, height=height, d=[0.2, -0.1, 0.0, 0.0, 0.0]))
-    for rectify in (lambda: c.rectify_depth(depth, camera), lambda: c.rectify_rgb(rgb, camera)):
-        with pytest.raises(c.ConversionError, match=f"{width}x{height} cannot be undistorted: at most 32766"):
-            rectify()
-    fits = c.camera_info_to_camera(info(width=min(width, 32766), height=min(height, 32766), d=[0.2, -0.1, 0, 0, 0]))
-    assert c.rectify_depth(depth[:32766, :32766], fits).shape == (fits.height, fits.width)
-    straight = c.camera_info_to_camera(info(width=width, height=height))
-    assert c.rectify_depth(depth, straight) is depth, "without distortion there is nothing to refuse"
-
-
 # --- poses
 
 
@@ -338,17 +281,6 @@ def test_random_images_raise_nothing_else(
         except c.ConversionError:
             continue
         assert found.shape[:2] == (height, width)
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.text(max_size=30) | st.sampled_from(["32FC1; compressedDepth png", "16UC1; png"]), st.binary(max_size=200))
-def test_random_compressed_images_raise_nothing_else(fmt: str, data: bytes) -> None:
-    for prefix in (b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0"):
-        for convert in (c.compressed_to_rgb, c.compressed_to_metres):
-            try:
-                convert(compressed(fmt, prefix + data))
-            except c.ConversionError:
-                continue
 
 
 @settings(max_examples=200, deadline=None)

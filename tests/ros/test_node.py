@@ -408,3 +408,41 @@ def test_the_scene_goes_into_a_file_and_comes_back(live: Live, tmp_path: Path) -
     scenes = live.graph.collect(PointCloud2, f"{NAME}/scene_tokens")
     live.graph.wait(lambda: scenes and scenes[-1].width == answer.spatial_tokens, "the scene in sight")
     live.set("scene.file", "")
+
+
+def test_two_publishers_whose_clocks_differ_are_said_and_the_scene_survives(live: Live) -> None:
+    """The second camera's clock is 1.5 s behind, and its calibration is of another frame.
+
+    Afterwards the node expects two clocks for a while, so this comes last.
+    """
+    before = live.key_frames()
+    second = Camera(live.graph)
+    live.graph.wait(second.matched, "the node's inputs")
+    start = STAMP + next(LATER)
+
+    def both(step: int) -> None:
+        messages = live.camera.messages(start + step * 100_000_000, *synthetic_frame(step % 3))
+        live.camera.send(messages)
+        late = second.messages(start + (step - 15) * 100_000_000, *synthetic_frame(step % 3))
+        late["rgb_info"].header.frame_id = "other"
+        second.send({name: late[name] for name in ("rgb_info", "rgb", "depth")})
+
+    steps = itertools.count()
+
+    def said() -> bool:
+        count = len(live.diagnostics)
+        both(next(steps))
+        live.graph.wait(lambda: len(live.diagnostics) > count, "diagnostics")
+        status = live.status("inputs")
+        return bool(status.level == DiagnosticStatus.WARN and "two clocks on one topic" in status.message)
+
+    live.graph.wait(said, "a warning of two clocks")
+    status = live.status("inputs")
+    assert "/rgb/image: the stamp" in status.message and "it has 2 publishers: ['/tester', '/tester']" in status.message
+    live.graph.wait(lambda: said() and "frame 'other'" in live.status("inputs").message, "a warning of the calibration")
+    answer = live.ask()
+    assert answer.status == Answer.TRUNCATED
+    assert "two clocks on one topic" in answer.status_message and "frame 'other'" in answer.status_message
+    assert live.key_frames() >= before and live.value(live.status("inputs"), "time_jumps") == "0"
+    for publisher in (second.rgb, second.depth, second.rgb_info, second.depth_info, second.pose):
+        live.graph.node.destroy_publisher(publisher)

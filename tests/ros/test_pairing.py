@@ -14,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ros_messages import MS, at, cloud_message, image, info, pose_message
 
+from adatoken3d_ros.ros.clocks import Clocks
 from adatoken3d_ros.ros.conversions import ConversionError
-from adatoken3d_ros.ros.pairing import DEPTH, DEPTH_INFO, RGB, RGB_INFO, Assembler, Pairer
+from adatoken3d_ros.ros.pairing import Assembler, Pairer
 from adatoken3d_ros.ros.poses import BufferedPose, StaticPose
+from adatoken3d_ros.ros.streams import DEPTH, DEPTH_INFO, RGB, RGB_INFO
 
 
 def test_equal_stamps_pair_in_either_order() -> None:
@@ -164,7 +166,7 @@ def stamps_used(pairer: Pairer, clock: list[float], arrivals: list[tuple[float, 
 )
 def test_one_stamp_that_leaps_ahead_is_not_believed(arrivals: list[tuple[float, float]], lost: list[float]) -> None:
     clock = [0.0]
-    pairer = Pairer(streams=("points",), clock_ns=lambda: clock[0])
+    pairer = Pairer(streams=("points",), clocks=Clocks(("points",), lambda: clock[0]))
     used = stamps_used(pairer, clock, arrivals)
     assert used == [stamp for _, stamp in arrivals if stamp not in lost] and pairer.jumps == 0
     assert pairer.counts["points"].dropped["future_stamp"] == len(lost)
@@ -440,7 +442,7 @@ def test_each_image_is_rectified_by_its_own_calibration(bent: str) -> None:
 def test_what_nobody_needs_is_checked_but_not_converted(monkeypatch: pytest.MonkeyPatch) -> None:
     frame = spoiled()
     for name in ("decode_rgb", "decode_depth"):
-        monkeypatch.setattr(f"adatoken3d_ros.ros.pairing.{name}", lambda message: pytest.fail("converted"))
+        monkeypatch.setattr(f"adatoken3d_ros.ros.pictures.{name}", lambda message: pytest.fail("converted"))
     (picture,) = frame.pictures()
     stamp, T = picture.view()
     assert stamp == 1 and np.array_equal(T, at(0.0))
