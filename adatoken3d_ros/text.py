@@ -49,8 +49,17 @@ def quoted(value: object, limit: int = QUOTE) -> str:
     return _quoted(value, limit, 0)
 
 
-def trace(error: BaseException, limit: int = TRACE) -> str:
-    """An exception with its traceback, over several lines; the exception's own text is one of them, escaped."""
+class Trace(str):
+    """A text of several lines, each of which is escaped."""
+
+
+def trace(error: BaseException, limit: int = TRACE, heading: object = "") -> Trace:
+    """An exception with its traceback, over several lines; the exception's own text is one of them, escaped.
+
+    Args:
+        error: the exception.
+        limit: characters of the traceback. heading: a line above it.
+    """
     lines = []
     seen: set[int] = set()
     current: BaseException | None = error
@@ -61,7 +70,9 @@ def trace(error: BaseException, limit: int = TRACE) -> str:
         current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
     text = "\ncaused this:\n".join(reversed(lines))
     # The end says what happened; what is cut is the way there.
-    return text if len(text) <= limit else f"({len(text) - limit} characters left out)\n{text[-limit:]}"
+    if len(text) > limit:
+        text = f"({len(text) - limit} characters left out)\n{text[-limit:]}"
+    return Trace(f"{shown(heading)}\n{text}" if heading else text)
 
 
 def described(error: BaseException, limit: int = MESSAGE) -> str:

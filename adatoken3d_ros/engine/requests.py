@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adatoken3d_ros.engine.answer import Question
-from adatoken3d_ros.model.prompt import Placeholder, PromptIds, parse_clicks
+from adatoken3d_ros.model.prompt import MAX_CLICKS, Placeholder, PromptError, PromptIds, check_length, parse_clicks
 from adatoken3d_ros.scene.frames import MAX_POSITION
 
 FAR_CLICK = 100.0  # metres from the box around all that has been seen; nobody asks about a point beyond it
@@ -21,11 +21,17 @@ class InvalidRequest(ValueError):
 
 def check_question(question: Question) -> None:
     """Raises InvalidRequest, naming the value, for a question that no session can answer."""
+    try:
+        check_length(question.text)
+    except PromptError as error:
+        raise InvalidRequest(str(error)) from error
     if not question.text.strip():
         raise InvalidRequest("the question is empty")
     clicks = question.clicks
     if clicks.ndim != 2 or clicks.shape[1] != 3:
         raise InvalidRequest(f"clicks must be (n, 3), got {clicks.shape}")
+    if len(clicks) > MAX_CLICKS:
+        raise InvalidRequest(f"{len(clicks)} clicks are more than {MAX_CLICKS}")
     check_points(clicks)
     budget = question.latency_budget_ms
     if budget is not None and not 0 <= budget < math.inf:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from adatoken3d_ros.engine.answer import Answer, Question, StageTimes, Status
 from adatoken3d_ros.engine.memory import describe, free_cached, is_out_of_memory
+from adatoken3d_ros.text import described, quoted, shown
 
 if TYPE_CHECKING:  # the session brings torch with it, seconds of importing
     import numpy as np
@@ -225,6 +226,11 @@ class Worker:
         return future
 
     @property
+    def stopping(self) -> bool:
+        """Whether it takes no more questions."""
+        return self._stopping
+
+    @property
     def waiting(self) -> int:
         """Questions that wait or run."""
         with self._changed:
@@ -235,48 +241,71 @@ class Worker:
     def _run(self) -> None:
         try:
             session = self._make_session()
-        except Exception as error:
+        except BaseException as error:  # also what would end a program: somebody waits for `ready`
             with self._changed:
                 self._stopping = True
-            self._refuse_waiting(Status.ERROR, f"the model could not be loaded: {error}")
+            self._refuse_waiting(Status.ERROR, f"the model could not be loaded: {shown(error)}")
             self.ready.set_exception(error)
             return
         self.ready.set_result(None)
-        while True:
-            # Before the lock: this may cost as much as choosing the views of a question.
-            ahead = self._has_work_ahead(session)
-            with self._changed:
-                rest = self._duty.rest(self._clock()) if ahead else None
-                # A bool: the queues that it is made of are emptied below.
-                wanted = self._changed.wait_for(
-                    lambda: self._frame is not None or bool(self._chores) or self._is_wanted(), timeout=rest
-                )
-                if self._stopping:
-                    break
-                call = self._calls.popleft() if self._calls else None
-                ticket = self._questions.popleft() if call is None and self._questions else None
-                if call is None and ticket is None and self._chores:
-                    call = self._chores.popleft()
-                self._running = ticket
-            if call is not None:
-                function, future = call
+        try:
+            while True:
                 try:
-                    future.set_result(function(session))
-                except Exception as error:
-                    future.set_exception(error)
-                continue
-            if not wanted:
-                self._work_ahead(session)
-                continue
-            self._take_frame(session, encode=ticket is None)
-            if ticket is not None:
-                answer = self._answer(session, ticket)
-                with self._changed:
-                    self._running = None
-                ticket.result.set_result(answer)
-                # Hands over Python's lock: the asker would else wait until background work lets go of it.
-                time.sleep(0)
-        self._refuse_waiting(Status.CANCELLED, "the node is stopping")
+                    if not self._turn(session):
+                        break
+                except Exception as error:  # costs what was done, not the thread
+                    logger.exception("the worker failed between questions")
+                    self._fail_running(described(error))
+        finally:
+            # However the thread ends, nobody may wait for it, now or later.
+            with self._changed:
+                self._stopping = True
+            self._fail_running("the worker has ended")
+            self._refuse_waiting(Status.CANCELLED, "the node is stopping")
+
+    def _turn(self, session: SceneSession) -> bool:
+        """Waits for the next thing to do and does it; False if the worker is to end."""
+        # Before the lock: this may cost as much as choosing the views of a question.
+        ahead = self._has_work_ahead(session)
+        with self._changed:
+            rest = self._duty.rest(self._clock()) if ahead else None
+            # A bool: the queues that it is made of are emptied below.
+            wanted = self._changed.wait_for(
+                lambda: self._frame is not None or bool(self._chores) or self._is_wanted(), timeout=rest
+            )
+            if self._stopping:
+                return False
+            call = self._calls.popleft() if self._calls else None
+            ticket = self._questions.popleft() if call is None and self._questions else None
+            if call is None and ticket is None and self._chores:
+                call = self._chores.popleft()
+            self._running = ticket
+        if call is not None:
+            function, future = call
+            try:
+                future.set_result(function(session))
+            except Exception as error:
+                future.set_exception(error)
+            return True
+        if not wanted:
+            self._work_ahead(session)
+            return True
+        self._take_frame(session, encode=ticket is None)
+        if ticket is not None:
+            answer = self._answer(session, ticket)
+            with self._changed:
+                self._running = None
+            ticket.result.set_result(answer)
+            # Hands over Python's lock: the asker would else wait until background work lets go of it.
+            time.sleep(0)
+        return True
+
+    def _fail_running(self, why: str) -> None:
+        """Answers the question that was taken and not answered, if there is one."""
+        with self._changed:
+            ticket, self._running = self._running, None
+        if ticket is not None and not ticket.result.done():
+            ticket.result.set_result(self._unanswered(ticket, Status.ERROR, why))
 
     def _withdraw(self, ticket: Ticket) -> None:
         """Answers a cancelled question that waits; one that runs finds its flag set."""
@@ -376,8 +405,8 @@ class Worker:
                 should_stop=should_stop,
             )
         except Exception as error:
-            logger.exception("the question %r failed", ticket.question.text)
-            return self._unanswered(ticket, Status.ERROR, f"{type(error).__name__}: {error}")
+            logger.exception("the question %s failed", quoted(ticket.question.text))
+            return self._unanswered(ticket, Status.ERROR, described(error))
         if answer.status == Status.CANCELLED:
             answer = replace(answer, status_message=f"{ticket._why}: {answer.status_message}")
         return answer
@@ -409,5 +438,9 @@ class Worker:
 
     def _count(self, outcome: str) -> None:
         self.frames[outcome.split(":")[0]] += 1
-        if self._on_frame is not None:
+        if self._on_frame is None:
+            return
+        try:
             self._on_frame(outcome)
+        except Exception:  # the thread has others to serve than the one who counts
+            logger.exception("who is told the fate of frames failed at %s", quoted(outcome))

@@ -10,8 +10,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from adatoken3d_ros.text import quoted, shown
+
 MAX_QUESTION_CHARS = 2000
 MAX_CLICKS = 32
+MAX_POINT_CHARS = 200  # of a point or box that is written into a question
+MAX_WRITTEN_CHARS = MAX_QUESTION_CHARS + MAX_CLICKS * MAX_POINT_CHARS  # of a question with all its points
 
 # Conversation templates of Vicuna 1.5. LLaVA-3D was trained with vicuna_v1, its authors ask with llava_v1.
 TEMPLATES = {
@@ -121,7 +125,7 @@ def build_prompt(
             number of clicks that is too high or lower than the question mentions.
     """
     if template not in TEMPLATES:
-        raise PromptError(f"template {template!r} is unknown, known: {', '.join(TEMPLATES)}")
+        raise PromptError(f"template {quoted(template)} is unknown, known: {', '.join(TEMPLATES)}")
     question = question.strip()
     check_text(question, max_chars=max_chars, special=tokenizer.all_special_tokens)
     written = question.count(CLICK_MARK)
@@ -155,9 +159,10 @@ def parse_clicks(question: str) -> tuple[str, list[tuple[float, float, float]]]:
         The question with `CLICK_MARK` for each point, and the points (metres, in the frame the user wrote them in).
 
     Raises:
-        PromptError: for control words or characters, a point that is not finite, or a bracket with another number of
-            coordinates. Brackets with one or two numbers, or with words, are left as text.
+        PromptError: for a text that is too long, control words or characters, a point that is not finite, or a bracket
+            with another number of coordinates. Brackets with one or two numbers, or with words, are left as text.
     """
+    check_length(question)
     if CLICK_MARK in question:
         raise PromptError("the question contains the control character U+FFFC")
     check_text(question.strip(), max_chars=None)
@@ -167,11 +172,14 @@ def parse_clicks(question: str) -> tuple[str, list[tuple[float, float, float]]]:
         numbers = _numbers(match[1])
         if len(numbers) < 3:
             return match[0]
+        written = shown(match[0], MAX_POINT_CHARS)
+        if len(match[0]) > MAX_POINT_CHARS:
+            raise PromptError(f"the point {written} is longer than {MAX_POINT_CHARS} characters")
         if len(numbers) not in (3, 6, 9):
-            raise PromptError(f"{match[0]} has {len(numbers)} numbers; a point has 3, a box 6 or 9")
+            raise PromptError(f"{written} has {len(numbers)} numbers; a point has 3, a box 6 or 9")
         x, y, z = numbers[:3]
         if not all(math.isfinite(v) for v in numbers):
-            raise PromptError(f"{match[0]} is not finite")
+            raise PromptError(f"{written} is not finite")
         clicks.append((x, y, z))
         return CLICK_MARK
 
@@ -247,6 +255,12 @@ def check_text(text: str, *, max_chars: int | None = MAX_QUESTION_CHARS, special
             raise PromptError(f"the question contains the control character U+{ord(character):04X}")
 
 
+def check_length(question: str) -> None:
+    """Raises PromptError for a question that is too long, whatever its points take of it."""
+    if len(question) > MAX_WRITTEN_CHARS:
+        raise PromptError(f"the question has {len(question)} characters, more than {MAX_QUESTION_CHARS}")
+
+
 def _control_words(special: list[str]) -> Iterator[str]:
     yield from CONTROL_WORDS
     yield from (word for word in special if word not in CONTROL_WORDS)
@@ -261,5 +275,5 @@ def _numbers(group: str) -> tuple[float, ...]:
 def _encode(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
     ids = tuple(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
     if special := set(ids) & set(tokenizer.all_special_ids):
-        raise PromptError(f"the text {text!r} contains the special token {sorted(special)[0]}")
+        raise PromptError(f"the text {quoted(text)} contains the special token {sorted(special)[0]}")
     return ids

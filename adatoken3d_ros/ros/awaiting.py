@@ -36,7 +36,7 @@ async def beside(node: Node, function: Callable[[], Any]) -> None:
     def run() -> None:
         try:
             function()
-        except Exception as error:
+        except BaseException as error:  # whatever it is, somebody waits for it
             done.set_exception(error)
         else:
             done.set_result(None)

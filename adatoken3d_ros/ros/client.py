@@ -34,11 +34,14 @@ from rclpy.context import Context
 from rclpy.exceptions import InvalidHandle
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
+from rclpy.qos import QoSProfile
 from std_srvs.srv import Trigger
 
 Clicks = Iterable[Sequence[float]]
 T = TypeVar("T")
 
+# Questions that one client may have open at once, and pieces of answers that may come before they are read.
+DEEP = QoSProfile(depth=1000)
 POLL_SECONDS = 0.2  # how often a waiting call looks whether the node and ROS are still there
 
 
@@ -74,11 +77,19 @@ class SceneClient:
             enable_rosout=False,
             start_parameter_services=False,
         )
-        self._ask: Any = self.node.create_client(AskScene, f"{self._name}/ask")
+        self._ask: Any = self.node.create_client(AskScene, f"{self._name}/ask", qos_profile=DEEP)
         self._clear: Any = self.node.create_client(Trigger, f"{self._name}/clear_scene")
         self._get_state: Any = self.node.create_client(GetState, f"{self._name}/get_state")
         self._change_state: Any = self.node.create_client(ChangeState, f"{self._name}/change_state")
-        self._streaming: Any = ActionClient(self.node, AskSceneStream, f"{self._name}/ask_stream")
+        self._streaming: Any = ActionClient(
+            self.node,
+            AskSceneStream,
+            f"{self._name}/ask_stream",
+            goal_service_qos_profile=DEEP,
+            result_service_qos_profile=DEEP,
+            cancel_service_qos_profile=DEEP,
+            feedback_sub_qos_profile=DEEP,
+        )
         self._streams: set[AnswerStream] = set()
         self._diagnostics: dict[str, dict[str, str]] = {}
         self._listening = False

@@ -18,6 +18,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
 from adatoken3d_ros.engine.answer import STAGES, Answer, Status
 from adatoken3d_ros.ros.conversions import ns_to_stamp
+from adatoken3d_ros.text import shown
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 NOT_YET = "n/a"
@@ -33,6 +34,7 @@ LATENCY_WINDOW = 100
 PERCENTILES = (50, 95, 99)
 # Rates and gaps are those of the last seconds.
 RATE_SECONDS = 10.0
+KEY, VALUE = 200, 500  # characters of what stands below a status
 # So many frames without a key frame among them are no accident.
 HOPELESS_FRAMES = 10
 # Answers that say whether a budget could be kept.
@@ -210,6 +212,8 @@ def model(
     problem: str,
     waiting: int,
     namesakes: int = 0,
+    failures: int = 0,
+    last_failure: str = "",
 ) -> Report:
     """Whether the model can answer: WARN while it loads, ERROR after a load or a question that failed.
 
@@ -219,6 +223,7 @@ def model(
         problem: why the last load or the last question failed; empty if it did not.
         waiting: questions that wait or run.
         namesakes: other nodes of the same name, which answer in this one's place: WARN.
+        failures: exceptions that came out of callbacks. last_failure: the last of them.
     """
     values = {
         "state": state,
@@ -227,6 +232,8 @@ def model(
         "questions_waiting": waiting,
         "load_progress": NOT_YET if not loading and not model_id else f"{loading.share if loading else 1.0:.2f}",
         "namesakes": namesakes,
+        "callback_failures": failures,
+        "last_callback_failure": last_failure or NOT_YET,
     }
     if loading is not None:
         step = f": {loading.share:.0%}, {loading.step}" if loading.step else ""
@@ -264,10 +271,13 @@ class LatencyWindow:
         if answer.status in (Status.OK, Status.TRUNCATED):
             self._answers.append(answer)
 
-    def report(self, drift: Mapping[str, float] | None = None) -> Report:
+    def report(
+        self, drift: Mapping[str, float] | None = None, taken: Mapping[str, int] | None = None, waiting: int = 0
+    ) -> Report:
         """Percentiles of the question-to-answer time; WARN and ERROR on missed budgets and on drift.
 
         Args:
+            taken: by way, questions that came. waiting: answers that wait until those before them are heard.
             drift: by stage, time that it takes over time that it took when it was measured.
         """
         while self._budgets and self._clock() - self._budgets[0][0] > MISSED_SECONDS:
@@ -286,7 +296,9 @@ class LatencyWindow:
         rest = {
             "budgets_missed": f"{missed:.3f}" if budgets else NOT_YET,
             **{f"drift.{name}": f"{value:.3f}" for name, value in sorted(drift.items())},
+            **{f"questions.{way}": count for way, count in (taken or {}).items()},
             **{f"answers.{name}": count for name, count in sorted(self.statuses.items())},
+            "answers.to_be_sent": waiting,
         }
         if not self._answers:
             empty = {f"total_ms.p{q}": NOT_YET for q in PERCENTILES}
@@ -345,16 +357,16 @@ def read_memory(on_gpu: bool) -> Memory:
 
 
 def array(reports: list[Report], node_name: str, hardware_id: str, now_ns: int) -> DiagnosticArray:
-    """The message; status names are `node: task` (REP 107)."""
+    """The message; status names are `node: task` (REP 107). Whatever is told is one line of bounded length."""
     message = DiagnosticArray()
     ns_to_stamp(message.header.stamp, now_ns)
     message.status = [
         DiagnosticStatus(
             level=report.level,
             name=f"{node_name}: {report.task}",
-            message=report.message,
+            message=shown(report.message),
             hardware_id=hardware_id,
-            values=[KeyValue(key=key, value=str(value)) for key, value in report.values.items()],
+            values=[KeyValue(key=shown(key, KEY), value=shown(value, VALUE)) for key, value in report.values.items()],
         )
         for report in reports
     ]

@@ -1,26 +1,66 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The library's log in the log of a ROS node."""
+"""The node's log: whatever is said, a line stays a line of bounded length, and a library's warnings are no flood."""
 
 from __future__ import annotations
 
 import logging
+import os
+import time
+from collections.abc import Callable
+from typing import Any
 
-from rclpy.node import Node
+from rclpy.impl import rcutils_logger
+from rclpy.impl.rcutils_logger import RcutilsLogger
+
+from adatoken3d_ros.text import Trace, shown, trace
+
+WARN_SECONDS = 5.0  # between two warnings or errors from one line of the program
+
+# The caller of a line is who called this file; rclpy lets others add their files here.
+rcutils_logger._internal_callers.append(os.path.realpath(__file__))
+
+
+class NodeLog(RcutilsLogger):
+    """rclpy's logger. Only a traceback (`text.trace`) may have several lines; all else is escaped and cut."""
+
+    def log(self, message: Any, severity: Any, name: str | None = None, **kwargs: Any) -> bool:
+        """As of RcutilsLogger."""
+        text = message if isinstance(message, Trace) else shown(message)
+        return bool(super().log(str(text), severity, name, **kwargs))
 
 
 class ForwardedLog(logging.Handler):
-    """Forwards records to the log of a node, with the name of the logger that they came from."""
+    """Forwards the library's log to the node's; of one line's warnings and errors, one every WARN_SECONDS.
 
-    def __init__(self, node: Node) -> None:
+    Args:
+        log: where to.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, log: Any, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
-        self._log = node.get_logger()
-        self.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+        self._log = log
+        self._clock = clock
+        self._last: dict[tuple[str, int], tuple[float, int]] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = self.format(record)
+        """As of logging.Handler."""
+        text = f"{record.name}: {record.getMessage()}"
+        if record.levelno < logging.WARNING:
+            self._log.info(text)
+            return
+        line, now = (record.pathname, record.lineno), self._clock()
+        then, left_out = self._last.get(line, (-WARN_SECONDS, 0))
+        if now - then < WARN_SECONDS:
+            self._last[line] = then, left_out + 1
+            return
+        self._last[line] = now, 0
+        if left_out:
+            text += f" ({left_out} more of these were left out)"
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None:
+            text = trace(error, heading=text)
         if record.levelno >= logging.ERROR:
             self._log.error(text)
-        elif record.levelno >= logging.WARNING:
-            self._log.warning(text)
         else:
-            self._log.info(text)
+            self._log.warning(text)

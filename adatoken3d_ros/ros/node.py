@@ -24,12 +24,10 @@ from typing import TYPE_CHECKING, Any
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
-from lifecycle_msgs.msg import Transition
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
-from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleNodeMixin, TransitionCallbackReturn
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
@@ -41,12 +39,15 @@ from adatoken3d_ros.requirements import advice, missing
 from adatoken3d_ros.ros import diagnostics
 from adatoken3d_ros.ros.awaiting import beside, completed
 from adatoken3d_ros.ros.inputs import Inputs, Offer
-from adatoken3d_ros.ros.logs import ForwardedLog
+from adatoken3d_ros.ros.logs import WARN_SECONDS, ForwardedLog, NodeLog
 from adatoken3d_ros.ros.parameters import Parameters, at_start
 from adatoken3d_ros.ros.publishers import Publishers, SceneView
 from adatoken3d_ros.ros.questions import Questions
 from adatoken3d_ros.ros.scene_services import DIRECTORY, FILE, SceneServices, inside
 from adatoken3d_ros.ros.signals import StopSignals, leave
+from adatoken3d_ros.ros.spinning import spin
+from adatoken3d_ros.ros.transitions import CLEANING_UP, CONFIGURING, SHUTTING_DOWN, requested
+from adatoken3d_ros.text import described, shown, trace
 
 if TYPE_CHECKING:
     from adatoken3d_ros.engine.latency import LatencyModel
@@ -64,6 +65,7 @@ class SceneNode(LifecycleNodeMixin, Node):
 
     def __init__(self) -> None:
         Node.__init__(self, "adatoken3d")
+        self._logger = NodeLog(self.get_logger().name)
         # Reentrant: a pending coroutine holds its group, and neither questions nor a load may hold up the others.
         self._group = ReentrantCallbackGroup()
         LifecycleNodeMixin.__init__(self, callback_group=self._group)
@@ -83,6 +85,8 @@ class SceneNode(LifecycleNodeMixin, Node):
         self._speed: LatencyModel | None = None
         self.load_problem = ""
         self.strategy = ""
+        self.failures = 0  # callbacks that raised
+        self.last_failure = ""
 
         checks = {"strategy": self._check_strategy, FILE: self._check_file}
         self.parameters = Parameters(self, lambda: self.lifecycle_state, checks)
@@ -103,7 +107,7 @@ class SceneNode(LifecycleNodeMixin, Node):
                 f"unconfigured, waiting for a launch file, or for 'ros2 lifecycle set {name} configure' and 'activate' "
                 "(with '-p autostart:=true' it does both by itself)"
             )
-        self._forwarded_log = ForwardedLog(self)
+        self._forwarded_log = ForwardedLog(self.get_logger())
         logging.getLogger("adatoken3d_ros").addHandler(self._forwarded_log)
 
     # --- lifecycle ----------------------------------------------------------------------------------------------------
@@ -124,16 +128,22 @@ class SceneNode(LifecycleNodeMixin, Node):
             self.get_logger().error("another lifecycle transition is still under way")
             response.success = False
             return response
-        wanted = request.transition.label or _TRANSITION_NAMES.get(request.transition.id, "")
+        # Nothing is loaded or ended for what the state machine would refuse.
+        try:
+            wanted = requested(request.transition, self._state_machine.available_transitions)
+        except ValueError as error:
+            self.get_logger().error(f"the node is {self.lifecycle_state}: {error}")
+            response.success = False
+            return response
         self._changing = True
         try:
-            if wanted == "configure" and self.lifecycle_state == "unconfigured":
+            if wanted.goal == CONFIGURING:
                 await self._load()
-            elif wanted == "cleanup" and self.lifecycle_state == "inactive" or "shutdown" in wanted:
+            elif wanted.goal in (CLEANING_UP, SHUTTING_DOWN):
                 await self._unload()
             return self._transition(request, response)
-        except rclpy_implementation.RCLError as error:  # Kilted's rclpy catches it, Jazzy's lets it end the node
-            self.get_logger().error(f"refused in the state {self.lifecycle_state}: {error}")
+        except Exception as error:
+            self.callback_failed(error)
             response.success = False
             return response
         finally:
@@ -143,9 +153,9 @@ class SceneNode(LifecycleNodeMixin, Node):
         """SUCCESS with a model that is loaded; FAILURE (back to unconfigured) with the reason in the log."""
         try:
             self.inputs.check()
-            self._start_loading().ready.result()
+            worker.ready.result()
         except Exception as error:
-            self.load_problem = advice(missing()) or str(error)
+            self.load_problem = advice(missing()) or shown(error)
             self.get_logger().error(f"configure failed: {self.load_problem}")
             self._drop_worker()
             return FAILURE
@@ -331,8 +341,12 @@ class SceneNode(LifecycleNodeMixin, Node):
                 self.load_problem or self._questions.problem,
                 0 if worker is None else worker.waiting,
                 self._count_namesakes(),
+                self.failures,
+                self.last_failure,
             ),
-            self._questions.latency.report({} if self._speed is None else self._speed.drift),
+            self._questions.latency.report(
+                {} if self._speed is None else self._speed.drift, self._questions.taken, self.outputs.waiting
+            ),
             diagnostics.memory(diagnostics.read_memory(self._on_gpu)),
         ]
         name = self.get_fully_qualified_name().lstrip("/")
@@ -350,6 +364,15 @@ class SceneNode(LifecycleNodeMixin, Node):
             )
         return max(0, self._namesakes)
 
+    def callback_failed(self, error: Exception) -> None:
+        """An exception came out of a callback; the node goes on without what that one would have done."""
+        self.failures += 1
+        self.last_failure = described(error)
+        self.get_logger().error(
+            trace(error, heading=f"a callback failed, the node goes on (failure {self.failures})"),
+            throttle_duration_sec=WARN_SECONDS,
+        )
+
     # --- the end ------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
@@ -360,15 +383,6 @@ class SceneNode(LifecycleNodeMixin, Node):
         self._questions.close()
         logging.getLogger("adatoken3d_ros").removeHandler(self._forwarded_log)
         self.destroy_node()
-
-
-_TRANSITION_NAMES = {
-    Transition.TRANSITION_CONFIGURE: "configure",
-    Transition.TRANSITION_CLEANUP: "cleanup",
-    Transition.TRANSITION_UNCONFIGURED_SHUTDOWN: "unconfigured_shutdown",
-    Transition.TRANSITION_INACTIVE_SHUTDOWN: "inactive_shutdown",
-    Transition.TRANSITION_ACTIVE_SHUTDOWN: "active_shutdown",
-}
 
 
 def main() -> int:
@@ -396,7 +410,7 @@ def _run(stopped: Future) -> int:
     if node.parameters["autostart"]:
         executor.create_task(node.autostart)
     try:
-        executor.spin_until_future_complete(stopped)
+        spin(executor, stopped, node.callback_failed)
     except ExternalShutdownException:
         node.get_logger().info("the ROS context was shut down")
     if stopped.done():

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import math
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +17,8 @@ from adatoken3d.msg import Box3D, LayerTokens
 from adatoken3d.msg import TokenReport as TokenReportMsg
 from geometry_msgs.msg import Point
 from numpy.typing import NDArray
+from rclpy.clock import Clock, ClockType
+from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import PointCloud2, PointField
@@ -22,7 +26,9 @@ from std_msgs.msg import Header
 from visualization_msgs.msg import Marker, MarkerArray
 
 from adatoken3d_ros.engine.answer import Answer, Status, TokenReport
+from adatoken3d_ros.model.prompt import MAX_WRITTEN_CHARS
 from adatoken3d_ros.ros.conversions import ns_to_stamp
+from adatoken3d_ros.text import shown
 
 # Latest value stays for those who come later (RViz started after the answer).
 LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -30,6 +36,11 @@ LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability
 FRUSTUM_DEPTH = 0.15  # metres; the frusta show where key frames were, not the lens
 FRUSTUM_TAN = (0.62, 0.46)  # half width and half height over depth: a common 4:3 camera
 TEXT_HEIGHT = 0.12  # metres
+
+ACK_SECONDS = 0.005  # between two looks at whether an answer was acknowledged
+# Seconds until a reader that does not acknowledge is waited for no more. Fast DDS notices by its heartbeat, every 3 s,
+# that a message was lost which nothing follows.
+PATIENCE = 4.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,10 +114,11 @@ def answer_message(answer: Answer, frame_id: str, now_ns: int) -> AnswerMsg:
     times = answer.times
     message = AnswerMsg(
         header=header(answer.stamp_ns, frame_id),
-        question=answer.question.text,
+        # Longer ones were refused, and need not be carried to everybody.
+        question=answer.question.text[:MAX_WRITTEN_CHARS],
         text=answer.text,
         status=int(answer.status),
-        status_message=answer.status_message,
+        status_message=shown(answer.status_message),
         data_age=(now_ns - answer.stamp_ns) / 1e9 if answer.stamp_ns and now_ns else math.nan,
         queue_ms=times.queue,
         encode_ms=times.encode,
@@ -219,11 +231,83 @@ class Latched:
             self._publisher.publish(build())
 
 
+class EachHeard:
+    """A latched topic, whose depth of 1 gives late joiners the latest message, on which none overtakes the one before.
+
+    A message waits until every reliable reader has acknowledged the one before; who does not within PATIENCE is waited
+    for no more until it has caught up. At most `most` messages wait: then the oldest is sent without waiting.
+
+    Args:
+        node: that publishes.
+        kind: of the messages. topic: its name.
+        most: messages that may wait.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self, node: Node, kind: Any, topic: str, most: int = 1000, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._publisher = node.create_publisher(kind, topic, LATCHED)
+        self._due: deque[Any] = deque()
+        self._most = most
+        self._clock = clock
+        self._sent_at = -math.inf
+        self._lagging = False
+        self._lock = threading.RLock()
+        self._timer = node.create_timer(ACK_SECONDS, self.serve, clock=Clock(clock_type=ClockType.STEADY_TIME))
+        self._timer.cancel()
+
+    @property
+    def waiting(self) -> int:
+        """Messages that are not sent yet."""
+        return len(self._due)
+
+    def publish(self, message: Any) -> None:
+        """Sends the message, or has it wait for its turn."""
+        with self._lock:
+            self._due.append(message)
+            if len(self._due) > self._most:
+                self._send()
+            self.serve()
+            if self._due:
+                self._timer.reset()
+
+    def serve(self) -> None:
+        """Sends what may be sent."""
+        with self._lock:
+            while self._due and self._all_heard():
+                self._send()
+            # To those who lag one at a time: the others are given the time to hear it.
+            if self._due and self._clock() - self._sent_at >= (ACK_SECONDS if self._lagging else PATIENCE):
+                self._lagging = True
+                self._send()
+            if not self._due:
+                self._timer.cancel()
+
+    def flush(self) -> None:
+        """Sends everything now; nobody will be there to wait."""
+        with self._lock:
+            while self._due:
+                self._send()
+
+    def _send(self) -> None:
+        self._sent_at = self._clock()
+        self._publisher.publish(self._due.popleft())
+
+    def _all_heard(self) -> bool:
+        try:
+            heard = self._publisher.wait_for_all_acked(Duration())
+        except Exception:  # a middleware that cannot tell
+            return True
+        self._lagging = self._lagging and not heard
+        return bool(heard)
+
+
 class Publishers:
     """The node's output topics. Methods may be called from any thread."""
 
     def __init__(self, node: Node) -> None:
-        self._answer = node.create_publisher(AnswerMsg, "~/answer", LATCHED)
+        self._answer = EachHeard(node, AnswerMsg, "~/answer")
         self._scene_tokens = Latched(node, PointCloud2, "~/scene_tokens")
         self._retained_tokens = Latched(node, PointCloud2, "~/retained_tokens")
         self._token_report = Latched(node, TokenReportMsg, "~/token_report")
@@ -244,6 +328,15 @@ class Publishers:
         self._answer.publish(message)
         return message
 
+    @property
+    def waiting(self) -> int:
+        """Answers that wait until those before are heard."""
+        return self._answer.waiting
+
+    def flush(self) -> None:
+        """Sends the answers that wait."""
+        self._answer.flush()
+
     def publish_scene(self, scene: SceneView, frame_id: str) -> None:
         """Offers the token map and the key frames."""
         self.scene = scene
@@ -263,5 +356,6 @@ class Publishers:
 
     def serve(self) -> None:
         """Looks for those who came late; call it now and then."""
+        self._answer.serve()
         for topic in (self._scene_tokens, self._retained_tokens, self._token_report, self._markers):
             topic.serve()

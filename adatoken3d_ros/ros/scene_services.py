@@ -12,6 +12,7 @@ from rclpy.callback_groups import CallbackGroup
 from std_srvs.srv import Trigger
 
 from adatoken3d_ros.ros.awaiting import completed
+from adatoken3d_ros.text import described, quoted, shown
 
 if TYPE_CHECKING:
     from adatoken3d_ros.ros.node import SceneNode
@@ -22,7 +23,7 @@ FILE, DIRECTORY = "scene.file", "scene.directory"
 def local_file(value: str) -> None:
     """Raises ValueError unless `value` is empty or the absolute path of a file of this machine."""
     if "://" in value or "\0" in value or (value and not Path(value).is_absolute()):
-        raise ValueError(f"must be an absolute path on this machine, got {value!r}")
+        raise ValueError(f"must be an absolute path on this machine, got {quoted(value)}")
 
 
 def scene_directory(value: str) -> Path:
@@ -112,7 +113,11 @@ class SceneServices:
         try:
             response.message = await completed(self._node, self._node.worker.call(work))
             response.success = True
+            return response
         except (RuntimeError, ValueError, OSError) as error:
-            response.success, response.message = False, str(error)
-            self._node.get_logger().warning(response.message)
+            why = shown(error)
+        except Exception as error:  # a library's own, or no memory: the caller is told all the same
+            why = described(error)
+        response.success, response.message = False, why
+        self._node.get_logger().warning(why)
         return response

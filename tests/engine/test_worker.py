@@ -304,6 +304,54 @@ def test_an_exception_is_an_error_answer_and_the_worker_lives_on(make_worker: An
     assert worker.submit(Question("fine")).result.result(LIMIT).status == Status.OK
 
 
+def test_whoever_is_told_the_fate_of_frames_may_fail(make_worker: Any, session: GatedSession) -> None:
+    """In the worker's thread and in the caller's: the frame is counted, the thread lives on and answers."""
+    worker = make_worker(on_frame=lambda fate: 1 // 0)
+    worker.submit_frame(lambda: SimpleNamespace(stamp_ns=1))  # type: ignore[arg-type, return-value]
+    assert session.encoding.acquire(timeout=LIMIT)
+    first = ask_and_wait_until_it_runs(worker, session, "first")
+    for stamp in (2, 3):
+        worker.submit_frame(lambda stamp=stamp: SimpleNamespace(stamp_ns=stamp))  # type: ignore[misc]
+    session.release.release()
+    assert first.result.result(LIMIT).status == Status.OK
+    assert worker.frames["superseded"] == 1 and worker.frames["key_frame"] >= 1
+
+
+def test_a_defect_between_questions_costs_that_turn(
+    make_worker: Any, session: GatedSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The question that was taken is an ERROR, and the next one is answered."""
+    worker = make_worker()
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("nobody foresaw this")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "_take_frame", broken)
+        answer = worker.submit(Question("first")).result.result(LIMIT)
+    assert (answer.status, answer.status_message) == (Status.ERROR, "RuntimeError: nobody foresaw this")
+    session.release.release()
+    assert worker.submit(Question("second")).result.result(LIMIT).status == Status.OK
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_when_the_thread_ends_nobody_waits_for_it(session: GatedSession) -> None:
+    """Not even by what ends programs: what it ran, what waited and what comes later is answered."""
+    worker = Worker(lambda: session)  # type: ignore[arg-type, return-value]
+    worker.start()
+    worker.ready.result(LIMIT)
+
+    def end(session: Any) -> None:
+        raise SystemExit(1)
+
+    first = worker.submit(Question("first"), before=end)
+    second = worker.submit(Question("second"))
+    assert first.result.result(LIMIT).status == Status.ERROR
+    assert second.result.result(LIMIT).status in (Status.CANCELLED, Status.BUSY)
+    assert worker.stop(LIMIT)
+    assert worker.submit(Question("third")).result.result(LIMIT).status == Status.BUSY
+
+
 def test_stop_answers_everything(session: GatedSession) -> None:
     worker = Worker(lambda: session)  # type: ignore[arg-type, return-value]
     worker.start()

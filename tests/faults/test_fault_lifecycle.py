@@ -13,15 +13,23 @@ pytest.importorskip("rclpy")
 
 import rclpy
 from adatoken3d.srv import AskScene
+from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
+from rclpy.parameter import Parameter
+from rclpy.qos import QoSProfile
+from rclpy.task import Future
 from ros_graph import claim_domain
+from rosgraph_msgs.msg import Clock
+from safetensors import SafetensorError
+from std_srvs.srv import Trigger
 
 from adatoken3d_ros.engine.answer import Status
 from adatoken3d_ros.engine.session import SceneSession, SessionConfig
 from adatoken3d_ros.ros.node import SceneNode
+from adatoken3d_ros.ros.spinning import spin
 
 LABELS = ("configure", "activate", "deactivate", "cleanup")
 NEXT = {
@@ -54,25 +62,30 @@ class Talk:
 
     def __init__(self) -> None:
         self.node = SceneNode()
-        self._client = Node("talker")
-        self._executor = SingleThreadedExecutor()
-        self._executor.add_node(self.node)
-        self._executor.add_node(self._client)
+        self.talker = Node("talker")
+        self.executor = SingleThreadedExecutor()
+        self.executor.add_node(self.node)
+        self.executor.add_node(self.talker)
         self._clients = {
-            kind: self._client.create_client(kind, f"/adatoken3d/{name}")
-            for kind, name in ((ChangeState, "change_state"), (GetState, "get_state"), (AskScene, "ask"))
+            kind: self.talker.create_client(kind, f"/adatoken3d/{name}")
+            for kind, name in (
+                (ChangeState, "change_state"),
+                (GetState, "get_state"),
+                (AskScene, "ask"),
+                (Trigger, "save_scene"),
+            )
         }
         for client in self._clients.values():
             assert client.wait_for_service(60.0)
 
     def call(self, request: Any, kind: Any) -> Any:
         future = self._clients[kind].call_async(request)
-        self._executor.spin_until_future_complete(future, timeout_sec=60.0)
+        self.executor.spin_until_future_complete(future, timeout_sec=60.0)
         return future.result()
 
-    def change(self, label: str) -> bool:
+    def change(self, label: str = "", number: int = 0) -> bool:
         request = ChangeState.Request()
-        request.transition.label = label
+        request.transition.label, request.transition.id = label, number
         return bool(self.call(request, ChangeState).success)
 
     def check(self, state: str) -> None:
@@ -83,8 +96,8 @@ class Talk:
 
     def close(self) -> None:
         self.node.close()
-        self._client.destroy_node()
-        self._executor.shutdown()
+        self.talker.destroy_node()
+        self.executor.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -138,3 +151,109 @@ def test_shutdown_from_every_state_is_the_end(talk: Talk, way: tuple[str, ...]) 
         if label:
             assert not talk.change(label)
         talk.check("finalized")
+
+
+# What leads out of each state, by id; every other id and label is refused.
+OUT = {
+    "unconfigured": {Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_UNCONFIGURED_SHUTDOWN},
+    "inactive": {
+        Transition.TRANSITION_CLEANUP, Transition.TRANSITION_ACTIVATE, Transition.TRANSITION_INACTIVE_SHUTDOWN
+    },
+    "active": {Transition.TRANSITION_DEACTIVATE, Transition.TRANSITION_ACTIVE_SHUTDOWN},
+    "finalized": set(),
+}  # fmt: skip
+IDS = (*range(12), *range(20, 70, 10), 61, 62, 97, 98, 99, 100, 127, 200, 255)
+NO_LABELS = ("shutdown now", "Shutdown", "unconfigured_shutdown", "active_shutdown", "inactive_shutdown", "shutdown\n",
+             "transition_success", "configured", "x" * 100_000)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("state", "way"),
+    [
+        ("unconfigured", ()),
+        ("inactive", ("configure",)),
+        ("active", ("configure", "activate")),
+        ("finalized", ("shutdown",)),
+    ],
+)
+def test_a_refused_transition_changes_nothing(talk: Talk, state: str, way: tuple[str, ...]) -> None:
+    """By id and by label, of each state; and where both are given, the label counts, as in rcl."""
+    for label in way:
+        assert talk.change(label)
+    worker = talk.node.worker
+    for number in set(IDS) - OUT[state]:
+        assert not talk.change(number=number), (state, number)
+        assert talk.node.worker is worker and (worker is None or not worker.stopping), (state, number)
+    allowed = {label for (start, label) in NEXT if start == state} | ({"shutdown"} if OUT[state] else set())
+    for label in (set(LABELS) | {*NO_LABELS, "shutdown"}) - allowed:
+        assert not talk.change(label, min(OUT[state], default=0)), (state, label[:20])
+        assert talk.node.worker is worker and (worker is None or not worker.stopping), (state, label[:20])
+    talk.check(state)
+    for label in sorted(allowed - {"shutdown"})[:1]:
+        assert talk.change(label, 255)
+        talk.check(NEXT[state, label])
+
+
+def test_a_load_that_breaks_is_a_refused_transition(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not an exception in the executor, where it would end the node and leave the caller without a response."""
+
+    def broken(name: str) -> None:
+        raise ImportError(f"no {name} here")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("adatoken3d_ros.ros.node.importlib.import_module", broken)
+        assert not talk.change("configure")
+    assert (talk.node.failures, talk.node.last_failure) == (1, "ImportError: no adatoken3d_ros.engine.worker here")
+    talk.check("unconfigured")
+    assert talk.change("configure")
+
+
+def test_an_exception_in_a_callback_costs_that_callback(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No memory for diagnostics, and a clock that is negative: the node goes on, and says what happened."""
+    for label in ("configure", "activate"):
+        assert talk.change(label)
+    for name, value in (("use_sim_time", True), ("diagnostics.period", 0.05)):
+        assert talk.node.set_parameters([Parameter(name, value=value)])[0].successful
+    publisher = talk.talker.create_publisher(Clock, "/clock", QoSProfile(depth=1))
+
+    def no_memory(on_gpu: bool) -> Any:
+        raise MemoryError("no memory left")
+
+    def spin_until(condition: Any) -> None:
+        stopped: Future = Future()
+        timer = talk.talker.create_timer(0.01, lambda: condition() and not stopped.done() and stopped.set_result(None))
+        spin(talk.executor, stopped, talk.node.callback_failed)
+        talk.talker.destroy_timer(timer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("adatoken3d_ros.ros.diagnostics.read_memory", no_memory)
+        spin_until(lambda: talk.node.failures >= 2)
+    assert talk.node.last_failure == "MemoryError: no memory left"
+
+    def negative() -> bool:
+        message = Clock()
+        message.clock.sec = -1
+        publisher.publish(message)
+        return "must not be negative" in talk.node.last_failure
+
+    spin_until(negative)
+    # What is still under way of that clock would come out of the executor that `check` spins.
+    assert talk.node.set_parameters([Parameter("use_sim_time", value=False)])[0].successful
+    talk.check("active")
+
+
+def test_an_error_of_a_library_is_the_response_of_the_service(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is full: safetensors has an exception of its own."""
+    for label in ("configure", "activate"):
+        assert talk.change(label)
+    assert talk.node.set_parameters([Parameter("scene.file", value="/tmp/full.scene")])[0].successful
+
+    def full(*_: Any) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)\n[FATAL] forged")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SceneSession, "save", full)
+        response = talk.call(Trigger.Request(), Trigger)
+    said = "SafetensorError: I/O error: No space left on device (os error 28)\\n[FATAL] forged"
+    assert (response.success, response.message) == (False, said)
+    talk.check("active")

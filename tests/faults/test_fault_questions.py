@@ -60,6 +60,22 @@ def ask(rig: Rig, **fields: Any) -> Any:
         pytest.param({"clicks": [point(500.0)]}, "m from what has been seen, more than 100 m", id="far-click"),
         pytest.param({"question": "What is at [1e300, 0, 1]?"}, "[1e+300, 0.0, 1.0]", id="huge-written-click"),
         pytest.param({"clicks": [point(1.0)] * 33}, f"33 clicks are more than {MAX_CLICKS}", id="too-many-clicks"),
+        pytest.param(
+            {"clicks": [point(math.nan)] * 300_000},
+            f"300000 clicks are more than {MAX_CLICKS}",
+            id="300,000-nan-clicks",
+        ),
+        pytest.param({"question": f"At [{'1' * 2**20}]?"}, f"more than {MAX_QUESTION_CHARS}", id="1-MB-bracket"),
+        pytest.param({"question": f"At [1.{'0' * 2**20}, 2, 3]?"}, f"more than {MAX_QUESTION_CHARS}", id="1-MB-point"),
+        pytest.param(
+            {"question": f"At [1.{'0' * 1000}, 2, 3]?"},
+            "(829 more characters) is longer than 200 characters",
+            id="long-point",
+        ),
+        pytest.param({"question": f"At [{'1 ' * 90}]?"}, "has 90 numbers", id="a-bracket-of-many-numbers"),
+        pytest.param(
+            {"question": "At [1, 2,\n\t4, nan]?"}, "[1, 2,\\n\\t4, nan] has 4 numbers", id="lines-in-a-bracket"
+        ),
         pytest.param({"latency_budget_ms": -5.0}, "got -5.0", id="negative-budget"),
         pytest.param({"latency_budget_ms": math.nan}, "got nan", id="nan-budget"),
         pytest.param({"latency_budget_ms": math.inf}, "got inf", id="infinite-budget"),

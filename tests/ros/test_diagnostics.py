@@ -190,3 +190,11 @@ def test_array_follows_the_convention() -> None:
     assert (status.name, status.level, status.hardware_id) == ("adatoken3d: model", d.WARN, "tiny")
     assert [(pair.key, pair.value) for pair in status.values] == [("a", "1")]
     assert (message.header.stamp.sec, message.header.stamp.nanosec) == (3, 1)
+
+
+def test_whatever_is_told_is_one_line_of_bounded_length() -> None:
+    report = d.Report("inputs", d.ERROR, "nan, " * 10**6, {"key\n" * 1000: "x" * 10**6, "last": "a\n[FATAL] b"})
+    status = d.array([report], "node", "none", 0).status[0]
+    assert len(status.message) <= 2000 and "more characters" in status.message
+    assert [len(pair.key) <= d.KEY and len(pair.value) <= d.VALUE for pair in status.values] == [True, True]
+    assert status.values[1].value == "a\\n[FATAL] b" and status.values[0].key.isprintable()

@@ -157,3 +157,72 @@ def test_a_big_cloud_is_built_fast() -> None:
     begin = time.process_time()
     p.scene_cloud(scene, "map")
     assert time.process_time() - begin < 2.0
+
+
+def test_the_message_of_an_answer_is_bounded() -> None:
+    long = replace(ANSWER, question=Question("x" * 10**6), status_message="[1.0, " * 10**6 + "\n")
+    message = p.answer_message(long, "map", 0)
+    assert len(message.status_message) <= 2000 and "more characters" in message.status_message
+    assert len(message.question) == p.MAX_WRITTEN_CHARS
+
+
+class Topic:
+    """A node with one publisher whose reader acknowledges when the test says so."""
+
+    def __init__(self) -> None:
+        self.sent: list[int] = []
+        self.heard = True
+        self.now = 0.0
+        self.ticking = False
+
+    def create_publisher(self, *_: Any) -> Any:
+        return SimpleNamespace(publish=self.publish, wait_for_all_acked=lambda timeout: self.heard)
+
+    def publish(self, message: int) -> None:
+        self.sent.append(message)
+        self.heard = False
+
+    def create_timer(self, *_: Any, **__: Any) -> Any:
+        def set_to(ticking: bool) -> Any:
+            return lambda: setattr(self, "ticking", ticking)
+
+        return SimpleNamespace(cancel=set_to(False), reset=set_to(True))
+
+
+def test_no_answer_overtakes_the_one_before() -> None:
+    topic = Topic()
+    queue = p.EachHeard(topic, int, "~/answer", most=3, clock=lambda: topic.now)  # type: ignore[arg-type]
+    queue.publish(1)
+    assert (topic.sent, topic.ticking) == ([1], False)
+    queue.publish(2)
+    queue.publish(3)
+    queue.serve()
+    assert (topic.sent, topic.ticking, queue.waiting) == ([1], True, 2)
+    topic.heard = True
+    queue.serve()
+    assert (topic.sent, topic.ticking) == ([1, 2], True)
+    topic.heard = True
+    queue.serve()
+    assert (topic.sent, topic.ticking, queue.waiting) == ([1, 2, 3], False, 0)
+
+
+def test_a_reader_that_does_not_hear_is_not_waited_for_and_nothing_grows() -> None:
+    topic = Topic()
+    queue = p.EachHeard(topic, int, "~/answer", most=3, clock=lambda: topic.now)  # type: ignore[arg-type]
+    for i in range(5):
+        queue.publish(i)
+    assert (topic.sent, queue.waiting) == ([0, 1], 3)  # the fourth that waits has the oldest sent
+    topic.now += p.PATIENCE
+    queue.serve()
+    assert topic.sent == [0, 1, 2]
+    topic.now += p.ACK_SECONDS  # from now on it is not waited for
+    queue.serve()
+    assert topic.sent == [0, 1, 2, 3]
+    topic.heard = True  # until it has caught up
+    queue.serve()
+    queue.publish(5)
+    topic.now += p.ACK_SECONDS
+    queue.serve()
+    assert (topic.sent, queue.waiting) == ([0, 1, 2, 3, 4], 1)
+    queue.flush()
+    assert topic.sent == [0, 1, 2, 3, 4, 5]
