@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adatoken3d_ros.models import embedded_path
+from adatoken3d_ros.text import quoted
 
 if TYPE_CHECKING:
     from adatoken3d_ros.engine.session import SceneSession
@@ -181,7 +182,7 @@ def device_of(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name != "cpu" and not torch.cuda.is_available():
-        raise ValueError(f"the device is {name!r}, but torch sees no CUDA device")
+        raise ValueError(f"the device is {quoted(name)}, but torch sees no CUDA device")
     return name
 
 
@@ -242,5 +243,5 @@ def make_strategy(name: str, n_layers: int, model_hash: str, fitted: Mapping[str
         return fitted[name]
     if name not in POLICY_NAMES:
         known = dict.fromkeys((*POLICY_NAMES, *(fitted or ())))
-        raise ValueError(f"strategy {name!r} is none of {', '.join(known)} and no .yaml file")
+        raise ValueError(f"strategy {quoted(name)} is none of {', '.join(known)} and no .yaml file")
     return default_strategy(name, n_layers)

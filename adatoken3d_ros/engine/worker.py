@@ -10,12 +10,12 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
-from enum import Enum
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from adatoken3d_ros.engine.answer import Answer, Question, StageTimes, Status
 from adatoken3d_ros.engine.memory import describe, free_cached, is_out_of_memory
+from adatoken3d_ros.engine.tickets import QuestionPolicy, Ticket
 from adatoken3d_ros.text import described, quoted, shown
 
 if TYPE_CHECKING:  # the session brings torch with it, seconds of importing
@@ -27,48 +27,6 @@ if TYPE_CHECKING:  # the session brings torch with it, seconds of importing
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-
-
-class QuestionPolicy(str, Enum):
-    """What happens to a question that arrives while another one is being answered."""
-
-    QUEUE = "queue"  # it waits, up to `queue_limit` of them; past that it is answered BUSY
-    REPLACE = "replace"  # the older ones are answered CANCELLED
-    REJECT = "reject"  # it is answered BUSY
-
-
-@dataclass(eq=False)
-class Ticket:
-    """A question on its way; `result` is completed exactly once, from the worker's thread or from `submit`'s caller.
-
-    `before` is called with the session when it is the question's turn; an exception of it is an ERROR answer.
-    """
-
-    question: Question
-    arrived: float
-    before: Callable[[SceneSession], None] | None = None
-    on_text: Callable[[str, int], None] | None = None
-    on_stage: Callable[[str], None] | None = None
-    result: Future[Answer] = field(default_factory=Future)
-    withdraw: Callable[[Ticket], None] = field(default=lambda ticket: None, repr=False)
-    _stop: threading.Event = field(default_factory=threading.Event)
-    _why: str = ""
-
-    def cancel(self, why: str = "cancelled by the caller") -> None:
-        """Ends the answer: at once if the question waits, within one decode step if it runs; it then says CANCELLED."""
-        self._why = self._why or why
-        self._stop.set()
-        self.withdraw(self)
-
-    @property
-    def cancelled(self) -> bool:
-        return self._stop.is_set()
-
-    @property
-    def deadline(self) -> float:
-        """When its budget has run out; never for one without, or with one that makes no sense."""
-        budget = self.question.latency_budget_ms or 0.0
-        return self.arrived + budget / 1e3 if budget > 0 else math.inf
 
 
 class DutyCycle:
@@ -224,11 +182,6 @@ class Worker:
         if stopping:
             future.set_exception(RuntimeError("the worker is stopping"))
         return future
-
-    @property
-    def stopping(self) -> bool:
-        """Whether it takes no more questions."""
-        return self._stopping
 
     @property
     def waiting(self) -> int:

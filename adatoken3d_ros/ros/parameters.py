@@ -15,6 +15,7 @@ from rclpy.parameter import Parameter
 
 from adatoken3d_ros.ros.poses import pose_from_numbers
 from adatoken3d_ros.ros.scene_services import local_file
+from adatoken3d_ros.text import quoted
 
 # When a parameter is read, and so until when it may be changed.
 START = "start"  # when the process starts: read-only
@@ -71,11 +72,11 @@ class Spec:
         """Why `value` cannot be used; empty if it can."""
         numbers = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
         if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
-            return f"{self.name} must be finite, got {value}"
+            return f"{self.name} must be finite, got {quoted(value)}"
         if self.low is not None and self.high is not None and not self.low <= value <= self.high:
             return f"{self.name} must be between {self.low} and {self.high}, got {value}"
         if self.choices and value not in self.choices:
-            return f"{self.name} must be one of {', '.join(self.choices)}, got {value!r}"
+            return f"{self.name} must be one of {', '.join(self.choices)}, got {quoted(value)}"
         if self.check is not None:
             try:
                 self.check(value)
@@ -86,7 +87,7 @@ class Spec:
 
 def _three_numbers(value: Sequence[float]) -> None:
     if len(value) != 3:
-        raise ValueError(f"x y z are three numbers, got {list(value)}")
+        raise ValueError(f"x y z are three numbers, got {quoted(list(value))}")
 
 
 def _not_blank(value: str) -> None:
@@ -97,7 +98,7 @@ def _not_blank(value: str) -> None:
 def _device(value: str) -> None:
     kind, _, index = value.partition(":")
     if kind not in ("auto", "cpu", "cuda") or (index and not (kind == "cuda" and index.isdigit())):
-        raise ValueError(f"must be auto, cpu, cuda or cuda:<n>, got {value!r}")
+        raise ValueError(f"must be auto, cpu, cuda or cuda:<n>, got {quoted(value)}")
 
 
 SPECS: tuple[Spec, ...] = (

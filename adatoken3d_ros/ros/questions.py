@@ -27,11 +27,12 @@ from adatoken3d_ros.engine.requests import InvalidRequest, check_question
 from adatoken3d_ros.ros.awaiting import completed
 from adatoken3d_ros.ros.diagnostics import LatencyWindow
 from adatoken3d_ros.ros.poses import TfPose
+from adatoken3d_ros.ros.publishers import answer_message
 from adatoken3d_ros.text import described, quoted, trace
 
 if TYPE_CHECKING:
     from adatoken3d_ros.engine.session import SceneSession
-    from adatoken3d_ros.engine.worker import Ticket
+    from adatoken3d_ros.engine.tickets import Ticket
     from adatoken3d_ros.ros.node import SceneNode
 
 LAST_SECONDS = 0.3  # how long the last answers may take at shutdown
@@ -253,4 +254,9 @@ class Questions:
     def _publish(self, answer: Answer) -> AnswerMsg:
         self.latency.add(answer)
         now_ns = self._node.get_clock().now().nanoseconds
-        return self._node.outputs.publish_answer(answer, self._node.parameters["scene.frame_id"], now_ns)
+        frame_id = self._node.parameters["scene.frame_id"]
+        try:
+            return self._node.outputs.publish_answer(answer, frame_id, now_ns)
+        except Exception as error:  # who asked by service or action has his answer all the same
+            self._node.callback_failed(error)
+            return answer_message(answer, frame_id, now_ns)

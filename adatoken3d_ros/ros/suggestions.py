@@ -16,6 +16,8 @@ from rclpy.node import Node
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile
 from std_msgs.msg import String
 
+from adatoken3d_ros.text import quoted
+
 LATCHED = QoSProfile(depth=1, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
 
 
@@ -39,7 +41,7 @@ def from_message(message: String) -> list[Suggestion]:
     try:
         return [Suggestion(**fields) for fields in json.loads(message.data)]
     except TypeError as error:
-        raise ValueError(f"{message.data[:80]!r} is no list of questions: {error}") from error
+        raise ValueError(f"{quoted(message.data)} is no list of questions: {error}") from error
 
 
 class Suggestions:

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from adatoken3d_ros.engine.answer import Answer, Question, Status
-from adatoken3d_ros.engine.worker import DutyCycle, QuestionPolicy, Worker
+from adatoken3d_ros.engine.tickets import QuestionPolicy
+from adatoken3d_ros.engine.worker import DutyCycle, Worker
 from adatoken3d_ros.scene.keyframes import Verdict
 
 LIMIT = 20.0  # seconds until a test that hangs fails

@@ -183,11 +183,11 @@ def test_a_refused_transition_changes_nothing(talk: Talk, state: str, way: tuple
     worker = talk.node.worker
     for number in set(IDS) - OUT[state]:
         assert not talk.change(number=number), (state, number)
-        assert talk.node.worker is worker and (worker is None or not worker.stopping), (state, number)
+        assert talk.node.worker is worker and (worker is None or not worker._stopping), (state, number)
     allowed = {label for (start, label) in NEXT if start == state} | ({"shutdown"} if OUT[state] else set())
     for label in (set(LABELS) | {*NO_LABELS, "shutdown"}) - allowed:
         assert not talk.change(label, min(OUT[state], default=0)), (state, label[:20])
-        assert talk.node.worker is worker and (worker is None or not worker.stopping), (state, label[:20])
+        assert talk.node.worker is worker and (worker is None or not worker._stopping), (state, label[:20])
     talk.check(state)
     for label in sorted(allowed - {"shutdown"})[:1]:
         assert talk.change(label, 255)
@@ -257,3 +257,12 @@ def test_an_error_of_a_library_is_the_response_of_the_service(talk: Talk, monkey
     said = "SafetensorError: I/O error: No space left on device (os error 28)\\n[FATAL] forged"
     assert (response.success, response.message) == (False, said)
     talk.check("active")
+
+
+def test_an_answer_that_cannot_be_published_is_still_the_response(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise MemoryError("no memory left")
+
+    monkeypatch.setattr(talk.node.outputs, "publish_answer", broken)
+    talk.check("unconfigured")
+    assert talk.node.last_failure == "MemoryError: no memory left"

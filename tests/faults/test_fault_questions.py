@@ -63,13 +63,13 @@ def ask(rig: Rig, **fields: Any) -> Any:
         pytest.param(
             {"clicks": [point(math.nan)] * 300_000},
             f"300000 clicks are more than {MAX_CLICKS}",
-            id="300,000-nan-clicks",
+            id="many-nan-clicks",
         ),
         pytest.param({"question": f"At [{'1' * 2**20}]?"}, f"more than {MAX_QUESTION_CHARS}", id="1-MB-bracket"),
         pytest.param({"question": f"At [1.{'0' * 2**20}, 2, 3]?"}, f"more than {MAX_QUESTION_CHARS}", id="1-MB-point"),
         pytest.param(
             {"question": f"At [1.{'0' * 1000}, 2, 3]?"},
-            "(829 more characters) is longer than 200 characters",
+            "more characters) is longer than 200 characters",
             id="long-point",
         ),
         pytest.param({"question": f"At [{'1 ' * 90}]?"}, "has 90 numbers", id="a-bracket-of-many-numbers"),

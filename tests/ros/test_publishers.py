@@ -120,9 +120,14 @@ def test_markers_keep_an_answer_that_comes_while_the_scene_is_published(monkeypa
     sent: dict[str, list[Any]] = {}
 
     def create_publisher(kind: Any, topic: str, qos: Any) -> Any:
-        return SimpleNamespace(publish=sent.setdefault(topic, []).append, get_subscription_count=lambda: 1)
+        return SimpleNamespace(
+            publish=sent.setdefault(topic, []).append,
+            get_subscription_count=lambda: 1,
+            wait_for_all_acked=lambda timeout: True,
+        )
 
-    outputs = p.Publishers(SimpleNamespace(create_publisher=create_publisher))  # type: ignore[arg-type]
+    node: Any = SimpleNamespace(create_publisher=create_publisher, create_timer=Topic().create_timer)
+    outputs = p.Publishers(node)
     offer = outputs._markers.offer
 
     def answer_first(build: Any) -> None:
@@ -215,13 +220,13 @@ def test_a_reader_that_does_not_hear_is_not_waited_for_and_nothing_grows() -> No
     topic.now += p.PATIENCE
     queue.serve()
     assert topic.sent == [0, 1, 2]
-    topic.now += p.ACK_SECONDS  # from now on it is not waited for
+    topic.now += 2 * p.ACK_SECONDS  # from now on it is not waited for
     queue.serve()
     assert topic.sent == [0, 1, 2, 3]
     topic.heard = True  # until it has caught up
     queue.serve()
     queue.publish(5)
-    topic.now += p.ACK_SECONDS
+    topic.now += 2 * p.ACK_SECONDS
     queue.serve()
     assert (topic.sent, queue.waiting) == ([0, 1, 2, 3, 4], 1)
     queue.flush()
