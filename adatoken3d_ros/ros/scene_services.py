@@ -40,7 +40,7 @@ def inside(directory: str, value: str) -> Path:
     base = Path(os.path.realpath(scene_directory(directory)))
     path = Path(os.path.realpath(value))
     if base not in path.parents:
-        raise ValueError(f"must lie in {DIRECTORY}, {base}, got {value!r}")
+        raise ValueError(f"must lie in {DIRECTORY}, {base}, got {quoted(value)}")
     return path
 
 

@@ -29,6 +29,7 @@ from std_srvs.srv import Trigger
 from adatoken3d_ros.engine.answer import Status
 from adatoken3d_ros.engine.session import SceneSession, SessionConfig
 from adatoken3d_ros.ros.node import SceneNode
+from adatoken3d_ros.ros.scene_services import scene_directory
 from adatoken3d_ros.ros.spinning import spin
 
 LABELS = ("configure", "activate", "deactivate", "cleanup")
@@ -246,13 +247,15 @@ def test_an_error_of_a_library_is_the_response_of_the_service(talk: Talk, monkey
     """A disk that is full: safetensors has an exception of its own."""
     for label in ("configure", "activate"):
         assert talk.change(label)
-    assert talk.node.set_parameters([Parameter("scene.file", value="/tmp/full.scene")])[0].successful
+    path = str(scene_directory("") / "full.scene")
+    assert talk.node.set_parameters([Parameter("scene.file", value=path)])[0].successful
 
     def full(*_: Any) -> None:
         raise SafetensorError("I/O error: No space left on device (os error 28)\n[FATAL] forged")
 
     with monkeypatch.context() as patch:
         patch.setattr(SceneSession, "save", full)
+        patch.setattr("pathlib.Path.mkdir", lambda *_, **__: None)
         response = talk.call(Trigger.Request(), Trigger)
     said = "SafetensorError: I/O error: No space left on device (os error 28)\\n[FATAL] forged"
     assert (response.success, response.message) == (False, said)
