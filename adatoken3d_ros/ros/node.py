@@ -153,7 +153,7 @@ class SceneNode(LifecycleNodeMixin, Node):
         """SUCCESS with a model that is loaded; FAILURE (back to unconfigured) with the reason in the log."""
         try:
             self.inputs.check()
-            worker.ready.result()
+            self._start_loading().ready.result()
         except Exception as error:
             self.load_problem = advice(missing()) or shown(error)
             self.get_logger().error(f"configure failed: {self.load_problem}")

@@ -199,12 +199,12 @@ def test_a_load_that_breaks_is_a_refused_transition(talk: Talk, monkeypatch: pyt
     """Not an exception in the executor, where it would end the node and leave the caller without a response."""
 
     def broken(name: str) -> None:
-        raise ImportError(f"no {name} here")
+        raise RuntimeError(f"no {name} here")
 
     with monkeypatch.context() as patch:
         patch.setattr("adatoken3d_ros.ros.node.importlib.import_module", broken)
         assert not talk.change("configure")
-    assert (talk.node.failures, talk.node.last_failure) == (1, "ImportError: no adatoken3d_ros.engine.worker here")
+    assert (talk.node.failures, talk.node.last_failure) == (1, "RuntimeError: no adatoken3d_ros.engine.worker here")
     talk.check("unconfigured")
     assert talk.change("configure")
 
