@@ -13,6 +13,7 @@ if __name__ == "__main__":  # before the imports, in which a signal may come
 
     leave_at_once()
 
+import contextlib
 import importlib
 import math
 import sys
@@ -25,15 +26,12 @@ from geometry_msgs.msg import Pose, PoseStamped, TransformStamped, Vector3
 from nav_msgs.msg import Odometry
 from numpy.typing import NDArray
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
-from rclpy.exceptions import (
-    InvalidParameterTypeException,
-    InvalidParameterValueException,
-    NotInitializedException,
-)
-from rclpy.executors import ExternalShutdownException
+from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
+from rclpy.task import Future
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header, String
 from tf2_msgs.msg import TFMessage
@@ -179,30 +177,27 @@ def encode_depth(depth: NDArray[np.float32], encoding: str) -> NDArray[np.uint16
 
 def main(args: list[str] | None = None) -> int:
     """Runs the camera until SIGINT or SIGTERM; 0 then, 2 for a parameter that cannot be used."""
-    stopping = threading.Event()
-
-    def stop(_: str) -> None:
-        stopping.set()
-        rclpy.try_shutdown()
-
-    with StopSignals(stop):
+    stopped: Future = Future()
+    with StopSignals(stopped.set_result):
         rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
         try:
-            if not stopping.is_set():  # else it came when there was no context yet that could be shut down
-                node = DemoCamera()
-                rclpy.spin(node)
-                node.destroy_node()
-        except (ExternalShutdownException, NotInitializedException):
-            pass
-        except (InvalidParameterValueException, InvalidParameterTypeException) as error:
-            print(f"demo_camera: {at_start(error)}", file=sys.stderr)
-            return 2
-        except RuntimeError:
-            # A signal ends the context at once: a publish that is under way then fails.
-            if rclpy.ok():
-                raise
+            return _run(stopped)
         finally:
             rclpy.try_shutdown()
+
+
+def _run(stopped: Future) -> int:
+    executor = SingleThreadedExecutor()
+    try:
+        node = DemoCamera()
+    except (InvalidParameterValueException, InvalidParameterTypeException) as error:
+        print(f"demo_camera: {at_start(error)}", file=sys.stderr)
+        return 2
+    executor.add_node(node)
+    with contextlib.suppress(ExternalShutdownException):
+        executor.spin_until_future_complete(stopped)
+    executor.shutdown()
+    node.destroy_node()
     return 0
 
 

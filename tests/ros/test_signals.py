@@ -16,19 +16,29 @@ from adatoken3d_ros.ros.signals import SIGNALS
 from adatoken3d_ros.ros.wiring import HELD_BACK
 
 ROOT = Path(__file__).resolve().parents[2]
-# Runs a program and sends it signals at the moment when it begins to import a module.
+# Runs a program and sends it signals at the moment when it begins to import a module, or to construct an object of it.
 STARTER = """
-import os, runpy, sys
+import os, runpy, sys, threading, time
 
-program, module, *numbers = sys.argv[1:]
+program, moment, *numbers = sys.argv[1:]
+
+def send():
+    while numbers:
+        os.kill(os.getpid(), int(numbers.pop()))
+    time.sleep(0.2)  # whoever waits for signals in another thread has done what he does
 
 class Finder:
     def find_spec(self, name, *rest):
-        if name == module:
-            while numbers:
-                os.kill(os.getpid(), int(numbers.pop()))
+        if name == moment and numbers:
+            send()
+
+def profile(frame, event, _):
+    if event == "call" and frame.f_code.co_name == "__init__" and frame.f_code.co_filename.endswith(moment) and numbers:
+        send()
 
 sys.meta_path.insert(0, Finder())
+if moment.endswith(".py"):
+    sys.setprofile(profile)
 sys.argv = [program]
 if os.path.isfile(program):
     runpy.run_path(program, run_name="__main__")
@@ -37,9 +47,9 @@ else:
 """
 
 
-def ended(program: str, module: str, *numbers: signal.Signals) -> tuple[int, str]:
+def ended(program: str, moment: str, *numbers: signal.Signals) -> tuple[int, str]:
     """Exit status, and what was written to stderr."""
-    arguments = [program, module, *(str(int(number)) for number in numbers)]
+    arguments = [program, moment, *(str(int(number)) for number in numbers)]
     found = subprocess.run(
         [sys.executable, "-c", STARTER, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
@@ -47,7 +57,7 @@ def ended(program: str, module: str, *numbers: signal.Signals) -> tuple[int, str
 
 
 @pytest.mark.parametrize(
-    ("program", "module", "numbers"),
+    ("program", "moment", "numbers"),
     [
         # The first import of a module that is not Python's own; in the middle; the last ones.
         pytest.param("adatoken3d_ros.ros.node", "rclpy", (signal.SIGINT,), id="node-first"),
@@ -62,10 +72,13 @@ def ended(program: str, module: str, *numbers: signal.Signals) -> tuple[int, str
             (signal.SIGINT, signal.SIGTERM),
             id="camera-last",
         ),
+        # What waits for messages is being made.
+        pytest.param("adatoken3d_ros.ros.demo_camera", "rclpy/executors.py", (signal.SIGINT,), id="camera-spins"),
+        pytest.param("adatoken3d_ros.ros.node", "rclpy/executors.py", (signal.SIGTERM,), id="node-spins"),
     ],
 )
-def test_a_signal_during_the_start(program: str, module: str, numbers: tuple[signal.Signals, ...]) -> None:
-    status, words = ended(program, module, *numbers)
+def test_a_signal_during_the_start(program: str, moment: str, numbers: tuple[signal.Signals, ...]) -> None:
+    status, words = ended(program, moment, *numbers)
     assert (status, "Traceback" in words) == (0, False), words
 
 
