@@ -41,7 +41,6 @@ def _answered(answer: Any) -> Outcome:
     try:
         for text in (answer.status_message, answer.plan):
             clean(text)
-        clean(answer.question, 10_000)
         assert answer.status in ANSWERED or answer.status_message.strip(), "a refusal without a word"
         assert answer.status not in (Answer.ERROR, Answer.NO_SCENE), answer.status_message
     except AssertionError as error:
@@ -112,12 +111,15 @@ def parameters(target: Target, rng: random.Random) -> Iterator[Outcome]:
     """Values of every type to every name; each is set or refused with a reason, at once. They are put back."""
     names = target.parameter_names()
     kept = [Parameter(name=n, value=v) for n, v in zip(names, target.parameters(names), strict=True)]
+    kinds = {parameter.name: parameter.value.type for parameter in kept}
     for _ in range(50):
         name = rng.choice(names) if rng.random() < 0.95 else rng.choice(["", "nope", "strategy\n", "x" * 10_000])
         if name == "strategy" or rng.random() < 0.15:
             value: Any = _path(target, rng)
         else:
-            value = get_parameter_value(json.dumps(rng.choice(_SIMPLE))) if rng.random() < 0.5 else _value(rng)
+            value = get_parameter_value(json.dumps(rng.choice(_SIMPLE))) if rng.random() < 0.3 else _value(rng)
+            if rng.random() < 0.6 and name in kinds:
+                value.type = kinds[name]
         if not isinstance(value, ParameterValue):
             value = ParameterValue(type=ParameterType.PARAMETER_STRING, string_value=value)
         began = time.monotonic()
@@ -140,12 +142,13 @@ _SIMPLE: list[Any] = [0, 1, -1, 7, 0.0, 0.5, -0.5, 1e308, True, False, "", "none
 def _value(rng: random.Random) -> ParameterValue:
     """Any type with any content."""
     kind = rng.randrange(10)
-    number = rng.choice([0.0, -1.0, 1e-300, 1e308, float("nan"), float("inf"), 3.5])
-    text = rng.choice(["", "x" * 100_000, "a\n[FATAL] b", "\x1b[31m", *TEXTS]).encode("utf-8", "ignore").decode()
+    number = rng.choice([0.0, 0.1, 1.0, 3.5, -1.0, 1e-300, 1e308, float("nan"), float("inf")])
+    words = ["", "x" * 100_000, "a\n[FATAL] b", "\x1b[31m", "replace", "reject", "keep", "What?", "none", "divprune"]
+    text = rng.choice([*words, *TEXTS]).encode("utf-8", "ignore").decode()
     return ParameterValue(
         type=kind,
         bool_value=rng.random() < 0.5,
-        integer_value=rng.choice([0, 1, -1, 2**31, 2**63 - 1, -(2**63)]),
+        integer_value=rng.choice([0, 1, 2, 100, -1, 2**31, 2**63 - 1, -(2**63)]),
         double_value=number,
         string_value=text.replace("\0", ""),
         byte_array_value=[bytes([rng.randrange(256)])] * rng.choice([0, 3]),

@@ -22,7 +22,7 @@ from benchmarks._hostile_door import Refused
 from benchmarks._hostile_kinds import ATTACKS
 
 # Tries of each kind of file; a few seconds each.
-FILES = {"scenes": 150}
+FILES = {"scenes": 150, "config": 150, "tokenizer": 60, "weights": 150, "strategies": 400, "latency_cache": 100}
 
 
 def attempt(rng: random.Random) -> None:
