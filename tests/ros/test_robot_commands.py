@@ -27,14 +27,11 @@ from lifecycle_msgs.srv import ChangeState, GetState
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from ros_graph import Camera, Graph, synthetic_frame
 from test_wiring import README, launches
+from tf2_msgs.msg import TFMessage
 
 from adatoken3d_ros.ros.conversions import fill_pose, ns_to_stamp, pose_to_matrix, stamp_to_ns
 from adatoken3d_ros.ros.wiring import NODE, Wiring, wire
 
-try:
-    from tf2_msgs.msg import TFMessage
-except ImportError:
-    TFMessage = None
 CONFIG = Path(__file__).resolve().parents[2] / "config"
 REALSENSE = {
     "rgb": "/camera/camera/color/image_raw",
@@ -98,16 +95,15 @@ class Transforms:
 def test_the_commands_give_an_answer(graph: Graph, tiny_model: Path, reliability: ReliabilityPolicy) -> None:
     (given,) = [given for given in launches() if "model" in given]
     given = {**given, "model": str(tiny_model)}  # the one word that stands for something else
-    if TFMessage is None:
-        given["pose_source"] = "pose_topic"
     wiring = wire(given, CONFIG)
     process = graph.start("adatoken3d_ros.ros.node", *arguments(wiring), "-p", "max_new_tokens:=4")
     graph.wait(lambda: graph.state() == "active", "the node to be active")
     camera = Camera(graph, qos=QoSProfile(depth=10, reliability=reliability), topics=REALSENSE, frame=OPTICAL)
-    transforms = Transforms(graph) if TFMessage is not None else None
-    inputs = (camera.rgb, camera.depth, camera.rgb_info, camera.depth_info, *(() if transforms else (camera.pose,)))
-    matched = lambda: all(publisher.get_subscription_count() for publisher in inputs)  # noqa: E731
-    graph.wait(lambda: matched() and (transforms is None or transforms.matched()), "the inputs")
+    transforms = Transforms(graph)
+    inputs = (camera.rgb, camera.depth, camera.rgb_info, camera.depth_info)
+    graph.wait(
+        lambda: transforms.matched() and all(publisher.get_subscription_count() for publisher in inputs), "the inputs"
+    )
     name, kind, request = service_call()
     assert kind == "adatoken3d/srv/AskScene"
     sent = iter(range(100))
@@ -115,8 +111,7 @@ def test_the_commands_give_an_answer(graph: Graph, tiny_model: Path, reliability
     def ask() -> Answer:
         index = next(sent)
         messages = camera.messages(10**18 + index * 10**8, *synthetic_frame(index % 3))
-        if transforms is not None:
-            transforms.send(messages.pop("pose"))
+        transforms.send(messages.pop("pose"))
         camera.send(messages)
         return graph.call(AskScene, name, AskScene.Request(**request)).answer
 
