@@ -30,6 +30,7 @@ from benchmarks._hostile_messages import (
     CLOUD_SPOILS,
     DEFAULTS,
     FRAME_SPOILS,
+    HARD_SPOILS,
     WORDS,
     Spoil,
     clouds,
@@ -61,7 +62,7 @@ def taken(m: Any, source: str) -> bool:
         return False
 
 
-@fuzz(FRAMES, spoils=st.lists(st.sampled_from(FRAME_SPOILS), max_size=3))
+@fuzz(FRAMES, spoils=st.lists(st.sampled_from([*FRAME_SPOILS, *HARD_SPOILS]), max_size=3))
 def test_images_and_calibrations(seed: int, spoils: list[Spoil]) -> None:
     assert taken(images(random.Random(seed), spoils), "rgbd") or spoils
 
