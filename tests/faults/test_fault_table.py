@@ -9,11 +9,20 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-ROWS = [
-    [cell.strip() for cell in line.strip().strip("|").split(" | ")]
-    for line in (ROOT / "docs" / "faults.md").read_text(encoding="utf-8").splitlines()
-    if line.startswith("| ") and not line.startswith("| fault |")
-]
+def rows(text: str) -> list[list[str]]:
+    """The rows of all tables whose first column is called fault."""
+    found, inside = [], False
+    for line in text.splitlines():
+        if not line.startswith("|"):
+            inside = False
+        elif line.startswith("| fault |"):
+            inside = True
+        elif inside and line.startswith("| "):
+            found.append([cell.strip() for cell in line.strip().strip("|").split(" | ")])
+    return found
+
+
+ROWS = rows((ROOT / "docs" / "faults.md").read_text(encoding="utf-8"))
 # What must be there: words of the first column.
 FAULTS = """
 NaN depth; infinite depth; zero depth; negative depth; saturated depth; no valid depth at all; wrong size;
