@@ -23,6 +23,7 @@ from adatoken3d_ros.ros.conversions import ns_to_stamp
 from examples.robot.robot_bag import DEPTH, KINDS, RGB
 
 CLOCK_PERIOD_NS = 10_000_000
+AT_REST_S = 0.5  # a node that listens finds its topics one after the other
 
 
 def profile(topic: str) -> QoSProfile:
@@ -41,15 +42,25 @@ def message_class(kind: str) -> Any:
     return getattr(importlib.import_module(f"{package}.msg"), name)
 
 
+def wait_for_listeners(node: Any, needed: list[Any], every: list[Any]) -> None:
+    """Until the `needed` publishers have a subscriber, and for AT_REST_S nobody new has come to any."""
+    counts: list[int] = []
+    since = time.monotonic()
+    while not all(one.get_subscription_count() for one in needed) or time.monotonic() < since + AT_REST_S:
+        rclpy.spin_once(node, timeout_sec=0.05)
+        found = [one.get_subscription_count() for one in every]
+        if found != counts:
+            counts, since = found, time.monotonic()
+
+
 def play(path: Path, rate: float) -> None:
-    """Waits for subscribers of both images, then plays."""
+    """Waits until whoever wants the images has found all topics, then plays."""
     node = rclpy.create_node("player")
     publishers = {
         topic: node.create_publisher(message_class(kind), topic, profile(topic)) for topic, kind in KINDS.items()
     }
     clock = node.create_publisher(Clock, "/clock", 10)
-    while not (publishers[RGB].get_subscription_count() and publishers[DEPTH].get_subscription_count()):
-        rclpy.spin_once(node, timeout_sec=0.05)
+    wait_for_listeners(node, [publishers[RGB], publishers[DEPTH]], [*publishers.values(), clock])
     with AnyReader([path], default_typestore=get_typestore(Stores.ROS2_KILTED)) as reader:
         begin = now = reader.start_time
         real = time.monotonic_ns()
