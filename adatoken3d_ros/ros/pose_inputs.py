@@ -95,10 +95,11 @@ class PoseInput:
         assert self._tree is not None
         static, now_ns = topic == TF_STATIC, self._clock_ns()
         for transform in message.transforms:
-            # One wild stamp would stay the newest, and what comes after it would be too old.
+            # One wild stamp would stay the newest, and what comes after it would be too old; one of zero would be
+            # interpolated with, across all the time since.
             bad = None if static else bad_stamp(stamp_to_ns(transform.header.stamp), now_ns)
             try:
-                if bad is not None and bad[0] == "future_stamp":
+                if bad is not None:
                     raise PoseError(f"the transform of {transform.child_frame_id!r}: {bad[1]}")
                 self._tree.add(transform, static=static)
             except ValueError as error:

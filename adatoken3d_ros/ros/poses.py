@@ -187,9 +187,9 @@ class BufferedPose:
             raise PoseError(
                 f"the pose is in frame {frame!r}, the scene in {self.scene_frame!r}: set scene.frame_id to {frame!r}"
             )
+        stamp_ns, T = stamp_to_ns(message.header.stamp), pose_to_matrix(pose)
         if self._T_base_camera is None and hasattr(message, "child_frame_id"):
             self._check_child(message.child_frame_id.lstrip("/"))
-        stamp_ns, T = stamp_to_ns(message.header.stamp), pose_to_matrix(pose)
         if self.buffer.capacity is not None and stamp_ns < self.buffer.newest - JUMP_BACK_NS:
             self.buffer.clear()
         self.buffer.add(stamp_ns, T)

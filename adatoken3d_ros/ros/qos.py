@@ -57,9 +57,15 @@ def mismatches(node: Node, topic: str, kind: str, profile: QoSProfile) -> list[s
             or offered.durability == DurabilityPolicy.VOLATILE
             and profile.durability == DurabilityPolicy.TRANSIENT_LOCAL
         ):
+            advice = f"set qos_overrides.{node.resolve_topic_name(topic)}.subscription.reliability to best_effort"
+            if (
+                offered.durability == DurabilityPolicy.VOLATILE
+                and profile.durability == DurabilityPolicy.TRANSIENT_LOCAL
+            ):
+                advice = "its publisher has to offer transient_local"
             found.append(
                 f"{who} offers {in_words(offered)}, and {in_words(profile)} is asked for, which do not go together: "
-                "set qos.reliability to auto or best_effort"
+                f"{advice}"
             )
     return sorted(set(found))
 

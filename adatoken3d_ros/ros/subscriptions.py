@@ -11,7 +11,7 @@ from rclpy.callback_groups import CallbackGroup
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 
-from adatoken3d_ros.ros.qos import AUTO, RELIABILITY, mismatches, requested
+from adatoken3d_ros.ros.qos import AUTO, RELIABILITY, mismatches, override, requested
 
 QUEUE_DEPTH = 10  # messages that the middleware keeps for us while a callback runs
 
@@ -66,7 +66,10 @@ class Subscriptions:
         Raises ValueError for an override of the quality of service that cannot be.
         """
         fixed = profile is not None or reliability != AUTO
-        wanted = requested(self._node, topic, reliability, QUEUE_DEPTH) if profile is None else profile
+        if profile is None:
+            wanted = requested(self._node, topic, reliability, QUEUE_DEPTH)
+        else:
+            wanted = override(self._node, topic, profile)
         subscription = self._node.create_subscription(kind, topic, callback, wanted, callback_group=self._group)
         self._all[topic] = _Subscribed(kind, callback, wanted, fixed, subscription)
 
@@ -82,7 +85,7 @@ class Subscriptions:
 
     def unheard(self) -> set[str]:
         """Topics that nobody publishes."""
-        return {topic for topic in self._all if not self._node.count_publishers(topic)}
+        return {topic for topic in self._all if not self._node.count_publishers(self.name(topic))}
 
     def mismatches(self) -> list[str]:
         """Publishers that cannot reach the node, in words, with both sides' values."""

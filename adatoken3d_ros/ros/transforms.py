@@ -20,6 +20,7 @@ from adatoken3d_ros.ros.conversions import ConversionError, quaternion_to_rotati
 JUMP_BACK_NS = 1_000_000_000
 CACHE_NS = 10_000_000_000  # history of a moving frame, as long as tf2's
 MAX_FRAMES = 10_000  # names that are remembered; a robot has some hundred
+MAX_REFUSED = 100  # frames of which it is remembered why
 MAX_SAMPLES = 20_000  # of one frame; 10 s at 2 kHz
 MAX_NAME = 256  # characters
 SQUARED_LENGTH_TOLERANCE = 0.01  # of a quaternion, tf2's
@@ -156,12 +157,14 @@ class TransformTree:
             raise PoseError(f"a transform leads from {child!r} to itself")
         if len(self._names) + len(new) > MAX_FRAMES:
             raise PoseError(f"the transform from {child!r} to {parent!r} is of a new frame, and {MAX_FRAMES} are known")
-        self._names |= new
         try:
             sample = _sample(parent, transform.transform)
         except ConversionError as error:
-            self._refused[child] = f"the transform from {child!r} to {parent!r} cannot be used: {error}"
-            raise ConversionError(self._refused[child]) from error
+            text = f"the transform from {child!r} to {parent!r} cannot be used: {error}"
+            if child in self._refused or len(self._refused) < MAX_REFUSED:
+                self._refused[child] = text
+            raise ConversionError(text) from error
+        self._names |= new
         self._refused.pop(child, None)
         if static:
             self._edges[child] = sample
@@ -193,7 +196,8 @@ class TransformTree:
         unknown = [repr(name) for name in (source, target) if name not in self._names]
         if unknown:
             known = f"only of {', '.join(self.frames()[:20])}" if self._names else "nothing has come on TF"
-            raise PoseUnavailable(f"{failed}nobody has told of {' and '.join(unknown)}, {known}")
+            why = "".join(f"; {self._refused[name]}" for name in (source, target) if name in self._refused)
+            raise PoseUnavailable(f"{failed}nobody has told of {' and '.join(unknown)}, {known}{why}")
         at_ns = self._latest_common(target, source) if stamp_ns == 0 else stamp_ns
         if at_ns is None:
             raise PoseUnavailable(f"{failed}they are in two trees that nothing connects")

@@ -712,6 +712,16 @@ def test_tf_from_the_future(tf_rig: Rig) -> None:
     check_that_all_is_well(tf_rig, before, with_tf(tf_rig))
 
 
+def test_tf_without_a_stamp(tf_rig: Rig) -> None:
+    """It would be interpolated with, across all the time between zero and now."""
+    before = tf_rig.scene()
+    for _ in range(2):
+        message = transform(0, "map", "camera", at(9.0))
+        tf_rig.send({"tf": SimpleNamespace(transforms=[message])})
+    assert tf_rig.counts()["transforms.refused"] == 2 and "is not set" in tf_rig.node.log[-1]
+    check_that_all_is_well(tf_rig, before, with_tf(tf_rig))
+
+
 def test_tf_of_a_robot_elsewhere_after_a_jump(tf_rig: Rig) -> None:
     """A bag that starts again a second earlier, its transforms before its images: none of the old ones is used."""
     for index in (11, 12, 13):

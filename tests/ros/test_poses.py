@@ -218,6 +218,17 @@ def test_odometry_of_nobody_knows_whom_is_refused() -> None:
         source.add(odometry(8, at(1.0), "wheel"))
 
 
+def test_odometry_that_is_refused_says_nothing_of_whose_it_is() -> None:
+    """One spoilt message of another body, and all good ones after it were refused."""
+    source = p.BufferedPose("map", tree=mounted())
+    bad = odometry(100 * MS, at(1.0), "ghost")
+    bad.pose.pose.position.x = float("nan")
+    with pytest.raises(ValueError, match="nan"):
+        source.add(bad)
+    source.add(odometry(200 * MS, at(1.0)))
+    assert source.missing("base_link") == ""
+
+
 def test_tf_is_asked_at_the_stamp() -> None:
     source = p.TfPose("map", at(0.5))
     source.tree.add(transform(7, "map", "camera", at(2.0)))

@@ -36,7 +36,7 @@ class Node:
         return self.infos
 
     def count_publishers(self, topic: str) -> int:
-        return len(self.infos)
+        return len(self.infos) if topic.startswith("/camera/") else 0  # as rclpy's: remappings are not applied
 
     def resolve_topic_name(self, topic: str) -> str:
         return f"/camera/{topic}"
@@ -100,6 +100,15 @@ def test_a_camera_that_comes_later_is_followed_once() -> None:
     assert len(subscriptions.mismatches()) == 2
 
 
+def test_a_fixed_profile_can_be_overridden_too() -> None:
+    node: Any = Node()
+    node.overridden["qos_overrides./camera/tf.subscription.reliability"] = "best_effort"
+    subscriptions = Subscriptions(node, None)  # type: ignore[arg-type]
+    subscriptions.add(Image, "tf", print, profile=offer(RELIABLE, DurabilityPolicy.TRANSIENT_LOCAL))
+    (profile,) = node.made
+    assert (profile.reliability, profile.durability) == (BEST_EFFORT, DurabilityPolicy.TRANSIENT_LOCAL)
+
+
 def test_what_keeps_them_apart_is_said() -> None:
     node: Any = Node(offer(BEST_EFFORT), offer(RELIABLE))
     (text,) = mismatches(node, "rgb/image", IMAGE, offer(RELIABLE))
@@ -109,6 +118,8 @@ def test_what_keeps_them_apart_is_said() -> None:
     assert mismatches(node, "rgb/image", IMAGE, offer(BEST_EFFORT)) == []
     latched = mismatches(node, "rgb/image", IMAGE, offer(BEST_EFFORT, DurabilityPolicy.TRANSIENT_LOCAL))
     assert len(latched) == 2 and "best_effort, transient_local is asked for" in latched[0]
+    assert "qos_overrides./camera/rgb/image.subscription.reliability to best_effort" in text
+    assert "has to offer transient_local" in latched[0]
 
 
 def test_another_type_is_said() -> None:

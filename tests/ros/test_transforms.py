@@ -51,6 +51,20 @@ def test_down_and_across() -> None:
     assert (tree.transform("anything", "/anything", 7) == np.eye(4)).all()
 
 
+def test_what_is_refused_takes_no_place() -> None:
+    tree = t.TransformTree()
+    for index in range(t.MAX_FRAMES + 1):
+        bad = transform(1, "map", f"wheel{index}", at(0.0))
+        bad.transform.translation.x = math.nan
+        with pytest.raises(ConversionError, match="not finite"):
+            tree.add(bad)
+    assert tree.frames() == []
+    with pytest.raises(t.PoseUnavailable, match="the transform from 'wheel3' to 'map' cannot be used"):
+        tree.transform("map", "wheel3", 1)
+    tree.add(transform(1, "map", "base", at(1.0)))
+    assert tree.connected("map", "base")
+
+
 def test_nothing_is_extended() -> None:
     tree = tree_of((100, "odom", "base", at(1.0)))
     np.testing.assert_allclose(tree.transform("odom", "base", 100 * MS), at(1.0))
