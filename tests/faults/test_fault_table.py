@@ -9,6 +9,8 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
 def rows(text: str) -> list[list[str]]:
     """The rows of all tables whose first column is called fault."""
     found, inside = [], False
