@@ -195,7 +195,7 @@ def _watch(process: subprocess.Popen[bytes], seed: int, left: list[float]) -> It
             seed = outcome.seed + 1
         now = time.monotonic()
         left[0] = min(left[0], until - now)
-        if now >= until:
+        if complete and now >= until:  # not in the middle of a try: it may be the one that hangs
             return
         if now - last > patience:
             process.send_signal(signal.SIGUSR1)  # says where it is
