@@ -151,8 +151,8 @@ def child(kind: str, first: int, count: int) -> None:
 
 def tries(kind: str, first: int, count: int, seconds: float) -> Iterator[Outcome]:
     """Tries from the seed `first` on, for so long, in a process that is begun anew where one of them ended it."""
-    seed, left = first, seconds
-    while seed < first + count and left > 0:
+    seed, left = first, [seconds]
+    while seed < first + count and left[0] > 0:
         process = subprocess.Popen(
             [sys.executable, "-c", CHILD, kind, str(seed), str(first + count - seed)],
             cwd=ROOT,
@@ -164,14 +164,13 @@ def tries(kind: str, first: int, count: int, seconds: float) -> Iterator[Outcome
             for outcome in _watch(process, seed, left):
                 yield outcome
                 seed = outcome.seed + 1
-                left -= outcome.seconds
         finally:
             process.kill()
             process.wait()
 
 
-def _watch(process: subprocess.Popen[bytes], seed: int, seconds: float) -> Iterator[Outcome]:
-    """Outcomes as they come, the last one that of the watchdog where there was cause."""
+def _watch(process: subprocess.Popen[bytes], seed: int, left: list[float]) -> Iterator[Outcome]:
+    """Outcomes as they come, the last one that of the watchdog where there was cause; what is left of the time."""
     assert process.stdout is not None and process.stderr is not None
     out, words, buffer = process.stdout.fileno(), bytearray(), bytearray()
     os.set_blocking(process.stderr.fileno(), False)
@@ -189,13 +188,14 @@ def _watch(process: subprocess.Popen[bytes], seed: int, seconds: float) -> Itera
         for line in complete:
             last = time.monotonic()
             if not ready:
-                ready, patience, until = True, PATIENCE, last + seconds
+                ready, patience, until = True, PATIENCE, last + left[0]
                 continue
             outcome = Outcome(**json.loads(line))
             yield outcome
             seed = outcome.seed + 1
         now = time.monotonic()
-        if now >= until:
+        left[0] = min(left[0], until - now)
+        if complete and now >= until:  # not in the middle of a try: it may be the one that hangs
             return
         if now - last > patience:
             process.send_signal(signal.SIGUSR1)  # says where it is

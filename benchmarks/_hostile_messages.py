@@ -325,5 +325,5 @@ def request(rng: random.Random, words: list[str]) -> Any:
         question=" ".join([*words, *(chr(rng.choice(PLANES) + rng.randrange(300)) for _ in range(rng.randrange(4)))]),
         clicks=[SimpleNamespace(x=x, y=y, z=z) for x, y, z in clicks],
         latency_budget_ms=rng.choice(BUDGETS) if rng.random() < 0.5 else 0.0,
-        max_new_tokens=rng.choice([0, 1, 4096, 4097, 2**32 - 1]) if rng.random() < 0.3 else 0,
+        max_new_tokens=rng.choice([0, 1, 2, 4097, 2**32 - 1]) if rng.random() < 0.3 else 0,
     )

@@ -21,6 +21,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from adatoken3d_ros.ros.conversions import ConversionError, stamp_to_ns
 from adatoken3d_ros.ros.diagnostics import InputState
 from adatoken3d_ros.ros.input_record import InputRecord
+from adatoken3d_ros.ros.logs import WARN_SECONDS
 from adatoken3d_ros.ros.pairing import Assembler
 from adatoken3d_ros.ros.parameters import Parameters
 from adatoken3d_ros.ros.pictures import LazyFrame, Picture
@@ -234,7 +235,7 @@ class Inputs:
         if kind == "key_frame" and self.record.first(kind):
             self._node.get_logger().info("the first key frame is in the scene")
         if problem:
-            self._node.get_logger().warning(f"frame not used: {problem}", throttle_duration_sec=5.0)
+            self._node.get_logger().warning(f"frame not used: {problem}", throttle_duration_sec=WARN_SECONDS)
 
     def _no_depth(self) -> str:
         return f"the last frame had no valid depth: none between 0 and {self._parameters['scene.max_depth']:g} m"
@@ -334,7 +335,8 @@ class Inputs:
             self._more.clear()
         clear = self._parameters["scene.on_time_jump"] == "clear"
         self._node.get_logger().warning(
-            f"stamps have jumped back (time {self._jumps}); the scene is {'cleared' if clear else 'kept'}"
+            f"stamps have jumped back (time {self._jumps}); the scene is {'cleared' if clear else 'kept'}",
+            throttle_duration_sec=WARN_SECONDS,
         )
         if clear and self._on_time_jump is not None:
             self._on_time_jump()
@@ -349,7 +351,7 @@ class Inputs:
         self._warn(f"{reason}: {text}")
 
     def _warn(self, text: str) -> None:
-        self._node.get_logger().warning(text, throttle_duration_sec=5.0)
+        self._node.get_logger().warning(text, throttle_duration_sec=WARN_SECONDS)
 
     def _refused(self, reason: str, text: str) -> None:
         """A message that is dropped by itself for its stamp."""

@@ -125,14 +125,17 @@ class SceneNode(LifecycleNodeMixin, Node):
     async def _on_change_state(self, request: Any, response: Any) -> Any:
         """Does the slow part of a transition beside the executor, then lets the state machine make it."""
         if self._changing:
-            self.get_logger().error("another lifecycle transition is still under way")
+            self.get_logger().error(
+                "another lifecycle transition is still under way", throttle_duration_sec=WARN_SECONDS
+            )
             response.success = False
             return response
         # Nothing is loaded or ended for what the state machine would refuse.
         try:
             wanted = requested(request.transition, self._state_machine.available_transitions)
         except ValueError as error:
-            self.get_logger().error(f"the node is {self.lifecycle_state}: {error}")
+            text = f"the node is {self.lifecycle_state}: {error}"
+            self.get_logger().error(text, throttle_duration_sec=WARN_SECONDS)
             response.success = False
             return response
         self._changing = True

@@ -26,6 +26,7 @@ from adatoken3d_ros.engine.loading import make_strategy
 from adatoken3d_ros.engine.requests import InvalidRequest, check_question
 from adatoken3d_ros.ros.awaiting import completed
 from adatoken3d_ros.ros.diagnostics import LatencyWindow
+from adatoken3d_ros.ros.logs import WARN_SECONDS
 from adatoken3d_ros.ros.poses import TfPose
 from adatoken3d_ros.ros.publishers import answer_message
 from adatoken3d_ros.text import described, quoted, trace
@@ -199,7 +200,8 @@ class Questions:
         try:
             answer = await self._ask_worker(question, on_text, on_stage, on_ticket)
         except Exception as error:
-            self._node.get_logger().error(trace(error, heading="a question failed"))
+            text = trace(error, heading="a question failed")
+            self._node.get_logger().error(text, throttle_duration_sec=WARN_SECONDS)
             answer = Answer(question, Status.ERROR, status_message=described(error))
         finally:
             self.open -= 1

@@ -12,6 +12,7 @@ from rclpy.callback_groups import CallbackGroup
 from std_srvs.srv import Trigger
 
 from adatoken3d_ros.ros.awaiting import completed
+from adatoken3d_ros.ros.logs import WARN_SECONDS
 from adatoken3d_ros.text import described, quoted, shown
 
 if TYPE_CHECKING:
@@ -119,5 +120,5 @@ class SceneServices:
         except Exception as error:  # a library's own, or no memory: the caller is told all the same
             why = described(error)
         response.success, response.message = False, why
-        self._node.get_logger().warning(why)
+        self._node.get_logger().warning(why, throttle_duration_sec=WARN_SECONDS)
         return response

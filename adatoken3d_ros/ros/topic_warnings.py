@@ -9,6 +9,7 @@ import time
 from rclpy.node import Node
 
 from adatoken3d_ros.ros.diagnostics import RATE_SECONDS
+from adatoken3d_ros.ros.logs import WARN_SECONDS
 from adatoken3d_ros.text import quoted
 
 
@@ -45,7 +46,7 @@ class TopicWarnings:
         text = f"{name}: {text}{who}"
         with self._lock:
             self._found[name] = time.monotonic(), text
-        self._node.get_logger().warning(text, throttle_duration_sec=5.0)
+        self._node.get_logger().warning(text, throttle_duration_sec=WARN_SECONDS)
 
     def texts(self) -> tuple[str, ...]:
         """What was wrong in the last RATE_SECONDS."""

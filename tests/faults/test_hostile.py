@@ -22,7 +22,8 @@ from benchmarks._hostile_door import Refused
 from benchmarks._hostile_kinds import ATTACKS
 
 # Tries of each kind of file; a few seconds each.
-FILES = {"scenes": 150, "config": 150, "tokenizer": 60, "weights": 150, "strategies": 400, "latency_cache": 100}
+FILES = {"scenes": 150, "config": 150, "tokenizer": 60, "weights": 150, "strategies": 400, "latency_cache": 100,
+    "bag_mcap": 300, "bag_sqlite3": 300}  # fmt: skip
 
 
 def attempt(rng: random.Random) -> None:
