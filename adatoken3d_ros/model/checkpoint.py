@@ -26,6 +26,7 @@ from adatoken3d_ros.model.config import ConfigError, Llava3DConfig
 from adatoken3d_ros.model.identity import model_identity, tensor_digest, weights_identity
 from adatoken3d_ros.model.llava3d import Llava3D
 from adatoken3d_ros.model.tokenizer import TokenizerError, load_tokenizer
+from adatoken3d_ros.text import quoted
 
 # Our names and those of the release. The first prefix that fits counts.
 _POSITION = {"lift": "0", "norm": "1", "out": "3"}
@@ -206,7 +207,10 @@ def free_bytes(device: torch.device) -> int:
 
 
 def _local_directory(path: str | Path) -> Path:
-    directory = Path(path).expanduser()
+    try:
+        directory = Path(path).expanduser()
+    except RuntimeError as error:  # a home that nobody has
+        raise CheckpointError(f"{quoted(str(path))}: {error}") from error
     if not directory.is_dir():
         raise CheckpointError(
             f"{directory} is not a directory; a model must lie on this machine, nothing is downloaded"

@@ -112,6 +112,8 @@ def read_bag(
             rectified=rectified,
             T_camera_depth=T_camera_depth,
             on_drop=drop,
+            on_refuse=drop,
+            on_warn=lambda topic, text: logger.warning("%s: %s: %s", path, topic, text) if text else None,
         )
         streams = {chosen.rgb_info: RGB_INFO, chosen.depth_info: DEPTH_INFO, chosen.rgb: RGB, chosen.depth: DEPTH}
         streams[chosen.points] = POINTS

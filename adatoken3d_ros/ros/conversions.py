@@ -218,7 +218,7 @@ def _undistortion(camera: Camera) -> tuple[Any, Any]:
     return _undistortion_maps(camera.model, camera.K.tobytes(), camera.D.tobytes(), camera.width, camera.height)
 
 
-@lru_cache(maxsize=4)  # colour and depth of one camera, or of two: the maps cost more than using them
+@lru_cache(maxsize=2)  # colour and depth of one camera: the maps cost more than using them
 def _undistortion_maps(model: str, k: bytes, d: bytes, width: int, height: int) -> tuple[Any, Any]:
     K, D = np.frombuffer(k).reshape(3, 3), np.frombuffer(d)
     undistort = cv2.fisheye if model == "equidistant" else cv2

@@ -178,12 +178,18 @@ def inputs(state: InputState, stale_after: float, min_rate: float = 0.0) -> Repo
     return Report("inputs", OK, "waiting for the first frame" if waits else "frames arrive", values)
 
 
-def scene(active: bool, views: int, tokens: int, age: float | None, fates: Mapping[str, int]) -> Report:
-    """How much has been seen; WARN while there is nothing to ask about, ERROR if frames come and none can be used."""
+def scene(
+    active: bool, views: int, tokens: int, age: float | None, fates: Mapping[str, int], given_up: int = 0
+) -> Report:
+    """How much has been seen; WARN while there is nothing to ask about, ERROR if frames come and none can be used.
+
+    `given_up`: views that could not be encoded, also those that had waited as key frames.
+    """
     values = {
         "key_frames": views,
         "spatial_tokens": tokens,
         "data_age_s": NOT_YET if age is None else f"{age:.3f}",
+        "views_given_up": given_up,
         **{f"frames.{fate}": count for fate, count in sorted(fates.items())},
     }
     if views:
@@ -365,7 +371,7 @@ def array(reports: list[Report], node_name: str, hardware_id: str, now_ns: int) 
             level=report.level,
             name=f"{node_name}: {report.task}",
             message=shown(report.message),
-            hardware_id=hardware_id,
+            hardware_id=shown(hardware_id, KEY),
             values=[KeyValue(key=shown(key, KEY), value=shown(value, VALUE)) for key, value in report.values.items()],
         )
         for report in reports

@@ -51,6 +51,7 @@ from adatoken3d_ros.text import described, shown, trace
 
 if TYPE_CHECKING:
     from adatoken3d_ros.engine.latency import LatencyModel
+    from adatoken3d_ros.engine.scene_memory import SceneMemory
     from adatoken3d_ros.engine.worker import Worker
     from adatoken3d_ros.pruning.strategy import Strategy
 
@@ -83,6 +84,7 @@ class SceneNode(LifecycleNodeMixin, Node):
         self._loading_since = 0.0
         self._namesakes = 0
         self._speed: LatencyModel | None = None
+        self._memory: SceneMemory | None = None
         self.load_problem = ""
         self.strategy = ""
         self.failures = 0  # callbacks that raised
@@ -235,7 +237,7 @@ class SceneNode(LifecycleNodeMixin, Node):
         self._model_id, self.strategy = session.model_id, settings.strategy
         self.layers, self.model_hash, self.fitted = session.n_layers, session.model.identity, session.fitted
         self._on_gpu = session.model.device.type == "cuda"
-        self._speed = session.controller.latency
+        self._speed, self._memory = session.controller.latency, session.memory
         return session
 
     def _load_progress(self, share: float, step: str) -> None:
@@ -266,7 +268,7 @@ class SceneNode(LifecycleNodeMixin, Node):
         worker, self.worker = self.worker, None
         if worker is not None:
             worker.stop()
-        self._model_id, self._speed = "", None
+        self._model_id, self._speed, self._memory = "", None, None
         self.outputs.forget_answer(self.parameters["scene.frame_id"])
         self.outputs.publish_scene(SceneView(), self.parameters["scene.frame_id"])
         free_cached(gpu=self._on_gpu)
@@ -335,6 +337,7 @@ class SceneNode(LifecycleNodeMixin, Node):
                 len(scene.xyz),
                 (now_ns - scene.stamp_ns) / 1e9 if scene.stamp_ns and now_ns else None,
                 self.inputs.fates,
+                0 if self._memory is None else self._memory.given_up,
             ),
             diagnostics.model(
                 self.lifecycle_state,

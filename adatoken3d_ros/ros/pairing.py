@@ -21,6 +21,7 @@ from adatoken3d_ros.ros.clocks import Clocks
 from adatoken3d_ros.ros.pictures import LazyFrame
 from adatoken3d_ros.ros.poses import PoseError, PoseSource, PoseUnavailable
 from adatoken3d_ros.ros.streams import COLOURED_POINTS, DEPTH, DEPTH_INFO, RGB, RGB_INFO, RGBD, STREAMS, Pair
+from adatoken3d_ros.ros.transforms import MAX_NAME
 from adatoken3d_ros.scene.frames import FrameError, check_position
 from adatoken3d_ros.text import quoted
 
@@ -80,13 +81,13 @@ class Pairer:
         """Messages of a stream that wait for a partner."""
         return len(self._pending[stream])
 
-    def add(self, stream: str, stamp_ns: int, message: Any) -> Pair | None:
-        """Takes one message; returns the pair that it completes."""
+    def add(self, stream: str, stamp_ns: int, message: Any, refusal: tuple[str, str] | None = None) -> Pair | None:
+        """Takes one message; returns the pair that it completes. `refusal`: why it is not used, (reason, text)."""
         counts = self.counts[stream]
         counts.received += 1
         self.refused = None
         other = self.streams[0] if stream == self.streams[-1] else self.streams[-1]
-        refusal = self._clocks.judge(stream, stamp_ns)
+        refusal = refusal or self._clocks.judge(stream, stamp_ns)
         if refusal is not None:
             self._refuse(stream, *refusal)
             return None
@@ -225,6 +226,9 @@ class Assembler:
     def add_info(self, stream: str, message: Any) -> None:
         """The newest calibration of a stream counts, but none of another frame where there is one of the image's."""
         self.infos[stream] += 1
+        if len(message.header.frame_id) > MAX_NAME:
+            self._warn_of(stream, message, "", "not used")
+            return
         held, frame = self._info.get(stream), self._image_frames.get(stream, "")
         if held is None or not _other_frame(message, frame) or _other_frame(held, frame):
             self._info[stream] = message
@@ -233,7 +237,10 @@ class Assembler:
 
     def add(self, stream: str, stamp_ns: int, message: Any) -> list[LazyFrame]:
         """Takes an image or a cloud; returns the frames that are now complete, oldest first."""
-        pair = self.pairer.add(stream, stamp_ns, message)
+        # The name is looked up, compared and told again and again while its frame waits.
+        name = len(message.header.frame_id)
+        bad = ("bad_frame_id", f"a frame_id of {name} characters, at most {MAX_NAME}") if name > MAX_NAME else None
+        pair = self.pairer.add(stream, stamp_ns, message, bad)
         if self.pairer.refused is not None and self._on_refuse is not None:
             self._on_refuse(*self.pairer.refused)
         if self.pairer.jumps > self._jumps:

@@ -15,7 +15,7 @@ from rclpy.parameter import Parameter
 
 from adatoken3d_ros.ros.poses import pose_from_numbers
 from adatoken3d_ros.ros.scene_services import local_file
-from adatoken3d_ros.text import quoted
+from adatoken3d_ros.text import quoted, shown
 
 # When a parameter is read, and so until when it may be changed.
 START = "start"  # when the process starts: read-only
@@ -241,7 +241,7 @@ class Parameters:
             spec = self._specs.get(parameter.name)
             reason = "" if spec is None else self._problem(spec, parameter.value)
             if reason:
-                return SetParametersResult(successful=False, reason=reason)
+                return SetParametersResult(successful=False, reason=shown(reason))
         return SetParametersResult(successful=True)
 
     def _problem(self, spec: Spec, value: Any) -> str:

@@ -33,6 +33,7 @@ from adatoken3d_ros.text import shown
 # Latest value stays for those who come later (RViz started after the answer).
 LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
+NAME = 200  # characters of a strategy or model: both come from files and directories
 FRUSTUM_DEPTH = 0.15  # metres; the frusta show where key frames were, not the lens
 FRUSTUM_TAN = (0.62, 0.46)  # half width and half height over depth: a common 4:3 camera
 TEXT_HEIGHT = 0.12  # metres
@@ -132,8 +133,8 @@ def answer_message(answer: Answer, frame_id: str, now_ns: int) -> AnswerMsg:
         retained_tokens=answer.retained_tokens,
         prefill_flops=float(answer.prefill_flops),
         prefill_flops_unpruned=float(answer.prefill_flops_unpruned),
-        strategy=answer.strategy,
-        model_id=answer.model_id,
+        strategy=shown(answer.strategy, NAME),
+        model_id=shown(answer.model_id, NAME),
         seed=answer.seed,
         plan=answer.plan,
         predicted_ms=math.nan if answer.predicted is None else answer.predicted.total,
@@ -151,8 +152,8 @@ def report_message(answer: Answer, report: TokenReport, frame_id: str) -> TokenR
     return TokenReportMsg(
         header=header(answer.stamp_ns, frame_id),
         question=answer.question.text,
-        strategy=answer.strategy,
-        model_id=answer.model_id,
+        strategy=shown(answer.strategy, NAME),
+        model_id=shown(answer.model_id, NAME),
         spatial_tokens=answer.spatial_tokens,
         retained_tokens=answer.retained_tokens,
         layers=[

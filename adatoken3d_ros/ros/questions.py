@@ -140,7 +140,7 @@ class Questions:
         question = make_question(self._node.parameters["click_question"], self._node.parameters)
         point = np.array([message.point.x, message.point.y, message.point.z])
         scene_frame, frame = self._node.parameters["scene.frame_id"], message.header.frame_id
-        if frame not in ("", scene_frame):
+        if frame not in ("", scene_frame) and self._node.inputs.poses is not None:
             try:
                 if not isinstance(self._node.inputs.poses, TfPose):
                     source = self._node.parameters["pose.source"]

@@ -112,7 +112,7 @@ class SceneServices:
     async def _do(self, response: Trigger.Response, work: Callable[[Any], str]) -> Trigger.Response:
         assert self._node.worker is not None
         try:
-            response.message = await completed(self._node, self._node.worker.call(work))
+            response.message = shown(await completed(self._node, self._node.worker.call(work)))
             response.success = True
             return response
         except (RuntimeError, ValueError, OSError) as error:

@@ -14,6 +14,9 @@ from typing import Any
 
 import yaml
 
+from adatoken3d_ros.files import read_file
+from adatoken3d_ros.text import described
+
 NODE = "adatoken3d"
 CAMERAS = ("realsense", "zed", "oakd", "orbbec", "azure", "gazebo")
 EVERY_NODE = "/**"  # the one key of a parameter file that is read at the start of a node and by `ros2 param load`
@@ -260,6 +263,9 @@ def compressed_view(view: str) -> str:
     return view.replace(f"Value: {TOPICS['rgb_topic']}\n", f"Value: {TOPICS['rgb_topic']}/compressed\n")
 
 
+MAX_PARAMETER_BYTES = 2**20
+
+
 def read_parameters(file: Path, node: str) -> dict[str, Any]:
     """{parameter: value} of a node in a parameter file, sections for all nodes first.
 
@@ -270,10 +276,10 @@ def read_parameters(file: Path, node: str) -> dict[str, Any]:
     if not file.is_file():
         raise FileNotFoundError(f"the parameter file {file} is not there")
     try:
-        content = yaml.safe_load(file.read_text())
+        content = yaml.safe_load(bytes(read_file(file, MAX_PARAMETER_BYTES)))
         sections = {key: dict(body["ros__parameters"] or {}) for key, body in (content or {}).items()}
-    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, TypeError, KeyError, ValueError) as error:
-        raise ValueError(f"{file} is no parameter file: {type(error).__name__}: {str(error)[:200]}") from error
+    except Exception as error:  # PyYAML lets IndexError, RecursionError and others through
+        raise ValueError(f"{file} is no parameter file: {described(error)[:300]}") from error
     wild = "" if node == LAUNCH else EVERY_NODE
     keys = [key for key in sections if key == wild or key.rpartition("/")[2] == node]
     return {name: value for key in sorted(keys, key=len) for name, value in _flat(sections[key])}

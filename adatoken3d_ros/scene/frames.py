@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_SIDE = 8192  # pixels of an image's longer side
-MAX_PIXELS = 2**25  # of an image: 8192 x 4096
+MAX_PIXELS = 2**24  # of an image: 4096 x 4096; a float of each is held several times while depth is brought to colour
 MAX_ASPECT = 8.0  # longer over shorter side; the model sees the square in the middle, whose short side is scaled to it
 MAX_TANGENT = 10.0  # a pixel looks no farther off the optical axis, 84 degrees: fx of a centred image >= 0.05 * width
 MAX_FOCAL = 1e6  # pixels; a longer lens has parallel rays

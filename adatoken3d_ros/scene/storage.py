@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -123,7 +124,8 @@ def load_scene(
     """
     path = Path(path)
     try:
-        data = read_file(path, MAX_BYTES)
+        # A sparse file has any size for nothing: what would not leave room for itself as a scene is not read.
+        data = read_file(path, min(MAX_BYTES, psutil.virtual_memory().available // 2))
     except UnusableFile as error:
         raise SceneFileError(str(error)) from error
     header, content, at = _opened(path, data)

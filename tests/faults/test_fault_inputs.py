@@ -315,6 +315,20 @@ def test_a_bad_stamp(make_rig: MakeRig, after_ns: int, reason: str, named: str) 
     check_that_all_is_well(rig, before)
 
 
+def test_a_frame_id_of_a_megabyte(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    rig.send(rig.messages(0))
+    before = rig.scene()
+    spoilt = rig.messages(1)
+    for name in ("rgb", "depth"):
+        spoilt[name].header.frame_id = "x" * 10**6
+    rig.send(spoilt)
+    assert rig.counts()["dropped.rgb/image.bad_frame_id"] == rig.counts()["dropped.depth/image.bad_frame_id"] == 1
+    report = rig.report()
+    assert report.level == diagnostics.ERROR and "1000000 characters, at most 256" in report.message
+    check_that_all_is_well(rig, before)
+
+
 def test_a_stamp_some_seconds_ahead(make_rig: MakeRig) -> None:
     """Less than the limit, but not like the others: dropped by itself, and no jump in time afterwards."""
     rig = make_rig()

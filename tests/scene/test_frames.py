@@ -46,7 +46,7 @@ def test_cameras_that_people_have(camera: tuple[int, int, float, float, float, f
         (3000, 1, "3000x1 pixels is too narrow"),
         (1, 20_000, "1x20000"),
         (20_000, 20_000, "20000x20000 pixels is too large: at most 8192 a side"),
-        (8192, 8192, "at most 8192 a side and 33554432 in all"),
+        (8192, 8192, "at most 8192 a side and 16777216 in all"),
         (8193, 2048, "8193x2048"),
         (81, 10, "81x10"),
         (0, 480, "0x480 pixels is empty"),
@@ -59,7 +59,7 @@ def test_a_size_that_no_camera_has(width: int, height: int, named: str) -> None:
 
 
 def test_the_limits_themselves_are_allowed() -> None:
-    for width, height in ((8192, 4096), (80, 10), (10, 80), (1, 1), (8, 1)):
+    for width, height in ((4096, 4096), (80, 10), (10, 80), (1, 1), (8, 1)):
         check_size(width, height)
     # 640 pixels: the outer border is 320 beside the middle, at a tangent of 10 for f = 32.
     check_intrinsics(pinhole(32.0, 24.0, 319.5, 239.5), 640, 480)
