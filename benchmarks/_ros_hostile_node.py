@@ -52,6 +52,7 @@ class Target:
             args.model,
             show=False,
             scene__max_views=6,
+            scene__directory=self.folder,
             max_new_tokens=4,
             scene__file=self.file,
             qos__reliability="reliable",

@@ -21,6 +21,7 @@ from adatoken3d_ros.ros.conversions import (
     stamp_to_ns,
 )
 from adatoken3d_ros.ros.transforms import JUMP_BACK_NS, PoseError, PoseUnavailable, TransformTree
+from adatoken3d_ros.text import quoted
 
 
 class PoseSource(Protocol):
@@ -276,7 +277,7 @@ def pose_from_numbers(numbers: Sequence[float]) -> NDArray[np.float64]:
         ValueError: for another count, for numbers that are not finite and for a quaternion that is not a rotation.
     """
     if len(numbers) not in (6, 7) or not np.isfinite(numbers).all():
-        raise ValueError(f"a pose is x y z roll pitch yaw or x y z qx qy qz qw, got {list(numbers)}")
+        raise ValueError(f"a pose is x y z roll pitch yaw or x y z qx qy qz qw, got {quoted(list(numbers))}")
     T = np.eye(4)
     T[:3, 3] = numbers[:3]
     if len(numbers) == 7:
