@@ -34,7 +34,7 @@ import psutil
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 10.0  # seconds for one message, file or question; all of them take milliseconds
 START = 120.0  # seconds until the first try of a process: it imports torch and makes its inputs
-MEMORY = 3 * 10**9  # bytes that a process may take
+MEMORY = 2 * 10**9  # bytes that a process may take; torch and the tiny model are half of them
 LOOK = 0.05  # seconds between two looks at its memory
 KEPT = 50  # failures that are kept in words
 CUT = 2000  # characters of a failure that are kept

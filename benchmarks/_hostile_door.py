@@ -112,7 +112,8 @@ def _frames(folder: Path, make: Callable[[random.Random], tuple[Any, str]]) -> C
         refusal: Exception | None = None
         try:
             for frame in convert(message, source)[:2]:
-                door.take(frame)
+                fate = door.take(frame)
+                assert not fate.startswith("error"), fate  # what a PosedFrame lets pass can be encoded
             # What waits is encoded with the next question; that, too, has to be answered.
             answer = door.ask(Question("What is there?", max_new_tokens=2))
             if answer.status not in (*ANSWERED, Status.NO_SCENE):

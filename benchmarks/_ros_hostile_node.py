@@ -152,8 +152,9 @@ class Target:
         """Looks through what the node has written since; raises Crash for a traceback, AssertionError for raw text."""
         log = self.bench.processes.log(NODE).read_text(errors="replace")
         new, self._read = log[self._read :], len(log)
-        if "Traceback" in new:
-            raise Crash(new[new.index("Traceback") :][:LONGEST])
+        for sign in ("Traceback", '  File "'):  # Python's own, and the frames of a defect that the node has told of
+            if sign in new:
+                raise Crash(new[max(0, new.index(sign) - LONGEST // 4) :][:LONGEST])
         if self.bench.rss_mb() * 1e6 > MEMORY:
             raise Crash(f"it takes {self.bench.rss_mb():.0f} MB")
         for line in new.splitlines():
