@@ -14,35 +14,22 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import rclpy
-from adatoken3d.msg import Answer
 from numpy.typing import NDArray
-from rclpy.context import Context
-from rclpy.executors import SingleThreadedExecutor
-from rclpy.node import Node
 from rich.console import Console
 from rich.table import Table
-from sensor_msgs.msg import PointCloud2
 
 from adatoken3d_ros.cli.ask import open_session, watch_all
 from adatoken3d_ros.engine.answer import Question, Status
 from adatoken3d_ros.models import embedded_path
 from adatoken3d_ros.ros.bag import read_bag
-from adatoken3d_ros.ros.publishers import LATCHED
 from adatoken3d_ros.synthetic.furnished import FurnishedRoom, make_room
 from adatoken3d_ros.synthetic.views import Renderer
-from benchmarks._ros import NAME, WAIT, Bench, argument_parser, setting, write
+from benchmarks._ros import argument_parser, setting, write
+from benchmarks._ros_robot import of_node
 from examples.robot import robot_bag
 
 SOURCES = ("tf", "odometry", "pose_topic")
 QUESTION = "Is there a chair in the room?"
-REMAPS = {
-    "rgb/image": robot_bag.RGB,
-    "rgb/camera_info": robot_bag.RGB_INFO,
-    "depth/image": robot_bag.DEPTH,
-    "depth/camera_info": robot_bag.DEPTH_INFO,
-    "pose": "/camera_pose",
-}
 
 
 def distances(room: FurnishedRoom, xyz: NDArray[np.float32], source: str) -> dict[str, Any]:
@@ -70,50 +57,6 @@ def of_bag(room: FurnishedRoom, bag: Path, model: Path, source: str) -> dict[str
             "first_answer_s": round(time.monotonic() - began, 2)}  # fmt: skip
 
 
-def of_node(room: FurnishedRoom, bag: Path, model: Path, source: str, args: argparse.Namespace) -> dict[str, Any]:
-    """The bag played to the node, which answers once it has seen something and again at the end."""
-    frame = "odom" if source == "odometry" else "map"
-    parameters = {"pose__source": source, "scene__frame_id": frame, "use_sim_time": True, "max_new_tokens": 16}
-    began = time.monotonic()
-    with Bench(model, show=args.show, remaps=REMAPS, qos__reliability="best_effort", **parameters) as bench:
-        bench.python("player", "examples.robot.play", str(bag), "--rate", str(args.rate))
-        bench.wait(lambda: int(bench.counters().get("frames.key_frame", 0)), "a key frame")
-        bench.client.ask(QUESTION)
-        first = time.monotonic() - began
-        values = bench.settled({"received.rgb/image": 1}, timeout=WAIT)
-        xyz = tokens_of_node()
-        answer = bench.client.ask(QUESTION)
-    return {
-        **distances(room, xyz, source),
-        "answered": answer.status in (Answer.OK, Answer.TRUNCATED),
-        "answer": answer.text,
-        "first_answer_s": round(first, 2),
-        "key_frames": int(values.get("frames.key_frame", 0)),
-        "received": int(values.get("received.rgb/image", 0)),
-        "no_pose": int(values.get("pairs.dropped.no_pose", 0)),
-    }
-
-
-def tokens_of_node() -> NDArray[np.float32]:
-    """(M, 3) what the node publishes of its scene."""
-    context = Context()
-    found: list[Any] = []
-    rclpy.init(args=[], context=context)
-    node = Node("reader", context=context, use_global_arguments=False)
-    executor = SingleThreadedExecutor(context=context)
-    executor.add_node(node)
-    node.create_subscription(PointCloud2, f"{NAME}/scene_tokens", found.append, LATCHED)
-    deadline = time.monotonic() + WAIT
-    while not (found and found[-1].width) and time.monotonic() < deadline:
-        executor.spin_once(timeout_sec=0.1)
-    executor.shutdown()
-    node.destroy_node()
-    context.try_shutdown()
-    cloud = found[-1]
-    values = np.frombuffer(cloud.data, np.float32).reshape(cloud.width, cloud.point_step // 4)
-    return values[:, :3].copy()
-
-
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argument_parser("Whether tokens are where things are, on a robot with odometry of its base.")
     parser.add_argument("--seconds", type=float, default=6.0, help="length of the bag")
@@ -136,7 +79,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                 if args.only in (None, name):
                     status.update(f"{way}, {source}")
                     if way == "node":
-                        cases[name] = of_node(room, bag, model, source, args)
+                        xyz, figures = of_node(bag, model, source, QUESTION, rate=args.rate, show=args.show)
+                        cases[name] = {**distances(room, xyz, source), **figures}
                     else:
                         cases[name] = of_bag(room, bag, model, source)
     return {

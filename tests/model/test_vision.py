@@ -47,7 +47,7 @@ def _images(*sizes: tuple[int, int]) -> list[np.ndarray]:
     return [rng.integers(0, 256, (h, w, 3), dtype=np.uint8) for w, h in sizes]
 
 
-@pytest.mark.parametrize("size", [(640, 480), (480, 640), (56, 56), (61, 57), (57, 61), (1296, 968), (20, 300)])
+@pytest.mark.parametrize("size", [(640, 480), (480, 640), (56, 56), (61, 57), (57, 61), (1296, 968), (40, 300)])
 def test_preprocessing_is_resize_crop_normalise(tower, size):
     (image,) = _images(size)
     width, height = size
@@ -121,7 +121,7 @@ def test_no_image(tower):
     ],
 )
 def test_other_arrays_are_refused(tower, image):
-    with pytest.raises(ValueError, match="must be"):
+    with pytest.raises(ValueError, match="must be|empty"):
         tower([image])
 
 

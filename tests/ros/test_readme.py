@@ -40,7 +40,7 @@ def test_the_parameter_table_is_the_nodes() -> None:
 
 # What every lifecycle node has.
 COMMON = re.compile(
-    r"/(rosout|tf|tf_static|\w*parameter\w*|transition_event|\w+_state|get_available_\w+|get_transition_graph"
+    r"/(rosout|\w*parameter\w*|transition_event|\w+_state|get_available_\w+|get_transition_graph"
     r"|get_type_description)$|/_action/"
 )
 
@@ -72,13 +72,16 @@ def names_of_the_node(graph: Graph) -> set[tuple[str, str, str]]:
     }
 
 
+TF = {("/tf", "TFMessage"), ("/tf_static", "TFMessage")}
+
+
 def test_the_table_of_names_is_the_running_nodes(graph: Graph, tiny_model: Path) -> None:
     graph.start_node(tiny_model)
     assert graph.transition("configure")
     seen: set[tuple[str, str, str]] = set()
     for source, pose, transport, expected in (
         ("rgbd", "pose_topic", "raw", {("/pose", "PoseStamped"), ("/depth/image", "Image")}),
-        ("rgbd", "odometry", "compressed", {("/odom", "Odometry"), ("/depth/image", "CompressedImage")}),
+        ("rgbd", "odometry", "compressed", {*TF, ("/odom", "Odometry"), ("/depth/image", "CompressedImage")}),
         ("points", "pose_topic", "raw", {("/points", "PointCloud2")}),
     ):
         request = SetParameters.Request()
