@@ -48,7 +48,7 @@ PYTHON_MODULES = {
 WITHOUT_WHEEL = {"ament_index_python", "launch", "launch_ros", "sensor_msgs_py", "tf2_msgs"}
 WITH_RCLPY = {"action_msgs", "builtin_interfaces", "lifecycle_msgs", "rcl_interfaces"}
 # Dependencies that no line of Python imports: programs that launch files start, and what generated messages need.
-NOT_IMPORTED = {"builtin_interfaces", "ros2bag", "ros2launch", "rosidl_default_runtime", "rviz2"}
+NOT_IMPORTED = {"builtin_interfaces", "python3-venv", "ros2bag", "ros2launch", "rosidl_default_runtime", "rviz2"}
 
 
 def is_ros(module: str) -> bool:

@@ -16,6 +16,7 @@ from launch.actions import DeclareLaunchArgument, ExecuteProcess, OpaqueFunction
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
+from adatoken3d_ros.ros.wiring import HELD_BACK
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,6 +64,7 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
             }
         ],
         remappings=list(TOPICS.items()),
+        prefix=HELD_BACK,
         output="screen",
     )
     player = ExecuteProcess(
