@@ -23,10 +23,10 @@ rcutils_logger._internal_callers.append(os.path.realpath(__file__))
 class NodeLog(RcutilsLogger):
     """rclpy's logger. Only a traceback (`text.trace`) may have several lines; all else is escaped and cut."""
 
-    def log(self, message: Any, severity: Any, name: str | None = None, **kwargs: Any) -> bool:
-        """As of RcutilsLogger."""
+    def log(self, message: Any, severity: Any, *args: Any, **kwargs: Any) -> bool:
+        """As of RcutilsLogger, whose further arguments differ from one ROS to another."""
         text = message if isinstance(message, Trace) else shown(message)
-        return bool(super().log(str(text), severity, name, **kwargs))
+        return bool(super().log(str(text), severity, *args, **kwargs))
 
 
 class ForwardedLog(logging.Handler):
