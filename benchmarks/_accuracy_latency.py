@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from adatoken3d_ros.engine.answer import Question
-from adatoken3d_ros.pruning.calibration import scaled
+from adatoken3d_ros.lab.calibration import scaled
 from adatoken3d_ros.pruning.policies import POLICY_NAMES, make_policy
 from adatoken3d_ros.pruning.strategy import Strategy
 
 if TYPE_CHECKING:
     from adatoken3d_ros.engine.session import SceneSession
-    from adatoken3d_ros.synthetic.questions import QA
+    from adatoken3d_ros.lab.synthetic.questions import QA
 
 Score = Callable[["QA", str], float]
 Point = dict[str, float]

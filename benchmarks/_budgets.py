@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from transformers import LlamaConfig
 
-from adatoken3d_ros.pruning.calibration import MAX_GATES, CalibrationError, Cost, FloatArray, bisect, plan, scaled
+from adatoken3d_ros.lab.calibration import MAX_GATES, CalibrationError, Cost, FloatArray, bisect, plan, scaled
 from adatoken3d_ros.pruning.decay import Decay, gates_on_curve
 from adatoken3d_ros.pruning.flops import prefill_flops, scoring_flops
 from adatoken3d_ros.pruning.policies import CLAIMED_FALL, RELEASED_LISTS, Policy, make_policy, scaled_schedule

@@ -17,7 +17,7 @@ import numpy as np
 from adatoken3d_ros.engine.answer import Answer, Question, Status
 from adatoken3d_ros.engine.session import SceneSession, SessionConfig
 from adatoken3d_ros.engine.worker import Worker
-from adatoken3d_ros.model.checkpoint import load
+from adatoken3d_ros.lmm.llava3d.checkpoint import load
 from adatoken3d_ros.ros.conversions import ConversionError
 from adatoken3d_ros.ros.questions import question_of
 from adatoken3d_ros.scene.frames import PosedFrame

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from adatoken3d_ros.engine.latency import LatencyError, LatencyModel
+from adatoken3d_ros.engine.budget.latency import LatencyError, LatencyModel
 from adatoken3d_ros.engine.worker import Worker
-from adatoken3d_ros.model.checkpoint import CheckpointError, load
+from adatoken3d_ros.lmm.llava3d.checkpoint import CheckpointError, load
 from adatoken3d_ros.pruning.strategy import Strategy, StrategyError
 from adatoken3d_ros.ros.bag import BagError, read_bag
 from adatoken3d_ros.ros.conversions import ConversionError

@@ -21,7 +21,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from adatoken3d_ros.model.prompt import CONTROL_WORDS, MAX_CLICKS, TEMPLATES
+from adatoken3d_ros.lmm.llava3d.prompt import CONTROL_WORDS, MAX_CLICKS, TEMPLATES
 from adatoken3d_ros.ros import conversions as c
 from adatoken3d_ros.ros.pictures import LazyFrame
 from adatoken3d_ros.ros.poses import BufferedPose, PoseError, TfPose, pose_from_numbers

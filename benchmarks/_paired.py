@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from adatoken3d_ros.synthetic.questions import FAMILIES
+from adatoken3d_ros.lab.synthetic.questions import FAMILIES
 
 FloatArray = NDArray[np.float64]
 EXACT = tuple(family for family in FAMILIES if family != "box")

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adatoken3d_ros.pruning.cache import RaggedCache
-from adatoken3d_ros.pruning.gate import Prefill, read_chunk
+from adatoken3d_ros.decoder.cache import RaggedCache
+from adatoken3d_ros.decoder.prefill import Prefill, read_chunk
 
 # Less than this share of rows in common is not worth another way through the layer.
 _LEAST = 0.25

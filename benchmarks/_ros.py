@@ -170,7 +170,7 @@ def endless_model(path: Path) -> Path:
     """The tiny checkpoint with the end of the answer made impossible: how long it writes is up to who asks."""
     from safetensors.torch import load_file, save_file
 
-    from adatoken3d_ros.model.tiny import write_tiny_checkpoint
+    from adatoken3d_ros.lmm.llava3d.tiny import write_tiny_checkpoint
 
     path = write_tiny_checkpoint(path)
     weights = load_file(path / "model.safetensors")

@@ -24,16 +24,16 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from adatoken3d_ros.model.checkpoint import load
-from adatoken3d_ros.model.prompt import build_prompt, parse_clicks
-from adatoken3d_ros.pruning.calibration import Sample
-from adatoken3d_ros.pruning.gate import Layout
+from adatoken3d_ros.decoder.prefill import Layout
+from adatoken3d_ros.lab.calibration import Sample
+from adatoken3d_ros.lab.synthetic.furnished import Split
+from adatoken3d_ros.lab.synthetic.questions import QA, generate
+from adatoken3d_ros.lab.training.data import Scene, SceneConfig, prepare, read_scene
+from adatoken3d_ros.lab.training.packing import spatial_tokens
+from adatoken3d_ros.lab.training.pretrained import fingerprint
+from adatoken3d_ros.lmm.llava3d.checkpoint import load
+from adatoken3d_ros.lmm.llava3d.prompt import build_prompt, parse_clicks
 from adatoken3d_ros.pruning.policies import SceneTokens
-from adatoken3d_ros.synthetic.furnished import Split
-from adatoken3d_ros.synthetic.questions import QA, generate
-from adatoken3d_ros.training.data import Scene, SceneConfig, prepare, read_scene
-from adatoken3d_ros.training.packing import spatial_tokens
-from adatoken3d_ros.training.pretrained import fingerprint
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.profiler import profile
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from adatoken3d_ros.pruning.gate import Layout
+from adatoken3d_ros.decoder.prefill import Layout
 from adatoken3d_ros.pruning.policies import SceneTokens
 
 T = TypeVar("T")

@@ -32,13 +32,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from adatoken3d_ros.model.prompt import parse_boxes
-from adatoken3d_ros.models import embedded_path
-from adatoken3d_ros.pruning.gate import generate
-from adatoken3d_ros.pruning.prefix import ScenePrefix
-from adatoken3d_ros.synthetic.furnished import Split, make_room
-from adatoken3d_ros.synthetic.questions import QA
-from adatoken3d_ros.synthetic.questions import generate as ask
+from adatoken3d_ros.decoder.prefill import generate
+from adatoken3d_ros.decoder.prefix import ScenePrefix
+from adatoken3d_ros.lab.synthetic.furnished import Split, make_room
+from adatoken3d_ros.lab.synthetic.questions import QA
+from adatoken3d_ros.lab.synthetic.questions import generate as ask
+from adatoken3d_ros.lmm.llava3d.prompt import parse_boxes
+from adatoken3d_ros.weights import embedded_path
 from benchmarks._paired import COLUMNS, EXACT, Tally
 from benchmarks._scenes import Reader, Room, Workers, bar, find_rooms, machine
 

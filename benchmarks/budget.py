@@ -48,26 +48,26 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from adatoken3d_ros.decoder.prefill import Layout, prefill
 from adatoken3d_ros.engine.answer import Answer, Question
-from adatoken3d_ros.engine.budget import BudgetConfig
-from adatoken3d_ros.engine.latency import LatencyModel
+from adatoken3d_ros.engine.budget.controller import BudgetConfig
+from adatoken3d_ros.engine.budget.latency import LatencyModel
+from adatoken3d_ros.engine.budget.plans import RUNGS, options, removed_share
 from adatoken3d_ros.engine.loading import fitted_strategies, make_strategy
-from adatoken3d_ros.engine.plans import RUNGS, options, removed_share
 from adatoken3d_ros.engine.session import SceneSession, SessionConfig
 from adatoken3d_ros.engine.worker import Worker
-from adatoken3d_ros.model import checkpoint
-from adatoken3d_ros.model.tiny import write_tiny_checkpoint
-from adatoken3d_ros.models import embedded_path
-from adatoken3d_ros.pruning.calibration import Probe, Sample, scaled
-from adatoken3d_ros.pruning.gate import Layout, prefill
+from adatoken3d_ros.lab.calibration import Probe, Sample, scaled
+from adatoken3d_ros.lab.synthetic.furnished import make_room
+from adatoken3d_ros.lab.synthetic.questions import QA, generate
+from adatoken3d_ros.lab.synthetic.views import render_views
+from adatoken3d_ros.lmm.llava3d import checkpoint
+from adatoken3d_ros.lmm.llava3d.tiny import write_tiny_checkpoint
 from adatoken3d_ros.pruning.policies import POLICY_NAMES, make_policy
 from adatoken3d_ros.pruning.schedule import Schedule
 from adatoken3d_ros.pruning.strategy import Strategy
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.keyframes import KeyFrameConfig
-from adatoken3d_ros.synthetic.furnished import make_room
-from adatoken3d_ros.synthetic.questions import QA, generate
-from adatoken3d_ros.synthetic.views import render_views
+from adatoken3d_ros.weights import embedded_path
 from benchmarks import _accuracy_latency
 from benchmarks._load import busy
 

@@ -81,9 +81,9 @@ def _scene(session: Any, questions: int) -> list[tuple[str, str]]:
     """Shows a furnished room to the session; (family, question) of so many questions about it."""
     import numpy as np
 
-    from adatoken3d_ros.synthetic.furnished import make_room
-    from adatoken3d_ros.synthetic.questions import generate
-    from adatoken3d_ros.synthetic.views import render_views, sights
+    from adatoken3d_ros.lab.synthetic.furnished import make_room
+    from adatoken3d_ros.lab.synthetic.questions import generate
+    from adatoken3d_ros.lab.synthetic.views import render_views, sights
 
     room = make_room(ROOM, "test")
     views = render_views(room, seed=ROOM, count=session.model.config.num_views)
@@ -164,7 +164,7 @@ def main() -> None:
     for name in ("runs", "questions", "threads"):
         if getattr(arguments, name) < 1:
             parser.error(f"--{name} {getattr(arguments, name)} must be at least 1")
-    from adatoken3d_ros.models import embedded_path
+    from adatoken3d_ros.weights import embedded_path
 
     console = Console()
     model = arguments.model or embedded_path()

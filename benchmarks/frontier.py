@@ -34,15 +34,15 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from adatoken3d_ros.models import embedded_path
-from adatoken3d_ros.pruning.calibration import RATIOS, FlopsCost, Probe, Sample
+from adatoken3d_ros.decoder.prefill import Prefill, generate, prefill, read_chunk
+from adatoken3d_ros.lab.calibration import RATIOS, FlopsCost, Probe, Sample
+from adatoken3d_ros.lab.information import Information, InformationSet, mine
+from adatoken3d_ros.lab.synthetic.questions import FAMILIES, QA
 from adatoken3d_ros.pruning.decay import fit_decay
-from adatoken3d_ros.pruning.gate import Prefill, generate, prefill, read_chunk
-from adatoken3d_ros.pruning.information import Information, InformationSet, mine
 from adatoken3d_ros.pruning.policies import SceneTokens, make_policy
 from adatoken3d_ros.pruning.schedule import Schedule, Stage
 from adatoken3d_ros.pruning.strategy import Strategy
-from adatoken3d_ros.synthetic.questions import FAMILIES, QA
+from adatoken3d_ros.weights import embedded_path
 from benchmarks._budgets import CONTESTANTS, RIVALS, Fitted, Operations, candidates, operations
 from benchmarks._frontier_report import GOAL_63, draw, goals, table, verdict
 from benchmarks._paired import Tally

@@ -25,7 +25,7 @@ from rich.table import Table
 
 from adatoken3d_ros.engine.scene_memory import SceneMemory
 from adatoken3d_ros.engine.session import OriginMode, SessionConfig
-from adatoken3d_ros.model.position import PositionMLP
+from adatoken3d_ros.lmm.llava3d.position import PositionMLP
 from adatoken3d_ros.scene.keyframes import KeyFrameConfig
 from adatoken3d_ros.scene.token_map import TokenMap
 from benchmarks.tokens import REST, VOXEL_SIZE, Case, make_case, measure

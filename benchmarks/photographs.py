@@ -38,15 +38,15 @@ from rich.progress import track
 from rich.table import Table
 
 from adatoken3d_ros.cli import ask
+from adatoken3d_ros.decoder.prefill import generate
+from adatoken3d_ros.decoder.prefix import ScenePrefix
 from adatoken3d_ros.engine.answer import Question, Status
 from adatoken3d_ros.engine.session import SceneSession, SessionConfig
-from adatoken3d_ros.model.checkpoint import load
-from adatoken3d_ros.models import embedded_path
-from adatoken3d_ros.pruning.gate import generate
-from adatoken3d_ros.pruning.prefix import ScenePrefix
+from adatoken3d_ros.lab.synthetic.questions import FAMILIES
+from adatoken3d_ros.lmm.llava3d.checkpoint import load
 from adatoken3d_ros.scene.folder import read_folder
 from adatoken3d_ros.scene.frames import PosedFrame
-from adatoken3d_ros.synthetic.questions import FAMILIES
+from adatoken3d_ros.weights import embedded_path
 from benchmarks.accuracy import majority_answers
 
 QUESTIONS = Path(__file__).parent / "data" / "tum_fr1_desk.json"

@@ -35,8 +35,8 @@ from rich.console import Console
 from rich.table import Table
 from transformers import CLIPVisionConfig
 
+from adatoken3d_ros.decoder.prefill import Prefill, prefill
 from adatoken3d_ros.pruning.flops import encoder_flops, reduction, scoring_flops, three_conventions
-from adatoken3d_ros.pruning.gate import Prefill, prefill
 from adatoken3d_ros.pruning.policies import POLICY_NAMES, Policy, SceneTokens, make_policy
 from adatoken3d_ros.pruning.schedule import Schedule
 from benchmarks._timing import (

@@ -20,10 +20,10 @@ from rich.table import Table
 
 from adatoken3d_ros.cli.ask import open_session, watch_all
 from adatoken3d_ros.engine.answer import Question, Status
-from adatoken3d_ros.models import embedded_path
+from adatoken3d_ros.lab.synthetic.furnished import FurnishedRoom, make_room
+from adatoken3d_ros.lab.synthetic.views import Renderer
 from adatoken3d_ros.ros.bag import read_bag
-from adatoken3d_ros.synthetic.furnished import FurnishedRoom, make_room
-from adatoken3d_ros.synthetic.views import Renderer
+from adatoken3d_ros.weights import embedded_path
 from benchmarks._ros import argument_parser, setting, write
 from benchmarks._ros_robot import of_node
 from examples.robot import robot_bag

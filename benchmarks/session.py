@@ -20,9 +20,9 @@ from typing import Any
 
 from rich.console import Console
 
-from adatoken3d_ros.pruning.gate import prefill
+from adatoken3d_ros.decoder.prefill import prefill
+from adatoken3d_ros.decoder.prefix import ScenePrefix
 from adatoken3d_ros.pruning.policies import make_policy
-from adatoken3d_ros.pruning.prefix import ScenePrefix
 from adatoken3d_ros.pruning.schedule import Schedule
 from benchmarks._timing import Case, argument_parser, interleaved, make_case, rounded, setting
 

@@ -34,12 +34,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from adatoken3d_ros.lab.synthetic.render import Renderer, orbit
+from adatoken3d_ros.lab.synthetic.rooms import make_room
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.geometry import sample_pixels
 from adatoken3d_ros.scene.patches import PatchConfig, patch_points, patch_points_upstream, valid_depth
 from adatoken3d_ros.scene.token_map import TokenMap, voxel_pool
-from adatoken3d_ros.synthetic.render import Renderer, orbit
-from adatoken3d_ros.synthetic.rooms import make_room
 
 K = np.array([[554.0, 0, 319.5], [0, 554.0, 239.5], [0, 0, 1]])
 WIDTH, HEIGHT = 640, 480

@@ -13,7 +13,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from adatoken3d_ros.model import checkpoint
+from adatoken3d_ros.lmm.llava3d import checkpoint
 from adatoken3d_ros.pruning.strategy import Strategy
 
 

@@ -13,10 +13,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from adatoken3d_ros.synthetic.furnished import FIRST_ITEM, FLOOR, assemble, make_room
-from adatoken3d_ros.synthetic.furniture import load_pack
-from adatoken3d_ros.synthetic.render import look_at
-from adatoken3d_ros.synthetic.views import Renderer, intrinsics, render_views
+from adatoken3d_ros.lab.synthetic.furnished import FIRST_ITEM, FLOOR, assemble, make_room
+from adatoken3d_ros.lab.synthetic.furniture import load_pack
+from adatoken3d_ros.lab.synthetic.render import look_at
+from adatoken3d_ros.lab.synthetic.views import Renderer, intrinsics, render_views
 
 OUT = Path(__file__).resolve().parents[1] / "docs" / "images"
 

@@ -22,9 +22,9 @@ from adatoken3d_ros.cli import ask
 
 if TYPE_CHECKING:
     from adatoken3d_ros.engine.session import SceneSession
-    from adatoken3d_ros.pruning.calibration import Calibration, Probe, Sample
+    from adatoken3d_ros.lab.calibration import Calibration, Probe, Sample
+    from adatoken3d_ros.lab.information import InformationSet
     from adatoken3d_ros.pruning.decay import Decay
-    from adatoken3d_ros.pruning.information import InformationSet
     from adatoken3d_ros.pruning.policies import Policy
     from adatoken3d_ros.pruning.schedule import Schedule
 
@@ -257,7 +257,7 @@ class Prompts:
 def collect(session: SceneSession, args: argparse.Namespace, questions: tuple[str, ...], report: Report) -> Prompts:
     """Shows each scene to the session and asks for the model's input of every question about it."""
     from adatoken3d_ros.engine.answer import Question
-    from adatoken3d_ros.pruning.calibration import Sample
+    from adatoken3d_ros.lab.calibration import Sample
 
     prompts = Prompts()
     sources = args.folder or args.bag
@@ -286,7 +286,7 @@ def collect(session: SceneSession, args: argparse.Namespace, questions: tuple[st
 
 def mine_all(session: SceneSession, prompts: Prompts, report: Report) -> InformationSet:
     """Mines every prompt."""
-    from adatoken3d_ros.pruning.information import InformationSet, mine
+    from adatoken3d_ros.lab.information import InformationSet, mine
 
     found = []
     total = len(prompts.samples) * session.n_layers
@@ -344,7 +344,7 @@ def policy_options(
     session: SceneSession, args: argparse.Namespace, prompts: Prompts, information: InformationSet
 ) -> dict[str, list[float] | list[int]]:
     """What the policy is told of the model beside the schedule: attention by position, dimensions of sinks."""
-    from adatoken3d_ros.pruning.calibration import massive_dims
+    from adatoken3d_ros.lab.calibration import massive_dims
 
     options: dict[str, list[float] | list[int]] = {}
     if args.debias is not None:
@@ -365,7 +365,7 @@ def choose(
     report: Report,
 ) -> tuple[Schedule, dict[str, Any], Extra]:
     """The schedule of the kind that was asked for, the settings behind it, and what else came of it."""
-    from adatoken3d_ros.pruning.calibration import (
+    from adatoken3d_ros.lab.calibration import (
         HORIZON_KL,
         MAX_GATES,
         FlopsCost,
@@ -424,8 +424,8 @@ def measure(
     session: SceneSession, policy: Policy, schedule: Schedule, prompts: Prompts, report: Report
 ) -> dict[str, Any]:
     """FLOPs saved in three conventions (mean over the prompts) and measured prefill times of one prompt."""
+    from adatoken3d_ros.decoder.prefill import Layout, prefill
     from adatoken3d_ros.pruning import flops
-    from adatoken3d_ros.pruning.gate import Layout, prefill
     from adatoken3d_ros.pruning.schedule import Schedule
 
     config, vision = session.model.config.language, session.model.config.vision
@@ -471,7 +471,7 @@ def draw_picture(
     """The picture of `information.draw` with the fitted curve, where there is one, and what the schedule keeps."""
     import numpy as np
 
-    from adatoken3d_ros.pruning.information import draw
+    from adatoken3d_ros.lab.information import draw
 
     kept = np.array(schedule.counts(10**6, n_layers)) / 1e6
     draw(information, path, curve=None if decay is None else decay.curve(), kept=kept)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from adatoken3d_ros.cli.processes import ProcessError, Processes
-from adatoken3d_ros.models import embedded_path
+from adatoken3d_ros.weights import embedded_path
 
 if TYPE_CHECKING:
     from adatoken3d_ros.ros.client import SceneClient
@@ -40,7 +40,7 @@ NODE = "adatoken3d"
 SEED = 2  # a bedroom with much in it
 DOMAINS = range(1, 102)  # above, the ports overlap with those that Linux hands out
 POLL_SECONDS = 0.1
-WRITE_TINY = "import sys; from adatoken3d_ros.model.tiny import write_tiny_checkpoint as w; w(sys.argv[1])"
+WRITE_TINY = "import sys; from adatoken3d_ros.lmm.llava3d.tiny import write_tiny_checkpoint as w; w(sys.argv[1])"
 
 
 def add_parser(subparsers: Any) -> None:

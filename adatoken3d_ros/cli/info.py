@@ -104,8 +104,8 @@ def model_facts(path: Path) -> list[tuple[str, str]]:
     """
     import torch
 
-    from adatoken3d_ros.model.checkpoint import load_config
-    from adatoken3d_ros.model.llava3d import Llava3D
+    from adatoken3d_ros.lmm.llava3d.checkpoint import load_config
+    from adatoken3d_ros.lmm.llava3d.model import Llava3D
 
     config = load_config(path)
     with torch.device("meta"):

@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from adatoken3d_ros.training.data import Scene
-    from adatoken3d_ros.training.language import ModelSize
-    from adatoken3d_ros.training.recipe import TrainConfig
-    from adatoken3d_ros.training.train import Report, Trainer
+    from adatoken3d_ros.lab.training.data import Scene
+    from adatoken3d_ros.lab.training.language import ModelSize
+    from adatoken3d_ros.lab.training.recipe import TrainConfig
+    from adatoken3d_ros.lab.training.train import Report, Trainer
 
 VALIDATION_SEED = 5_000_000  # of the training split, far above every room that is trained on
 _SIZES = {"layers": int, "width": int, "heads": int, "intermediate": int, "views": int, "voxel_size": float}
@@ -74,7 +74,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command; 0 when all steps are done or the time is up."""
-    from adatoken3d_ros.training.recipe import TrainingError
+    from adatoken3d_ros.lab.training.recipe import TrainingError
 
     if (args.out / "config.json").is_file() and not args.resume:
         raise TrainingError(f"{args.out} holds a checkpoint already: --resume goes on with it")
@@ -130,8 +130,8 @@ def train(args: argparse.Namespace, *, quiet: bool = False) -> None:
     from rich.console import Console
 
     from adatoken3d_ros.engine.loading import device_of
-    from adatoken3d_ros.training.language import ModelSize
-    from adatoken3d_ros.training.train import Trainer
+    from adatoken3d_ros.lab.training.language import ModelSize
+    from adatoken3d_ros.lab.training.train import Trainer
 
     console = Console(quiet=quiet)
     size, config = _size(args, ModelSize), _config(args)
@@ -159,7 +159,7 @@ def train(args: argparse.Namespace, *, quiet: bool = False) -> None:
 
 def _config(args: argparse.Namespace) -> TrainConfig:
     """Raises TrainingError for what cannot be trained with."""
-    from adatoken3d_ros.training.recipe import TrainConfig
+    from adatoken3d_ros.lab.training.recipe import TrainConfig
 
     return TrainConfig(
         steps=args.steps,
@@ -208,10 +208,10 @@ def scenes(args: argparse.Namespace, size: ModelSize, console: Console) -> tuple
 
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from adatoken3d_ros.model.config import Llava3DConfig
-    from adatoken3d_ros.training.data import SceneConfig, prepare, read_scene
-    from adatoken3d_ros.training.language import config_content
-    from adatoken3d_ros.training.pretrained import fingerprint, load_vision
+    from adatoken3d_ros.lab.training.data import SceneConfig, prepare, read_scene
+    from adatoken3d_ros.lab.training.language import config_content
+    from adatoken3d_ros.lab.training.pretrained import fingerprint, load_vision
+    from adatoken3d_ros.lmm.llava3d.config import Llava3DConfig
 
     sizes = Llava3DConfig.from_dict(config_content(size, 512))
     vision = load_vision(_vision_source(args), sizes)

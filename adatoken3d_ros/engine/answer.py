@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from adatoken3d_ros.engine.plans import Plan
+    from adatoken3d_ros.engine.budget.plans import Plan
 
 
 class Status(IntEnum):

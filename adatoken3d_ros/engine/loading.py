@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adatoken3d_ros.models import embedded_path
 from adatoken3d_ros.text import quoted
+from adatoken3d_ros.weights import embedded_path
 
 if TYPE_CHECKING:
     from adatoken3d_ros.engine.session import SceneSession
@@ -113,9 +113,9 @@ def load_session(settings: ModelSettings, progress: Callable[[float, str], None]
     path = checkpoint_path(settings.path)
     import torch
 
-    from adatoken3d_ros.engine.budget import BudgetConfig, Infeasible, Reuse
+    from adatoken3d_ros.engine.budget.controller import BudgetConfig, Infeasible, Reuse
     from adatoken3d_ros.engine.session import OriginMode, SceneSession, SessionConfig
-    from adatoken3d_ros.model.checkpoint import load
+    from adatoken3d_ros.lmm.llava3d.checkpoint import load
 
     device = device_of(settings.device)
     if settings.dtype == "auto":

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from adatoken3d_ros.model.llava3d import Llava3D, Spliced
-from adatoken3d_ros.pruning.gate import Cancelled, SceneTokens
-from adatoken3d_ros.pruning.prefix import ScenePrefix
+from adatoken3d_ros.decoder.prefill import Cancelled, SceneTokens
+from adatoken3d_ros.decoder.prefix import ScenePrefix
+from adatoken3d_ros.lmm.llava3d.model import Llava3D, Spliced
 from adatoken3d_ros.scene.token_map import SpatialTokens
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import LlamaConfig
 
+from adatoken3d_ros.decoder.prefill import GateTrace
 from adatoken3d_ros.engine.answer import TokenReport
-from adatoken3d_ros.model.llava3d import Spliced
+from adatoken3d_ros.lmm.llava3d.model import Spliced
 from adatoken3d_ros.pruning import flops
-from adatoken3d_ros.pruning.gate import GateTrace
 from adatoken3d_ros.scene.token_map import SpatialTokens
 
 

@@ -9,7 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adatoken3d_ros.engine.answer import Question
-from adatoken3d_ros.model.prompt import MAX_CLICKS, Placeholder, PromptError, PromptIds, check_length, parse_clicks
+from adatoken3d_ros.lmm.llava3d.prompt import (
+    MAX_CLICKS,
+    Placeholder,
+    PromptError,
+    PromptIds,
+    check_length,
+    parse_clicks,
+)
 from adatoken3d_ros.scene.frames import MAX_POSITION
 
 FAR_CLICK = 100.0  # metres from the box around all that has been seen; nobody asks about a point beyond it

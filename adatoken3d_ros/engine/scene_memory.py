@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adatoken3d_ros.engine.memory import describe, is_out_of_memory
+from adatoken3d_ros.decoder.prefill import Cancelled
+from adatoken3d_ros.engine.out_of_memory import describe, is_out_of_memory
 from adatoken3d_ros.engine.prepared import interruptible
-from adatoken3d_ros.model.llava3d import Llava3D
-from adatoken3d_ros.pruning.gate import Cancelled
+from adatoken3d_ros.lmm.llava3d.model import Llava3D
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.keyframes import KeyFrameSelector, Verdict, carve_free_space
 from adatoken3d_ros.scene.patches import PatchConfig, PatchPoints, patch_points

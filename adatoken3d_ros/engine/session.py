@@ -16,11 +16,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from adatoken3d_ros.decoder.prefill import Cancelled, Layout, Prefill, generate, prefill
 from adatoken3d_ros.engine.answer import Answer, Box, Question, Status
-from adatoken3d_ros.engine.budget import BudgetConfig, BudgetInfeasible, Controller, Pace, Reuse, Stopwatch
-from adatoken3d_ros.engine.latency import decode_terms, encode_terms, follow_up_terms, read_terms, token_terms
-from adatoken3d_ros.engine.memory import describe, free_cached, is_out_of_memory
-from adatoken3d_ros.engine.plans import SHORTEST_ANSWER, Plan, Situation, Table
+from adatoken3d_ros.engine.budget.controller import BudgetConfig, BudgetInfeasible, Controller, Pace, Reuse, Stopwatch
+from adatoken3d_ros.engine.budget.latency import decode_terms, encode_terms, follow_up_terms, read_terms, token_terms
+from adatoken3d_ros.engine.budget.plans import SHORTEST_ANSWER, Plan, Situation, Table
+from adatoken3d_ros.engine.budget.warmup import latency_model, synchronised
+from adatoken3d_ros.engine.out_of_memory import describe, free_cached, is_out_of_memory
 from adatoken3d_ros.engine.prepared import Block, Prepared
 from adatoken3d_ros.engine.report import lorenz_share, token_report
 from adatoken3d_ros.engine.requests import (
@@ -32,12 +34,10 @@ from adatoken3d_ros.engine.requests import (
     rows_before_image,
 )
 from adatoken3d_ros.engine.scene_memory import SceneMemory, ViewError
-from adatoken3d_ros.engine.warmup import latency_model, synchronised
 from adatoken3d_ros.engine.words import whole_words
-from adatoken3d_ros.model.llava3d import Llava3D, Spliced, SpliceError
-from adatoken3d_ros.model.prompt import PromptError, PromptIds, build_prompt, move_boxes, parse_boxes
+from adatoken3d_ros.lmm.llava3d.model import Llava3D, Spliced, SpliceError
+from adatoken3d_ros.lmm.llava3d.prompt import PromptError, PromptIds, build_prompt, move_boxes, parse_boxes
 from adatoken3d_ros.pruning import flops
-from adatoken3d_ros.pruning.gate import Cancelled, Layout, Prefill, generate, prefill
 from adatoken3d_ros.pruning.policies import Policy, make_policy
 from adatoken3d_ros.pruning.strategy import Strategy, default_strategy
 from adatoken3d_ros.scene.frames import PosedFrame
@@ -101,8 +101,8 @@ class SceneSession:
     `observe` decides whether a frame is kept, `encode_pending` turns kept frames into spatial tokens (once each),
     `prepare` does what can be done before a question, and `ask` answers. None of them is thread safe:
     `engine.worker.Worker` gives the session a thread of its own. Budgets are kept by `controller`, which needs a
-    latency model (`engine.warmup`) to do more than end an answer at its deadline; `fitted` are strategies with measured
-    losses that it may plan with where they are of the strategy's policy.
+    latency model (`engine.budget.warmup`) to do more than end an answer at its deadline; `fitted` are strategies with
+    measured losses that it may plan with where they are of the strategy's policy.
 
     Raises:
         StrategyError: if the strategy was made for another model.
@@ -146,7 +146,7 @@ class SceneSession:
         self.controller.set_strategy(strategy, [one for one in self.fitted.values() if one.policy == strategy.policy])
 
     def warm_up(self, cache: Path | None = None, progress: Callable[[int, int], None] | None = None) -> bool:
-        """Learns how fast this machine is; see `engine.warmup.latency_model`. Returns whether it was known already."""
+        """Learns how fast this machine is (`engine.budget.warmup.latency_model`). Returns whether it was known."""
         self.controller.latency, known = latency_model(self.model, self.tokenizer, self.strategy, cache, progress)
         self.controller.forget_tables()
         return known

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
-from .schedule import Schedule
+from adatoken3d_ros.pruning.schedule import Schedule
 
 FloatArray = NDArray[np.float64]
 

@@ -16,9 +16,8 @@ from typing import Literal
 
 from transformers import CLIPVisionConfig, LlamaConfig
 
-from adatoken3d_ros.model.efficientnet import EfficientNetLiteConfig
-
-from .policies import GateSize, Policy, projection_widths
+from adatoken3d_ros.lmm.vision.efficientnet import EfficientNetLiteConfig
+from adatoken3d_ros.pruning.policies import GateSize, Policy, projection_widths
 
 Convention = Literal["exact", "paper"]
 

@@ -17,9 +17,9 @@ from torch import Tensor
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from .decay import Decay, gates_on_curve
-from .schedule import Schedule, at_least_one, rounded, rounded_from_removed, truncated
-from .scores import (
+from adatoken3d_ros.pruning.decay import Decay, gates_on_curve
+from adatoken3d_ros.pruning.schedule import Schedule, at_least_one, rounded, rounded_from_removed, truncated
+from adatoken3d_ros.pruning.scores import (
     attention_of_last_rows,
     diverse_features,
     diverse_places,

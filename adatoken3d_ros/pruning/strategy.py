@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from adatoken3d_ros.files import UnusableFile, read_file, replacing
-from adatoken3d_ros.model.identity import shape_of
+from adatoken3d_ros.lmm.identity import shape_of
 from adatoken3d_ros.pruning.policies import make_policy
 from adatoken3d_ros.pruning.schedule import Schedule, ScheduleError, Stage
 from adatoken3d_ros.text import quoted, shown

@@ -75,13 +75,13 @@ class DemoCamera(Node):
         )
 
         # Open3D takes a second or two to import: by now a signal is answered.
-        furnished = importlib.import_module("adatoken3d_ros.synthetic.furnished")
-        questions = importlib.import_module("adatoken3d_ros.synthetic.questions")
-        self._views: Any = importlib.import_module("adatoken3d_ros.synthetic.views")
+        furnished = importlib.import_module("adatoken3d_ros.lab.synthetic.furnished")
+        questions = importlib.import_module("adatoken3d_ros.lab.synthetic.questions")
+        self._views: Any = importlib.import_module("adatoken3d_ros.lab.synthetic.views")
         # A room that no model was trained in; there are fewer of them than seeds.
         self._room = furnished.make_room(seed % furnished.SEEDS_PER_SPLIT, "test")
         self._renderer = self._views.Renderer(self._room)
-        self._guide: Any = importlib.import_module("adatoken3d_ros.synthetic.guide").Guide(self._room, seed)
+        self._guide: Any = importlib.import_module("adatoken3d_ros.lab.synthetic.guide").Guide(self._room, seed)
         # How common each class is takes a second to count, once; until then nothing is asked.
         self._counting = threading.Thread(target=questions.presence, args=(False,), daemon=True)
         self._counting.start()

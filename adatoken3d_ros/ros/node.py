@@ -34,7 +34,7 @@ from rclpy.signals import SignalHandlerOptions
 from rclpy.task import Future
 
 from adatoken3d_ros.engine.loading import ModelSettings, load_session, make_strategy
-from adatoken3d_ros.engine.memory import free_cached, trim_heap
+from adatoken3d_ros.engine.out_of_memory import free_cached, trim_heap
 from adatoken3d_ros.requirements import advice, missing
 from adatoken3d_ros.ros import diagnostics
 from adatoken3d_ros.ros.awaiting import beside, completed
@@ -50,7 +50,7 @@ from adatoken3d_ros.ros.transitions import CLEANING_UP, CONFIGURING, SHUTTING_DO
 from adatoken3d_ros.text import described, shown, trace
 
 if TYPE_CHECKING:
-    from adatoken3d_ros.engine.latency import LatencyModel
+    from adatoken3d_ros.engine.budget.latency import LatencyModel
     from adatoken3d_ros.engine.scene_memory import SceneMemory
     from adatoken3d_ros.engine.worker import Worker
     from adatoken3d_ros.pruning.strategy import Strategy

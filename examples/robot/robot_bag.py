@@ -21,9 +21,9 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 from scipy.spatial.transform import Rotation
 
+from adatoken3d_ros.lab.synthetic.furnished import FurnishedRoom, make_room
+from adatoken3d_ros.lab.synthetic.views import Renderer, intrinsics
 from adatoken3d_ros.ros.conversions import rotation_to_quaternion
-from adatoken3d_ros.synthetic.furnished import FurnishedRoom, make_room
-from adatoken3d_ros.synthetic.views import Renderer, intrinsics
 
 RGB, RGB_INFO = "/camera/camera/color/image_raw", "/camera/camera/color/camera_info"
 DEPTH = "/camera/camera/aligned_depth_to_color/image_raw"

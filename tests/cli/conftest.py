@@ -14,7 +14,7 @@ from PIL import Image
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny random checkpoint."""
-    from adatoken3d_ros.model.tiny import write_tiny_checkpoint
+    from adatoken3d_ros.lmm.llava3d.tiny import write_tiny_checkpoint
 
     return write_tiny_checkpoint(tmp_path_factory.mktemp("model") / "tiny")
 

@@ -13,9 +13,9 @@ from adatoken3d_ros.cli.calibrate import parse_gates, read_questions
 from adatoken3d_ros.cli.main import main
 from adatoken3d_ros.engine.answer import Question, Status
 from adatoken3d_ros.engine.session import SceneSession
-from adatoken3d_ros.model import checkpoint
-from adatoken3d_ros.model.tiny import write_tiny_checkpoint
-from adatoken3d_ros.pruning.information import InformationSet
+from adatoken3d_ros.lab.information import InformationSet
+from adatoken3d_ros.lmm.llava3d import checkpoint
+from adatoken3d_ros.lmm.llava3d.tiny import write_tiny_checkpoint
 from adatoken3d_ros.pruning.schedule import Schedule
 from adatoken3d_ros.pruning.strategy import Strategy, StrategyError
 from adatoken3d_ros.scene.folder import read_folder

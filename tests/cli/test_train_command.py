@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from adatoken3d_ros.cli.main import INTERRUPTED, main
-from adatoken3d_ros.model import checkpoint
-from adatoken3d_ros.model.config import Llava3DConfig
-from adatoken3d_ros.model.vision import VisionTower
-from adatoken3d_ros.training.language import ModelSize, config_content, new_model, save_model, tokenizer
+from adatoken3d_ros.lab.training.language import ModelSize, config_content, new_model, save_model, tokenizer
+from adatoken3d_ros.lmm.llava3d import checkpoint
+from adatoken3d_ros.lmm.llava3d.config import Llava3DConfig
+from adatoken3d_ros.lmm.vision.tower import VisionTower
 
 
 @pytest.fixture

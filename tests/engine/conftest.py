@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from adatoken3d_ros.engine.session import SceneSession, SessionConfig
-from adatoken3d_ros.model import checkpoint
-from adatoken3d_ros.model.tiny import write_tiny_checkpoint
+from adatoken3d_ros.lmm.llava3d import checkpoint
+from adatoken3d_ros.lmm.llava3d.tiny import write_tiny_checkpoint
 from adatoken3d_ros.scene.frames import PosedFrame
 
 

@@ -19,12 +19,12 @@ import torch
 from adatoken3d_ros.engine.answer import Question, Status
 from adatoken3d_ros.engine.loading import fitted_strategies, make_strategy
 from adatoken3d_ros.engine.session import SceneSession, SessionConfig
-from adatoken3d_ros.model import checkpoint
-from adatoken3d_ros.models import embedded_path
+from adatoken3d_ros.lab.synthetic.furnished import make_room
+from adatoken3d_ros.lab.synthetic.questions import generate
+from adatoken3d_ros.lab.synthetic.views import render_views, sights
+from adatoken3d_ros.lmm.llava3d import checkpoint
 from adatoken3d_ros.scene.keyframes import KeyFrameConfig
-from adatoken3d_ros.synthetic.furnished import make_room
-from adatoken3d_ros.synthetic.questions import generate
-from adatoken3d_ros.synthetic.views import render_views, sights
+from adatoken3d_ros.weights import embedded_path
 
 GOLDEN = Path(__file__).parent / "golden.json"
 RENEW = "python tests/engine/test_golden.py"

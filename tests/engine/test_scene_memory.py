@@ -16,13 +16,13 @@ import torch
 from adatoken3d_ros.engine.answer import Question, Status
 from adatoken3d_ros.engine.session import OriginMode, SceneSession, SessionConfig, ViewError
 from adatoken3d_ros.engine.worker import Worker
+from adatoken3d_ros.lab.synthetic.render import Renderer, orbit
+from adatoken3d_ros.lab.synthetic.rooms import make_room
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.keyframes import KeyFrameConfig
 from adatoken3d_ros.scene.patches import patch_points
 from adatoken3d_ros.scene.storage import SceneFileError
 from adatoken3d_ros.scene.token_map import TokenMap, voxel_pool
-from adatoken3d_ros.synthetic.render import Renderer, orbit
-from adatoken3d_ros.synthetic.rooms import make_room
 
 MakeSession = Callable[..., SceneSession]
 AUTO = SessionConfig(key_frames=KeyFrameConfig(0.0, 0.0), origin_mode=OriginMode.AUTO)

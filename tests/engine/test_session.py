@@ -17,13 +17,13 @@ import torch
 
 from adatoken3d_ros.engine import session as session_module
 from adatoken3d_ros.engine.answer import Answer, Question, Status
-from adatoken3d_ros.engine.budget import BudgetConfig, Pace, Reuse
+from adatoken3d_ros.engine.budget.controller import BudgetConfig, Pace, Reuse
+from adatoken3d_ros.engine.budget.warmup import key_of
 from adatoken3d_ros.engine.requests import clicks_of
 from adatoken3d_ros.engine.session import SceneSession, SessionConfig, lorenz_share
-from adatoken3d_ros.engine.warmup import key_of
 from adatoken3d_ros.engine.worker import Worker
-from adatoken3d_ros.model import checkpoint
-from adatoken3d_ros.model.tiny import write_tiny_checkpoint
+from adatoken3d_ros.lmm.llava3d import checkpoint
+from adatoken3d_ros.lmm.llava3d.tiny import write_tiny_checkpoint
 from adatoken3d_ros.pruning.schedule import Schedule, ScheduleError
 from adatoken3d_ros.pruning.strategy import Strategy, StrategyError, default_strategy
 from adatoken3d_ros.scene.frames import PosedFrame

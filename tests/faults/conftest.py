@@ -18,7 +18,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny random checkpoint, whose answers never end by themselves."""
     from safetensors.torch import load_file, save_file
 
-    from adatoken3d_ros.model.tiny import write_tiny_checkpoint
+    from adatoken3d_ros.lmm.llava3d.tiny import write_tiny_checkpoint
 
     path = Path(write_tiny_checkpoint(tmp_path_factory.mktemp("model") / "tiny"))
     weights = load_file(path / "model.safetensors")
@@ -30,7 +30,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def loaded(tiny_model: Path) -> tuple[Any, Any]:
     """Model and tokenizer."""
-    from adatoken3d_ros.model.checkpoint import load
+    from adatoken3d_ros.lmm.llava3d.checkpoint import load
 
     model, tokenizer, _ = load(tiny_model)
     return model, tokenizer

@@ -18,7 +18,7 @@ pytest.importorskip("rclpy")
 from adatoken3d_ros.engine.answer import Question, Status
 from adatoken3d_ros.engine.loading import ModelSettings, load_session
 from adatoken3d_ros.engine.worker import Worker
-from adatoken3d_ros.model import checkpoint
+from adatoken3d_ros.lmm.llava3d import checkpoint
 from adatoken3d_ros.pruning.strategy import default_strategy
 from adatoken3d_ros.ros.parameters import SPECS
 from adatoken3d_ros.scene.frames import PosedFrame
@@ -98,7 +98,7 @@ def test_folders_that_cannot_be_written(
     tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A cache that cannot be written is logged and costs nothing else; saving the scene there says why it failed."""
-    from adatoken3d_ros.engine import warmup
+    from adatoken3d_ros.engine.budget import warmup
 
     monkeypatch.setattr(warmup, "SIZES", (1 / 64, 1 / 48, 1 / 32))
     (tmp_path / "file").touch()

@@ -15,9 +15,9 @@ pytest.importorskip("rclpy")
 from rig import Rig
 
 from adatoken3d_ros.engine.answer import Status
-from adatoken3d_ros.engine.budget import BudgetConfig, Infeasible
-from adatoken3d_ros.engine.latency import LatencyModel
-from adatoken3d_ros.model.prompt import MAX_CLICKS, MAX_QUESTION_CHARS
+from adatoken3d_ros.engine.budget.controller import BudgetConfig, Infeasible
+from adatoken3d_ros.engine.budget.latency import LatencyModel
+from adatoken3d_ros.lmm.llava3d.prompt import MAX_CLICKS, MAX_QUESTION_CHARS
 from adatoken3d_ros.ros.questions import question_of
 
 SLOW = LatencyModel(

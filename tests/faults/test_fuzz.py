@@ -21,7 +21,7 @@ pytest.importorskip("rclpy")
 from adatoken3d_ros.engine.answer import Status
 from adatoken3d_ros.engine.requests import InvalidRequest
 from adatoken3d_ros.engine.session import SceneSession, SessionConfig
-from adatoken3d_ros.model.prompt import parse_boxes
+from adatoken3d_ros.lmm.llava3d.prompt import parse_boxes
 from adatoken3d_ros.ros.conversions import ConversionError
 from adatoken3d_ros.ros.questions import question_of
 from adatoken3d_ros.ros.streams import STREAMS

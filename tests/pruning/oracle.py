@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from adatoken3d_ros.pruning.gate import GateTrace, Layout
+from adatoken3d_ros.decoder.prefill import GateTrace, Layout
 from adatoken3d_ros.pruning.policies import SceneTokens
 
 N_LAYERS = 6

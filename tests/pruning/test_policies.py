@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
+from adatoken3d_ros.decoder.prefill import prefill
 from adatoken3d_ros.pruning.decay import DecayError
-from adatoken3d_ros.pruning.gate import prefill
 from adatoken3d_ros.pruning.policies import (
     POLICY_NAMES,
     RELEASED_LISTS,

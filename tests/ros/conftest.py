@@ -31,7 +31,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny random checkpoint, whose answers never end by themselves: tests cancel them in the middle."""
     from safetensors.torch import load_file, save_file
 
-    from adatoken3d_ros.model.tiny import write_tiny_checkpoint
+    from adatoken3d_ros.lmm.llava3d.tiny import write_tiny_checkpoint
 
     path = Path(write_tiny_checkpoint(tmp_path_factory.mktemp("model") / "tiny"))
     weights = load_file(path / "model.safetensors")

@@ -25,6 +25,9 @@ from std_msgs.msg import String
 from tf2_msgs.msg import TFMessage
 
 from adatoken3d_ros.cli.processes import Processes
+from adatoken3d_ros.lab.synthetic.furnished import SEEDS_PER_SPLIT, make_room
+from adatoken3d_ros.lab.synthetic.questions import FAMILIES
+from adatoken3d_ros.lab.synthetic.views import Renderer
 from adatoken3d_ros.ros.conversions import (
     camera_info_to_camera,
     depth_to_metres,
@@ -38,9 +41,6 @@ from adatoken3d_ros.ros.demo_camera import encode_depth
 from adatoken3d_ros.ros.suggestions import LATCHED, Suggestion, from_message, to_message
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.geometry import backproject
-from adatoken3d_ros.synthetic.furnished import SEEDS_PER_SPLIT, make_room
-from adatoken3d_ros.synthetic.questions import FAMILIES
-from adatoken3d_ros.synthetic.views import Renderer
 
 MODULE = "adatoken3d_ros.ros.demo_camera"
 TOPICS: dict[str, Any] = {

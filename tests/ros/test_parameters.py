@@ -35,9 +35,9 @@ from std_srvs.srv import Trigger
 
 from adatoken3d_ros.engine import session as session_module
 from adatoken3d_ros.engine.answer import Question
-from adatoken3d_ros.engine.latency import LatencyModel
+from adatoken3d_ros.engine.budget.latency import LatencyModel
 from adatoken3d_ros.engine.loading import ModelSettings, load_session
-from adatoken3d_ros.model import checkpoint
+from adatoken3d_ros.lmm.llava3d import checkpoint
 from adatoken3d_ros.ros.conversions import ns_to_stamp
 from adatoken3d_ros.ros.demo_camera import DemoCamera
 from adatoken3d_ros.ros.inputs import Inputs

@@ -18,8 +18,8 @@ from adatoken3d.msg import Answer
 from adatoken3d.srv import AskScene
 from sensor_msgs.msg import PointCloud2
 
+from adatoken3d_ros.lab.synthetic.furnished import make_room
 from adatoken3d_ros.ros.bag import read_bag
-from adatoken3d_ros.synthetic.furnished import make_room
 from benchmarks._ros_robot import REMAPS
 from benchmarks.robot import SOURCES, distances
 from examples.robot import robot_bag

@@ -68,7 +68,7 @@ def ended(program: str, moment: str, *numbers: signal.Signals) -> tuple[int, str
         # Its node is being made.
         pytest.param(
             "scripts/demo_camera",
-            "adatoken3d_ros.synthetic.furnished",
+            "adatoken3d_ros.lab.synthetic.furnished",
             (signal.SIGINT, signal.SIGTERM),
             id="camera-last",
         ),

@@ -24,7 +24,7 @@ from rclpy.node import Node
 from ros_graph import Camera, claim_domain, synthetic_frame
 
 from adatoken3d_ros.engine import session as session_module
-from adatoken3d_ros.engine.latency import FORMULA, TERMS, LatencyModel
+from adatoken3d_ros.engine.budget.latency import FORMULA, TERMS, LatencyModel
 from adatoken3d_ros.ros import diagnostics
 from adatoken3d_ros.ros.node import SceneNode
 

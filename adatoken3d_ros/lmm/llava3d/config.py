@@ -1,0 +1,309 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sizes and constants of a LLaVA-3D model, read from the `config.json` of its checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import CLIPVisionConfig, LlamaConfig
+from transformers.activations import ACT2FN
+
+from adatoken3d_ros.lmm.vision import efficientnet
+from adatoken3d_ros.lmm.vision.efficientnet import EfficientNetLiteConfig
+from adatoken3d_ros.text import quoted, shown
+
+VisionConfig = CLIPVisionConfig | EfficientNetLiteConfig
+
+# Constants of the original implementation that its config.json does not carry.
+VOXEL_SIZE = 0.2
+MAX_SPATIAL_TOKENS = 2560
+NUM_VIEWS = 20
+
+# The published sizes of vision towers that checkpoints name without describing them.
+KNOWN_VISION: dict[str, dict[str, Any]] = {
+    "clip-vit-large-patch14-336": {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "projection_dim": 768,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "image_size": 336,
+        "patch_size": 14,
+        "hidden_act": "quick_gelu",
+        "layer_norm_eps": 1e-5,
+    },
+}
+
+_VISION_KEYS = (*KNOWN_VISION["clip-vit-large-patch14-336"],)
+_LANGUAGE_KEYS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "max_position_embeddings",
+    "head_dim",
+    "hidden_act",
+    "rms_norm_eps",
+    "tie_word_embeddings",
+    "attention_bias",
+    "mlp_bias",
+    "initializer_range",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+)
+_REQUIRED_VISION = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "image_size",
+    "patch_size",
+)
+_ATTENTION: dict[str, Any] = {"attn_implementation": "sdpa"}
+_REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+# The largest sizes that are built; published models stay far below, and beyond lies only a machine's undoing.
+_MOST = {
+    "vocab_size": 2**22,
+    "hidden_size": 2**16,
+    "intermediate_size": 2**18,
+    "projection_dim": 2**16,
+    "num_hidden_layers": 512,
+    "num_attention_heads": 1024,
+    "num_key_value_heads": 1024,
+    "head_dim": 2**12,
+    "max_position_embeddings": 2**24,
+    "image_size": 2**13,
+    "patch_size": 2**13,
+    "bos_token_id": 2**22,
+    "eos_token_id": 2**22,
+    "pad_token_id": 2**22,
+}
+_MOST_PATCHES = 2**14
+_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_EPSILONS = ("rms_norm_eps", "layer_norm_eps", "initializer_range")
+_SWITCHES = ("tie_word_embeddings", "attention_bias", "mlp_bias")
+_MOST_OF_A_SCENE = {"num_views": 10_000, "voxel_size": 100.0, "max_spatial_tokens": 2**20, "context_length": 2**24}
+# Settings under which the published weights were trained; another value would need code that is not here.
+_FIXED = {
+    "model_type": ("llava_llama",),
+    "mm_projector_type": ("mlp2x_gelu",),
+    "mm_vision_select_feature": ("patch",),
+    "mm_use_im_start_end": (False,),
+    "mm_use_im_patch_token": (False,),
+    "mm_video_tower": ("SpatialAwareModule",),
+    "rope_scaling": (None,),
+}
+
+
+class ConfigError(ValueError):
+    """A config.json that describes no model we can build; the message names the key and its value."""
+
+
+@dataclass(frozen=True)
+class Llava3DConfig:
+    """What shapes a model.
+
+    Attributes:
+        language: sizes of the language model; D = `language.hidden_size`.
+        vision: sizes of the whole vision tower; C = `vision.hidden_size`.
+        select_layer: index into a CLIP tower's hidden states whose patches are used; -2: of the last layer but one.
+        num_views: how many views of a scene the weights were trained with.
+        voxel_size: edge of the voxels in which patches are averaged, metres.
+        max_spatial_tokens: most spatial tokens that reach the language model.
+        context_length: most tokens of prompt and answer together.
+    """
+
+    language: LlamaConfig
+    vision: VisionConfig
+    select_layer: int = -2
+    num_views: int = NUM_VIEWS
+    voxel_size: float = VOXEL_SIZE
+    max_spatial_tokens: int = MAX_SPATIAL_TOKENS
+    context_length: int = 4096
+
+    def __post_init__(self) -> None:
+        for key in ("image_size", "patch_size"):
+            if not isinstance(getattr(self.vision, key), int):
+                raise ConfigError(f"{key} of the vision tower must be one integer, got {getattr(self.vision, key)!r}")
+        if self.image_size % self.patch_size:
+            raise ConfigError(f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}")
+        if self.grid**2 > _MOST_PATCHES:
+            raise ConfigError(f"image_size {self.image_size} has {self.grid**2} patches, more than {_MOST_PATCHES}")
+        if isinstance(self.vision, CLIPVisionConfig) and not 1 <= self.vision_layers <= self.vision.num_hidden_layers:
+            raise ConfigError(
+                f"mm_vision_select_layer {self.select_layer} is outside a tower of "
+                f"{self.vision.num_hidden_layers} layers"
+            )
+        for name, most in _MOST_OF_A_SCENE.items():
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
+            if getattr(self, name) > most:
+                raise ConfigError(f"{name} must be at most {most}, got {getattr(self, name)}")
+
+    @property
+    def image_size(self) -> int:
+        """Edge of the square image that the vision tower sees, pixels."""
+        return cast(int, self.vision.image_size)
+
+    @property
+    def patch_size(self) -> int:
+        """Edge of a patch, pixels."""
+        return cast(int, self.vision.patch_size)
+
+    @property
+    def grid(self) -> int:
+        """Patches along an edge of the image."""
+        return self.image_size // self.patch_size
+
+    @property
+    def vision_layers(self) -> int:
+        """Layers (or stages) of the vision tower that run; CLIP's hidden state k is the output of its k-th layer."""
+        if isinstance(self.vision, EfficientNetLiteConfig):
+            return self.vision.taps[-1]
+        layers = int(self.vision.num_hidden_layers)
+        return self.select_layer if self.select_layer >= 0 else layers + 1 + self.select_layer
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any], vision: Mapping[str, Any] | None = None) -> Llava3DConfig:
+        """From the content of a checkpoint's config.json.
+
+        The vision tower is described by an object `vision_config` inside `content`, else by the name in
+        `mm_vision_tower` if it is a known one, else by `vision`, the content of the vision tower's own config.json.
+
+        Raises:
+            ConfigError: for a missing key, a value of the wrong kind or a setting that is not supported.
+        """
+        for key, allowed in _FIXED.items():
+            if key in content and content[key] not in allowed:
+                raise ConfigError(f"{key} is {quoted(content[key], 200)}, supported: {', '.join(map(repr, allowed))}")
+        try:
+            tower = _vision_config(content, vision)
+            language = _language_config(content)
+            config = cls(
+                language=language,
+                vision=tower,
+                select_layer=int(content.get("mm_vision_select_layer", -2)),
+                num_views=int(content.get("num_frames", NUM_VIEWS)),
+                voxel_size=float(content.get("voxel_size", VOXEL_SIZE)),
+                max_spatial_tokens=int(content.get("max_spatial_tokens", MAX_SPATIAL_TOKENS)),
+                context_length=min(
+                    int(content.get("tokenizer_model_max_length") or language.max_position_embeddings),
+                    int(language.max_position_embeddings),
+                ),
+            )
+        except ConfigError:
+            raise
+        except (StrictDataclassError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
+            raise ConfigError(f"config.json has a wrong value: {shown(error, 300)}") from error
+        width = content.get("mm_hidden_size", tower.hidden_size)
+        if width != tower.hidden_size:
+            raise ConfigError(f"mm_hidden_size is {quoted(width)}, but the vision tower is {tower.hidden_size} wide")
+        return config
+
+    def shape(self) -> dict[str, Any]:
+        """Everything that shapes the model, as plain JSON values."""
+        language = {key: getattr(self.language, key) for key in _LANGUAGE_KEYS}
+        language["rope_theta"] = (self.language.rope_parameters or {})["rope_theta"]
+        return {
+            "language": language,
+            "vision": self._vision_shape(),
+            "select_layer": self.select_layer,
+            "num_views": self.num_views,
+            "voxel_size": self.voxel_size,
+            "max_spatial_tokens": self.max_spatial_tokens,
+            "context_length": self.context_length,
+        }
+
+    def _vision_shape(self) -> dict[str, Any]:
+        if isinstance(self.vision, EfficientNetLiteConfig):
+            return self.vision.to_dict()
+        return {key: getattr(self.vision, key) for key in _VISION_KEYS}
+
+    def hash(self) -> str:
+        """16 hexadecimal digits that tell models of different shape apart (not different weights)."""
+        canonical = json.dumps(self.shape(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def _vision_config(content: Mapping[str, Any], vision: Mapping[str, Any] | None) -> VisionConfig:
+    name = str(content.get("mm_vision_tower") or "")
+    described = content.get("vision_config")
+    if described is None:
+        described = KNOWN_VISION.get(name.rstrip("/").rsplit("/", 1)[-1])
+    if described is None and vision is not None:
+        described = vision.get("vision_config", vision)  # a whole CLIP model keeps it one level down
+    if not isinstance(described, Mapping):
+        raise ConfigError(
+            f"mm_vision_tower is {name!r}, which is not known here, and config.json has no object vision_config: "
+            "give the directory of the vision tower"
+        )
+    if described.get("model_type") == efficientnet.MODEL_TYPE:
+        return EfficientNetLiteConfig.from_dict(described)
+    for key in _REQUIRED_VISION:
+        if key not in described:
+            raise ConfigError(f"the vision tower's configuration lacks {key}")
+    values = {key: described[key] for key in _VISION_KEYS if key in described}
+    _check_values(values, "the vision tower's ")
+    return CLIPVisionConfig(**values, **_ATTENTION)
+
+
+def _language_config(content: Mapping[str, Any]) -> LlamaConfig:
+    for key in _REQUIRED:
+        if key not in content:
+            raise ConfigError(f"config.json lacks {key}")
+    rope = content.get("rope_parameters") or {}
+    if rope.get("rope_type", "default") != "default":
+        raise ConfigError(f"rope_type is {quoted(rope['rope_type'])}, supported: 'default'")
+    values = {key: content[key] for key in _LANGUAGE_KEYS if content.get(key) is not None}
+    values.setdefault("rms_norm_eps", 1e-5)
+    values.setdefault("max_position_embeddings", 4096)
+    _check_values(values)
+    theta = float(content.get("rope_theta") or rope.get("rope_theta", 10000.0))
+    if not 0 < theta <= 1e12:
+        raise ConfigError(f"rope_theta is {theta}, not a positive number up to 1e12")
+    heads = values["num_attention_heads"]
+    if heads % values.get("num_key_value_heads", heads):
+        raise ConfigError(f"num_attention_heads {heads} is no multiple of {values['num_key_value_heads']} key heads")
+    return LlamaConfig(
+        **values,
+        rope_parameters={"rope_type": "default", "rope_theta": theta},
+        **_ATTENTION,
+    )
+
+
+def _check_values(values: Mapping[str, Any], whose: str = "") -> None:
+    """Sizes are whole and within _MOST, the rest of its kind: what follows may build and divide by them."""
+    for key, value in values.items():
+        if key in _MOST:
+            least, most = -1 if key in _TOKENS else 1, _MOST[key]
+            several = value if isinstance(value, list) and key == "eos_token_id" else [value]
+            if not all(type(one) is int and least <= one <= most for one in several):
+                # A pair of sizes is told by name where the square is checked.
+                if key in ("image_size", "patch_size") and not isinstance(value, int | float | str):
+                    raise ConfigError(f"{key} of the vision tower must be one integer, got {quoted(value)}")
+                raise ConfigError(f"{whose}{key} is {quoted(value)}, not a whole number from {least} to {most}")
+        elif key in _EPSILONS:
+            if type(value) not in (int, float) or not 0 <= value <= 1:
+                raise ConfigError(f"{whose}{key} is {quoted(value)}, not a number from 0 to 1")
+        elif key in _SWITCHES:
+            if not isinstance(value, bool):
+                raise ConfigError(f"{whose}{key} is {quoted(value)}, neither true nor false")
+        elif key == "hidden_act" and (not isinstance(value, str) or value not in ACT2FN):
+            raise ConfigError(f"{whose}hidden_act is {quoted(value)}, no activation that is known")
+    width, heads = values["hidden_size"], values["num_attention_heads"]
+    if "head_dim" not in values and width % heads:
+        raise ConfigError(f"{whose}hidden_size {width} is no multiple of num_attention_heads {heads}")
+    if values.get("head_dim", width // heads) % 2:
+        raise ConfigError(f"{whose}heads are {values.get('head_dim', width // heads)} wide, not an even number")
+    if not isinstance(pad := values.get("pad_token_id", 0), int) or pad >= values.get(
+        "vocab_size", _MOST["vocab_size"]
+    ):
+        raise ConfigError(f"pad_token_id is {quoted(pad)}, the vocabulary has {values['vocab_size']} tokens")

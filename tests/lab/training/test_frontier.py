@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from adatoken3d_ros.decoder.prefill import Layout, Prefill, generate, prefill
+from adatoken3d_ros.engine.budget.plans import calibrated_loss
+from adatoken3d_ros.engine.loading import fitted_strategies
+from adatoken3d_ros.lab.calibration import FlopsCost, Sample
+from adatoken3d_ros.lab.training.train import Trainer
+from adatoken3d_ros.pruning.flops import layer_flops
+from adatoken3d_ros.pruning.policies import GateSize, SceneTokens, make_policy
+from adatoken3d_ros.pruning.schedule import Schedule
+from adatoken3d_ros.pruning.strategy import Strategy
+from benchmarks import frontier
+from benchmarks._budgets import CONTESTANTS, RIVALS, Fitted, Operations, candidates, solve
+from benchmarks._frontier_report import goals
+from benchmarks._paired import COLUMNS, EXACT, Tally, scene_interval
+from benchmarks._reuse import decode_along, remembering
+
+N, START, LAYERS = 60, 5, 8
+CONFIG = LlamaConfig(
+    vocab_size=50,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=LAYERS,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=256,
+)
+
+
+@pytest.fixture(scope="module")
+def language() -> LlamaForCausalLM:
+    torch.manual_seed(3)
+    return LlamaForCausalLM._from_config(CONFIG, attn_implementation="sdpa").eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def samples() -> list[Sample]:
+    """Five questions about one scene, then one about another."""
+    torch.manual_seed(4)
+    found = []
+    for questions in (5, 1):
+        prefix, scene = torch.randn(1, START + N, 32), SceneTokens(torch.rand(N, 3))
+        for k in range(questions):
+            found.append(Sample(torch.cat([prefix, torch.randn(1, 4 + k % 3, 32)], dim=1), START, N, scene))
+    return found
+
+
+def read(language: LlamaForCausalLM, sample: Sample, schedule: Schedule, policy: str) -> Prefill:
+    layout = Layout.single(START, N, sample.n_tokens)
+    return prefill(language, sample.embeds, layout, schedule, make_policy(policy), scene=sample.scene)
+
+
+# --- what makes it fast ---
+
+
+@pytest.mark.parametrize(
+    ("policy", "schedule"),
+    [
+        ("none", Schedule()),
+        ("none", Schedule(withdraw_layer=3)),
+        ("random", Schedule.of([2, 5], [0.5, 0.2])),
+        ("coarse_voxel", Schedule.of([0], [0.4])),
+        ("divprune", Schedule.of([0], [0.4])),
+        ("fastv", Schedule.of([2], [0.3])),
+        ("pyramiddrop", Schedule.of([2, 4, 6], [0.5, 0.25, 0.1])),
+        ("ours", Schedule.of([0, 3], [0.6, 0.3], withdraw_layer=6)),
+    ],
+)
+def test_remembering_changes_nothing(
+    language: LlamaForCausalLM, samples: list[Sample], policy: str, schedule: Schedule
+) -> None:
+    alone = [read(language, s, schedule, policy) for s in samples]
+    with remembering(language):
+        together = [read(language, s, schedule, policy) for s in samples]
+        for a, b in zip(alone, together, strict=True):
+            torch.testing.assert_close(b.logits, a.logits, atol=1e-5, rtol=1e-4)
+            assert b.trace.spatial_per_layer == a.trace.spatial_per_layer and b.cache.lengths == a.cache.lengths
+            answers = [list(generate(language, f, max_new_tokens=6, eos_ids=())) for f in (a, b)]
+            assert answers[0] == answers[1]
+    assert all("forward" not in vars(layer) for layer in language.model.layers)
+
+
+def test_remembering_computes_only_what_is_new(language: LlamaForCausalLM, samples: list[Sample]) -> None:
+    rows: list[int] = []
+    hooks = [
+        layer.mlp.register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[1]))
+        for layer in language.model.layers
+    ]
+    with remembering(language):
+        for sample in samples[:2]:
+            read(language, sample, Schedule.of([3], [0.5]), "fastv")
+    for hook in hooks:
+        hook.remove()
+    first, second = rows[:LAYERS], rows[LAYERS:]
+    assert first == [START + N + 4] * 3 + [START + N // 2 + 4] * 5
+    assert second[:3] == [5] * 3  # the question, until the tokens that stay differ
+    assert all(n > 5 for n in second[3:])
+
+
+@pytest.mark.parametrize("wrong", [(), (0,), (2, 3), (7,)])
+def test_a_guess_gives_the_same_answer_sooner(
+    language: LlamaForCausalLM, samples: list[Sample], wrong: tuple[int, ...]
+) -> None:
+    schedule = Schedule.of([2], [0.3])
+    answer = list(generate(language, read(language, samples[0], schedule, "ours"), max_new_tokens=8, eos_ids=()))
+    eos = next(token for token in range(50) if token not in answer)
+    guess = [(token + 1) % 50 if k in wrong else token for k, token in enumerate(answer)]
+    for tokens in (guess, guess[:4], [], [*guess, 1, 2]):
+        filled = read(language, samples[0], schedule, "ours")
+        before = filled.cache.lengths
+        assert decode_along(language, filled, tokens, max_new_tokens=8, eos=eos) == answer
+        assert filled.cache.lengths == tuple(n + 8 for n in before)  # what was wrong is forgotten, nothing else
+    filled = read(language, samples[0], schedule, "ours")
+    until = answer.index(answer[5])  # the first time that this token comes up
+    assert decode_along(language, filled, guess, max_new_tokens=8, eos=answer[5]) == answer[:until]
+
+
+# --- paired figures ---
+
+
+def test_paired_figures_by_hand() -> None:
+    """Two families in two rooms; the second way has one answer less, in room 1."""
+    rooms, families = [0, 0, 1, 1, 1], ["colour", "class", "colour", "class", "box"]
+    scores = np.array([[1, 1, 0, 1, 0.3], [1, 1, 0, 0, 0.6]])
+    tally = Tally(rooms, families, scores)
+    assert tally.macro.tolist() == [0.75, 0.5]
+    assert tally.difference(1, 0) == -0.25
+    low, high = tally.difference_interval(1, 0)
+    assert (low, high) == (-0.5, 0.0)  # room 1 alone, room 0 alone
+    found = tally.families(1, 0)
+    assert found["class"] == {"accuracy": 0.5, "ratio": 0.5} and found["colour"]["ratio"] == 1.0
+    assert found["box@0.25"] == {"accuracy": 1.0, "ratio": 1.0}
+    assert found["box@0.50"] == {"accuracy": 1.0, "ratio": None}  # none right without pruning
+    assert set(found) == {"class", "colour", "box@0.25", "box@0.50"} <= set(COLUMNS)
+    with pytest.raises(ValueError, match="2 rooms"):
+        Tally([0, 1], ["colour"], np.zeros((1, 2)))
+
+
+def test_pairing_narrows_the_interval() -> None:
+    """Rooms differ a lot, the two ways hardly: each is uncertain, their difference is not."""
+    rng = np.random.default_rng(0)
+    rooms = np.repeat(np.arange(40), len(EXACT))
+    right = np.repeat(rng.random(40) < 0.5, len(EXACT)).astype(float)
+    tally = Tally(rooms.tolist(), list(EXACT) * 40, np.stack([right, right]))
+    low, high = tally.interval(0)
+    assert high - low == pytest.approx(2 * 1.96 * 0.5 / 40**0.5, abs=0.05)
+    assert tally.difference_interval(1, 0) == [0.0, 0.0]
+
+
+def test_scene_interval_weighs_rooms_alike() -> None:
+    mean, low, high = scene_interval([0, 0, 0, 1], np.array([[1.0, 0], [1, 0], [1, 0], [0, 0]]))
+    assert mean.tolist() == [0.5, 0.0] and low.tolist() == [0.0, 0.0] and high.tolist() == [1.0, 0.0]
+
+
+# --- budgets ---
+
+
+@pytest.fixture(scope="module")
+def fitted(samples: list[Sample]) -> Fitted:
+    ratios = (0.75, 0.5, 0.25, 0.1)
+    gaps = np.array([[(1 - r) / (1 + g) for r in ratios] for g in range(LAYERS)])
+    withdrawal = np.array([*np.linspace(1.0, 0.0, LAYERS), 0.0])
+    return Fitted(0.5, {"coverage": 0.0}, tuple(range(LAYERS)), ratios, gaps, withdrawal, FlopsCost(CONFIG, samples))
+
+
+@pytest.mark.parametrize("name", [name for name in CONTESTANTS if name != "random"])
+def test_candidates_just_keep_the_budget(name: str, fitted: Fitted) -> None:
+    work = Operations(CONFIG, [(600, 30, 15), (500, 30, 15)])
+    for target in (0.75, 0.37):
+        found = candidates(name, target, work, LAYERS, fitted)
+        assert found, target
+        shares = [work.share(make_policy(s.policy, **s.options), s.schedule) for s in found]
+        assert all(share <= target for share in shares)
+        assert max(shares) == pytest.approx(target, abs=0.004)
+        for strategy in found:
+            strategy.schedule.check(LAYERS)
+    assert candidates(name, 0.01, work, LAYERS, fitted) == []
+
+
+def test_operations_count_the_choosing() -> None:
+    """One prompt, one gate that keeps half: what the layers see, and what PyramidDrop computes to choose."""
+    policy, gate = make_policy("pyramiddrop"), GateSize(4, 630, 600, 300, 15)
+    layers = 4 * layer_flops(CONFIG, 630) + 4 * layer_flops(CONFIG, 330)
+    head = 2 * 32 * 50
+    expected = (layers + head + policy.flops(CONFIG, gate)) / (8 * layer_flops(CONFIG, 630) + head)
+    assert policy.flops(CONFIG, gate) > 0.01 * layers
+    assert Operations(CONFIG, [(600, 30, 15)]).share(policy, Schedule.of([4], [0.5])) == pytest.approx(expected)
+
+
+def test_ours_has_planned_candidates_and_the_control_none(fitted: Fitted) -> None:
+    work = Operations(CONFIG, [(600, 30, 15)])
+    found = {s.info["setting"]: s for s in candidates("ours", 0.37, work, LAYERS, fitted)}
+    assert set(found) == {
+        "its own schedule",
+        "before the first layer",
+        "before the first layer, then by attention",
+        "planned",
+        "planned, with a withdrawal",
+    }
+    assert all(dict(s.options) == {"coverage": 0.0} for s in found.values())
+    late = found["planned, with a withdrawal"].schedule
+    assert late.withdraw_layer is not None and found["planned"].schedule.withdraw_layer is None
+    with pytest.raises(ValueError, match="random"):
+        candidates("random", 0.5, work, LAYERS, fitted)
+
+
+def test_solve_finds_the_largest_knob() -> None:
+    def make(ratio: float) -> Schedule:
+        return Schedule.of([0], [ratio])
+
+    def share(schedule: Schedule) -> float:
+        return schedule.stages[0].ratio
+
+    found = solve(make, share, 0.3, 0.1, 1.0)
+    assert found is not None and found.stages[0].ratio == pytest.approx(0.3, abs=1e-6)
+    assert solve(make, share, 0.05, 0.1, 1.0) is None
+
+
+def point(target: float, difference: float, high: float, ratio: float, family: float | None) -> dict[str, object]:
+    families = {"colour": {"accuracy": 0.5, "ratio": family}, "class": {"accuracy": 0.5, "ratio": None}}
+    spread = [difference - 0.1, high]
+    return {
+        "target": target,
+        "flops": target,
+        "difference": difference,
+        "difference_interval": spread,
+        "ratio": ratio,
+        "families": families,
+    }
+
+
+@pytest.mark.parametrize(
+    ("high", "ratio", "family", "ahead", "met"),
+    [
+        (0.0, 0.995, 0.97, 0.01, (True, True, True)),
+        (-0.01, 1.0, 0.96, 0.0, (False, False, False)),
+        (0.1, 0.99, None, -0.2, (True, False, False)),
+    ],
+)
+def test_goals(high: float, ratio: float, family: float | None, ahead: float, met: tuple[bool, ...]) -> None:
+    points = {"ours": [point(0.37, -0.02, high, 0.9, 1.0), point(0.2, -0.1, 0.0, ratio, family)]}
+    against = [
+        {"target": 0.5, "rival": "fastv", "difference": ahead, "interval": [ahead - 0.1, ahead + 0.1]},
+        {"target": 0.5, "rival": "random", "difference": 0.3, "interval": [0.2, 0.4]},
+    ]
+    found = goals(points, against)
+    assert tuple(found[name]["met"] for name in ("saves_63", "saves_80", "ahead")) == met
+    assert found["ahead"]["clearly_ahead"] == 1
+    assert len(found["ahead"]["clearly_behind"]) == int(ahead == -0.2)
+
+
+# --- all of it ---
+
+
+def test_the_whole_benchmark(
+    make_trainer: Callable[..., Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_trainer().save(tmp_path / "model")
+    arguments = ["--model", "model", "--json", "f.json", "--picture", "f.png", "--scenes", "rooms"]
+    arguments += ["--strategies", "model/strategies"]
+    sizes = ["--questions", "5", "--rooms-aside", "1", "--timed", "1", "--targets", "0.6", "0.02", "--workers", "1"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["frontier", *arguments, *sizes, "--threads", "1"])
+    threads = torch.get_num_threads()
+    frontier.main()
+    torch.set_num_threads(threads)
+    result = json.loads((tmp_path / "f.json").read_text())
+    assert set(result["policies"]) == set(CONTESTANTS)
+    for name, points in result["policies"].items():
+        assert [p["target"] for p in points] == [0.6], name
+        (found,) = points
+        assert found["flops"] == pytest.approx(0.6, abs=0.03)
+        assert found["time"] > 0 and found["prefill_time"] > 0
+        low, high = found["difference_interval"]
+        assert low <= found["difference"] <= high
+        assert result["not_reached"][name] == [0.02]
+    assert result["policies"]["random"][0]["stages"] == result["policies"]["ours"][0]["stages"]
+    assert result["goals"]["ahead"]["comparisons"] == len(RIVALS)
+    assert result["fitted"]["split"] == "train" and result["fitted"]["rooms"][0] >= 7_000_000
+    assert (tmp_path / "f.png").stat().st_size > 10_000
+    strategy = Strategy.load(tmp_path / "model" / "strategies" / "ours-0.6.yaml")
+    assert strategy.model_hash == result["model"]["hash"] and calibrated_loss(strategy) is not None
+    assert (strategy.info["target"], strategy.info["rooms"]) == (0.6, result["fitted"]["rooms"])
+    assert {"ours", "ours-0.6"} <= fitted_strategies(tmp_path / "model", strategy.model_hash).keys()
