@@ -18,7 +18,7 @@ from adatoken3d_ros.engine.answer import Answer, Question, Status
 from adatoken3d_ros.engine.session import SceneSession, SessionConfig
 from adatoken3d_ros.engine.worker import Worker
 from adatoken3d_ros.lmm.llava3d.checkpoint import load
-from adatoken3d_ros.ros.conversions import ConversionError
+from adatoken3d_ros.ros.inputs.conversions import ConversionError
 from adatoken3d_ros.ros.questions import question_of
 from adatoken3d_ros.scene.frames import PosedFrame
 from benchmarks._hostile import PATIENCE, Loss

@@ -8,9 +8,9 @@ from adatoken3d_ros.engine.worker import Worker
 from adatoken3d_ros.lmm.llava3d.checkpoint import CheckpointError, load
 from adatoken3d_ros.pruning.strategy import Strategy, StrategyError
 from adatoken3d_ros.ros.bag import BagError, read_bag
-from adatoken3d_ros.ros.conversions import ConversionError
-from adatoken3d_ros.ros.pictures import LazyFrame
-from adatoken3d_ros.ros.poses import PoseError, PoseSource
+from adatoken3d_ros.ros.inputs.conversions import ConversionError
+from adatoken3d_ros.ros.inputs.pictures import LazyFrame
+from adatoken3d_ros.ros.inputs.poses import PoseError, PoseSource
 from adatoken3d_ros.scene.frames import FrameError
 from adatoken3d_ros.scene.storage import SceneFileError, load_scene
 from benchmarks import _hostile_door as door

@@ -22,10 +22,10 @@ import cv2
 import numpy as np
 
 from adatoken3d_ros.lmm.llava3d.prompt import CONTROL_WORDS, MAX_CLICKS, TEMPLATES
-from adatoken3d_ros.ros import conversions as c
-from adatoken3d_ros.ros.pictures import LazyFrame
-from adatoken3d_ros.ros.poses import BufferedPose, PoseError, TfPose, pose_from_numbers
-from adatoken3d_ros.ros.streams import Pair
+from adatoken3d_ros.ros.inputs import conversions as c
+from adatoken3d_ros.ros.inputs.pictures import LazyFrame
+from adatoken3d_ros.ros.inputs.poses import BufferedPose, PoseError, TfPose, pose_from_numbers
+from adatoken3d_ros.ros.inputs.streams import Pair
 from adatoken3d_ros.scene.frames import PosedFrame
 from benchmarks._hostile import ROOT
 

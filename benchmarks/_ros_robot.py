@@ -16,7 +16,7 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from sensor_msgs.msg import PointCloud2
 
-from adatoken3d_ros.ros.publishers import LATCHED
+from adatoken3d_ros.ros.outputs.publishers import LATCHED
 from benchmarks._ros import NAME, WAIT, Bench
 from examples.robot import robot_bag
 

@@ -60,7 +60,7 @@ def add_parser(subparsers: Any) -> None:
 
 def pose(text: str) -> NDArray[np.float64]:
     """A pose (4, 4) from numbers between spaces or commas. Raises argparse.ArgumentTypeError, with the text."""
-    from adatoken3d_ros.ros.poses import pose_from_numbers
+    from adatoken3d_ros.ros.inputs.poses import pose_from_numbers
 
     try:
         return pose_from_numbers([float(word) for word in text.replace(",", " ").split()])

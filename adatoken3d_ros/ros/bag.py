@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adatoken3d_ros.ros.bag_files import BagError, BagReader, Connection
-from adatoken3d_ros.ros.conversions import ConversionError, stamp_to_ns
-from adatoken3d_ros.ros.pairing import Assembler
-from adatoken3d_ros.ros.poses import BufferedPose, PoseError, PoseSource, TfPose
-from adatoken3d_ros.ros.streams import DEPTH, DEPTH_INFO, POINTS, RGB, RGB_INFO, RGBD, STREAMS
-from adatoken3d_ros.ros.transforms import TransformTree
+from adatoken3d_ros.ros.inputs.conversions import ConversionError, stamp_to_ns
+from adatoken3d_ros.ros.inputs.pairing import Assembler
+from adatoken3d_ros.ros.inputs.poses import BufferedPose, PoseError, PoseSource, TfPose
+from adatoken3d_ros.ros.inputs.streams import DEPTH, DEPTH_INFO, POINTS, RGB, RGB_INFO, RGBD, STREAMS
+from adatoken3d_ros.ros.inputs.transforms import TransformTree
 from adatoken3d_ros.scene.frames import FrameError, PosedFrame
 
 logger = logging.getLogger(__name__)

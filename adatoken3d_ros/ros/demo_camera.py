@@ -36,7 +36,7 @@ from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header, String
 from tf2_msgs.msg import TFMessage
 
-from adatoken3d_ros.ros.conversions import fill_camera_info, fill_image, fill_pose
+from adatoken3d_ros.ros.inputs.conversions import fill_camera_info, fill_image, fill_pose
 from adatoken3d_ros.ros.parameters import at_start
 from adatoken3d_ros.ros.signals import StopSignals, leave
 from adatoken3d_ros.ros.suggestions import LATCHED, to_message

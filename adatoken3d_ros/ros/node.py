@@ -36,12 +36,12 @@ from rclpy.task import Future
 from adatoken3d_ros.engine.loading import ModelSettings, load_session, make_strategy
 from adatoken3d_ros.engine.out_of_memory import free_cached, trim_heap
 from adatoken3d_ros.requirements import advice, missing
-from adatoken3d_ros.ros import diagnostics
 from adatoken3d_ros.ros.awaiting import beside, completed
-from adatoken3d_ros.ros.inputs import Inputs, Offer
+from adatoken3d_ros.ros.inputs.topics import Inputs, Offer
 from adatoken3d_ros.ros.logs import WARN_SECONDS, ForwardedLog, NodeLog
+from adatoken3d_ros.ros.outputs import diagnostics
+from adatoken3d_ros.ros.outputs.publishers import Publishers, SceneView
 from adatoken3d_ros.ros.parameters import Parameters, at_start
-from adatoken3d_ros.ros.publishers import Publishers, SceneView
 from adatoken3d_ros.ros.questions import Questions
 from adatoken3d_ros.ros.scene_services import DIRECTORY, FILE, SceneServices, inside
 from adatoken3d_ros.ros.signals import StopSignals, leave

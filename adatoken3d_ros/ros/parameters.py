@@ -13,7 +13,7 @@ from rclpy.exceptions import ParameterException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from adatoken3d_ros.ros.poses import pose_from_numbers
+from adatoken3d_ros.ros.inputs.poses import pose_from_numbers
 from adatoken3d_ros.ros.scene_services import local_file
 from adatoken3d_ros.text import quoted, shown
 

@@ -25,10 +25,10 @@ from adatoken3d_ros.engine.answer import Answer, Question, Status
 from adatoken3d_ros.engine.loading import make_strategy
 from adatoken3d_ros.engine.requests import InvalidRequest, check_question
 from adatoken3d_ros.ros.awaiting import completed
-from adatoken3d_ros.ros.diagnostics import LatencyWindow
+from adatoken3d_ros.ros.inputs.poses import TfPose
 from adatoken3d_ros.ros.logs import WARN_SECONDS
-from adatoken3d_ros.ros.poses import TfPose
-from adatoken3d_ros.ros.publishers import answer_message
+from adatoken3d_ros.ros.outputs.diagnostics import LatencyWindow
+from adatoken3d_ros.ros.outputs.publishers import answer_message
 from adatoken3d_ros.text import described, quoted, trace
 
 if TYPE_CHECKING:

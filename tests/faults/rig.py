@@ -15,10 +15,10 @@ from ros_messages import cloud_message, image, info, pose_message
 from adatoken3d_ros.engine.answer import Answer, Question
 from adatoken3d_ros.engine.session import SceneSession, SessionConfig
 from adatoken3d_ros.engine.worker import Worker
-from adatoken3d_ros.ros import diagnostics
-from adatoken3d_ros.ros.conversions import ns_to_stamp
-from adatoken3d_ros.ros.inputs import Inputs
+from adatoken3d_ros.ros.inputs.conversions import ns_to_stamp
+from adatoken3d_ros.ros.inputs.topics import Inputs
 from adatoken3d_ros.ros.node import SceneNode
+from adatoken3d_ros.ros.outputs import diagnostics
 from adatoken3d_ros.ros.parameters import SPECS
 
 LIMIT = 30.0  # seconds until a test that hangs fails
@@ -96,8 +96,8 @@ class Rig:
         }  # fmt: skip
         self.seconds = 1000.0
         clock = SimpleNamespace(monotonic=lambda: self.seconds)
-        for module in ("input_record", "topic_warnings"):
-            monkeypatch.setattr(f"adatoken3d_ros.ros.{module}.time", clock)
+        for module in ("accounting", "topic_warnings"):
+            monkeypatch.setattr(f"adatoken3d_ros.ros.inputs.{module}.time", clock)
         self.node = FakeNode()
         self.fates: list[str] = []
         config = SessionConfig(max_new_tokens=4, max_depth=self.parameters["scene.max_depth"])

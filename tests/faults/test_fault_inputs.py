@@ -20,9 +20,9 @@ from ros_graph import synthetic_frame
 from ros_messages import at, cloud_message, image, pose_message, transform
 
 from adatoken3d_ros.engine.answer import Status
-from adatoken3d_ros.ros import diagnostics
-from adatoken3d_ros.ros.clouds import MAX_POINTS
-from adatoken3d_ros.ros.pairing import LazyFrame
+from adatoken3d_ros.ros.inputs.clouds import MAX_POINTS
+from adatoken3d_ros.ros.inputs.pairing import LazyFrame
+from adatoken3d_ros.ros.outputs import diagnostics
 from benchmarks._ros import unaccounted
 
 MakeRig = Callable[..., Rig]

@@ -227,7 +227,7 @@ def test_an_exception_in_a_callback_costs_that_callback(talk: Talk, monkeypatch:
         talk.talker.destroy_timer(timer)
 
     with monkeypatch.context() as patch:
-        patch.setattr("adatoken3d_ros.ros.diagnostics.read_memory", no_memory)
+        patch.setattr("adatoken3d_ros.ros.outputs.diagnostics.read_memory", no_memory)
         spin_until(lambda: talk.node.failures >= 2)
     assert talk.node.last_failure == "MemoryError: no memory left"
 

@@ -22,9 +22,9 @@ from adatoken3d_ros.engine.answer import Status
 from adatoken3d_ros.engine.requests import InvalidRequest
 from adatoken3d_ros.engine.session import SceneSession, SessionConfig
 from adatoken3d_ros.lmm.llava3d.prompt import parse_boxes
-from adatoken3d_ros.ros.conversions import ConversionError
+from adatoken3d_ros.ros.inputs.conversions import ConversionError
+from adatoken3d_ros.ros.inputs.streams import STREAMS
 from adatoken3d_ros.ros.questions import question_of
-from adatoken3d_ros.ros.streams import STREAMS
 from adatoken3d_ros.scene.frames import FrameError, PosedFrame
 from benchmarks._hostile_messages import (
     CLOUD_SPOILS,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from adatoken3d_ros.ros.conversions import ns_to_stamp, rotation_to_quaternion
+from adatoken3d_ros.ros.inputs.conversions import ns_to_stamp, rotation_to_quaternion
 
 MS = 1_000_000
 

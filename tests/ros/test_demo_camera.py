@@ -28,7 +28,8 @@ from adatoken3d_ros.cli.processes import Processes
 from adatoken3d_ros.lab.synthetic.furnished import SEEDS_PER_SPLIT, make_room
 from adatoken3d_ros.lab.synthetic.questions import FAMILIES
 from adatoken3d_ros.lab.synthetic.views import Renderer
-from adatoken3d_ros.ros.conversions import (
+from adatoken3d_ros.ros.demo_camera import encode_depth
+from adatoken3d_ros.ros.inputs.conversions import (
     camera_info_to_camera,
     depth_to_metres,
     fill_camera_info,
@@ -37,7 +38,6 @@ from adatoken3d_ros.ros.conversions import (
     pose_to_matrix,
     transform_to_matrix,
 )
-from adatoken3d_ros.ros.demo_camera import encode_depth
 from adatoken3d_ros.ros.suggestions import LATCHED, Suggestion, from_message, to_message
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.geometry import backproject

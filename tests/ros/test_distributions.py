@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted([*(ROOT / "adatoken3d_ros").rglob("*.py"), *(ROOT / "launch").glob("*.py")])
-OF_ROS = [path for path in SOURCES if path.parent.name in ("ros", "launch")]
+OF_ROS = [path for path in SOURCES if {"ros", "launch"} & set(path.relative_to(ROOT).parts)]
 
 # Names of rclpy (functions, methods, classes) that came after Humble and that mean nothing else.
 NOT_IN_HUMBLE = frozenset(
@@ -97,7 +97,7 @@ with rclpy.init(args=[]):
     ]
 
 
-@pytest.mark.parametrize("path", OF_ROS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", OF_ROS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_humble_has_what_is_used(path: Path) -> None:
     assert list(newer_than_humble(path.read_text(encoding="utf-8"))) == []
 

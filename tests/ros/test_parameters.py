@@ -38,9 +38,9 @@ from adatoken3d_ros.engine.answer import Question
 from adatoken3d_ros.engine.budget.latency import LatencyModel
 from adatoken3d_ros.engine.loading import ModelSettings, load_session
 from adatoken3d_ros.lmm.llava3d import checkpoint
-from adatoken3d_ros.ros.conversions import ns_to_stamp
 from adatoken3d_ros.ros.demo_camera import DemoCamera
-from adatoken3d_ros.ros.inputs import Inputs
+from adatoken3d_ros.ros.inputs.conversions import ns_to_stamp
+from adatoken3d_ros.ros.inputs.topics import Inputs
 from adatoken3d_ros.ros.node import SceneNode
 from adatoken3d_ros.ros.parameters import ACTIVATE, ANY_TIME, CONFIGURE, SPECS, START
 from adatoken3d_ros.ros.scene_services import inside

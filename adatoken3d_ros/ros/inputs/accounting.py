@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from adatoken3d_ros.ros.diagnostics import NOT_YET, Arrivals, InputState
-from adatoken3d_ros.ros.pairing import Assembler
+from adatoken3d_ros.ros.inputs.pairing import Assembler
+from adatoken3d_ros.ros.outputs.diagnostics import NOT_YET, Arrivals, InputState
 
 AGES = 2000  # frames whose age at acceptance is remembered; a minute at 30 Hz
 QUIET = ("duplicate_stamp", "out_of_order", "time_jump")  # dropped for a reason that need not alarm anybody

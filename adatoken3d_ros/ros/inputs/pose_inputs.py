@@ -12,12 +12,12 @@ from nav_msgs.msg import Odometry
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from tf2_msgs.msg import TFMessage
 
-from adatoken3d_ros.ros.clocks import bad_stamp
-from adatoken3d_ros.ros.conversions import stamp_to_ns
+from adatoken3d_ros.ros.inputs.clocks import bad_stamp
+from adatoken3d_ros.ros.inputs.conversions import stamp_to_ns
+from adatoken3d_ros.ros.inputs.poses import BufferedPose, PoseError, PoseSource, StaticPose, TfPose, pose_from_numbers
+from adatoken3d_ros.ros.inputs.streams import COLOURED_POINTS, POINTS_WITH_CAMERA
+from adatoken3d_ros.ros.inputs.transforms import TransformTree
 from adatoken3d_ros.ros.parameters import Parameters
-from adatoken3d_ros.ros.poses import BufferedPose, PoseError, PoseSource, StaticPose, TfPose, pose_from_numbers
-from adatoken3d_ros.ros.streams import COLOURED_POINTS, POINTS_WITH_CAMERA
-from adatoken3d_ros.ros.transforms import TransformTree
 
 BASE_TO_CAMERA = "pose.base_to_camera"
 # As tf2's listener: names that only a remapping changes, the static ones latched.

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from adatoken3d_ros.ros.conversions import (
+from adatoken3d_ros.ros.inputs.conversions import (
     ConversionError,
     check_picture,
     depth_size,

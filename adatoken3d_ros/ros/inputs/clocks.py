@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from adatoken3d_ros.ros.transforms import JUMP_BACK_NS
+from adatoken3d_ros.ros.inputs.transforms import JUMP_BACK_NS
 
 # How far ahead of the clock a stamp may be: clocks differ, wild stamps are refused.
 FUTURE_NS = 10_000_000_000

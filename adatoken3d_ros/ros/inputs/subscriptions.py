@@ -11,7 +11,7 @@ from rclpy.callback_groups import CallbackGroup
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 
-from adatoken3d_ros.ros.qos import AUTO, RELIABILITY, mismatches, override, requested
+from adatoken3d_ros.ros.inputs.qos import AUTO, RELIABILITY, mismatches, override, requested
 
 QUEUE_DEPTH = 10  # messages that the middleware keeps for us while a callback runs
 

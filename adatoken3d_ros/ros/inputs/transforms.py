@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from adatoken3d_ros.ros.conversions import ConversionError, quaternion_to_rotation, stamp_to_ns
+from adatoken3d_ros.ros.inputs.conversions import ConversionError, quaternion_to_rotation, stamp_to_ns
 
 # A stamp that is this much older than the newest one is a clock that was set back (a bag that starts again).
 JUMP_BACK_NS = 1_000_000_000

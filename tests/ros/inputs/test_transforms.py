@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from ros_messages import MS, at, transform
 from scipy.spatial.transform import Rotation, Slerp
 
-from adatoken3d_ros.ros import transforms as t
-from adatoken3d_ros.ros.conversions import ConversionError
+from adatoken3d_ros.ros.inputs import transforms as t
+from adatoken3d_ros.ros.inputs.conversions import ConversionError
 
 TF2_EXAMPLES = int(os.environ.get("ADATOKEN3D_TF2_EXAMPLES", "300"))
 FRAMES = ["map", "odom", "base", "arm", "camera", "marker"]
@@ -260,7 +260,7 @@ def test_every_answer_is_tf2s() -> None:
     from builtin_interfaces.msg import Time
     from geometry_msgs.msg import TransformStamped
 
-    from adatoken3d_ros.ros.conversions import ns_to_stamp, transform_to_matrix
+    from adatoken3d_ros.ros.inputs.conversions import ns_to_stamp, transform_to_matrix
 
     compared, worst = {"answers": 0, "refused": 0}, [0.0]
 

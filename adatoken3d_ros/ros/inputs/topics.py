@@ -18,19 +18,16 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 
-from adatoken3d_ros.ros.conversions import ConversionError, stamp_to_ns
-from adatoken3d_ros.ros.diagnostics import InputState
-from adatoken3d_ros.ros.input_record import InputRecord
-from adatoken3d_ros.ros.logs import WARN_SECONDS
-from adatoken3d_ros.ros.pairing import Assembler
-from adatoken3d_ros.ros.parameters import Parameters
-from adatoken3d_ros.ros.pictures import LazyFrame, Picture
-from adatoken3d_ros.ros.pose_inputs import PoseInput, check
-from adatoken3d_ros.ros.poses import (
+from adatoken3d_ros.ros.inputs.accounting import InputRecord
+from adatoken3d_ros.ros.inputs.conversions import ConversionError, stamp_to_ns
+from adatoken3d_ros.ros.inputs.pairing import Assembler
+from adatoken3d_ros.ros.inputs.pictures import LazyFrame, Picture
+from adatoken3d_ros.ros.inputs.pose_inputs import PoseInput, check
+from adatoken3d_ros.ros.inputs.poses import (
     PoseSource,
     pose_from_numbers,
 )
-from adatoken3d_ros.ros.streams import (
+from adatoken3d_ros.ros.inputs.streams import (
     COLOURED_POINTS,
     DEPTH,
     DEPTH_INFO,
@@ -42,8 +39,11 @@ from adatoken3d_ros.ros.streams import (
     RGBD,
     STREAMS,
 )
-from adatoken3d_ros.ros.subscriptions import Subscriptions
-from adatoken3d_ros.ros.topic_warnings import TopicWarnings
+from adatoken3d_ros.ros.inputs.subscriptions import Subscriptions
+from adatoken3d_ros.ros.inputs.topic_warnings import TopicWarnings
+from adatoken3d_ros.ros.logs import WARN_SECONDS
+from adatoken3d_ros.ros.outputs.diagnostics import InputState
+from adatoken3d_ros.ros.parameters import Parameters
 from adatoken3d_ros.scene.frames import PosedFrame
 
 POLL_PERIOD = 0.05  # seconds between two looks for the poses of images that wait

@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from ros_messages import image, info
 from scipy.spatial.transform import Rotation
 
-from adatoken3d_ros.ros import conversions as c
+from adatoken3d_ros.ros.inputs import conversions as c
 
 
 def test_no_ros_is_imported() -> None:
     code = (
-        "import sys, adatoken3d_ros.ros.conversions, adatoken3d_ros.ros.pairing, adatoken3d_ros.ros.bag; "
+        "import sys, adatoken3d_ros.ros.inputs.conversions, adatoken3d_ros.ros.inputs.pairing, adatoken3d_ros.ros.bag; "
         "assert not {'rclpy', 'sensor_msgs', 'geometry_msgs', 'adatoken3d'} & set(sys.modules), 'ROS was imported'"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation, Slerp
 
-from adatoken3d_ros.ros.conversions import (
+from adatoken3d_ros.ros.inputs.conversions import (
     pose_to_matrix,
     quaternion_to_rotation,
     stamp_to_ns,
 )
-from adatoken3d_ros.ros.transforms import JUMP_BACK_NS, PoseError, PoseUnavailable, TransformTree
+from adatoken3d_ros.ros.inputs.transforms import JUMP_BACK_NS, PoseError, PoseUnavailable, TransformTree
 from adatoken3d_ros.text import quoted
 
 

@@ -25,8 +25,8 @@ from ros_graph import Camera, claim_domain, synthetic_frame
 
 from adatoken3d_ros.engine import session as session_module
 from adatoken3d_ros.engine.budget.latency import FORMULA, TERMS, LatencyModel
-from adatoken3d_ros.ros import diagnostics
 from adatoken3d_ros.ros.node import SceneNode
+from adatoken3d_ros.ros.outputs import diagnostics
 
 OK, WARN, ERROR = diagnostics.OK, diagnostics.WARN, diagnostics.ERROR
 SECOND = 1_000_000_000

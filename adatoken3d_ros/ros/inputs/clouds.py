@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adatoken3d_ros.ros.conversions import Camera, ConversionError, check_picture, check_size
+from adatoken3d_ros.ros.inputs.conversions import Camera, ConversionError, check_picture, check_size
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.registration import z_buffer
 from adatoken3d_ros.text import quoted

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adatoken3d_ros.ros.clocks import Clocks
-from adatoken3d_ros.ros.pictures import LazyFrame
-from adatoken3d_ros.ros.poses import PoseError, PoseSource, PoseUnavailable
-from adatoken3d_ros.ros.streams import COLOURED_POINTS, DEPTH, DEPTH_INFO, RGB, RGB_INFO, RGBD, STREAMS, Pair
-from adatoken3d_ros.ros.transforms import MAX_NAME
+from adatoken3d_ros.ros.inputs.clocks import Clocks
+from adatoken3d_ros.ros.inputs.pictures import LazyFrame
+from adatoken3d_ros.ros.inputs.poses import PoseError, PoseSource, PoseUnavailable
+from adatoken3d_ros.ros.inputs.streams import COLOURED_POINTS, DEPTH, DEPTH_INFO, RGB, RGB_INFO, RGBD, STREAMS, Pair
+from adatoken3d_ros.ros.inputs.transforms import MAX_NAME
 from adatoken3d_ros.scene.frames import FrameError, check_position
 from adatoken3d_ros.text import quoted
 

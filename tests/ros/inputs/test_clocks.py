@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adatoken3d_ros.ros.clocks import MEMORY, PATIENCE, Clocks
+from adatoken3d_ros.ros.inputs.clocks import MEMORY, PATIENCE, Clocks
 
 S = 1_000_000_000
 

@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ros_messages import MS, at, cloud_message, image, info, pose_message
 
-from adatoken3d_ros.ros.clocks import Clocks
-from adatoken3d_ros.ros.conversions import ConversionError
-from adatoken3d_ros.ros.pairing import Assembler, Pairer
-from adatoken3d_ros.ros.poses import BufferedPose, StaticPose
-from adatoken3d_ros.ros.streams import DEPTH, DEPTH_INFO, RGB, RGB_INFO
+from adatoken3d_ros.ros.inputs.clocks import Clocks
+from adatoken3d_ros.ros.inputs.conversions import ConversionError
+from adatoken3d_ros.ros.inputs.pairing import Assembler, Pairer
+from adatoken3d_ros.ros.inputs.poses import BufferedPose, StaticPose
+from adatoken3d_ros.ros.inputs.streams import DEPTH, DEPTH_INFO, RGB, RGB_INFO
 
 
 def test_equal_stamps_pair_in_either_order() -> None:
@@ -442,7 +442,7 @@ def test_each_image_is_rectified_by_its_own_calibration(bent: str) -> None:
 def test_what_nobody_needs_is_checked_but_not_converted(monkeypatch: pytest.MonkeyPatch) -> None:
     frame = spoiled()
     for name in ("decode_rgb", "decode_depth"):
-        monkeypatch.setattr(f"adatoken3d_ros.ros.pictures.{name}", lambda message: pytest.fail("converted"))
+        monkeypatch.setattr(f"adatoken3d_ros.ros.inputs.pictures.{name}", lambda message: pytest.fail("converted"))
     (picture,) = frame.pictures()
     stamp, T = picture.view()
     assert stamp == 1 and np.array_equal(T, at(0.0))

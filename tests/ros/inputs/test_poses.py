@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ros_messages import MS, at, pose_message, transform
 
-from adatoken3d_ros.ros import poses as p
-from adatoken3d_ros.ros.conversions import ConversionError
-from adatoken3d_ros.ros.transforms import TransformTree
+from adatoken3d_ros.ros.inputs import poses as p
+from adatoken3d_ros.ros.inputs.conversions import ConversionError
+from adatoken3d_ros.ros.inputs.transforms import TransformTree
 
 
 def test_exact_and_between() -> None:

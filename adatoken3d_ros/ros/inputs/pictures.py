@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adatoken3d_ros.ros.clouds import cloud_depth, draw_cloud, organised_frame, read_cloud, virtual_cameras
-from adatoken3d_ros.ros.compressed import colour_shape, decode_depth, decode_rgb, depth_shape
-from adatoken3d_ros.ros.conversions import (
+from adatoken3d_ros.ros.inputs.clouds import cloud_depth, draw_cloud, organised_frame, read_cloud, virtual_cameras
+from adatoken3d_ros.ros.inputs.compressed import colour_shape, decode_depth, decode_rgb, depth_shape
+from adatoken3d_ros.ros.inputs.conversions import (
     Camera,
     ConversionError,
     camera_info_to_camera,
@@ -21,7 +21,14 @@ from adatoken3d_ros.ros.conversions import (
     rectify_depth,
     rectify_rgb,
 )
-from adatoken3d_ros.ros.streams import COLOURED_POINTS, DEPTH_INFO, ORGANISED_POINTS, POINTS_WITH_CAMERA, RGBD, Pair
+from adatoken3d_ros.ros.inputs.streams import (
+    COLOURED_POINTS,
+    DEPTH_INFO,
+    ORGANISED_POINTS,
+    POINTS_WITH_CAMERA,
+    RGBD,
+    Pair,
+)
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.registration import register_depth, resample_depth, scaled_intrinsics
 from adatoken3d_ros.text import quoted

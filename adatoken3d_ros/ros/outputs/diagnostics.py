@@ -17,7 +17,7 @@ import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
 from adatoken3d_ros.engine.answer import STAGES, Answer, Status
-from adatoken3d_ros.ros.conversions import ns_to_stamp
+from adatoken3d_ros.ros.inputs.conversions import ns_to_stamp
 from adatoken3d_ros.text import shown
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adatoken3d_ros.ros import compressed as c
-from adatoken3d_ros.ros.conversions import ConversionError
+from adatoken3d_ros.ros.inputs import compressed as c
+from adatoken3d_ros.ros.inputs.conversions import ConversionError
 from adatoken3d_ros.scene.frames import MAX_SIDE
 
 

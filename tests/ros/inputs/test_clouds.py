@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ros_messages import cloud_message
 
-from adatoken3d_ros.ros import clouds
-from adatoken3d_ros.ros.clouds import (
+from adatoken3d_ros.ros.inputs import clouds
+from adatoken3d_ros.ros.inputs.clouds import (
     MAX_POINTS,
     Cloud,
     cloud_depth,
@@ -24,7 +24,7 @@ from adatoken3d_ros.ros.clouds import (
     read_cloud,
     virtual_cameras,
 )
-from adatoken3d_ros.ros.conversions import Camera, ConversionError
+from adatoken3d_ros.ros.inputs.conversions import Camera, ConversionError
 from adatoken3d_ros.scene.frames import FrameError, PosedFrame
 
 NAN = math.nan

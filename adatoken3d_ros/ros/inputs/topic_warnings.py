@@ -8,8 +8,8 @@ import time
 
 from rclpy.node import Node
 
-from adatoken3d_ros.ros.diagnostics import RATE_SECONDS
 from adatoken3d_ros.ros.logs import WARN_SECONDS
+from adatoken3d_ros.ros.outputs.diagnostics import RATE_SECONDS
 from adatoken3d_ros.text import quoted
 
 

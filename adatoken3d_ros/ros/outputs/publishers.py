@@ -27,7 +27,7 @@ from visualization_msgs.msg import Marker, MarkerArray
 
 from adatoken3d_ros.engine.answer import Answer, Status, TokenReport
 from adatoken3d_ros.lmm.llava3d.prompt import MAX_WRITTEN_CHARS
-from adatoken3d_ros.ros.conversions import ns_to_stamp
+from adatoken3d_ros.ros.inputs.conversions import ns_to_stamp
 from adatoken3d_ros.text import shown
 
 # Latest value stays for those who come later (RViz started after the answer).

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from adatoken3d_ros.engine.answer import Answer, Question, StageTimes, Status
-from adatoken3d_ros.ros import diagnostics as d
+from adatoken3d_ros.ros.outputs import diagnostics as d
 
 
 def state(**changes: object) -> d.InputState:
