@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from adatoken3d_ros.engine.answer import Question
-from adatoken3d_ros.lab.calibration import scaled
 from adatoken3d_ros.pruning.policies import POLICY_NAMES, make_policy
+from adatoken3d_ros.pruning.schedule import scaled
 from adatoken3d_ros.pruning.strategy import Strategy
 
 if TYPE_CHECKING:

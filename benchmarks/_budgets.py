@@ -26,14 +26,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from transformers import LlamaConfig
 
-from adatoken3d_ros.lab.calibration import MAX_GATES, CalibrationError, Cost, FloatArray, bisect, plan, scaled
+from adatoken3d_ros.lab.calibration import (
+    MAX_GATES,
+    CalibrationError,
+    Cost,
+    FloatArray,
+    bisect,
+    plan,
+)
 from adatoken3d_ros.pruning.decay import Decay, gates_on_curve
 from adatoken3d_ros.pruning.flops import prefill_flops, scoring_flops
-from adatoken3d_ros.pruning.policies import CLAIMED_FALL, RELEASED_LISTS, Policy, make_policy, scaled_schedule
-from adatoken3d_ros.pruning.schedule import Schedule
+from adatoken3d_ros.pruning.policies import make_policy
+from adatoken3d_ros.pruning.policies.adatoken import CLAIMED_FALL
+from adatoken3d_ros.pruning.policies.pyramiddrop import RELEASED_LISTS
+from adatoken3d_ros.pruning.schedule import Schedule, scaled, scaled_to_depth
 from adatoken3d_ros.pruning.strategy import Strategy
+from adatoken3d_ros.pruning.view import DecoderSize, Policy
 
 RIVALS = (
     "random",
@@ -54,9 +63,9 @@ _GATES = 10
 class Operations:
     """Exact prefill operations of some prompts under a schedule, scoring included."""
 
-    def __init__(self, config: LlamaConfig, sizes: Sequence[tuple[int, int, int]]) -> None:
+    def __init__(self, decoder: DecoderSize, sizes: Sequence[tuple[int, int, int]]) -> None:
         """sizes: (spatial tokens, other tokens, those of the question) of each prompt."""
-        self._config, self._sizes = config, tuple(sizes)
+        self._decoder, self._sizes = decoder, tuple(sizes)
         self._full = self._of(make_policy("none"), Schedule())
 
     def share(self, policy: Policy, schedule: Schedule) -> float:
@@ -64,21 +73,21 @@ class Operations:
         return self._of(policy, schedule) / self._full
 
     def _of(self, policy: Policy, schedule: Schedule) -> float:
-        layers = self._config.num_hidden_layers
+        n_layers = self._decoder.n_layers
         return sum(
             operations(
-                self._config, policy, schedule.counts(n_spatial, layers, policy.kept), n_spatial, n_text, n_question
+                self._decoder, policy, schedule.counts(n_spatial, n_layers, policy.kept), n_spatial, n_text, n_question
             )
             for n_spatial, n_text, n_question in self._sizes
         )
 
 
 def operations(
-    config: LlamaConfig, policy: Policy, counts: Sequence[int], n_spatial: int, n_text: int, n_question: int
+    decoder: DecoderSize, policy: Policy, counts: Sequence[int], n_spatial: int, n_text: int, n_question: int
 ) -> float:
     """Exact prefill operations of one prompt whose layers saw `counts` spatial tokens, scoring included."""
-    scoring = scoring_flops(policy, config, n_spatial, counts, n_text, n_question)
-    return prefill_flops(config, counts, n_text) + scoring
+    scoring = scoring_flops(policy, decoder, n_spatial, counts, n_text, n_question)
+    return prefill_flops(decoder, counts, n_text) + scoring
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +153,7 @@ def _families(name: str, n_layers: int, target: float, fitted: Fitted) -> list[_
     if name in ("coarse_voxel", "divprune"):
         return [_first_layer()]
     if name == "fastv":
-        own = scaled_schedule([2], [0.5], n_layers).stages[0].layer
+        own = scaled_to_depth([2], [0.5], n_layers).stages[0].layer
         layers = sorted({layer for layer in (own, 2, 3) if layer < n_layers})
         return [(f"from layer {g} on", lambda r, g=g: Schedule.of([g], [r]), 2e-3, 1.0) for g in layers]  # type: ignore[misc]
     if name == "pyramiddrop":
@@ -187,7 +196,7 @@ def _scaled(setting: str, base: Schedule) -> _Family:
 
 
 def _at(layers: list[int], ratios: list[float], shrink: float, n_layers: int) -> Schedule:
-    return scaled_schedule([int(layer * shrink) for layer in layers], [max(r, 1e-6) for r in ratios], n_layers)
+    return scaled_to_depth([int(layer * shrink) for layer in layers], [max(r, 1e-6) for r in ratios], n_layers)
 
 
 def _released(knob: float, shrink: float, n_layers: int) -> Schedule:

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from adatoken3d_ros.engine.answer import Answer, Question, Status
-from adatoken3d_ros.engine.session import SceneSession, SessionConfig
+from adatoken3d_ros.engine.config import SessionConfig
+from adatoken3d_ros.engine.session import SceneSession
 from adatoken3d_ros.engine.worker import Worker
 from adatoken3d_ros.lmm.llava3d.checkpoint import load
 from adatoken3d_ros.ros.inputs.conversions import ConversionError

@@ -21,7 +21,8 @@ import torch
 
 from adatoken3d_ros.engine.answer import Question
 from adatoken3d_ros.engine.budget.latency import TERMS, LatencyModel
-from adatoken3d_ros.engine.session import SceneSession, SessionConfig
+from adatoken3d_ros.engine.config import SessionConfig
+from adatoken3d_ros.engine.session import SceneSession
 from adatoken3d_ros.lmm.llava3d.checkpoint import load
 from adatoken3d_ros.pruning.policies import POLICY_NAMES
 from adatoken3d_ros.pruning.strategy import Strategy, default_strategy

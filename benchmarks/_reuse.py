@@ -14,13 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from adatoken3d_ros.decoder.adapter import Decoder
 from adatoken3d_ros.decoder.cache import RaggedCache
-from adatoken3d_ros.decoder.prefill import Prefill, read_chunk
+from adatoken3d_ros.decoder.decode import follow
+from adatoken3d_ros.decoder.prefill import Prefill
 
 # Less than this share of rows in common is not worth another way through the layer.
 _LEAST = 0.25
@@ -41,8 +42,8 @@ class _Remembering:
         past_key_values: RaggedCache,
     ) -> Tensor:
         cached = past_key_values.layers[self._index]
-        # Padded prompts and chunks over what is already cached go the usual way.
-        if len(hidden) > 1 or attention_mask is not None or cached.get_seq_length() > 0:
+        # Chunks over what is already cached go the usual way.
+        if attention_mask is not None or cached.get_seq_length() > 0:
             return self._forward(
                 hidden,
                 attention_mask=attention_mask,
@@ -83,9 +84,9 @@ class _Remembering:
 
 
 @contextmanager
-def remembering(language: Any) -> Iterator[None]:
-    """Within it, each decoder layer of `language` remembers the last prompt that it read."""
-    layers = language.model.layers
+def remembering(decoder: Decoder) -> Iterator[None]:
+    """Within it, each layer of `decoder` remembers the last prompt that it read."""
+    layers = [layer.module for layer in decoder.layers]
     for index, layer in enumerate(layers):
         layer.forward = _Remembering(index, layer.forward)
     try:
@@ -96,7 +97,9 @@ def remembering(language: Any) -> Iterator[None]:
 
 
 @torch.inference_mode()
-def decode_along(language: Any, filled: Prefill, guess: Sequence[int], *, max_new_tokens: int, eos: int) -> list[int]:
+def decode_along(
+    decoder: Decoder, filled: Prefill, guess: Sequence[int], *, max_new_tokens: int, eos: int
+) -> list[int]:
     """What `generate` gives, greedily; the fewer tokens of `guess` are wrong, the sooner. Uses up `filled`."""
     ids: list[int] = []
     token = int(filled.logits.argmax())
@@ -104,9 +107,7 @@ def decode_along(language: Any, filled: Prefill, guess: Sequence[int], *, max_ne
         ids.append(token)
         chunk = torch.tensor([token, *guess[len(ids) : max_new_tokens]])
         before = filled.cache.lengths
-        positions = filled.next_position[:, None] + torch.arange(len(chunk))
-        hidden = read_chunk(language, filled.cache, language.model.embed_tokens(chunk[None]), positions)
-        best = language.lm_head(language.model.norm(hidden[0])).argmax(dim=1)
+        best = follow(decoder, filled, chunk.tolist()).argmax(dim=1)
         wrong = (best[:-1] != chunk[1:]).nonzero()
         n = int(wrong[0]) if len(wrong) else len(chunk) - 1
         ids += chunk[1 : n + 1].tolist()
@@ -114,5 +115,5 @@ def decode_along(language: Any, filled: Prefill, guess: Sequence[int], *, max_ne
             return ids[: ids.index(eos)]
         token = int(best[n])
         filled.cache.roll_back([length + n + 1 for length in before])
-        filled.next_position = filled.next_position + n + 1
+        filled.next_position += n + 1 - len(chunk)
     return ids

@@ -24,6 +24,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from adatoken3d_ros.decoder.adapter import Decoder
 from adatoken3d_ros.decoder.prefill import Layout
 from adatoken3d_ros.lab.calibration import Sample
 from adatoken3d_ros.lab.synthetic.furnished import Split
@@ -33,7 +34,7 @@ from adatoken3d_ros.lab.training.packing import spatial_tokens
 from adatoken3d_ros.lab.training.pretrained import fingerprint
 from adatoken3d_ros.lmm.llava3d.checkpoint import load
 from adatoken3d_ros.lmm.llava3d.prompt import build_prompt, parse_clicks
-from adatoken3d_ros.pruning.policies import SceneTokens
+from adatoken3d_ros.pruning.view import SceneTokens
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -77,12 +78,12 @@ class Reader:
         self.blind = bool(self.training.get("blind", False))
 
     @property
-    def language(self) -> Any:
-        return self.model.language
+    def decoder(self) -> Decoder:
+        return self.model.decoder
 
     @property
     def n_layers(self) -> int:
-        return int(self.model.config.language.num_hidden_layers)
+        return len(self.model.decoder)
 
     @property
     def eos(self) -> int:
@@ -140,7 +141,7 @@ def centroids(scene: Scene) -> torch.Tensor:
 
 def layout(sample: Sample) -> Layout:
     """Of one prompt without padding."""
-    return Layout.single(sample.spatial_start, sample.n_spatial, sample.n_tokens)
+    return Layout(sample.spatial_start, sample.n_spatial, sample.n_tokens)
 
 
 def find_rooms(

@@ -19,8 +19,9 @@ from torch import Tensor
 from torch.autograd.profiler import profile
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from adatoken3d_ros.decoder.adapter import Decoder
 from adatoken3d_ros.decoder.prefill import Layout
-from adatoken3d_ros.pruning.policies import SceneTokens
+from adatoken3d_ros.pruning.view import SceneTokens
 
 T = TypeVar("T")
 
@@ -49,7 +50,7 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
 class Case:
     """A model with random weights and a prompt for it: system, scene, question."""
 
-    language: LlamaForCausalLM
+    decoder: Decoder
     embeds: Tensor
     layout: Layout
     scene: SceneTokens
@@ -75,7 +76,7 @@ def make_case(args: argparse.Namespace) -> Case:
     embeds = torch.randn(1, n_tokens, args.hidden).to(device, dtype)
     room = torch.tensor([8.0, 6.0, 2.5])
     scene = SceneTokens((torch.rand(args.scene_tokens, 3) * room).to(device))
-    return Case(language, embeds, Layout.single(args.system_tokens, args.scene_tokens, n_tokens), scene, device)
+    return Case(Decoder(language), embeds, Layout(args.system_tokens, args.scene_tokens, n_tokens), scene, device)
 
 
 def interleaved(ways: dict[str, Callable[[], T]], args: argparse.Namespace) -> dict[str, list[tuple[float, T]]]:

@@ -32,7 +32,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from adatoken3d_ros.decoder.prefill import generate
+from adatoken3d_ros.decoder.decode import generate
 from adatoken3d_ros.decoder.prefix import ScenePrefix
 from adatoken3d_ros.lab.synthetic.furnished import Split, make_room
 from adatoken3d_ros.lab.synthetic.questions import QA
@@ -66,10 +66,10 @@ def answers(reader: Reader, room: Room) -> list[str]:
     end = samples[0].spatial_start + samples[0].n_spatial
     texts: list[str] = []
     with torch.inference_mode():
-        prefix = ScenePrefix(reader.language, samples[0].embeds[:, :end], samples[0].spatial_start)
+        prefix = ScenePrefix(reader.decoder, samples[0].embeds[:, :end], samples[0].spatial_start)
         for sample in samples:
             with prefix.asking(sample.embeds[:, end:], max_new_tokens=MAX_ANSWER) as read:
-                ids = list(generate(reader.language, read, max_new_tokens=MAX_ANSWER, eos_ids={reader.eos}))
+                ids = list(generate(reader.decoder, read, max_new_tokens=MAX_ANSWER, eos_ids={reader.eos}))
             texts.append(reader.text(ids))
     return texts
 

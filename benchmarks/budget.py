@@ -53,17 +53,18 @@ from adatoken3d_ros.engine.answer import Answer, Question
 from adatoken3d_ros.engine.budget.controller import BudgetConfig
 from adatoken3d_ros.engine.budget.latency import LatencyModel
 from adatoken3d_ros.engine.budget.plans import RUNGS, options, removed_share
+from adatoken3d_ros.engine.config import SessionConfig
 from adatoken3d_ros.engine.loading import fitted_strategies, make_strategy
-from adatoken3d_ros.engine.session import SceneSession, SessionConfig
+from adatoken3d_ros.engine.session import SceneSession
 from adatoken3d_ros.engine.worker import Worker
-from adatoken3d_ros.lab.calibration import Probe, Sample, scaled
+from adatoken3d_ros.lab.calibration import Probe, Sample
 from adatoken3d_ros.lab.synthetic.furnished import make_room
 from adatoken3d_ros.lab.synthetic.questions import QA, generate
 from adatoken3d_ros.lab.synthetic.views import render_views
 from adatoken3d_ros.lmm.llava3d import checkpoint
 from adatoken3d_ros.lmm.llava3d.tiny import write_tiny_checkpoint
 from adatoken3d_ros.pruning.policies import POLICY_NAMES, make_policy
-from adatoken3d_ros.pruning.schedule import Schedule
+from adatoken3d_ros.pruning.schedule import Schedule, scaled
 from adatoken3d_ros.pruning.strategy import Strategy
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.keyframes import KeyFrameConfig
@@ -169,7 +170,7 @@ class Bench:
                 )
         self.name = "embedded" if self.trained and args.model is None else "random" if not self.trained else str(path)
         self.model, self.tokenizer, _ = checkpoint.load(path, dtype=torch.float32)
-        self.n_layers = int(self.model.config.language.num_hidden_layers)
+        self.n_layers = len(self.model.decoder)
         model_hash = self.model.identity
         self.fitted = fitted_strategies(path, model_hash)
         self.strategy = make_strategy(args.strategy, self.n_layers, model_hash, self.fitted)
@@ -214,7 +215,7 @@ class Bench:
 
     def _calibrate(self) -> dict[str, Strategy]:
         policy = make_policy(self.strategy.policy, **self.strategy.options)
-        probe = Probe(self.model.language, self.samples, policy)
+        probe = Probe(self.model.decoder, self.samples, policy)
         found = {}
         for option in options(self.strategy, self.n_layers):
             figures = {"figures": {"kl": probe.divergence(option.strategy.schedule)}}
@@ -405,7 +406,7 @@ def frontier(bench: Bench, progress: Callable[[], None]) -> dict[str, list[dict[
             continue
         own = name == bench.strategy.policy
         policy = make_policy(name, **bench.strategy.options) if own else make_policy(name)
-        probe = Probe(bench.model.language, bench.samples, policy)
+        probe = Probe(bench.model.decoder, bench.samples, policy)
         schedules = [scaled(policy.default_schedule(bench.n_layers), factor) for factor in FACTORS]
         if own:
             schedules = [one.schedule for one in bench.calibrated]
@@ -428,8 +429,8 @@ def _prefill_ms(bench: Bench, schedule: Schedule, policy: Any) -> float:
     began = time.perf_counter()
     with torch.inference_mode():
         for sample in bench.samples:
-            layout = Layout.single(sample.spatial_start, sample.n_spatial, sample.n_tokens)
-            prefill(bench.model.language, sample.embeds, layout, schedule, policy, scene=sample.scene)
+            layout = Layout(sample.spatial_start, sample.n_spatial, sample.n_tokens)
+            prefill(bench.model.decoder, sample.embeds, layout, schedule, policy, scene=sample.scene)
     return 1e3 * (time.perf_counter() - began) / len(bench.samples)
 
 

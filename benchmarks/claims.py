@@ -30,7 +30,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from transformers import LlamaConfig
 
 from adatoken3d_ros.decoder.prefill import prefill
 from adatoken3d_ros.lab.calibration import Sample
@@ -43,8 +42,9 @@ from adatoken3d_ros.lab.information import (
     lorenz,
     mine,
 )
-from adatoken3d_ros.pruning.policies import GateSize, GateView, Policy, Rope, Selection, make_policy
+from adatoken3d_ros.pruning.policies import make_policy
 from adatoken3d_ros.pruning.schedule import Schedule, at_least_one
+from adatoken3d_ros.pruning.view import DecoderSize, GateSize, GateView, Policy, Rope, Selection
 from adatoken3d_ros.weights import embedded_path
 from benchmarks._paired import Tally, scene_interval
 from benchmarks._reuse import remembering
@@ -73,7 +73,7 @@ class Chosen:
     def default_schedule(self, n_layers: int) -> Schedule:
         return Schedule()
 
-    def flops(self, config: LlamaConfig, size: GateSize) -> float:
+    def flops(self, decoder: DecoderSize, gate: GateSize) -> float:
         return 0.0
 
 
@@ -120,7 +120,7 @@ def kept_tokens(removal: str, shares: Mapping[str, FloatArray], seed: Sequence[i
 def examine(reader: Reader, room: Room) -> Found:
     """Measures the contributions of each question's prompt, and removes tokens by them."""
     samples = reader.samples(room.scene(), room.questions)
-    mined = [mine(reader.language, s.embeds, spatial_start=s.spatial_start, n_spatial=s.n_spatial) for s in samples]
+    mined = [mine(reader.decoder, s.embeds, spatial_start=s.spatial_start, n_spatial=s.n_spatial) for s in samples]
     grid = np.linspace(0.0, 1.0, _POINTS)
     shares = [{measure: one.token_shares(measure) for measure in MEASURES} for one in mined]
     figures = [[[getattr(Concentration.of(s[m]), f) for f in FIGURES] for m in MEASURES] for s in shares]
@@ -131,7 +131,7 @@ def examine(reader: Reader, room: Room) -> Found:
     curves = [[np.interp(grid, *lorenz(s[m])) for m in MEASURES] for s in shares]
     columns: list[tuple[int, str] | None] = [None, *ways(reader.n_layers)]
     kl, score = np.zeros((len(samples), len(columns))), np.zeros((len(samples), len(columns)))
-    with remembering(reader.language), torch.inference_mode():
+    with remembering(reader.decoder), torch.inference_mode():
         reference: list[Tensor] = []
         guesses: list[list[int]] = [[] for _ in samples]
         for column, way in enumerate(columns):
@@ -141,7 +141,7 @@ def examine(reader: Reader, room: Room) -> Found:
                     keep = kept_tokens(way[1], shares[q], [room.seed, q])
                     schedule, policy = Schedule.of([way[0]], [len(keep) / sample.n_spatial]), Chosen(keep)
                 filled = _read(reader, sample, schedule, policy)
-                log_probs = filled.logits[0].double().log_softmax(-1)
+                log_probs = filled.logits.double().log_softmax(-1)
                 if way is None:
                     reference.append(log_probs)
                 kl[q, column] = max(0.0, float((reference[q].exp() * (reference[q] - log_probs)).sum()))
@@ -150,7 +150,7 @@ def examine(reader: Reader, room: Room) -> Found:
 
 
 def _read(reader: Reader, sample: Sample, schedule: Schedule, policy: Policy) -> Any:
-    return prefill(reader.language, sample.embeds, layout(sample), schedule, policy, max_new_tokens=MAX_ANSWER)
+    return prefill(reader.decoder, sample.embeds, layout(sample), schedule, policy, max_new_tokens=MAX_ANSWER)
 
 
 # --- figures ---

@@ -46,7 +46,7 @@ def child(model: str, threads: int, questions: int) -> dict[str, Any]:
     from adatoken3d_ros.cli import ask
     from adatoken3d_ros.engine.answer import Question
 
-    for module in ("engine.session", "engine.budget", "model.checkpoint"):  # what loading would import
+    for module in ("engine.session", "engine.budget.controller", "lmm.llava3d.checkpoint"):  # what loading would import
         importlib.import_module(f"adatoken3d_ros.{module}")
     torch.set_num_threads(threads)
     imported = time.perf_counter()
@@ -86,7 +86,7 @@ def _scene(session: Any, questions: int) -> list[tuple[str, str]]:
     from adatoken3d_ros.lab.synthetic.views import render_views, sights
 
     room = make_room(ROOM, "test")
-    views = render_views(room, seed=ROOM, count=session.model.config.num_views)
+    views = render_views(room, seed=ROOM, count=session.model.sizes.num_views)
     for view in views:
         session.observe(view.frame)
     session.encode_pending()

@@ -34,14 +34,16 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from adatoken3d_ros.decoder.prefill import Prefill, generate, prefill, read_chunk
+from adatoken3d_ros.decoder.decode import follow, generate
+from adatoken3d_ros.decoder.prefill import Prefill, prefill
 from adatoken3d_ros.lab.calibration import RATIOS, FlopsCost, Probe, Sample
 from adatoken3d_ros.lab.information import Information, InformationSet, mine
 from adatoken3d_ros.lab.synthetic.questions import FAMILIES, QA
 from adatoken3d_ros.pruning.decay import fit_decay
-from adatoken3d_ros.pruning.policies import SceneTokens, make_policy
+from adatoken3d_ros.pruning.policies import make_policy
 from adatoken3d_ros.pruning.schedule import Schedule, Stage
 from adatoken3d_ros.pruning.strategy import Strategy
+from adatoken3d_ros.pruning.view import SceneTokens
 from adatoken3d_ros.weights import embedded_path
 from benchmarks._budgets import CONTESTANTS, RIVALS, Fitted, Operations, candidates, operations
 from benchmarks._frontier_report import GOAL_63, draw, goals, table, verdict
@@ -83,10 +85,10 @@ def calibration_prompts(reader: Reader, rooms: Sequence[Room]) -> list[Sample]:
 
 def divergence(reader: Reader, task: Measurement) -> float:
     """KL to the unpruned answers, in nats."""
-    with remembering(reader.language):
+    with remembering(reader.decoder):
         if "probe" not in reader.memory:
             prompts = calibration_prompts(reader, task.rooms)
-            reader.memory["probe"] = Probe(reader.language, prompts, make_policy("none"), eos_ids=(reader.eos,))
+            reader.memory["probe"] = Probe(reader.decoder, prompts, make_policy("none"), eos_ids=(reader.eos,))
         probe: Probe = reader.memory["probe"]
         policy = make_policy(task.strategy.policy, **task.strategy.options)
         return probe.with_policy(policy).divergence(task.strategy.schedule)
@@ -95,7 +97,7 @@ def divergence(reader: Reader, task: Measurement) -> float:
 def mined(reader: Reader, room: Room) -> list[Information]:
     """How much layers and tokens contribute to the answers of a calibration room."""
     (spread,) = [calibration_prompts(reader, [room])]
-    return [mine(reader.language, s.embeds, spatial_start=s.spatial_start, n_spatial=s.n_spatial) for s in spread]
+    return [mine(reader.decoder, s.embeds, spatial_start=s.spatial_start, n_spatial=s.n_spatial) for s in spread]
 
 
 def fit(workers: Workers, reader: Reader, rooms: tuple[Room, ...], work: Operations) -> Fitted:
@@ -134,7 +136,7 @@ def fit(workers: Workers, reader: Reader, rooms: tuple[Room, ...], work: Operati
         ratios=RATIOS,
         gaps=np.array(gaps).reshape(n_layers, len(RATIOS)),
         withdrawal=np.array([*withdrawal, 0.0]),
-        cost=FlopsCost(reader.model.config.language, prompts),
+        cost=FlopsCost(reader.decoder.size, prompts),
         notes={
             "rooms": [room.seed for room in rooms],
             "split": "train",
@@ -190,11 +192,11 @@ class Round:
 def answer_room(reader: Reader, task: Round) -> tuple[np.ndarray, np.ndarray]:
     """Scores (C, Q) and exact prefill operations (C, Q) of every strategy on every question."""
     samples = reader.samples(task.room.scene(), task.room.questions)
-    config = reader.model.config.language
+    decoder = reader.decoder.size
     scores = np.zeros((len(task.strategies), len(samples)))
     spent = np.zeros_like(scores)
     guesses: list[list[int]] = [[] for _ in samples]  # the last strategy's boxes
-    with remembering(reader.language):
+    with remembering(reader.decoder):
         for c, strategy in enumerate(task.strategies):
             policy = make_policy(strategy.policy, **strategy.options)
             for q, (sample, qa) in enumerate(zip(samples, task.room.questions, strict=True)):
@@ -202,14 +204,14 @@ def answer_room(reader: Reader, task: Round) -> tuple[np.ndarray, np.ndarray]:
                     filled = read(reader, sample, strategy, policy)
                     scores[c, q] = judge(reader, filled, qa, guesses[q])
                 sizes = sample.n_spatial, sample.n_text, sample.n_text - sample.spatial_start
-                spent[c, q] = operations(config, policy, filled.trace.spatial_per_layer, *sizes)
+                spent[c, q] = operations(decoder, policy, filled.trace.spatial_per_layer, *sizes)
     return scores, spent
 
 
 def read(reader: Reader, sample: Sample, strategy: Strategy, policy: Any) -> Prefill:
     """One prompt through the gate."""
     return prefill(
-        reader.language,
+        reader.decoder,
         sample.embeds,
         layout(sample),
         strategy.schedule,
@@ -225,15 +227,12 @@ def judge(reader: Reader, filled: Prefill, qa: QA, guess: list[int]) -> float:
     `guess`: tokens that a box may be, replaced by what it is.
     """
     if qa.box is not None:
-        guess[:] = decode_along(reader.language, filled, guess, max_new_tokens=MAX_ANSWER, eos=reader.eos)
+        guess[:] = decode_along(reader.decoder, filled, guess, max_new_tokens=MAX_ANSWER, eos=reader.eos)
         return score(qa, reader.text(guess))
     wanted = torch.tensor([*reader.tokenizer.encode(qa.answer, add_special_tokens=False), reader.eos])
     if int(filled.logits.argmax()) != int(wanted[0]):
         return 0.0
-    language = reader.language
-    positions = filled.next_position[:, None] + torch.arange(len(wanted) - 1)
-    hidden = read_chunk(language, filled.cache, language.model.embed_tokens(wanted[None, :-1]), positions)
-    best = language.lm_head(language.model.norm(hidden[0])).argmax(dim=1)
+    best = follow(reader.decoder, filled, wanted[:-1].tolist()).argmax(dim=1)
     return float((best == wanted[1:]).all())
 
 
@@ -291,7 +290,7 @@ def _ask(
     first = int(filled.logits.argmax())  # the device has finished when this is known
     end = time.perf_counter()
     if first != reader.eos:
-        reader.text(list(generate(reader.language, filled, max_new_tokens=MAX_ANSWER, eos_ids={reader.eos})))
+        reader.text(list(generate(reader.decoder, filled, max_new_tokens=MAX_ANSWER, eos_ids={reader.eos})))
     return time.perf_counter() - start, end - middle
 
 
@@ -308,10 +307,10 @@ def run(args: argparse.Namespace, folder: Path, console: Console) -> dict[str, A
         aside = tuple(
             find("train", 18 * args.rooms_aside, first=CALIBRATION_SEED, progress=progress)[: args.rooms_aside]
         )
-    config, n_layers = reader.model.config.language, reader.n_layers
+    n_layers = reader.n_layers
     started = time.monotonic()
     with Workers(reader, args.workers, console) as workers:
-        work = Operations(config, _sizes(reader, rooms))
+        work = Operations(reader.decoder.size, _sizes(reader, rooms))
         fitted = fit(workers, reader, aside, work)
         strategies = choose(workers, aside, fitted, work, n_layers, args.targets)
         everybody = (UNPRUNED, *strategies)
@@ -352,7 +351,7 @@ def _sizes(reader: Reader, rooms: Sequence[Room], most: int = 40) -> list[tuple[
     asked = [(room, qa) for room in rooms for qa in room.questions]
     found = []
     for room, qa in asked[:: max(1, len(asked) // most)]:
-        empty = torch.zeros(room.n_spatial, int(reader.model.config.language.hidden_size))
+        empty = torch.zeros(room.n_spatial, reader.decoder.size.hidden)
         sample = reader.sample(empty, SceneTokens(torch.zeros(1, 3)), qa)
         found.append((sample.n_spatial, sample.n_text, sample.n_text - sample.spatial_start))
     return found
@@ -407,7 +406,7 @@ def fit_ours(args: argparse.Namespace, folder: Path, console: Console) -> None:
         )
     aside = tuple(found[: args.rooms_aside])
     with Workers(reader, args.workers, console) as workers:
-        work = Operations(reader.model.config.language, _sizes(reader, aside))
+        work = Operations(reader.decoder.size, _sizes(reader, aside))
         fitted = fit(workers, reader, aside, work)
         strategies = choose(workers, aside, fitted, work, reader.n_layers, FITTED, ("ours",))
     args.strategies.mkdir(parents=True, exist_ok=True)

@@ -23,11 +23,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from adatoken3d_ros.engine.config import SessionConfig
 from adatoken3d_ros.engine.scene_memory import SceneMemory
-from adatoken3d_ros.engine.session import OriginMode, SessionConfig
 from adatoken3d_ros.lmm.llava3d.position import PositionMLP
 from adatoken3d_ros.scene.keyframes import KeyFrameConfig
 from adatoken3d_ros.scene.token_map import TokenMap
+from adatoken3d_ros.scene.window import OriginMode
 from benchmarks.tokens import REST, VOXEL_SIZE, Case, make_case, measure
 
 CHAIN = ("decide", "add", "evict", "recentre")
@@ -42,15 +43,14 @@ class Chain:
     def __init__(self, case: Case, views: int, channels: int) -> None:
         self.case, self.shown = case, 0
         self.position = PositionMLP(channels)
-        config = SimpleNamespace(
+        sizes = SimpleNamespace(
             image_size=case.config.image_size, grid=case.config.grid, voxel_size=VOXEL_SIZE, num_views=views
         )
         model: Any = SimpleNamespace(
-            config=config,
-            position=self.position,
+            sizes=sizes,
+            lift_places=self.position.hidden,
             device="cpu",
-            vision=torch.nn.Identity(),
-            encode_images=lambda rgb: self.case.features[(self.shown - 1) % len(self.case.frames)][None],
+            encode_images=lambda rgb, **_: self.case.features[(self.shown - 1) % len(self.case.frames)][None],
         )
         # Each frame is compared with the map in every way that there is, and each is kept.
         key_frames = KeyFrameConfig(max_views=views, min_gain=0.02, min_sharpness=0.5, change_interval=0.0)

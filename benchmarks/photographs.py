@@ -38,10 +38,11 @@ from rich.progress import track
 from rich.table import Table
 
 from adatoken3d_ros.cli import ask
-from adatoken3d_ros.decoder.prefill import generate
+from adatoken3d_ros.decoder.decode import generate
 from adatoken3d_ros.decoder.prefix import ScenePrefix
 from adatoken3d_ros.engine.answer import Question, Status
-from adatoken3d_ros.engine.session import SceneSession, SessionConfig
+from adatoken3d_ros.engine.config import SessionConfig
+from adatoken3d_ros.engine.session import SceneSession
 from adatoken3d_ros.lab.synthetic.questions import FAMILIES
 from adatoken3d_ros.lmm.llava3d.checkpoint import load
 from adatoken3d_ros.scene.folder import read_folder
@@ -237,16 +238,16 @@ def blind_answers(path: Path, questions: Sequence[Checked], frame: PosedFrame, o
     session.observe(frame)
     session.encode_pending()
     # It was trained with one empty token in place of the scene.
-    empty = model.project(torch.zeros(1, int(model.config.vision.hidden_size)))[None]
+    empty = model.project(torch.zeros(1, model.sizes.feature_width))[None]
     texts = []
     for asked in questions:
         with torch.inference_mode():
             spliced, _ = session.spliced(Question(asked.question))
             start, end = spliced.spatial_start, spliced.spatial_start + spliced.n_spatial
-            prefix = ScenePrefix(model.language, torch.cat([spliced.embeds[:, :start], empty], dim=1), start)
+            prefix = ScenePrefix(model.decoder, torch.cat([spliced.embeds[:, :start], empty], dim=1), start)
             with prefix.asking(spliced.embeds[:, end:], max_new_tokens=_BLIND_TOKENS) as read:
                 eos = {int(tokenizer.eos_token_id)}
-                ids = list(generate(model.language, read, max_new_tokens=_BLIND_TOKENS, eos_ids=eos))
+                ids = list(generate(model.decoder, read, max_new_tokens=_BLIND_TOKENS, eos_ids=eos))
         texts.append(str(tokenizer.decode(ids, skip_special_tokens=True)).strip())
     return texts
 

@@ -36,9 +36,11 @@ from rich.table import Table
 from transformers import CLIPVisionConfig
 
 from adatoken3d_ros.decoder.prefill import Prefill, prefill
-from adatoken3d_ros.pruning.flops import encoder_flops, reduction, scoring_flops, three_conventions
-from adatoken3d_ros.pruning.policies import POLICY_NAMES, Policy, SceneTokens, make_policy
+from adatoken3d_ros.lmm.vision.clip import clip_flops
+from adatoken3d_ros.pruning.flops import reduction, scoring_flops, three_conventions
+from adatoken3d_ros.pruning.policies import POLICY_NAMES, make_policy
 from adatoken3d_ros.pruning.schedule import Schedule
+from adatoken3d_ros.pruning.view import Policy, SceneTokens
 from benchmarks._timing import (
     Case,
     argument_parser,
@@ -50,16 +52,15 @@ from benchmarks._timing import (
     write_rows,
 )
 
-# The vision tower of LLaVA-3D, whose last layer does not run.
+# The vision tower of LLaVA-3D, without its last layer, which does not run.
 CLIP_L = CLIPVisionConfig(
     hidden_size=1024,
     intermediate_size=4096,
-    num_hidden_layers=24,
+    num_hidden_layers=23,
     num_attention_heads=16,
     image_size=336,
     patch_size=14,
 )
-ENCODER_LAYERS = 23
 
 
 def contestants(n_layers: int) -> dict[str, tuple[Policy, Schedule]]:
@@ -71,28 +72,28 @@ def contestants(n_layers: int) -> dict[str, tuple[Policy, Schedule]]:
 
 def operations(case: Case, policy: Policy, schedule: Schedule, encoder: float, n_new: int) -> dict[str, float]:
     """Of one answer in three conventions, scoring included."""
-    config, layout = case.language.config, case.layout
-    n_spatial, n_text = layout.n_spatial[0], layout.n_tokens[0] - layout.n_spatial[0]
-    counts = schedule.counts(n_spatial, config.num_hidden_layers, policy.kept)
-    scoring = scoring_flops(policy, config, n_spatial, counts, n_text, layout.n_question[0])
-    return three_conventions(config, counts, n_text, n_new=n_new, encoder=encoder, scoring=scoring)
+    decoder, layout = case.decoder.size, case.layout
+    n_spatial, n_text = layout.n_spatial, layout.n_tokens - layout.n_spatial
+    counts = schedule.counts(n_spatial, decoder.n_layers, policy.kept)
+    scoring = scoring_flops(policy, decoder, n_spatial, counts, n_text, layout.n_question)
+    return three_conventions(decoder, counts, n_text, n_new=n_new, encoder=encoder, scoring=scoring)
 
 
 def read_prompt(case: Case, policy: Policy, schedule: Schedule) -> Prefill:
     """One prefill of a scene not seen before."""
     scene = SceneTokens(case.scene.xyz)
-    return prefill(case.language, case.embeds, case.layout, schedule, policy, scene=scene)
+    return prefill(case.decoder, case.embeds, case.layout, schedule, policy, scene=scene)
 
 
 def compare(case: Case, args: Any) -> dict[str, dict[str, Any]]:
     """The figures of each contestant."""
-    rows = contestants(case.language.config.num_hidden_layers)
+    rows = contestants(len(case.decoder))
     ways: dict[str, Callable[[], Prefill]] = {name: partial(read_prompt, case, *row) for name, row in rows.items()}
     timed = {
         name: [(seconds, result.trace.gate_seconds / seconds) for seconds, result in runs]
         for name, runs in interleaved(ways, args).items()
     }
-    encoder = encoder_flops(CLIP_L, args.views, ENCODER_LAYERS)
+    encoder = args.views * clip_flops(CLIP_L)
     spent = {name: operations(case, *row, encoder, args.new_tokens) for name, row in rows.items()}
     saved = {
         name: {convention: reduction(n, spent["none"][convention]) for convention, n in of_name.items()}

@@ -29,13 +29,13 @@ from benchmarks._timing import Case, argument_parser, interleaved, make_case, ro
 
 def compare(case: Case, args: Any) -> dict[str, Any]:
     """Both ways in turn; they must find the same token."""
-    start = case.layout.spatial_start[0]
-    n_prefix = start + case.layout.n_spatial[0]
-    prefix = ScenePrefix(case.language, case.embeds[:, :n_prefix], start)
+    start = case.layout.spatial_start
+    n_prefix = start + case.layout.n_spatial
+    prefix = ScenePrefix(case.decoder, case.embeds[:, :n_prefix], start)
     unpruned = make_policy("none")
 
     def full() -> int:
-        return int(prefill(case.language, case.embeds, case.layout, Schedule(), unpruned).logits.argmax())
+        return int(prefill(case.decoder, case.embeds, case.layout, Schedule(), unpruned).logits.argmax())
 
     def follow_up() -> int:
         with prefix.asking(case.embeds[:, n_prefix:]) as result:

@@ -5,8 +5,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:  # most tests need no torch
+    from adatoken3d_ros.decoder.adapter import Decoder
 
 
 @pytest.fixture
@@ -22,3 +26,18 @@ def caplog(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) ->
             monkeypatch.setattr(logger, "propagate", True)
     yield caplog
     logging.setLoggerClass(before)
+
+
+@pytest.fixture(scope="session", params=[4, 2], ids=["mha", "gqa"])
+def decoder(request: pytest.FixtureRequest) -> Decoder:
+    """A random Llama with as many key/value heads as heads, then one with half of them."""
+    from tests.decoder.oracle import tiny_decoder
+
+    return tiny_decoder(request.param)
+
+
+@pytest.fixture(scope="session")
+def mha() -> Decoder:
+    from tests.decoder.oracle import tiny_decoder
+
+    return tiny_decoder()

@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
 
     from adatoken3d_ros.cli.output import print_answer, record_of_answer, write_json
     from adatoken3d_ros.engine.answer import Question, Status
-    from adatoken3d_ros.engine.session import check_question
+    from adatoken3d_ros.engine.requests import check_question
 
     if args.stride < 1 or args.max_views < 1:
         raise ValueError(f"--stride {args.stride} and --max-views {args.max_views} must be at least 1")
@@ -108,8 +108,8 @@ def open_session(args: argparse.Namespace) -> SceneSession:
     Raises:
         ValueError, OSError: for a checkpoint, device or strategy that cannot be used; the text names it.
     """
+    from adatoken3d_ros.engine.config import SessionConfig
     from adatoken3d_ros.engine.loading import ModelSettings, load_session
-    from adatoken3d_ros.engine.session import SessionConfig
 
     default = SessionConfig()
     settings = ModelSettings(

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from adatoken3d_ros.lab.calibration import Calibration, Probe, Sample
     from adatoken3d_ros.lab.information import InformationSet
     from adatoken3d_ros.pruning.decay import Decay
-    from adatoken3d_ros.pruning.policies import Policy
     from adatoken3d_ros.pruning.schedule import Schedule
+    from adatoken3d_ros.pruning.view import Policy
 
 KINDS = ("adatoken", "calibrated", "given")
 DEFAULT_QUESTIONS = (
@@ -294,7 +294,7 @@ def mine_all(session: SceneSession, prompts: Prompts, report: Report) -> Informa
         before = index * session.n_layers
         found.append(
             mine(
-                session.model.language,
+                session.model.decoder,
                 sample.embeds,
                 spatial_start=sample.spatial_start,
                 n_spatial=sample.n_spatial,
@@ -350,7 +350,7 @@ def policy_options(
     if args.debias is not None:
         options["debias"] = information.position_curve(args.debias)
     if args.sink_dims == "auto":
-        options["sink_dims"] = list(massive_dims(session.model.language, prompts.samples))
+        options["sink_dims"] = list(massive_dims(session.model.decoder, prompts.samples))
     elif args.sink_dims:
         options["sink_dims"] = parse_dims(args.sink_dims)
     return options
@@ -375,10 +375,10 @@ def choose(
     )
     from adatoken3d_ros.pruning.decay import adatoken_schedule
 
-    language, samples = session.model.language, prompts.samples
+    decoder, samples = session.model.decoder, prompts.samples
     end_of_answer = session.tokenizer.eos_token_id
     probe = Probe(
-        language,
+        decoder,
         samples,
         policy,
         n_tokens=args.answer_tokens,
@@ -395,9 +395,9 @@ def choose(
         return schedule, settings | {name: round(value, 6) for name, value in fit.items()}, Extra(probe, decay=decay)
     by_latency = args.latency_reduction is not None
     cost = (
-        LatencyCost(language, samples, progress=lambda done, total: report("latency", done, total))
+        LatencyCost(decoder, samples, progress=lambda done, total: report("latency", done, total))
         if by_latency
-        else FlopsCost(session.model.config.language, samples)
+        else FlopsCost(decoder.size, samples)
     )
     saved = args.latency_reduction if by_latency else args.flops_reduction or 0.63
     eta = args.horizon_kl or HORIZON_KL
@@ -428,31 +428,31 @@ def measure(
     from adatoken3d_ros.pruning import flops
     from adatoken3d_ros.pruning.schedule import Schedule
 
-    config, vision = session.model.config.language, session.model.config.vision
+    decoder = session.model.decoder
     saved = defaultdict[str, list[float]](list)
     for sample, views in zip(prompts.samples, prompts.views, strict=True):
-        encoder = flops.encoder_flops(vision, views, session.model.config.vision_layers)
+        encoder = views * session.model.vision.flops_per_view
         n_question = sample.n_text - sample.spatial_start
         pruned, whole = (
             flops.three_conventions(
-                config,
+                decoder.size,
                 counts := one.counts(sample.n_spatial, session.n_layers, policy.kept),
                 sample.n_text,
                 n_new=_NEW_TOKENS,
                 encoder=encoder,
-                scoring=flops.scoring_flops(policy, config, sample.n_spatial, counts, sample.n_text, n_question),
+                scoring=flops.scoring_flops(policy, decoder.size, sample.n_spatial, counts, sample.n_text, n_question),
             )
             for one in (schedule, Schedule())
         )
         for convention, operations in pruned.items():
             saved[convention].append(flops.reduction(operations, whole[convention]))
     sample = prompts.samples[0]
-    layout = Layout.single(sample.spatial_start, sample.n_spatial, sample.n_tokens)
+    layout = Layout(sample.spatial_start, sample.n_spatial, sample.n_tokens)
     times: dict[str, list[float]] = {"unpruned": [], "pruned": []}
     for index in range(_TIMED_RUNS + 1):
         for name, one in (("unpruned", Schedule()), ("pruned", schedule)):
             start = time.perf_counter()
-            filled = prefill(session.model.language, sample.embeds, layout, one, policy, scene=sample.scene)
+            filled = prefill(decoder, sample.embeds, layout, one, policy, scene=sample.scene)
             filled.logits.cpu()  # waits for the device
             times[name].append((time.perf_counter() - start) * 1e3)
         report("timing", index + 1, _TIMED_RUNS + 1)

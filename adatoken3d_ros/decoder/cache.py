@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -60,27 +59,19 @@ def _grown(states: Tensor, end: int) -> Tensor:
     return buffer
 
 
-@dataclass(frozen=True)
-class LayerFacts:
-    """What a layer's slots do not tell: by sample, slots of left padding and how far positions were shifted down."""
-
-    pads: tuple[int, ...]
-    shifts: tuple[int, ...]
-
-
 class RaggedCache(Cache):
-    """One RaggedLayer per decoder layer; `facts[i]` is set by the prefill that fills layer i."""
+    """One RaggedLayer per decoder layer; `shifts[i]` is how far the prefill moved positions down in layer i."""
 
     layers: list[RaggedLayer]  # type: ignore[assignment]
-    facts: list[LayerFacts]
+    shifts: list[int]
 
     def __init__(self, n_layers: int) -> None:
         super().__init__(layers=[RaggedLayer() for _ in range(n_layers)])
-        self.facts = []
+        self.shifts = [0] * n_layers
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Slots used in each layer, padding included."""
+        """Slots used in each layer."""
         return tuple(layer.get_seq_length() for layer in self.layers)
 
     def roll_back(self, lengths: Sequence[int]) -> None:

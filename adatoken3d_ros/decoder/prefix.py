@@ -13,20 +13,18 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from transformers import LlamaForCausalLM
 
-from adatoken3d_ros.decoder.cache import LayerFacts, RaggedCache
+from adatoken3d_ros.decoder.adapter import CosSin, Decoder
+from adatoken3d_ros.decoder.cache import RaggedCache
+from adatoken3d_ros.decoder.decode import read_chunk
 from adatoken3d_ros.decoder.prefill import (
-    CosSin,
     GateError,
     GateTrace,
     Prefill,
     ShouldStop,
     check_context,
-    last_logits,
-    read_chunk,
 )
-from adatoken3d_ros.pruning.scores import attention_of_last_rows, keep_top, project_keys, project_queries
+from adatoken3d_ros.pruning.scores import attention_of_last_rows, keep_top
 
 
 class PrefixError(GateError):
@@ -39,7 +37,7 @@ class ScenePrefix:
     @torch.no_grad()
     def __init__(
         self,
-        language: LlamaForCausalLM,
+        decoder: Decoder,
         embeds: Tensor,
         spatial_start: int,
         *,
@@ -51,7 +49,7 @@ class ScenePrefix:
         """Reads the prefix.
 
         Args:
-            language: a Llama with SDPA attention, in eval mode.
+            decoder: a language model with SDPA attention, in eval mode.
             embeds: (1, P, D) embeddings of the prompt up to and with the last spatial token.
             spatial_start: row of the first spatial token; N = P - spatial_start.
             keep: (k,) which of the N tokens to keep, in any order; None for all. They keep their positions.
@@ -70,15 +68,15 @@ class ScenePrefix:
             raise PrefixError(f"a prefix of shape {tuple(embeds.shape)} with spatial tokens from row {spatial_start}")
         if top_k is not None and top_k < 1:
             raise PrefixError(f"top_k is {top_k}")
-        check_context(language, embeds.shape[1], 0)
-        self.language, self.spatial_start, self.n_spatial = language, spatial_start, n_spatial
+        check_context(decoder, embeds.shape[1], 0)
+        self.decoder, self.spatial_start, self.n_spatial = decoder, spatial_start, n_spatial
         self.keep = self._checked(keep, embeds.device)
         self.top_k = None if top_k is None else min(top_k, len(self.keep))
         self.measure = measure or self.top_k is not None
         system = torch.arange(spatial_start, device=embeds.device)
         rows = torch.cat([system, spatial_start + self.keep])
-        self.cache = self._empty_cache()
-        read_chunk(language, self.cache, embeds[:, rows], rows[None], should_stop=should_stop)
+        self.cache = RaggedCache(len(decoder))
+        read_chunk(decoder, self.cache, embeds[:, rows], rows, should_stop=should_stop)
         self._mark = self.cache.lengths
         self._asking = False
 
@@ -105,7 +103,7 @@ class ScenePrefix:
             raise PrefixError("a question is still open on this prefix")
         if question.ndim != 3 or len(question) != 1 or question.shape[1] < 1:
             raise PrefixError(f"a question of shape {tuple(question.shape)}")
-        check_context(self.language, self.n_tokens + question.shape[1], max_new_tokens)
+        check_context(self.decoder, self.n_tokens + question.shape[1], max_new_tokens)
         self._asking = True
         try:
             yield self._read(question, should_stop)
@@ -116,35 +114,35 @@ class ScenePrefix:
     @torch.no_grad()
     def _read(self, question: Tensor, should_stop: ShouldStop | None) -> Prefill:
         positions = self.n_tokens + torch.arange(question.shape[1], device=question.device)
-        cache = self.cache if self.top_k is None else self._empty_cache()
+        cache = self.cache if self.top_k is None else RaggedCache(len(self.decoder))
         n_layers, device = len(cache.layers), question.device
-        contribution = torch.zeros(1, self.n_spatial, device=device)
-        last_layer = torch.full((1, self.n_spatial), -1, device=device)
+        contribution = torch.zeros(self.n_spatial, device=device)
+        last_layer = torch.full((self.n_spatial,), -1, device=device)
 
         def look(i: int, hidden: Tensor, cos_sin: CosSin) -> None:
             seen = self.keep
             if self.measure:
                 share = self._attention(i, hidden[0], cos_sin)
-                contribution[0, self.keep] += share / (share.sum() * n_layers)
+                contribution[self.keep] += share / (share.sum() * n_layers)
                 if self.top_k is not None:
                     best = keep_top(share, self.top_k)
                     seen = self.keep[best]
                     self._copy_seen(i, best, cache)
-            last_layer[0, seen] = i
+            last_layer[seen] = i
 
-        hidden = read_chunk(self.language, cache, question, positions[None], before_layer=look, should_stop=should_stop)
+        hidden = read_chunk(self.decoder, cache, question, positions, before_layer=look, should_stop=should_stop)
         if not contribution.isfinite().all():
             raise PrefixError("the question's attention to the scene is not finite (NaN or infinite)")
         n_seen = len(self.keep) if self.top_k is None else self.top_k
         trace = GateTrace((n_seen,) * n_layers, last_layer, contribution, last_layer == n_layers - 1)
-        return Prefill(last_logits(self.language, hidden), cache, positions[-1:] + 1, trace)
+        return Prefill(self.decoder.logits(hidden[0, -1]), cache, self.n_tokens + question.shape[1], trace)
 
     def _attention(self, i: int, question: Tensor, cos_sin: CosSin) -> Tensor:
         """Attention (k,) that the question's rows (Q, D), as they enter layer i, pay each kept spatial token there."""
-        layer, (cos, sin) = self.language.model.layers[i], cos_sin
-        keys = torch.cat([self._prefix(i)[0], project_keys(layer, question, cos[0], sin[0])], dim=1)
-        queries = project_queries(layer, question, cos[0], sin[0])
-        attention = attention_of_last_rows(queries, keys, layer.self_attn.scaling)
+        layer, (cos, sin) = self.decoder.layers[i], cos_sin
+        keys = torch.cat([self._prefix(i)[0], layer.keys(question, cos[0], sin[0])], dim=1)
+        queries = layer.queries(question, cos[0], sin[0])
+        attention = attention_of_last_rows(queries, keys, layer.scaling)
         return attention[self.spatial_start : self._mark[i]]
 
     def _copy_seen(self, i: int, best: Tensor, cache: RaggedCache) -> None:
@@ -157,11 +155,6 @@ class ScenePrefix:
         """Keys and values (H_kv, n, head_dim) of the prefix in layer i."""
         layer, n = self.cache.layers[i], self._mark[i]
         return layer.keys[0, :, :n], layer.values[0, :, :n]
-
-    def _empty_cache(self) -> RaggedCache:
-        cache = RaggedCache(len(self.language.model.layers))
-        cache.facts = [LayerFacts(pads=(0,), shifts=(0,))] * len(cache.layers)
-        return cache
 
     def _checked(self, keep: Tensor | None, device: torch.device) -> Tensor:
         every = torch.arange(self.n_spatial, device=device)

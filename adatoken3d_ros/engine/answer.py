@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from adatoken3d_ros.engine.stages import StageTimes
+
 if TYPE_CHECKING:
     from adatoken3d_ros.engine.budget.plans import Plan
 
@@ -42,24 +44,6 @@ class Question:
     clicks: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 3)))
     latency_budget_ms: float | None = None
     max_new_tokens: int | None = None
-
-
-@dataclass(frozen=True)
-class StageTimes:
-    """Disjoint stages in milliseconds; `total` runs from the question's arrival to its answer.
-
-    `queue` is waiting and choosing a plan.
-    """
-
-    queue: float = 0.0
-    encode: float = 0.0
-    tokens: float = 0.0
-    prefill: float = 0.0
-    decode: float = 0.0
-    total: float = 0.0
-
-
-STAGES = ("queue", "encode", "tokens", "prefill", "decode")  # of StageTimes, in their order
 
 
 @dataclass(frozen=True)

@@ -114,8 +114,10 @@ def load_session(settings: ModelSettings, progress: Callable[[float, str], None]
     import torch
 
     from adatoken3d_ros.engine.budget.controller import BudgetConfig, Infeasible, Reuse
-    from adatoken3d_ros.engine.session import OriginMode, SceneSession, SessionConfig
+    from adatoken3d_ros.engine.config import SessionConfig
+    from adatoken3d_ros.engine.session import SceneSession
     from adatoken3d_ros.lmm.llava3d.checkpoint import load
+    from adatoken3d_ros.scene.window import OriginMode
 
     device = device_of(settings.device)
     if settings.dtype == "auto":
@@ -142,7 +144,7 @@ def load_session(settings: ModelSettings, progress: Callable[[float, str], None]
     )
     model_hash = model.identity
     fitted = fitted_strategies(path, model_hash)
-    strategy = make_strategy(settings.strategy, int(model.config.language.num_hidden_layers), model_hash, fitted)
+    strategy = make_strategy(settings.strategy, len(model.decoder), model_hash, fitted)
     model_id = f"{path.resolve().name}@{model_hash}"
     session = SceneSession(model, tokenizer, config, strategy=strategy, fitted=fitted, model_id=model_id)
     if settings.warm_up:

@@ -3,21 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from adatoken3d_ros.decoder.prefill import Cancelled, SceneTokens
 from adatoken3d_ros.decoder.prefix import ScenePrefix
-from adatoken3d_ros.lmm.llava3d.model import Llava3D, Spliced
+from adatoken3d_ros.engine.scene_memory import SceneMemory
+from adatoken3d_ros.lmm.interface import SpatialLMM, Spliced
+from adatoken3d_ros.pruning.view import SceneTokens
 from adatoken3d_ros.scene.token_map import SpatialTokens
-
-if TYPE_CHECKING:
-    from adatoken3d_ros.engine.scene_memory import SceneMemory
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +33,7 @@ class Prepared:
         seed: of the random cap on the number of tokens, for upstream's numbers; None for ours.
     """
 
-    def __init__(self, model: Llava3D, memory: SceneMemory, seed: int | None = None) -> None:
+    def __init__(self, model: SpatialLMM, memory: SceneMemory, seed: int | None = None) -> None:
         self._model = model
         self._memory = memory
         self._seed = seed
@@ -57,7 +53,7 @@ class Prepared:
     def size(self, max_tokens: int | None) -> int:
         """Tokens that `block(max_tokens)` has."""
         voxels = self._memory.asked.n_voxels
-        return min(voxels, self._model.config.max_spatial_tokens, max_tokens or voxels)
+        return min(voxels, self._model.sizes.max_spatial_tokens, max_tokens or voxels)
 
     @torch.inference_mode()
     def block(self, max_tokens: int | None) -> Block:
@@ -66,7 +62,7 @@ class Prepared:
         if size not in self._blocks:
             generator = None if self._seed is None else torch.Generator().manual_seed(self._seed)
             tokens = self._memory.question_tokens(size, generator)
-            spatial = self._model.project(tokens.features)
+            spatial = self._model.scene_tokens(tokens.features, tokens.position)
             block = Block(tokens, SceneTokens(tokens.xyz, spatial), spatial)
             _ = block.scene.order  # for all questions, and where there is time ahead of them
             self._blocks[size] = block
@@ -82,25 +78,6 @@ class Prepared:
         if self.prefix is None:
             rows = spliced.embeds[:, : spliced.spatial_start + spliced.n_spatial]
             self.prefix = ScenePrefix(
-                self._model.language, rows, spliced.spatial_start, measure=True, should_stop=should_stop
+                self._model.decoder, rows, spliced.spatial_start, measure=True, should_stop=should_stop
             )
         return self.prefix
-
-
-@contextmanager
-def interruptible(module: nn.Module, should_stop: Callable[[], bool] | None) -> Iterator[None]:
-    """Within it, `module` raises Cancelled before the next of its innermost layers once should_stop() is true."""
-    if should_stop is None:
-        yield
-        return
-
-    def look(layer: nn.Module, _: object) -> None:
-        if should_stop():
-            raise Cancelled(f"stopped before a {type(layer).__name__}")
-
-    hooks = [part.register_forward_pre_hook(look) for part in module.modules() if not list(part.children())]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()

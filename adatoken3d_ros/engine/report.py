@@ -7,27 +7,27 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import LlamaConfig
 
 from adatoken3d_ros.decoder.prefill import GateTrace
 from adatoken3d_ros.engine.answer import TokenReport
-from adatoken3d_ros.lmm.llava3d.model import Spliced
+from adatoken3d_ros.lmm.interface import Spliced
 from adatoken3d_ros.pruning import flops
+from adatoken3d_ros.pruning.view import DecoderSize
 from adatoken3d_ros.scene.token_map import SpatialTokens
 
 
-def token_report(config: LlamaConfig, tokens: SpatialTokens, trace: GateTrace, spliced: Spliced) -> TokenReport:
+def token_report(decoder: DecoderSize, tokens: SpatialTokens, trace: GateTrace, spliced: Spliced) -> TokenReport:
     """What became of the tokens of a question, by the trace of its prefill through a language model."""
     n_text = spliced.n_tokens - spliced.n_spatial
-    contribution = trace.contribution[0].float().cpu().numpy()
+    contribution = trace.contribution.float().cpu().numpy()
     return TokenReport(
         xyz=tokens.xyz.float().cpu().numpy(),
         rgb=tokens.rgb.cpu().numpy(),
         contribution=contribution,
-        last_layer=trace.last_layer[0].cpu().numpy(),
-        retained=trace.retained[0].cpu().numpy(),
+        last_layer=trace.last_layer.cpu().numpy(),
+        retained=trace.retained.cpu().numpy(),
         spatial_per_layer=trace.spatial_per_layer,
-        flops_per_layer=tuple(flops.layer_flops(config, n + n_text) for n in trace.spatial_per_layer),
+        flops_per_layer=tuple(flops.layer_flops(decoder, n + n_text) for n in trace.spatial_per_layer),
         lorenz_share_60=lorenz_share(contribution, 0.6),
     )
 

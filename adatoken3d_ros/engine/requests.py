@@ -9,14 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adatoken3d_ros.engine.answer import Question
-from adatoken3d_ros.lmm.llava3d.prompt import (
-    MAX_CLICKS,
-    Placeholder,
-    PromptError,
-    PromptIds,
-    check_length,
-    parse_clicks,
-)
+from adatoken3d_ros.lmm.interface import PromptError
+from adatoken3d_ros.lmm.llava3d.prompt import MAX_CLICKS, check_length, parse_clicks
 from adatoken3d_ros.scene.frames import MAX_POSITION
 
 FAR_CLICK = 100.0  # metres from the box around all that has been seen; nobody asks about a point beyond it
@@ -54,15 +48,6 @@ def check_points(clicks: NDArray[np.float64]) -> None:
         if not np.isfinite(point).all():
             raise InvalidRequest(f"clicks must be finite, got {point}")
         raise InvalidRequest(f"the point {point} is not within {MAX_POSITION:g} m of the scene's origin")
-
-
-def rows_before_image(prompt: PromptIds) -> int:
-    rows = 0
-    for piece in prompt.pieces:
-        if isinstance(piece, Placeholder):
-            break
-        rows += len(piece)
-    return rows
 
 
 def clicks_of(question: Question) -> tuple[str, NDArray[np.float64]]:

@@ -6,9 +6,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,18 +14,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adatoken3d_ros.decoder.prefill import Cancelled
+from adatoken3d_ros.engine.config import SessionConfig
 from adatoken3d_ros.engine.out_of_memory import describe, is_out_of_memory
-from adatoken3d_ros.engine.prepared import interruptible
-from adatoken3d_ros.lmm.llava3d.model import Llava3D
+from adatoken3d_ros.lmm.interface import SpatialLMM
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.keyframes import KeyFrameSelector, Verdict, carve_free_space
 from adatoken3d_ros.scene.patches import PatchConfig, PatchPoints, patch_points
 from adatoken3d_ros.scene.storage import load_scene, save_scene
 from adatoken3d_ros.scene.token_map import SpatialTokens, TokenMap
 from adatoken3d_ros.scene.window import OriginMode, best_shift, floor_height, level_patches
-
-if TYPE_CHECKING:
-    from adatoken3d_ros.engine.session import SessionConfig
 
 logger = logging.getLogger(__name__)
 
@@ -56,19 +51,19 @@ class SceneMemory:
         problem: what was wrong with the last one of them; empty before there is one, and for a new scene.
     """
 
-    def __init__(self, model: Llava3D, config: SessionConfig) -> None:
+    def __init__(self, model: SpatialLMM, config: SessionConfig) -> None:
         if config.upstream_numerics and config.origin_mode is OriginMode.AUTO:
             raise ValueError("origin_mode is 'auto', but upstream_numerics rounds positions into the features: fix it")
         self._model = model
         self._config = config
         self._patches = PatchConfig(
-            image_size=model.config.image_size,
-            grid=model.config.grid,
+            image_size=model.sizes.image_size,
+            grid=model.sizes.grid,
             max_depth=config.max_depth,
             upstream_numerics=config.upstream_numerics,
         )
         self._map = TokenMap(
-            model.config.voxel_size,
+            model.sizes.voxel_size,
             config.origin,
             embed=None if config.upstream_numerics else self._embed,
             upstream_numerics=config.upstream_numerics,
@@ -131,8 +126,7 @@ class SceneMemory:
             return 0
         problems: list[str] = []
         try:
-            with interruptible(self._model.vision, should_stop):
-                encoded = self._encoded(frames, problems)
+            encoded = self._encoded(frames, problems, should_stop)
         except Cancelled:
             return 0
         self._asked = None
@@ -152,18 +146,20 @@ class SceneMemory:
         return len(frames)
 
     @torch.inference_mode()
-    def _encoded(self, frames: list[PosedFrame], problems: list[str]) -> list[tuple[PosedFrame, PatchPoints, Tensor]]:
+    def _encoded(
+        self, frames: list[PosedFrame], problems: list[str], should_stop: Callable[[], bool] | None
+    ) -> list[tuple[PosedFrame, PatchPoints, Tensor]]:
         """The frames' points and features, without those that fail; together where that goes, else one by one."""
         try:
             points = [patch_points(frame, self._patches) for frame in frames]
-            return list(zip(frames, points, self._features(frames, points), strict=True))
+            return list(zip(frames, points, self._features(frames, points, should_stop), strict=True))
         except Exception as error:
             if len(frames) == 1:
                 self._give_up(frames[0], error, problems)
                 return []
             if isinstance(error, Cancelled) or is_out_of_memory(error):
                 raise
-        return [found for frame in frames for found in self._encoded([frame], problems)]
+        return [found for frame in frames for found in self._encoded([frame], problems, should_stop)]
 
     def _give_up(self, frame: PosedFrame, error: Exception, problems: list[str]) -> None:
         """To be called for what is raised of one frame; what is not the frame's fault is raised again."""
@@ -176,16 +172,18 @@ class SceneMemory:
         self.problem = f"the view at {frame.stamp_ns / 1e9:.6f} s could not be encoded: {describe(error)}"
         problems.append(self.problem)
 
-    def _features(self, frames: list[PosedFrame], points: list[PatchPoints]) -> Tensor:
+    def _features(
+        self, frames: list[PosedFrame], points: list[PatchPoints], should_stop: Callable[[], bool] | None
+    ) -> Tensor:
         """(V, P, C) float32; upstream's numbers hold the position embedding, ours are the vision tower's alone."""
         rgb = [frame.rgb for frame in frames]
         if not self._config.upstream_numerics:
-            return self._model.encode_images(rgb)
+            return self._model.encode_images(rgb, should_stop=should_stop)
         xyz = torch.stack([torch.from_numpy(p.xyz) for p in points]) - torch.from_numpy(self.origin)
-        return self._model.patch_features(rgb, xyz, published=True)
+        return self._model.published_features(rgb, xyz, should_stop=should_stop)
 
     def _embed(self, xyz: Tensor) -> Tensor:
-        return self._model.position.hidden(xyz.to(self._model.device))
+        return self._model.lift_places(xyz)
 
     def _add(self, frame: PosedFrame, points: PatchPoints, features: Tensor) -> None:
         level, first = None, not len(self._map)
@@ -255,7 +253,7 @@ class SceneMemory:
 
         The newest view is always among them.
         """
-        limit = self._config.question_views or self._model.config.num_views
+        limit = self._config.question_views or self._model.sizes.num_views
         if len(self._map) <= limit:
             return self._map
         if self._asked is None:
@@ -264,15 +262,12 @@ class SceneMemory:
 
     @torch.inference_mode()
     def question_tokens(self, max_tokens: int, generator: torch.Generator | None = None) -> SpatialTokens:
-        """At most `max_tokens` of the tokens of `asked`, as the model was trained to see them; see `TokenMap.tokens`.
+        """At most `max_tokens` of the tokens of `asked`; see `TokenMap.tokens`.
 
         Raises:
             TokenMapError: if nothing has been seen.
         """
-        tokens = self.asked.tokens(max_tokens, generator=generator)
-        if self._config.upstream_numerics:
-            return tokens
-        return replace(tokens, features=tokens.features + self._model.position.finish(tokens.position))
+        return self.asked.tokens(max_tokens, generator=generator)
 
     # --- the whole ---
 
@@ -300,7 +295,7 @@ class SceneMemory:
             self._map,
             model_hash=self._model.identity,
             frame_id=frame_id,
-            channels=self._model.config.vision.hidden_size,
+            channels=self._model.sizes.feature_width,
             device=self._model.device,
             adopt_origin=self._config.origin_mode is OriginMode.AUTO,
         )

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,83 +16,35 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from adatoken3d_ros.decoder.prefill import Cancelled, Layout, Prefill, generate, prefill
+from adatoken3d_ros.decoder.decode import generate
+from adatoken3d_ros.decoder.prefill import Cancelled, Layout, Prefill, prefill
 from adatoken3d_ros.engine.answer import Answer, Box, Question, Status
-from adatoken3d_ros.engine.budget.controller import BudgetConfig, BudgetInfeasible, Controller, Pace, Reuse, Stopwatch
+from adatoken3d_ros.engine.budget.controller import BudgetInfeasible, Controller, Pace, Reuse, Stopwatch
 from adatoken3d_ros.engine.budget.latency import decode_terms, encode_terms, follow_up_terms, read_terms, token_terms
 from adatoken3d_ros.engine.budget.plans import SHORTEST_ANSWER, Plan, Situation, Table
 from adatoken3d_ros.engine.budget.warmup import latency_model, synchronised
+from adatoken3d_ros.engine.config import SessionConfig
 from adatoken3d_ros.engine.out_of_memory import describe, free_cached, is_out_of_memory
 from adatoken3d_ros.engine.prepared import Block, Prepared
-from adatoken3d_ros.engine.report import lorenz_share, token_report
-from adatoken3d_ros.engine.requests import (
-    FAR_CLICK,
-    InvalidRequest,
-    check_points,
-    check_question,
-    clicks_of,
-    rows_before_image,
-)
+from adatoken3d_ros.engine.report import token_report
+from adatoken3d_ros.engine.requests import FAR_CLICK, InvalidRequest, check_points, check_question, clicks_of
 from adatoken3d_ros.engine.scene_memory import SceneMemory, ViewError
 from adatoken3d_ros.engine.words import whole_words
-from adatoken3d_ros.lmm.llava3d.model import Llava3D, Spliced, SpliceError
-from adatoken3d_ros.lmm.llava3d.prompt import PromptError, PromptIds, build_prompt, move_boxes, parse_boxes
+from adatoken3d_ros.lmm.interface import PromptError, PromptIds, SpatialLMM, Spliced, SpliceError
+from adatoken3d_ros.lmm.llava3d.prompt import move_boxes, parse_boxes
 from adatoken3d_ros.pruning import flops
-from adatoken3d_ros.pruning.policies import Policy, make_policy
+from adatoken3d_ros.pruning.policies import make_policy
 from adatoken3d_ros.pruning.strategy import Strategy, default_strategy
+from adatoken3d_ros.pruning.view import Policy
 from adatoken3d_ros.scene.frames import PosedFrame
-from adatoken3d_ros.scene.keyframes import KeyFrameConfig, Verdict
+from adatoken3d_ros.scene.keyframes import Verdict
 from adatoken3d_ros.scene.token_map import SpatialTokens
-from adatoken3d_ros.scene.window import OriginMode
-
-__all__ = [
-    "InvalidRequest",
-    "NoScene",
-    "OriginMode",
-    "SceneSession",
-    "SessionConfig",
-    "ViewError",
-    "check_question",
-    "lorenz_share",
-    "whole_words",
-]
 
 logger = logging.getLogger(__name__)
 
 
 class NoScene(Exception):
     """There is nothing yet that a question could be about; the message says why."""
-
-
-@dataclass(frozen=True)
-class SessionConfig:
-    """What a session may be told.
-
-    Attributes:
-        key_frames: which frames are encoded, and how many views are kept.
-        max_depth: metres; depth beyond it is not used.
-        origin: scene-frame point that the model sees as its origin (the floor in the middle of the room), metres; where
-            the origin follows what is seen, where it is until then.
-        origin_mode: whether it does.
-        question_views: views that a question is about where there are more; 0: as many as the model was trained with.
-        max_new_tokens: longest answer, unless the question says otherwise.
-        template: prompt template, `llava_v1` or `vicuna_v1`.
-        upstream_numerics: reproduce the bfloat16 geometry, position embeddings and clicks and the unmasked depth of
-            the original implementation; vision tower, projector and language model compute in the model's own dtype.
-        seed: of everything that draws random numbers (the random policy).
-        budget: how latency budgets are kept, and whether a scene's prefix is kept for the next question.
-    """
-
-    key_frames: KeyFrameConfig = field(default_factory=KeyFrameConfig)
-    max_depth: float = 10.0
-    origin: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    origin_mode: OriginMode = OriginMode.FIXED
-    question_views: int = 0
-    max_new_tokens: int = 64
-    template: str = "llava_v1"
-    upstream_numerics: bool = False
-    seed: int = 0
-    budget: BudgetConfig = field(default_factory=BudgetConfig)
 
 
 class SceneSession:
@@ -111,7 +63,7 @@ class SceneSession:
 
     def __init__(
         self,
-        model: Llava3D,
+        model: SpatialLMM,
         tokenizer: Any,
         config: SessionConfig | None = None,
         *,
@@ -135,7 +87,7 @@ class SceneSession:
 
     @property
     def n_layers(self) -> int:
-        return int(self.model.config.language.num_hidden_layers)
+        return len(self.model.decoder)
 
     def set_strategy(self, strategy: Strategy) -> None:
         """Uses another pruning strategy from the next question on; raises as the constructor does."""
@@ -280,7 +232,7 @@ class SceneSession:
         try:
             text, clicks = clicks_of(question)
             check_points(clicks)
-            return build_prompt(self.tokenizer, text, n_clicks=len(clicks), template=self.config.template), clicks
+            return self.model.prompt(self.tokenizer, text, n_clicks=len(clicks), template=self.config.template), clicks
         except PromptError as error:
             raise InvalidRequest(str(error)) from error
 
@@ -412,7 +364,7 @@ class SceneSession:
         watch.begin("prefill")
         policy = self._make_policy(plan.strategy)
         with torch.inference_mode(), self._read(plan, policy, spliced, block, should_stop, pace) as filled:
-            report = token_report(self.model.config.language, block.tokens, filled.trace, spliced)
+            report = token_report(self.model.decoder.size, block.tokens, filled.trace, spliced)
             answer = replace(
                 answer,
                 strategy="scene-prefix" if plan.reuse else plan.strategy.name,
@@ -444,18 +396,18 @@ class SceneSession:
                     pace.took("follow_up", follow_up_terms(rows.shape[1], prefix.n_tokens, self.n_layers))
                 yield filled
             return
-        layout = Layout.single(spliced.spatial_start, spliced.n_spatial, spliced.n_tokens)
+        layout = Layout(spliced.spatial_start, spliced.n_spatial, spliced.n_tokens)
         schedule, n_text = plan.strategy.schedule, spliced.n_tokens - spliced.n_spatial
         hurry = pace.reading(plan, spliced.n_spatial, n_text, policy.kept)
         filled = prefill(
-            self.model.language,
+            self.model.decoder,
             spliced.embeds,
             layout,
             schedule,
             policy,
             scene=block.scene,
             should_stop=should_stop,
-            pace=hurry,
+            at_most=hurry,
         )
         pace.read(hurry)
         pace.took("prefill", read_terms(filled.trace.spatial_per_layer, spliced.n_spatial, n_text))
@@ -479,7 +431,7 @@ class SceneSession:
         ids: list[int] = []
         text, cached = "", sum(filled.cache.lengths)
         status, message = Status.OK, pace.warning
-        for token in generate(self.model.language, filled, max_new_tokens=limit, eos_ids=self._eos):
+        for token in generate(self.model.decoder, filled, max_new_tokens=limit, eos_ids=self._eos):
             ids.append(token)
             text = self._decode(ids)
             if on_text is not None:
@@ -519,10 +471,10 @@ class SceneSession:
         """What is to be planned for: `pending` views may still be encoded, and `block` is built already."""
         views, voxels = len(self.memory.asked), self.memory.asked.n_voxels
         limit = question.max_new_tokens or self.config.max_new_tokens
-        n_system = rows_before_image(prompt)
+        n_system = prompt.n_system
         return Situation(
             n_spatial=voxels if block is None else len(block.tokens),
-            max_spatial=self.model.config.max_spatial_tokens,
+            max_spatial=self.model.sizes.max_spatial_tokens,
             views=views,
             pending=pending,
             tokens_per_view=voxels / views if views else float(self.memory.patches_per_view),
@@ -540,7 +492,7 @@ class SceneSession:
         )
 
     def _room(self, spliced: Spliced) -> int:
-        context = self.model.config.context_length
+        context = self.model.sizes.context_length
         room = context - spliced.n_tokens
         if room < 1:
             raise InvalidRequest(f"the prompt of {spliced.n_tokens} tokens fills the context of {context}")
@@ -552,9 +504,9 @@ class SceneSession:
         return text.rstrip("\N{REPLACEMENT CHARACTER}").rstrip()
 
     def _prefill_flops(self, policy: Policy, spatial_per_layer: tuple[int, ...], spliced: Spliced) -> float:
-        config, n_text = self.model.config.language, spliced.n_tokens - spliced.n_spatial
-        sizes = (config, spliced.n_spatial, spatial_per_layer, n_text, spliced.n_question)
-        return flops.prefill_flops(config, spatial_per_layer, n_text) + flops.scoring_flops(policy, *sizes)
+        decoder, n_text = self.model.decoder.size, spliced.n_tokens - spliced.n_spatial
+        sizes = (decoder, spliced.n_spatial, spatial_per_layer, n_text, spliced.n_question)
+        return flops.prefill_flops(decoder, spatial_per_layer, n_text) + flops.scoring_flops(policy, *sizes)
 
 
 def _seed(strategy: Strategy, seed: int) -> dict[str, int]:

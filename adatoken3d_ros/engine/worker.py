@@ -13,8 +13,9 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from adatoken3d_ros.engine.answer import Answer, Question, StageTimes, Status
+from adatoken3d_ros.engine.answer import Answer, Question, Status
 from adatoken3d_ros.engine.out_of_memory import describe, free_cached, is_out_of_memory
+from adatoken3d_ros.engine.stages import StageTimes
 from adatoken3d_ros.engine.tickets import QuestionPolicy, Ticket
 from adatoken3d_ros.text import described, quoted, shown
 

@@ -21,10 +21,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adatoken3d_ros.decoder.prefill import Layout, decode, prefill, read_chunk
+from adatoken3d_ros.decoder.adapter import Decoder
+from adatoken3d_ros.decoder.decode import decode, follow
+from adatoken3d_ros.decoder.prefill import Layout, prefill
 from adatoken3d_ros.pruning.flops import layer_flops
-from adatoken3d_ros.pruning.policies import Policy, SceneTokens, make_policy
-from adatoken3d_ros.pruning.schedule import Schedule, Stage
+from adatoken3d_ros.pruning.policies import make_policy
+from adatoken3d_ros.pruning.schedule import Schedule, Stage, scaled
+from adatoken3d_ros.pruning.view import DecoderSize, Policy, SceneTokens
 
 RATIOS = (0.75, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05)
 MAX_GATES = 4
@@ -59,9 +62,9 @@ class Sample:
 
 @dataclass(frozen=True, eq=False)
 class _Reference:
-    """The unpruned model's answer: greedy tokens (T,), log-probabilities (T + 1, V) from the prompt's last row on."""
+    """The unpruned model's answer: T greedy tokens, log-probabilities (T + 1, V) from the prompt's last row on."""
 
-    tokens: Tensor
+    tokens: tuple[int, ...]
     log_probs: Tensor
 
 
@@ -74,7 +77,7 @@ class Probe:
 
     def __init__(
         self,
-        language: Any,
+        decoder: Decoder,
         samples: Sequence[Sample],
         policy: Policy,
         *,
@@ -84,7 +87,7 @@ class Probe:
     ) -> None:
         if not samples:
             raise CalibrationError("no calibration prompt")
-        self.language = language
+        self.decoder = decoder
         self.samples = tuple(samples)
         self._policy = policy
         self._references = []
@@ -94,7 +97,7 @@ class Probe:
 
     @property
     def n_layers(self) -> int:
-        return len(self.language.model.layers)
+        return len(self.decoder)
 
     def with_policy(self, policy: Policy) -> Probe:
         """The same prompts and answers, for another way to choose tokens."""
@@ -112,23 +115,19 @@ class Probe:
     @torch.inference_mode()
     def _reference(self, sample: Sample, n_tokens: int, eos_ids: set[int]) -> _Reference:
         filled = self._prefill(sample, Schedule())
-        log_probs = [filled.logits[0].log_softmax(-1)]
+        log_probs = [filled.logits.log_softmax(-1)]
         tokens: list[int] = []
         while len(tokens) < n_tokens and (token := int(log_probs[-1].argmax())) not in eos_ids:
             tokens.append(token)
-            step = decode(self.language, filled, torch.tensor([token], device=sample.embeds.device))
-            log_probs.append(step[0].log_softmax(-1))
-        return _Reference(torch.tensor(tokens, device=sample.embeds.device, dtype=torch.long), torch.stack(log_probs))
+            log_probs.append(decode(self.decoder, filled, token).log_softmax(-1))
+        return _Reference(tuple(tokens), torch.stack(log_probs))
 
     @torch.inference_mode()
     def _divergence(self, sample: Sample, reference: _Reference, schedule: Schedule) -> float:
         filled = self._prefill(sample, schedule)
-        logits = filled.logits
-        if len(reference.tokens):  # all at once: they are known
-            model, tokens = self.language.model, reference.tokens[None]
-            positions = filled.next_position[:, None] + torch.arange(tokens.shape[1], device=tokens.device)
-            hidden = read_chunk(self.language, filled.cache, model.embed_tokens(tokens), positions)
-            logits = torch.cat([logits, self.language.lm_head(model.norm(hidden[0])).float()])
+        logits = filled.logits[None]
+        if reference.tokens:
+            logits = torch.cat([logits, follow(self.decoder, filled, reference.tokens)])
         found = logits.log_softmax(-1)
         divergence = (reference.log_probs.exp() * (reference.log_probs - found)).double().sum(-1)
         if not divergence.isfinite().all():
@@ -137,18 +136,17 @@ class Probe:
         return max(0.0, float(divergence.mean()))
 
     def _prefill(self, sample: Sample, schedule: Schedule) -> Any:
-        layout = Layout.single(sample.spatial_start, sample.n_spatial, sample.n_tokens)
-        return prefill(self.language, sample.embeds, layout, schedule, self._policy, scene=sample.scene)
+        layout = Layout(sample.spatial_start, sample.n_spatial, sample.n_tokens)
+        return prefill(self.decoder, sample.embeds, layout, schedule, self._policy, scene=sample.scene)
 
 
 @torch.inference_mode()
-def massive_dims(language: Any, samples: Sequence[Sample], threshold: float = 20.0) -> tuple[int, ...]:
+def massive_dims(decoder: Decoder, samples: Sequence[Sample], threshold: float = 20.0) -> tuple[int, ...]:
     """Dimensions of the hidden state in which some token stands out by `threshold` root mean squares of its row.
 
     Massive activations stay for most layers (arXiv 2503.03321): a dimension counts where it stands out at the input of
     at least half of the layers, for some sample. Often none does, always in a model of up to threshold^2 dimensions.
     """
-    layers = language.model.layers
     found: set[int] = set()
     for sample in samples:
         times = torch.zeros(sample.embeds.shape[-1], dtype=torch.long, device=sample.embeds.device)
@@ -157,14 +155,14 @@ def massive_dims(language: Any, samples: Sequence[Sample], threshold: float = 20
             rows = args[0][0].float()
             times += (rows.abs() > threshold * rows.square().mean(-1, keepdim=True).sqrt()).any(0)
 
-        hooks = [layer.register_forward_pre_hook(look) for layer in layers]
+        hooks = [layer.module.register_forward_pre_hook(look) for layer in decoder.layers]
         try:
-            layout = Layout.single(sample.spatial_start, sample.n_spatial, sample.n_tokens)
-            prefill(language, sample.embeds, layout, Schedule(), make_policy("none"))
+            layout = Layout(sample.spatial_start, sample.n_spatial, sample.n_tokens)
+            prefill(decoder, sample.embeds, layout, Schedule(), make_policy("none"))
         finally:
             for hook in hooks:
                 hook.remove()
-        found.update((times * 2 >= len(layers)).nonzero()[:, 0].tolist())
+        found.update((times * 2 >= len(decoder)).nonzero()[:, 0].tolist())
     return tuple(sorted(found))
 
 
@@ -219,8 +217,8 @@ def cost_share(cost: Cost, schedule: Schedule, n_layers: int) -> float:
 class FlopsCost:
     """Exact prefill FLOPs of a layer, summed over the samples."""
 
-    def __init__(self, config: Any, samples: Sequence[Sample]) -> None:
-        self._config = config
+    def __init__(self, decoder: DecoderSize, samples: Sequence[Sample]) -> None:
+        self._decoder = decoder
         self._samples = tuple(samples)
         self._full = self._flops(1.0)
 
@@ -228,7 +226,7 @@ class FlopsCost:
         return self._flops(ratio) / self._full
 
     def _flops(self, ratio: float) -> float:
-        return sum(layer_flops(self._config, s.n_text + _kept(s, ratio)) for s in self._samples)
+        return sum(layer_flops(self._decoder, s.n_text + _kept(s, ratio)) for s in self._samples)
 
 
 class LatencyCost:
@@ -236,7 +234,7 @@ class LatencyCost:
 
     def __init__(
         self,
-        language: Any,
+        decoder: Decoder,
         samples: Sequence[Sample],
         ratios: Sequence[float] = RATIOS,
         *,
@@ -245,7 +243,7 @@ class LatencyCost:
     ) -> None:
         self._ratios = np.array(sorted({0.0, 1.0, *ratios}))
         counts = [[s.n_text + _kept(s, ratio) for s in samples] for ratio in self._ratios]
-        seconds = _time_layer(language, sorted({n for row in counts for n in row}), repeats, progress)
+        seconds = _time_layer(decoder, sorted({n for row in counts for n in row}), repeats, progress)
         # More tokens never take less time: what says otherwise is noise.
         totals = np.maximum.accumulate([sum(seconds[n] for n in row) for row in counts])
         self._shares = totals / totals[-1]
@@ -259,20 +257,19 @@ def _kept(sample: Sample, ratio: float) -> int:
 
 
 @torch.inference_mode()
-def _time_layer(language: Any, counts: Sequence[int], repeats: int, progress: Progress | None) -> dict[int, float]:
+def _time_layer(decoder: Decoder, counts: Sequence[int], repeats: int, progress: Progress | None) -> dict[int, float]:
     """Median seconds of the middle decoder layer on n tokens, for each n; counts are interleaved against drift."""
-    layers, weight = language.model.layers, language.lm_head.weight
-    layer = layers[len(layers) // 2]
+    layer, weight = decoder.layers[len(decoder) // 2], decoder.language.lm_head.weight
     states = torch.randn(
         1, max(counts), weight.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float32
     ).to(weight)
-    cos, sin = language.model.rotary_emb(states, position_ids=torch.arange(max(counts), device=weight.device)[None])
+    cos, sin = decoder.rotary(states, torch.arange(max(counts), device=weight.device))
     times: dict[int, list[float]] = {n: [] for n in counts}
     for run in range(repeats + 1):
         for n in counts:
             _wait(weight.device)
             start = time.perf_counter()
-            layer(states[:, :n], attention_mask=None, position_embeddings=(cos[:, :n], sin[:, :n]))
+            layer.run(states[:, :n], (cos[:, :n], sin[:, :n]))
             _wait(weight.device)
             if run > 0:  # the first run warms up
                 times[n].append(time.perf_counter() - start)
@@ -401,12 +398,6 @@ def _check_grid(
 
 
 # Correction ------------------------------------------------------------------------------------------------------
-
-
-def scaled(schedule: Schedule, factor: float) -> Schedule:
-    """The schedule with all keep ratios times `factor`, at most 1, rounded to six decimals for people to read."""
-    stages = tuple(Stage(stage.layer, round(min(1.0, stage.ratio * factor), 6)) for stage in schedule.stages)
-    return Schedule(stages, schedule.withdraw_layer)
 
 
 def bisect(accept: Callable[[float], bool], good: float, bad: float, steps: int) -> float:

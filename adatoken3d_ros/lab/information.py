@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+from adatoken3d_ros.decoder.adapter import CosSin, Decoder, Layer
 
 MEASURES = ("attention", "norm", "projection")
 
@@ -150,7 +151,7 @@ def release_region_sums(attention: Tensor, spatial_start: int, n_spatial: int) -
 
 @torch.inference_mode()
 def mine(
-    language: Any,
+    decoder: Decoder,
     embeds: Tensor,
     *,
     spatial_start: int,
@@ -158,28 +159,27 @@ def mine(
     progress: Callable[[int, int], None] | None = None,
     chunk_bytes: int = _CHUNK_BYTES,
 ) -> Information:
-    """Mines one prompt on a causal language model of Llama's shape (`language.model.layers`, SDPA or flash attention).
+    """Mines one prompt on a causal language model with SDPA or flash attention.
 
     embeds (1, S, D) in the model's dtype and on its device: rows [0, spatial_start) are the system prompt, the next
     n_spatial the spatial tokens, the rest the question. `progress(done, total)` is called after every layer;
     `chunk_bytes` bounds one chunk of fp32 attention weights. Raises InformationError.
     """
     n_tokens, n_question = _check_layout(embeds, spatial_start, n_spatial)
-    layers = _check_layers(language)
-    if n_tokens > language.config.max_position_embeddings:
-        raise InformationError(f"{n_tokens} tokens exceed the context of {language.config.max_position_embeddings}")
-    positions = torch.arange(n_tokens, device=embeds.device)[None]
-    rope = language.model.rotary_emb(embeds, position_ids=positions)
+    _check_attention(decoder)
+    if n_tokens > decoder.context:
+        raise InformationError(f"{n_tokens} tokens exceed the context of {decoder.context}")
+    cos_sin = decoder.rotary(embeds, torch.arange(n_tokens, device=embeds.device))
     mined = []
     hidden = embeds
-    for index, layer in enumerate(layers):
-        mined.append(_mine_layer(layer, hidden, rope, spatial_start, n_spatial, chunk_bytes))
+    for index, layer in enumerate(decoder.layers):
+        mined.append(_mine_layer(layer, hidden, cos_sin, spatial_start, n_spatial, chunk_bytes))
         if not all(np.isfinite(value).all() for value in mined[-1]):
             raise InformationError(f"layer {index} gives values that are not finite")
         # No mask: SDPA then runs its causal kernel, and nothing here is padded.
-        hidden = layer(hidden, attention_mask=None, position_embeddings=rope)
+        hidden = layer.run(hidden, cos_sin)
         if progress is not None:
-            progress(index + 1, len(layers))
+            progress(index + 1, len(decoder))
     intra, inter, residual, attention, norm, projection = (np.stack(values) for values in zip(*mined, strict=True))
     return Information(spatial_start, n_question, intra, inter, residual, attention, norm, projection)
 
@@ -196,33 +196,24 @@ def _check_layout(embeds: Tensor, spatial_start: int, n_spatial: int) -> tuple[i
     return n_tokens, n_question
 
 
-def _check_layers(language: Any) -> Any:
-    layers: Any = language.model.layers
-    kind = getattr(language.config, "_attn_implementation", None)
-    if kind in (None, "eager"):
+def _check_attention(decoder: Decoder) -> None:
+    if decoder.attention in (None, "eager"):
         raise InformationError(
-            f"attention implementation {kind!r} is not causal without a mask; load the model with sdpa"
+            f"attention implementation {decoder.attention!r} is not causal without a mask; load the model with sdpa"
         )
-    window = getattr(language.config, "sliding_window", None)
-    if window is not None and "sliding_attention" in (
-        getattr(language.config, "layer_types", None) or ["sliding_attention"]
-    ):
-        raise InformationError(f"the model attends to a sliding window of {window} tokens")
-    for index, layer in enumerate(layers):
-        attention = layer.self_attn
-        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-            if not hasattr(attention, name):
-                raise InformationError(f"layer {index} ({type(attention).__name__}) has no {name}")
-    return layers
+    if decoder.window is not None:
+        raise InformationError(f"the model attends to a sliding window of {decoder.window} tokens")
 
 
 def _mine_layer(
-    layer: Any, hidden: Tensor, rope: tuple[Tensor, Tensor], start: int, n_spatial: int, chunk_bytes: int
+    layer: Layer, hidden: Tensor, cos_sin: CosSin, start: int, n_spatial: int, chunk_bytes: int
 ) -> tuple[Any, ...]:
     """(intra, inter, residual_weight) scalars and (attention, norm, projection) rows of n_spatial shares."""
-    query, key, value = _project(layer, hidden, rope)
+    rows, cos, sin = hidden[0], cos_sin[0][0], cos_sin[1][0]
+    query, key = layer.queries(rows, cos, sin).float(), layer.keys(rows, cos, sin).float()
+    value = layer.values(rows).float()
     heads, n_tokens, head_dim = query.shape
-    weight, bias = layer.self_attn.o_proj.weight.float(), layer.self_attn.o_proj.bias
+    weight, bias = layer.output.weight.float(), layer.output.bias
     # (H, head_dim, D): what each head's values add to the residual stream.
     output = weight.reshape(-1, heads, head_dim).permute(1, 2, 0).contiguous()
     value = value.repeat_interleave(heads // len(value), dim=0)
@@ -233,10 +224,10 @@ def _mine_layer(
     shares = torch.zeros(3, n_tokens, dtype=torch.float64, device=hidden.device)
     residual = torch.zeros((), dtype=torch.float64, device=hidden.device)
     for low, high in _chunks(start, end, chunk):
-        weights = _attention_rows(query[:, low:high], key, low, layer.self_attn.scaling)
+        weights = _attention_rows(query[:, low:high], key, low, layer.scaling)
         regions += torch.stack(region_sums(weights.mean(0), low, start, n_spatial))
     for low, high in _chunks(end, n_tokens, chunk):
-        weights = _attention_rows(query[:, low:high], key, low, layer.self_attn.scaling)
+        weights = _attention_rows(query[:, low:high], key, low, layer.scaling)
         keys = weights.shape[2]
         regions += torch.stack(region_sums(weights.mean(0), low, start, n_spatial))
         read = weights @ value[:, :keys]
@@ -251,27 +242,12 @@ def _mine_layer(
     n_question = n_tokens - end
     intra, system, question = regions.tolist()
     inter = SYSTEM_WEIGHT * system + QUESTION_WEIGHT * question
-    rows = (shares[:, start:end] / n_question).cpu().numpy()
-    return np.float64(intra), np.float64(inter), np.float64(residual.item() / n_question), *rows
+    by_token = (shares[:, start:end] / n_question).cpu().numpy()
+    return np.float64(intra), np.float64(inter), np.float64(residual.item() / n_question), *by_token
 
 
 def _chunks(low: int, high: int, size: int) -> list[tuple[int, int]]:
     return [(at, min(at + size, high)) for at in range(low, high, size)]
-
-
-def _project(layer: Any, hidden: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """fp32 queries (H, S, head_dim), keys and values (H_kv, S, head_dim), rounded as the layer itself rounds them."""
-    attention = layer.self_attn
-    normed = layer.input_layernorm(hidden)
-    shape = (*hidden.shape[:2], -1, attention.head_dim)
-    query, key, value = (getattr(attention, name)(normed).view(shape) for name in ("q_proj", "k_proj", "v_proj"))
-    # Qwen3 normalises queries and keys per head.
-    query, key = (
-        norm(states) if (norm := getattr(attention, name, None)) is not None else states
-        for name, states in (("q_norm", query), ("k_norm", key))
-    )
-    query, key = apply_rotary_pos_emb(query.transpose(1, 2), key.transpose(1, 2), *rope)
-    return query[0].float(), key[0].float(), value.transpose(1, 2)[0].float()
 
 
 def _attention_rows(query: Tensor, key: Tensor, first_row: int, scaling: float) -> Tensor:

@@ -14,10 +14,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
-from transformers import CLIPVisionConfig, LlamaConfig
-
-from adatoken3d_ros.lmm.vision.efficientnet import EfficientNetLiteConfig
-from adatoken3d_ros.pruning.policies import GateSize, Policy, projection_widths
+from adatoken3d_ros.pruning.view import DecoderSize, GateSize, Policy
 
 Convention = Literal["exact", "paper"]
 
@@ -26,65 +23,50 @@ class FlopsError(ValueError):
     """Counts that belong to no model; the message names the value."""
 
 
-def layer_flops(config: LlamaConfig, n: int, convention: Convention = "exact") -> float:
+def layer_flops(decoder: DecoderSize, n: int, convention: Convention = "exact") -> float:
     """Prefill of `n` tokens in one decoder layer."""
-    d, m = config.hidden_size, config.intermediate_size
+    d, m = decoder.hidden, decoder.intermediate
     if convention == "paper":
         return 4.0 * n * d * d + 2.0 * n * n * d + 2.0 * n * d * m
     if convention != "exact":
         raise FlopsError(f"no convention {convention!r}; there are 'exact' and 'paper'")
-    q, kv = projection_widths(config)
+    q, kv = decoder.queries, decoder.keys
     return 4.0 * n * d * q + 4.0 * n * d * kv + 2.0 * n * n * q + 6.0 * n * d * m
 
 
 def prefill_flops(
-    config: LlamaConfig, spatial_per_layer: Sequence[int], n_text: int, convention: Convention = "exact"
+    decoder: DecoderSize, spatial_per_layer: Sequence[int], n_text: int, convention: Convention = "exact"
 ) -> float:
     """Prefill in which layer i sees `spatial_per_layer[i]` spatial tokens and `n_text` others; scoring not included."""
-    if len(spatial_per_layer) != config.num_hidden_layers:
-        raise FlopsError(f"counts for {len(spatial_per_layer)} layers, the model has {config.num_hidden_layers}")
-    head = 2.0 * config.hidden_size * config.vocab_size if convention == "exact" else 0.0
-    return sum(layer_flops(config, n + n_text, convention) for n in spatial_per_layer) + head
+    if len(spatial_per_layer) != decoder.n_layers:
+        raise FlopsError(f"counts for {len(spatial_per_layer)} layers, the model has {decoder.n_layers}")
+    head = 2.0 * decoder.hidden * decoder.vocabulary if convention == "exact" else 0.0
+    return sum(layer_flops(decoder, n + n_text, convention) for n in spatial_per_layer) + head
 
 
 def scoring_flops(
-    policy: Policy, config: LlamaConfig, n_spatial: int, spatial_per_layer: Sequence[int], n_text: int, n_question: int
+    policy: Policy, decoder: DecoderSize, n_spatial: int, spatial_per_layer: Sequence[int], n_text: int, n_question: int
 ) -> float:
     """What `policy` spends on choosing at the gates of a prefill that starts from `n_spatial` tokens, exact."""
     return sum(
-        policy.flops(config, GateSize(layer, n + n_text, n, kept, n_question))
+        policy.flops(decoder, GateSize(layer, n + n_text, n, kept, n_question))
         for layer, (n, kept) in enumerate(pairwise((n_spatial, *spatial_per_layer)))
         if 0 < kept < n
     )
 
 
-def decode_flops(config: LlamaConfig, spatial_per_layer: Sequence[int], n_text: int, n_new: int) -> float:
+def decode_flops(decoder: DecoderSize, spatial_per_layer: Sequence[int], n_text: int, n_new: int) -> float:
     """`n_new` decode steps after such a prefill, each over all that its layer has cached, itself included."""
-    d, m = config.hidden_size, config.intermediate_size
-    q, kv = projection_widths(config)
-    linear = n_new * (len(spatial_per_layer) * (4.0 * d * q + 4.0 * d * kv + 6.0 * d * m) + 2.0 * d * config.vocab_size)
+    d, m = decoder.hidden, decoder.intermediate
+    q, kv = decoder.queries, decoder.keys
+    layer = 4.0 * d * q + 4.0 * d * kv + 6.0 * d * m
+    linear = n_new * (len(spatial_per_layer) * layer + 2.0 * d * decoder.vocabulary)
     seen = sum(n_new * (n + n_text) + n_new * (n_new + 1) // 2 for n in spatial_per_layer)
     return linear + 4.0 * q * seen
 
 
-def encoder_flops(
-    config: CLIPVisionConfig | EfficientNetLiteConfig, n_views: int, n_layers: int | None = None
-) -> float:
-    """Vision tower on `n_views` images, `n_layers` of CLIP's layers (None: all); its attention is not causal."""
-    if isinstance(config, EfficientNetLiteConfig):
-        return n_views * config.flops_per_view
-    d, m, patch, side = config.hidden_size, config.intermediate_size, config.patch_size, config.image_size
-    if not isinstance(patch, int) or not isinstance(side, int):
-        raise FlopsError(f"patches of {patch} in images of {side}: both must be squares, given by one number")
-    n_patches = (side // patch) ** 2
-    n = n_patches + 1
-    layer = 8.0 * n * d * d + 4.0 * n * n * d + 4.0 * n * d * m
-    embedding = 2.0 * n_patches * config.num_channels * patch * patch * d
-    return n_views * (embedding + layer * (config.num_hidden_layers if n_layers is None else n_layers))
-
-
 def three_conventions(
-    config: LlamaConfig,
+    decoder: DecoderSize,
     spatial_per_layer: Sequence[int],
     n_text: int,
     *,
@@ -95,18 +77,18 @@ def three_conventions(
     """Operations of a finished answer: by the papers' formula, of the exact prefill, and of everything that it took.
 
     Args:
-        config: the language model.
+        decoder: the language model.
         spatial_per_layer: spatial tokens seen by each layer, as a trace reports them.
         n_text: the prompt's other tokens.
         n_new: tokens decoded.
-        encoder: operations of the vision tower, see `encoder_flops`.
+        encoder: operations of the vision tower.
         scoring: what choosing took, see `scoring_flops`; the papers' formula leaves it out.
     """
-    exact = prefill_flops(config, spatial_per_layer, n_text) + scoring
+    exact = prefill_flops(decoder, spatial_per_layer, n_text) + scoring
     return {
-        "papers": prefill_flops(config, spatial_per_layer, n_text, "paper"),
+        "papers": prefill_flops(decoder, spatial_per_layer, n_text, "paper"),
         "exact": exact,
-        "with_encoder_and_answer": encoder + exact + decode_flops(config, spatial_per_layer, n_text, n_new),
+        "with_encoder_and_answer": encoder + exact + decode_flops(decoder, spatial_per_layer, n_text, n_new),
     }
 
 

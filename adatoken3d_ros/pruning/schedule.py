@@ -90,3 +90,17 @@ class Schedule:
         if self.withdraw_layer is not None:
             counts[self.withdraw_layer :] = [0] * (n_layers - self.withdraw_layer)
         return tuple(counts)
+
+
+def scaled_to_depth(layers_of_32: list[int], ratios: list[float], n_layers: int) -> Schedule:
+    """A schedule for 32 layers on `n_layers`; gates that fall together take the later ratio, none moves to layer 0."""
+    stages: dict[int, float] = {}
+    for layer, ratio in zip(layers_of_32, ratios, strict=True):
+        stages[max(min(layer, 1), layer * n_layers // 32)] = ratio
+    return Schedule.of(list(stages), list(stages.values()))
+
+
+def scaled(schedule: Schedule, factor: float) -> Schedule:
+    """The schedule with all keep ratios times `factor`, at most 1, rounded to six decimals for people to read."""
+    stages = tuple(Stage(stage.layer, round(min(1.0, stage.ratio * factor), 6)) for stage in schedule.stages)
+    return Schedule(stages, schedule.withdraw_layer)

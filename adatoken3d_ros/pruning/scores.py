@@ -8,27 +8,10 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer, apply_rotary_pos_emb
 
 ROWS_AT_ONCE = 64
-
-
-def project_queries(layer: LlamaDecoderLayer, rows: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Queries (H, R, head_dim) of `layer` for `rows` (R, D), its input; cos and sin (R, head_dim)."""
-    return _rotated(layer, layer.self_attn.q_proj, rows, cos, sin)
-
-
-def project_keys(layer: LlamaDecoderLayer, rows: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Keys (H_kv, n, head_dim) of `layer` for `rows` (n, D), its input; cos and sin (n, head_dim)."""
-    return _rotated(layer, layer.self_attn.k_proj, rows, cos, sin)
-
-
-def _rotated(layer: LlamaDecoderLayer, projection: nn.Module, rows: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    heads = projection(layer.input_layernorm(rows)).unflatten(-1, (-1, layer.self_attn.head_dim)).transpose(0, 1)
-    rotated, _ = apply_rotary_pos_emb(heads, heads[:0], cos, sin, unsqueeze_dim=0)
-    return rotated
 
 
 def attention_of_last_rows(queries: Tensor, keys: Tensor, scaling: float) -> Tensor:

@@ -11,7 +11,8 @@ import pytest
 from rich.console import Console
 
 from adatoken3d_ros.cli.output import print_answer, record_of_answer, record_of_message, rows
-from adatoken3d_ros.engine.answer import Answer, Box, Question, StageTimes, Status
+from adatoken3d_ros.engine.answer import Answer, Box, Question, Status
+from adatoken3d_ros.engine.stages import StageTimes
 
 ANSWER = Answer(
     Question("Where is the chair?", latency_budget_ms=300.0),

@@ -17,7 +17,6 @@ from adatoken3d_ros.cli.main import INTERRUPTED, main
 from adatoken3d_ros.lab.training.language import ModelSize, config_content, new_model, save_model, tokenizer
 from adatoken3d_ros.lmm.llava3d import checkpoint
 from adatoken3d_ros.lmm.llava3d.config import Llava3DConfig
-from adatoken3d_ros.lmm.vision.tower import VisionTower
 
 
 @pytest.fixture
@@ -27,7 +26,7 @@ def tower(tmp_path: Path) -> Path:
     words = tokenizer()
     content = config_content(size, len(words))
     torch.manual_seed(0)
-    vision = VisionTower(Llava3DConfig.from_dict(content)).requires_grad_(False).eval()
+    vision = Llava3DConfig.from_dict(content).make_tower().requires_grad_(False).eval()
     save_model(new_model(content, vision, 0), content, words, tmp_path / "tower", {"size": {}})
     return tmp_path / "tower"
 

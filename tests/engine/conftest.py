@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adatoken3d_ros.engine.session import SceneSession, SessionConfig
+from adatoken3d_ros.engine.config import SessionConfig
+from adatoken3d_ros.engine.session import SceneSession
 from adatoken3d_ros.lmm.llava3d import checkpoint
 from adatoken3d_ros.lmm.llava3d.tiny import write_tiny_checkpoint
 from adatoken3d_ros.scene.frames import PosedFrame

@@ -6,7 +6,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from adatoken3d_ros.engine.answer import Answer, Question, StageTimes, Status
+from adatoken3d_ros.engine.answer import Answer, Question, Status
+from adatoken3d_ros.engine.stages import StageTimes
 from adatoken3d_ros.pruning.policies import POLICY_NAMES
 from adatoken3d_ros.pruning.schedule import Schedule
 from adatoken3d_ros.pruning.strategy import Strategy

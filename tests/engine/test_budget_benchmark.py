@@ -7,7 +7,8 @@ import pytest
 
 pytest.importorskip("open3d")
 
-from adatoken3d_ros.engine.answer import Answer, Question, StageTimes, Status
+from adatoken3d_ros.engine.answer import Answer, Question, Status
+from adatoken3d_ros.engine.stages import StageTimes
 from benchmarks.budget import Row, by_decile, figures, parse
 
 

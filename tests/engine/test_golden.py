@@ -17,8 +17,9 @@ import numpy as np
 import torch
 
 from adatoken3d_ros.engine.answer import Question, Status
+from adatoken3d_ros.engine.config import SessionConfig
 from adatoken3d_ros.engine.loading import fitted_strategies, make_strategy
-from adatoken3d_ros.engine.session import SceneSession, SessionConfig
+from adatoken3d_ros.engine.session import SceneSession
 from adatoken3d_ros.lab.synthetic.furnished import make_room
 from adatoken3d_ros.lab.synthetic.questions import generate
 from adatoken3d_ros.lab.synthetic.views import render_views, sights
@@ -46,11 +47,11 @@ def answers(path: Path) -> dict[str, Any]:
     model_hash = model.identity
     fitted = fitted_strategies(path, model_hash)
     room = make_room(SEED, "test")
-    views = render_views(room, seed=SEED, count=model.config.num_views)
+    views = render_views(room, seed=SEED, count=model.sizes.num_views)
     asked = generate(room, np.random.default_rng(SEED), sights(views, np.random.default_rng(SEED)), per_family=1)
     said: dict[str, list[str]] = {}
     for name in STRATEGIES:
-        strategy = make_strategy(name, int(model.config.language.num_hidden_layers), model_hash, fitted)
+        strategy = make_strategy(name, len(model.decoder), model_hash, fitted)
         config = SessionConfig(key_frames=KeyFrameConfig(0.0, 0.0))
         session = SceneSession(model, tokenizer, config, strategy=strategy)
         for view in views:

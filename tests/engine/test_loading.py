@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from adatoken3d_ros.engine import loading
+from adatoken3d_ros.engine.config import SessionConfig
 from adatoken3d_ros.engine.loading import ModelSettings, load_session, make_strategy
-from adatoken3d_ros.engine.session import SessionConfig
 from adatoken3d_ros.pruning.schedule import Schedule
 from adatoken3d_ros.pruning.strategy import Strategy, StrategyError, default_strategy
 from adatoken3d_ros.scene.keyframes import KeyFrameConfig

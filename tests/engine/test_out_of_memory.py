@@ -17,8 +17,9 @@ from adatoken3d_ros.engine import session as session_module
 from adatoken3d_ros.engine.answer import Answer, Question, Status
 from adatoken3d_ros.engine.budget.controller import BudgetConfig, Reuse
 from adatoken3d_ros.engine.budget.latency import LatencyModel
+from adatoken3d_ros.engine.config import SessionConfig
 from adatoken3d_ros.engine.out_of_memory import describe, is_out_of_memory, trim_heap
-from adatoken3d_ros.engine.session import SceneSession, SessionConfig
+from adatoken3d_ros.engine.session import SceneSession
 from adatoken3d_ros.engine.worker import Worker
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.keyframes import KeyFrameConfig

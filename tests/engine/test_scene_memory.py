@@ -14,7 +14,9 @@ import pytest
 import torch
 
 from adatoken3d_ros.engine.answer import Question, Status
-from adatoken3d_ros.engine.session import OriginMode, SceneSession, SessionConfig, ViewError
+from adatoken3d_ros.engine.config import SessionConfig
+from adatoken3d_ros.engine.scene_memory import ViewError
+from adatoken3d_ros.engine.session import SceneSession
 from adatoken3d_ros.engine.worker import Worker
 from adatoken3d_ros.lab.synthetic.render import Renderer, orbit
 from adatoken3d_ros.lab.synthetic.rooms import make_room
@@ -23,6 +25,7 @@ from adatoken3d_ros.scene.keyframes import KeyFrameConfig
 from adatoken3d_ros.scene.patches import patch_points
 from adatoken3d_ros.scene.storage import SceneFileError
 from adatoken3d_ros.scene.token_map import TokenMap, voxel_pool
+from adatoken3d_ros.scene.window import OriginMode
 
 MakeSession = Callable[..., SceneSession]
 AUTO = SessionConfig(key_frames=KeyFrameConfig(0.0, 0.0), origin_mode=OriginMode.AUTO)
@@ -94,14 +97,15 @@ def test_position_before_or_after_pooling_is_the_same(make_session: MakeSession,
     xyz = torch.stack([torch.from_numpy(p.xyz) for p in points])
     with torch.inference_mode():
         features = torch.stack(
-            [model.patch_features([f.rgb], (x - origin)[None])[0] for f, x in zip(walk[:4], xyz, strict=True)]
+            [model.encode_images([f.rgb])[0] + model.position(x - origin) for f, x in zip(walk[:4], xyz, strict=True)]
         )
         grid = (xyz - session.memory._map.origin).float().flatten(0, 1)
         valid = torch.from_numpy(np.concatenate([p.valid for p in points]))
         mean, _, count, _ = voxel_pool(features.flatten(0, 1), grid, 0.2, valid=valid)
         tokens = session.memory.question_tokens(10_000)
+        found = tokens.features + model.position.finish(tokens.position)
     assert torch.equal(tokens.count, count)
-    torch.testing.assert_close(tokens.features, mean, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found, mean, atol=1e-5, rtol=1e-4)
 
 
 def test_clicks_follow_the_origin(make_session: MakeSession, walk: list[PosedFrame]) -> None:
@@ -182,7 +186,7 @@ def test_a_first_view_that_fails_leaves_the_origin_where_it_was(
     """Its floor was at 1.25 m; a feature of NaN has no place in the map."""
     session = make_session(AUTO)
     features = session.model.encode_images
-    monkeypatch.setattr(session.model, "encode_images", lambda rgb: features(rgb) * float("nan"))
+    monkeypatch.setattr(session.model, "encode_images", lambda rgb, **_: features(rgb) * float("nan"))
     session.observe(walk[0])
     with pytest.raises(ViewError, match="is not finite"):
         session.encode_pending()
@@ -201,7 +205,7 @@ def test_a_poison_frame_costs_itself_alone_and_is_not_tried_again(
     session = make_session(AUTO)
     features, tries = session.model.encode_images, []
 
-    def encode(rgb: Any) -> Any:
+    def encode(rgb: Any, **_: Any) -> Any:
         tries.append(len(rgb))
         if any(picture is walk[1].rgb for picture in rgb):
             raise RuntimeError("shapes cannot be multiplied")
@@ -230,7 +234,7 @@ def test_memory_that_runs_out_is_nobodys_fault(
     session = make_session(AUTO)
     features = session.model.encode_images
 
-    def encode(rgb: Any) -> Any:
+    def encode(rgb: Any, **_: Any) -> Any:
         if any(picture is walk[1].rgb for picture in rgb):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return features(rgb)

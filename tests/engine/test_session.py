@@ -19,8 +19,10 @@ from adatoken3d_ros.engine import session as session_module
 from adatoken3d_ros.engine.answer import Answer, Question, Status
 from adatoken3d_ros.engine.budget.controller import BudgetConfig, Pace, Reuse
 from adatoken3d_ros.engine.budget.warmup import key_of
+from adatoken3d_ros.engine.config import SessionConfig
+from adatoken3d_ros.engine.report import lorenz_share
 from adatoken3d_ros.engine.requests import clicks_of
-from adatoken3d_ros.engine.session import SceneSession, SessionConfig, lorenz_share
+from adatoken3d_ros.engine.session import SceneSession
 from adatoken3d_ros.engine.worker import Worker
 from adatoken3d_ros.lmm.llava3d import checkpoint
 from adatoken3d_ros.lmm.llava3d.tiny import write_tiny_checkpoint
@@ -93,9 +95,9 @@ def test_a_frame_is_encoded_once(make_session: MakeSession, frames: list[PosedFr
     encoded: list[int] = []
     original = session.model.encode_images
 
-    def spy(images: list[Any]) -> Any:
+    def spy(images: list[Any], **options: Any) -> Any:
         encoded.append(len(images))
-        return original(images)
+        return original(images, **options)
 
     monkeypatch.setattr(session.model, "encode_images", spy)
     looked(session, frames)

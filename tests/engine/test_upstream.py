@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from adatoken3d_ros.engine.answer import Question
-from adatoken3d_ros.engine.session import SceneSession, SessionConfig
+from adatoken3d_ros.engine.config import SessionConfig
+from adatoken3d_ros.engine.session import SceneSession
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.keyframes import KeyFrameConfig
 
@@ -76,7 +77,7 @@ def published(session: SceneSession, frames: list[PosedFrame]) -> dict[tuple[int
     with torch.inference_mode():
         # One view at a time, as the session saw them: a batch may differ in a last bit.
         features = [
-            session.model.encode_images([frame.rgb])[0].to(BF16) + published_embedding(session.model.position, points)
+            session.model.published_features([frame.rgb], points.float()[None])[0]
             for frame, points in zip(frames, xyz, strict=True)
         ]
     return published_pooling(torch.cat(features), torch.cat(xyz))
@@ -123,7 +124,7 @@ def test_too_many_tokens_are_drawn_at_random_from_the_seed(
 ) -> None:
     def asked(seed: int) -> tuple[Any, list[tuple[int, ...]]]:
         session = make_session(SessionConfig(KeyFrameConfig(), upstream_numerics=True, seed=seed))
-        monkeypatch.setattr(session.model, "config", replace(session.model.config, max_spatial_tokens=20))
+        monkeypatch.setattr(session.model, "sizes", replace(session.model.sizes, max_spatial_tokens=20))
         looked(session, holed)
         _, block = session.spliced(Question("What is there?"))
         return block.tokens, list(published(session, holed))

@@ -13,7 +13,8 @@ from ros_graph import synthetic_frame
 from ros_messages import cloud_message, image, info, pose_message
 
 from adatoken3d_ros.engine.answer import Answer, Question
-from adatoken3d_ros.engine.session import SceneSession, SessionConfig
+from adatoken3d_ros.engine.config import SessionConfig
+from adatoken3d_ros.engine.session import SceneSession
 from adatoken3d_ros.engine.worker import Worker
 from adatoken3d_ros.ros.inputs.conversions import ns_to_stamp
 from adatoken3d_ros.ros.inputs.topics import Inputs

@@ -27,7 +27,8 @@ from safetensors import SafetensorError
 from std_srvs.srv import Trigger
 
 from adatoken3d_ros.engine.answer import Status
-from adatoken3d_ros.engine.session import SceneSession, SessionConfig
+from adatoken3d_ros.engine.config import SessionConfig
+from adatoken3d_ros.engine.session import SceneSession
 from adatoken3d_ros.ros.node import SceneNode
 from adatoken3d_ros.ros.scene_services import scene_directory
 from adatoken3d_ros.ros.spinning import spin

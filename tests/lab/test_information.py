@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from adatoken3d_ros.decoder.adapter import Decoder
 from adatoken3d_ros.lab import information
 from adatoken3d_ros.lab.information import (
     MEASURES,
@@ -186,7 +187,7 @@ def test_streaming_equals_the_dense_maps(shape: str, rows: int) -> None:
     settings, kind = SHAPES[shape]
     embeds, start, n = embeddings(23), 4, 13
     language = model(settings, kind=kind)
-    found = mine(language, embeds, spatial_start=start, n_spatial=n, chunk_bytes=rows * 4 * 4 * 23)
+    found = mine(Decoder(language), embeds, spatial_start=start, n_spatial=n, chunk_bytes=rows * 4 * 4 * 23)
     oracle = dense_oracle(settings, embeds, start, n, kind)
     for name, expected in oracle.items():
         assert getattr(found, name) == pytest.approx(expected, abs=1e-5), name
@@ -203,7 +204,7 @@ def test_one_chunk_of_rows_is_the_most_that_exists(monkeypatch: pytest.MonkeyPat
         return weights
 
     monkeypatch.setattr(information, "_attention_rows", recorded)
-    mine(model(config()), embeddings(60), spatial_start=4, n_spatial=50, chunk_bytes=4 * 4 * 60 * 2)
+    mine(Decoder(model(config())), embeddings(60), spatial_start=4, n_spatial=50, chunk_bytes=4 * 4 * 60 * 2)
     assert max(sizes) <= 4 * 4 * 60 * 2
     assert len(sizes) == 3 * (50 // 2 + 6 // 2)
 
@@ -216,7 +217,7 @@ def test_shares_sum_to_one_over_all_tokens(shape: str, monkeypatch: pytest.Monke
     for name in ("_norm_shares", "_projection_shares"):
         function = getattr(information, name)
         monkeypatch.setattr(information, name, lambda *a, f=function: seen.append(f(*a)) or seen[-1])
-    mine(language, embeddings(23), spatial_start=4, n_spatial=13)
+    mine(Decoder(language), embeddings(23), spatial_start=4, n_spatial=13)
     assert len(seen) == 2 * 3
     assert any((shares < 0).any() for shares in seen[1::2])
     for shares in seen:
@@ -224,15 +225,15 @@ def test_shares_sum_to_one_over_all_tokens(shape: str, monkeypatch: pytest.Monke
 
 
 def test_bfloat16_models_are_scored_in_float32() -> None:
-    exact = mine(model(config()), embeddings(23), spatial_start=4, n_spatial=13)
-    rough = mine(model(config()).bfloat16(), embeddings(23).bfloat16(), spatial_start=4, n_spatial=13)
+    exact = mine(Decoder(model(config())), embeddings(23), spatial_start=4, n_spatial=13)
+    rough = mine(Decoder(model(config()).bfloat16()), embeddings(23).bfloat16(), spatial_start=4, n_spatial=13)
     assert rough.attention.dtype == np.float64
     assert rough.intra == pytest.approx(exact.intra, rel=0.1)
 
 
 def test_progress_counts_the_layers() -> None:
     seen: list[tuple[int, int]] = []
-    mine(model(config()), embeddings(9), spatial_start=2, n_spatial=4, progress=lambda *at: seen.append(at))
+    mine(Decoder(model(config())), embeddings(9), spatial_start=2, n_spatial=4, progress=lambda *at: seen.append(at))
     assert seen == [(1, 3), (2, 3), (3, 3)]
 
 
@@ -241,18 +242,18 @@ def test_progress_counts_the_layers() -> None:
 )
 def test_layouts_without_room_for_a_question_are_refused(start: int, n: int, match: str) -> None:
     with pytest.raises(InformationError, match=match):
-        mine(model(config()), embeddings(9), spatial_start=start, n_spatial=n)
+        mine(Decoder(model(config())), embeddings(9), spatial_start=start, n_spatial=n)
 
 
 def test_what_cannot_be_mined_is_refused() -> None:
     with pytest.raises(InformationError, match=r"\(2, 9, 32\)"):
-        mine(model(config()), embeddings(9).expand(2, -1, -1), spatial_start=2, n_spatial=4)
+        mine(Decoder(model(config())), embeddings(9).expand(2, -1, -1), spatial_start=2, n_spatial=4)
     with pytest.raises(InformationError, match="9 tokens exceed the context of 8"):
-        mine(model(config(max_position_embeddings=8)), embeddings(9), spatial_start=2, n_spatial=4)
+        mine(Decoder(model(config(max_position_embeddings=8))), embeddings(9), spatial_start=2, n_spatial=4)
     with pytest.raises(InformationError, match="'eager'"):
-        mine(model(config(), "eager"), embeddings(9), spatial_start=2, n_spatial=4)
+        mine(Decoder(model(config(), "eager")), embeddings(9), spatial_start=2, n_spatial=4)
     with pytest.raises(InformationError, match="layer 0"):
-        mine(model(config()), embeddings(9) * torch.nan, spatial_start=2, n_spatial=4)
+        mine(Decoder(model(config())), embeddings(9) * torch.nan, spatial_start=2, n_spatial=4)
     windowed = MistralConfig(
         hidden_size=32,
         intermediate_size=48,
@@ -264,7 +265,7 @@ def test_what_cannot_be_mined_is_refused() -> None:
         sliding_window=5,
     )
     with pytest.raises(InformationError, match="window of 5"):
-        mine(model(windowed, kind=MistralForCausalLM), embeddings(9), spatial_start=2, n_spatial=4)
+        mine(Decoder(model(windowed, kind=MistralForCausalLM)), embeddings(9), spatial_start=2, n_spatial=4)
 
 
 def test_lorenz_by_hand() -> None:

@@ -7,9 +7,13 @@ import torch
 from torch.nn import functional
 
 from adatoken3d_ros.lmm.llava3d.config import ConfigError, Llava3DConfig
-from adatoken3d_ros.lmm.vision.efficientnet import STAGES, EfficientNetLite, EfficientNetLiteConfig, fold_published
-from adatoken3d_ros.lmm.vision.tower import VisionTower
-from adatoken3d_ros.pruning.flops import encoder_flops
+from adatoken3d_ros.lmm.vision.efficientnet import (
+    STAGES,
+    EfficientNetLite,
+    EfficientNetLiteConfig,
+    EfficientNetTower,
+    fold_published,
+)
 
 LANGUAGE = {
     "vocab_size": 32,
@@ -49,7 +53,7 @@ def test_sizes_that_do_not_fit_are_refused(vision: dict[str, object], message: s
 
 
 def test_features_of_images() -> None:
-    tower = VisionTower(_config(image_size=96)).eval()
+    tower = _config(image_size=96).make_tower().eval()
     images = [np.random.default_rng(k).integers(0, 256, (120, 160, 3), dtype=np.uint8) for k in range(3)]
     features = tower(images, chunk=2)
     assert features.shape == (3, 36, 475) and features.dtype == torch.float32
@@ -167,6 +171,5 @@ def test_published_weights_that_lack_a_tensor_are_refused() -> None:
 def test_operations_of_the_tower() -> None:
     """The published network has 407 M multiply-adds at 224 pixels, of which head and classifier are 21.4 M."""
     assert EfficientNetLiteConfig(224, (7,)).flops_per_view / 2 == pytest.approx(407e6 - 21.4e6, rel=0.06)
-    config = EfficientNetLiteConfig()
-    assert encoder_flops(config, 3) == 3 * config.flops_per_view
-    assert encoder_flops(EfficientNetLiteConfig(64, (0,)), 1) == 2 * 27 * 32 * 32 * 32
+    assert EfficientNetTower(EfficientNetLiteConfig()).flops_per_view == EfficientNetLiteConfig().flops_per_view
+    assert EfficientNetLiteConfig(64, (0,)).flops_per_view == 2 * 27 * 32 * 32 * 32

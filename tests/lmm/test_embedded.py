@@ -11,7 +11,8 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from adatoken3d_ros.engine.answer import Question, Status
-from adatoken3d_ros.engine.session import SceneSession, SessionConfig
+from adatoken3d_ros.engine.config import SessionConfig
+from adatoken3d_ros.engine.session import SceneSession
 from adatoken3d_ros.lab.synthetic.furnished import make_room
 from adatoken3d_ros.lab.synthetic.questions import generate
 from adatoken3d_ros.lab.synthetic.views import render_views, sights

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from adatoken3d_ros.lmm.llava3d.model import Llava3D, Spliced, SpliceError
-from adatoken3d_ros.lmm.llava3d.prompt import Placeholder, PromptIds, build_prompt, parse_clicks
+from adatoken3d_ros.lmm.interface import Placeholder, PromptIds, SpliceError
+from adatoken3d_ros.lmm.llava3d.model import Llava3D
+from adatoken3d_ros.lmm.llava3d.prompt import build_prompt, parse_clicks
 
 IMAGE = Placeholder("image")
 
@@ -93,13 +94,13 @@ def test_parts_that_do_not_fit_are_refused(model, spatial, clicks, message):
 
 def test_patch_feature_is_image_feature_plus_position(model):
     images, xyz = _images(2), torch.randn(2, model.vision.patches, 3)
-    expected = model.encode_images(images) + model.position_embedding(xyz)
-    assert torch.equal(model.patch_features(images, xyz), expected)
+    expected = (model.encode_images(images).bfloat16() + model.position.published(xyz)).float()
+    assert torch.equal(model.published_features(images, xyz), expected)
     assert expected.shape == (2, 64, 32) and expected.dtype == torch.float32
-    moved = model.patch_features(images, xyz + torch.tensor([1.0, 0.0, 0.0]))
+    moved = model.published_features(images, xyz + torch.tensor([1.0, 0.0, 0.0]))
     assert not torch.allclose(moved, expected)  # positions are absolute
     with pytest.raises(ValueError, match=r"xyz must be \(2, 64, 3\).*got \(1, 64, 3\)"):
-        model.patch_features(images, xyz[:1])
+        model.published_features(images, xyz[:1])
 
 
 def test_projector_is_linear_gelu_linear(model):
@@ -108,52 +109,3 @@ def test_projector_is_linear_gelu_linear(model):
     expected = functional.linear(functional.gelu(features @ first.weight.T + first.bias), last.weight, last.bias)
     torch.testing.assert_close(model.project(features), expected)
     assert model.project(features[:0]).shape == (0, 64)
-
-
-def test_batch_layout_by_hand(model):
-    def sample(n_before: int, n_spatial: int) -> Spliced:
-        return model.splice(PromptIds(((1,) * n_before, IMAGE, (9, 9))), _rows(model, n_spatial))
-
-    batch = model.splice_batch([sample(1, 2), sample(2, 4)])
-    assert batch.attention_mask.tolist() == [[0, 0, 0, 1, 1, 1, 1, 1], [1] * 8]
-    assert batch.position_ids.tolist() == [[0, 0, 0, 0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5, 6, 7]]
-    assert (batch.spatial_start, batch.n_spatial, batch.n_tokens) == ((1, 2), (2, 4), (5, 8))
-    assert not batch.embeds[0, :3].any()
-    assert torch.equal(batch.embeds[0, 3:], sample(1, 2).embeds[0])
-    with pytest.raises(SpliceError, match="at least one"):
-        model.splice_batch([])
-
-
-@torch.no_grad()
-def test_batches_equal_single_runs(model, tokenizer):
-    questions = [
-        ("What is it?", 0, 40),
-        ("Describe the red box in detail.", 2, 7),
-        ("How many chairs are there?", 1, 1),
-    ]
-    samples = [
-        model.splice(build_prompt(tokenizer, text, n_clicks=n), _rows(model, m), model.embed_clicks(torch.rand(n, 3)))
-        for text, n, m in questions
-    ]
-    batch = model.splice_batch(samples)
-    together = model.language(
-        inputs_embeds=batch.embeds, attention_mask=batch.attention_mask, position_ids=batch.position_ids
-    ).logits
-    for row, sample in enumerate(samples):
-        alone = model.language(inputs_embeds=sample.embeds).logits[0]
-        torch.testing.assert_close(together[row, -sample.n_tokens :], alone, rtol=0, atol=1e-5)
-
-
-@torch.no_grad()
-def test_generation_in_a_batch_equals_single_generation(model, tokenizer):
-    samples = [
-        model.splice(build_prompt(tokenizer, text), _rows(model, m))
-        for text, m in (("What is it?", 30), ("Tell me the colour of the chair.", 5))
-    ]
-    batch = model.splice_batch(samples)
-    options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
-    together = model.language.generate(inputs_embeds=batch.embeds, attention_mask=batch.attention_mask, **options)
-    for row, sample in enumerate(samples):
-        mask = torch.ones(sample.embeds.shape[:2], dtype=torch.int64)
-        alone = model.language.generate(inputs_embeds=sample.embeds, attention_mask=mask, **options)
-        assert together[row].tolist() == alone[0].tolist()

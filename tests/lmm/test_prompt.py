@@ -7,13 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adatoken3d_ros.lmm.interface import Placeholder, PromptError, PromptIds
 from adatoken3d_ros.lmm.llava3d.prompt import (
     CLICK_MARK,
     CONTROL_WORDS,
     MAX_CLICKS,
-    Placeholder,
-    PromptError,
-    PromptIds,
     build_prompt,
     move_boxes,
     parse_boxes,

@@ -39,7 +39,7 @@ def small_config(**changes: object) -> Llava3DConfig:
 @pytest.fixture(scope="module")
 def tower() -> VisionTower:
     torch.manual_seed(0)
-    return VisionTower(small_config()).eval()
+    return small_config().make_tower().eval()
 
 
 def _images(*sizes: tuple[int, int]) -> list[np.ndarray]:
@@ -70,7 +70,7 @@ def test_shallow_tower_equals_the_hidden_state_of_the_whole_one(select):
     torch.manual_seed(0)
     config = small_config(mm_vision_select_layer=select)
     whole = CLIPVisionModel(config.vision).eval()
-    shallow = VisionTower(config).eval()
+    shallow = config.make_tower().eval()
     kept = {name: value for name, value in whole.state_dict().items() if name in shallow.tower.state_dict()}
     shallow.tower.load_state_dict(kept)
     images = _images((80, 60), (56, 90))
@@ -102,7 +102,7 @@ def test_patches_are_row_major(tower):
 
 def test_reduced_precision_gives_float32_features():
     torch.manual_seed(0)
-    tower = VisionTower(small_config()).to(torch.bfloat16).eval()
+    tower = small_config().make_tower().to(torch.bfloat16).eval()
     features = tower(_images((60, 60)))
     assert features.dtype == torch.float32 and torch.isfinite(features).all()
 
@@ -132,5 +132,5 @@ def test_chunk_of_nothing_is_refused(tower):
 
 def test_config_is_left_as_it_was():
     config: Llava3DConfig = small_config()
-    VisionTower(config)
+    config.make_tower()
     assert config.vision.num_hidden_layers == 3

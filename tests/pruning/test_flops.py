@@ -4,11 +4,12 @@ from __future__ import annotations
 import pytest
 from transformers import CLIPVisionConfig, LlamaConfig
 
+from adatoken3d_ros.decoder.adapter import size_of
+from adatoken3d_ros.lmm.vision.clip import clip_flops
 from adatoken3d_ros.pruning.flops import (
     Convention,
     FlopsError,
     decode_flops,
-    encoder_flops,
     layer_flops,
     prefill_flops,
     reduction,
@@ -17,8 +18,9 @@ from adatoken3d_ros.pruning.flops import (
 )
 from adatoken3d_ros.pruning.policies import make_policy
 from adatoken3d_ros.pruning.schedule import Schedule
+from adatoken3d_ros.pruning.view import DecoderSize
 
-VICUNA_7B = LlamaConfig()  # hidden 4096, MLP 11008, 32 layers, 32 heads
+VICUNA_7B = size_of(LlamaConfig())  # hidden 4096, MLP 11008, 32 layers, 32 heads
 CLIP_L = CLIPVisionConfig(
     hidden_size=1024,
     intermediate_size=4096,
@@ -27,14 +29,7 @@ CLIP_L = CLIPVisionConfig(
     image_size=336,
     patch_size=14,
 )
-SMALL = LlamaConfig(
-    hidden_size=8,
-    intermediate_size=10,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    vocab_size=100,
-)
+SMALL = DecoderSize(n_layers=2, hidden=8, intermediate=10, vocabulary=100, queries=8, keys=4)
 SCENE, TEXT = 1659, 61
 
 
@@ -58,9 +53,7 @@ def test_llava_3d_7b_at_full_length() -> None:
     full = (SCENE,) * 32
     assert prefill_flops(VICUNA_7B, full, TEXT, "paper") / 1e12 == pytest.approx(9.43, abs=0.005)
     assert prefill_flops(VICUNA_7B, full, TEXT) / 1e12 == pytest.approx(23.05, abs=0.005)
-    assert encoder_flops(CLIP_L, 1) / 1e12 == pytest.approx(0.381, abs=0.001)
-    assert encoder_flops(CLIP_L, 20, 24) / 1e12 == pytest.approx(7.6, abs=0.05)
-    assert encoder_flops(CLIP_L, 1, 23) < encoder_flops(CLIP_L, 1)
+    assert clip_flops(CLIP_L) / 1e12 == pytest.approx(0.381, abs=0.001)
 
 
 @pytest.mark.parametrize(

@@ -5,44 +5,37 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import LlamaForCausalLM
 
+from adatoken3d_ros.decoder.adapter import Decoder
 from adatoken3d_ros.decoder.prefill import prefill
 from adatoken3d_ros.pruning.decay import DecayError
-from adatoken3d_ros.pruning.policies import (
-    POLICY_NAMES,
-    RELEASED_LISTS,
-    Ours,
-    Policy,
-    PolicyError,
-    SceneTokens,
-    coarsest_cells,
-    make_policy,
-)
+from adatoken3d_ros.pruning.policies import POLICY_NAMES, make_policy
+from adatoken3d_ros.pruning.policies.coarse_voxel import coarsest_cells
+from adatoken3d_ros.pruning.policies.ours import Ours
+from adatoken3d_ros.pruning.policies.pyramiddrop import RELEASED_LISTS
 from adatoken3d_ros.pruning.schedule import Schedule
 from adatoken3d_ros.pruning.scores import diverse_places, farthest_points
-from tests.pruning.oracle import N_LAYERS, make_prompt
+from adatoken3d_ros.pruning.view import Policy, PolicyError, SceneTokens
+from tests.decoder.oracle import N_LAYERS, make_prompt
 
-PROMPT = make_prompt((5,), (40,), (7,))
-BATCH = make_prompt((5, 3), (40, 17), (7, 2))
+PROMPT = make_prompt(5, 40, 7)
 
 
-def kept(language: LlamaForCausalLM, policy: Policy, schedule: Schedule) -> list[int]:
-    result = prefill(language, PROMPT.embeds, PROMPT.layout, schedule, policy, scene=PROMPT.scene)
-    return result.trace.retained[0].nonzero()[:, 0].tolist()
+def kept(decoder: Decoder, policy: Policy, schedule: Schedule) -> list[int]:
+    result = prefill(decoder, PROMPT.embeds, PROMPT.layout, schedule, policy, scene=PROMPT.scene)
+    return result.trace.retained.nonzero()[:, 0].tolist()
 
 
 @pytest.mark.parametrize("name", POLICY_NAMES)
-def test_one_loop_over_names(mha: LlamaForCausalLM, name: str) -> None:
+def test_one_loop_over_names(mha: Decoder, name: str) -> None:
     policy = make_policy(name)
     assert policy.name == name
     schedule = policy.default_schedule(N_LAYERS)
-    first, second = (prefill(mha, BATCH.embeds, BATCH.layout, schedule, policy, scene=BATCH.scene) for _ in range(2))
+    first, second = (prefill(mha, PROMPT.embeds, PROMPT.layout, schedule, policy, scene=PROMPT.scene) for _ in range(2))
     assert first.logits.isfinite().all()
     assert torch.equal(first.logits, second.logits)
     assert first.trace.spatial_per_layer == schedule.counts(40, N_LAYERS, policy.kept)
-    for b, n in enumerate((40, 17)):
-        assert first.trace.retained[b].sum() == schedule.counts(n, N_LAYERS, policy.kept)[-1]
+    assert first.trace.retained.sum() == schedule.counts(40, N_LAYERS, policy.kept)[-1]
 
 
 @pytest.mark.parametrize("name", POLICY_NAMES)
@@ -60,9 +53,9 @@ def test_default_schedules_fit_any_depth(name: str, n_layers: int) -> None:
         *((name, (10, 0)) for name in ("fastv", "divprune")),
     ],
 )
-def test_rivals_count_as_their_published_code_does(mha: LlamaForCausalLM, name: str, left: tuple[int, int]) -> None:
+def test_rivals_count_as_their_published_code_does(mha: Decoder, name: str, left: tuple[int, int]) -> None:
     for (n, ratio), expected in zip(((19, 0.5), (5, 0.1)), left, strict=True):
-        prompt = make_prompt((5,), (n,), (7,))
+        prompt = make_prompt(5, n, 7)
         schedule, policy = Schedule.of([2], [ratio]), make_policy(name)
         result = prefill(mha, prompt.embeds, prompt.layout, schedule, policy, scene=prompt.scene)
         assert result.logits.isfinite().all()
@@ -90,7 +83,7 @@ def test_release_runs_with_and_without_renumbered_positions() -> None:
     assert all(len(layers) == len(ratios) for layers, ratios in RELEASED_LISTS.values())
 
 
-def test_the_repaired_method_beside_the_release(mha: LlamaForCausalLM) -> None:
+def test_the_repaired_method_beside_the_release(mha: Decoder) -> None:
     repaired = make_policy("adatoken")
     stages = repaired.default_schedule(32).stages
     assert repaired.rope == "original"
@@ -106,29 +99,29 @@ def test_the_repaired_method_beside_the_release(mha: LlamaForCausalLM) -> None:
         make_policy("adatoken", max_gates=0).default_schedule(32)
 
 
-def test_random_is_seeded_and_nested(mha: LlamaForCausalLM) -> None:
+def test_random_is_seeded_and_nested(mha: Decoder) -> None:
     one, two = Schedule.of([1], [0.5]), Schedule.of([1, 3], [0.5, 0.2])
     assert kept(mha, make_policy("random"), one) == kept(mha, make_policy("random"), one)
     assert kept(mha, make_policy("random"), one) != kept(mha, make_policy("random", seed=1), one)
     assert set(kept(mha, make_policy("random"), two)) < set(kept(mha, make_policy("random"), one))
 
 
-def test_fastv_is_ours_with_one_row_and_nothing_else(mha: LlamaForCausalLM) -> None:
+def test_fastv_is_ours_with_one_row_and_nothing_else(mha: Decoder) -> None:
     schedule = Schedule.of([2], [0.3])
     assert kept(mha, make_policy("fastv"), schedule) == kept(mha, Ours(rows="last", coverage=0.0), schedule)
     assert kept(mha, make_policy("fastv"), schedule) != kept(mha, Ours(coverage=0.0), schedule)
 
 
-def test_pyramiddrop_scores_in_the_next_layer(language: LlamaForCausalLM) -> None:
+def test_pyramiddrop_scores_in_the_next_layer(decoder: Decoder) -> None:
     # Without a drop so far, layer 3 of the unpruned model is the next layer of a gate at 3.
-    language.set_attn_implementation("eager")
+    decoder.language.set_attn_implementation("eager")
     try:
         with torch.no_grad():
-            attention = language(inputs_embeds=PROMPT.embeds, output_attentions=True).attentions[3]
+            attention = decoder.language(inputs_embeds=PROMPT.embeds, output_attentions=True).attentions[3]
     finally:
-        language.set_attn_implementation("sdpa")
+        decoder.language.set_attn_implementation("sdpa")
     best = attention[0, :, -1, 5:45].mean(0).topk(12).indices.sort().values
-    assert kept(language, make_policy("pyramiddrop"), Schedule.of([3], [0.3])) == best.tolist()
+    assert kept(decoder, make_policy("pyramiddrop"), Schedule.of([3], [0.3])) == best.tolist()
 
 
 def test_centroids_that_are_not_finite_are_refused() -> None:
@@ -141,53 +134,53 @@ def test_centroids_that_are_not_finite_are_refused() -> None:
 # ours
 
 
-def test_coverage_gives_slots_to_the_farthest_point_order(mha: LlamaForCausalLM) -> None:
+def test_coverage_gives_slots_to_the_farthest_point_order(mha: Decoder) -> None:
     schedule = Schedule.of([2], [0.5])
     best = kept(mha, Ours(coverage=0.0), schedule)
     spread = kept(mha, Ours(coverage=1.0), schedule)
-    assert spread == farthest_points(PROMPT.scene[0].xyz)[:20].sort().values.tolist()
+    assert spread == farthest_points(PROMPT.scene.xyz)[:20].sort().values.tolist()
     mixed = set(kept(mha, Ours(coverage=0.5), schedule))
-    first = set(farthest_points(PROMPT.scene[0].xyz)[:10].tolist())
+    first = set(farthest_points(PROMPT.scene.xyz)[:10].tolist())
     # The other ten are the best of the others: the best twenty without those, as far as the slots go.
     assert first <= mixed and len(mixed) == 20
     assert mixed - first <= set(best) or set(best) <= mixed
     assert kept(mha, Ours(coverage=0.5), Schedule.of([2, 4], [0.5, 0.2])) != best
 
 
-def test_coverage_survives_every_gate(mha: LlamaForCausalLM) -> None:
+def test_coverage_survives_every_gate(mha: Decoder) -> None:
     left = kept(mha, Ours(coverage=0.5), Schedule.of([0, 2, 4], [0.8, 0.5, 0.2]))
-    assert set(farthest_points(PROMPT.scene[0].xyz)[:4].tolist()) <= set(left) and len(left) == 8
+    assert set(farthest_points(PROMPT.scene.xyz)[:4].tolist()) <= set(left) and len(left) == 8
 
 
-def test_what_tokens_show_counts_where_it_is_known(mha: LlamaForCausalLM) -> None:
-    xyz, features = PROMPT.scene[0].xyz, PROMPT.embeds[0, 5:45]
-    assert torch.equal(PROMPT.scene[0].order, farthest_points(xyz))
+def test_what_tokens_show_counts_where_it_is_known(mha: Decoder) -> None:
+    xyz, features = PROMPT.scene.xyz, PROMPT.embeds[0, 5:45]
+    assert torch.equal(PROMPT.scene.order, farthest_points(xyz))
     scene = SceneTokens(xyz, features)
     assert torch.equal(scene.order, diverse_places(xyz, features)) and scene.order is scene.order
     schedule = Schedule.of([0, 2], [0.25, 0.1])
     result = prefill(mha, PROMPT.embeds, PROMPT.layout, schedule, Ours(coverage=1.0), scene=scene)
-    assert result.trace.retained[0].nonzero()[:, 0].tolist() == scene.order[:4].sort().values.tolist()
+    assert result.trace.retained.nonzero()[:, 0].tolist() == scene.order[:4].sort().values.tolist()
 
 
-def test_coverage_is_a_tenth_where_positions_are_known(mha: LlamaForCausalLM) -> None:
+def test_coverage_is_a_tenth_where_positions_are_known(mha: Decoder) -> None:
     schedule = Schedule.of([2], [0.5])
     assert kept(mha, Ours(), schedule) == kept(mha, Ours(coverage=0.1), schedule)
     blind = prefill(mha, PROMPT.embeds, PROMPT.layout, schedule, Ours())
-    assert blind.trace.retained[0].nonzero()[:, 0].tolist() == kept(mha, Ours(coverage=0.0), schedule)
+    assert blind.trace.retained.nonzero()[:, 0].tolist() == kept(mha, Ours(coverage=0.0), schedule)
     with pytest.raises(PolicyError, match="needs the tokens' positions"):
         prefill(mha, PROMPT.embeds, PROMPT.layout, schedule, Ours(coverage=0.1))
     with pytest.raises(PolicyError, match=r"\(3, 3\) for 40 tokens"):
         prefill(mha, PROMPT.embeds, PROMPT.layout, schedule, Ours(), scene=SceneTokens(torch.zeros(3, 3)))
 
 
-def test_before_the_model_ours_spreads(mha: LlamaForCausalLM) -> None:
+def test_before_the_model_ours_spreads(mha: Decoder) -> None:
     schedule = Schedule.of([0], [0.25])
-    assert kept(mha, Ours(), schedule) == farthest_points(PROMPT.scene[0].xyz)[:10].sort().values.tolist()
-    blind = prefill(mha, PROMPT.embeds, PROMPT.layout, schedule, Ours()).trace.retained[0].nonzero()[:, 0].tolist()
+    assert kept(mha, Ours(), schedule) == farthest_points(PROMPT.scene.xyz)[:10].sort().values.tolist()
+    blind = prefill(mha, PROMPT.embeds, PROMPT.layout, schedule, Ours()).trace.retained.nonzero()[:, 0].tolist()
     assert blind == kept(mha, make_policy("divprune"), schedule)
 
 
-def test_debias_divides_by_the_curve(mha: LlamaForCausalLM) -> None:
+def test_debias_divides_by_the_curve(mha: Decoder) -> None:
     schedule = Schedule.of([2], [0.5])
     flat = Ours(coverage=0.0, debias=[1, 1, 1, 1, 1])
     assert kept(mha, flat, schedule) == kept(mha, Ours(coverage=0.0), schedule)
@@ -195,7 +188,7 @@ def test_debias_divides_by_the_curve(mha: LlamaForCausalLM) -> None:
     assert kept(mha, steep, schedule) == list(range(20))
 
 
-def test_sinks_go_first(mha: LlamaForCausalLM) -> None:
+def test_sinks_go_first(mha: Decoder) -> None:
     # With a threshold below 1 some rows always have a "huge" activation; exactly those must rank last.
     schedule = Schedule.of([2], [0.5])
     plain = kept(mha, Ours(coverage=0.0), schedule)
@@ -216,12 +209,12 @@ def test_cells_are_at_most_as_many_as_asked(n: int, k: int, seed: int) -> None:
     assert int(cell.max()) < k
 
 
-def test_coarse_voxels_merge_by_hand(mha: LlamaForCausalLM) -> None:
+def test_coarse_voxels_merge_by_hand(mha: Decoder) -> None:
     # two coincident pairs and a lone point: three cells in any grid, so a fourth slot splits the first pair
     xyz = torch.tensor([[0.0, 0, 0], [9, 0, 0], [0, 0, 0], [9, 0, 0], [0, 5, 0]])
-    prompt = make_prompt((2,), (5,), (3,))
+    prompt = make_prompt(2, 5, 3)
     seen: list[torch.Tensor] = []
-    hook = mha.model.layers[0].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    hook = mha.layers[0].module.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     try:
         for ratio in (0.6, 0.8):
             schedule = Schedule.of([0], [ratio])
@@ -236,7 +229,7 @@ def test_coarse_voxels_merge_by_hand(mha: LlamaForCausalLM) -> None:
     assert torch.equal(seen[0][0, 5:], prompt.embeds[0, 7:])
 
 
-def test_sink_dimensions_of_another_model_are_refused(mha: LlamaForCausalLM) -> None:
+def test_sink_dimensions_of_another_model_are_refused(mha: Decoder) -> None:
     with pytest.raises(PolicyError, match=r"sink_dims \[1415, 2533\] for a model of hidden size 64"):
         kept(mha, make_policy("ours", sink_dims=[1415, 2533]), Schedule.of([2], [0.5]))
 

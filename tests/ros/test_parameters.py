@@ -154,7 +154,7 @@ def behaviour(live: Live, cache: Path) -> dict[str, Any]:
             voxels=len(session.scene() or ()),
             asked=session.memory.asked.keys(),
             origin=session.memory.origin.round(6).tolist(),
-            tokens=float(tokens.features.double().abs().sum()),
+            tokens=float(tokens.features.double().abs().sum() + tokens.position.double().abs().sum()),
             prompt=session._prompt(Question("What?"))[0].pieces,
         )
     answer = session.ask(Question("What?", max_new_tokens=4))

@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from statistics import median_high
 
-from adatoken3d_ros.engine.answer import STAGES, Question, StageTimes
+from adatoken3d_ros.engine.answer import Question
 from adatoken3d_ros.engine.budget.hurry import Hurry
 from adatoken3d_ros.engine.budget.latency import FloatArray, LatencyModel
 from adatoken3d_ros.engine.budget.lengths import AnswerLengths
 from adatoken3d_ros.engine.budget.plans import RUNGS, Plan, Situation, Table, loss_per_share, options
+from adatoken3d_ros.engine.stages import STAGES, StageTimes
 from adatoken3d_ros.pruning.schedule import KeepCount
 from adatoken3d_ros.pruning.strategy import Strategy
 

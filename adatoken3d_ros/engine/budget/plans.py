@@ -29,7 +29,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adatoken3d_ros.engine.answer import StageTimes
 from adatoken3d_ros.engine.budget.latency import (
     LatencyModel,
     decode_terms,
@@ -38,8 +37,8 @@ from adatoken3d_ros.engine.budget.latency import (
     read_terms,
     token_terms,
 )
-from adatoken3d_ros.lab.calibration import scaled
-from adatoken3d_ros.pruning.schedule import Schedule
+from adatoken3d_ros.engine.stages import StageTimes
+from adatoken3d_ros.pruning.schedule import Schedule, scaled
 from adatoken3d_ros.pruning.strategy import Strategy
 
 FloatArray = NDArray[np.float64]

@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from adatoken3d_ros.decoder.prefill import Layout, decode, prefill
+from adatoken3d_ros.decoder.decode import decode
+from adatoken3d_ros.decoder.prefill import Layout, prefill
 from adatoken3d_ros.decoder.prefix import ScenePrefix
 from adatoken3d_ros.engine.budget.latency import (
     TERMS,
@@ -31,11 +32,11 @@ from adatoken3d_ros.engine.budget.latency import (
     read_terms,
     token_terms,
 )
-from adatoken3d_ros.lmm.llava3d.model import Llava3D, Spliced
-from adatoken3d_ros.lmm.llava3d.prompt import PromptIds, build_prompt
-from adatoken3d_ros.pruning.policies import SceneTokens, make_policy
+from adatoken3d_ros.lmm.interface import PromptIds, SpatialLMM, Spliced
+from adatoken3d_ros.pruning.policies import make_policy
 from adatoken3d_ros.pruning.schedule import Schedule
 from adatoken3d_ros.pruning.strategy import Strategy
+from adatoken3d_ros.pruning.view import SceneTokens
 
 logger = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
@@ -50,7 +51,7 @@ IMAGE = (480, 640)
 
 
 def latency_model(
-    model: Llava3D,
+    model: SpatialLMM,
     tokenizer: Any,
     strategy: Strategy,
     cache: Path | None = None,
@@ -99,7 +100,7 @@ def synchronised(look: Callable[[], T], device: torch.device) -> Callable[[], T]
     return done
 
 
-def key_of(model: Llava3D, strategy: Strategy) -> LatencyKey:
+def key_of(model: SpatialLMM, strategy: Strategy) -> LatencyKey:
     """What a fit holds for: this model in this number type on this machine, and gates of this strategy's policy."""
     cuda = model.device.type == "cuda"
     machine = torch.cuda.get_device_name(model.device) if cuda else f"{platform.node()} {platform.machine()}"
@@ -121,7 +122,7 @@ class _Log:
 
 
 def measure(
-    model: Llava3D,
+    model: SpatialLMM,
     tokenizer: Any,
     strategy: Strategy,
     progress: Progress | None = None,
@@ -151,57 +152,58 @@ def measure(
     )
 
 
-def _steps(model: Llava3D, tokenizer: Any, strategy: Strategy, log: _Log, clock: Callable[[], float]) -> Iterator[None]:
+def _steps(
+    model: SpatialLMM, tokenizer: Any, strategy: Strategy, log: _Log, clock: Callable[[], float]
+) -> Iterator[None]:
     """Views one and two, then the sizes from small to large."""
     generator = np.random.default_rng(0)
     for views in (1, 2):
         images = [generator.integers(0, 255, (*IMAGE, 3), dtype=np.uint8) for _ in range(views)]
         log.add("encode", encode_terms(views), _times(partial(model.encode_images, images), clock))
         yield
-    room = model.config.context_length - _prompt(tokenizer).n_tokens - DECODE_STEPS - 1
-    most = max(8, min(model.config.max_spatial_tokens, room))
+    room = model.sizes.context_length - _prompt(model, tokenizer).n_tokens - DECODE_STEPS - 1
+    most = max(8, min(model.sizes.max_spatial_tokens, room))
     for size in sorted({max(8, round(share * most)) for share in SIZES}):
         _measure_size(model, tokenizer, strategy, size, log, clock)
         yield
 
 
 def _measure_size(
-    model: Llava3D, tokenizer: Any, strategy: Strategy, n: int, log: _Log, clock: Callable[[], float]
+    model: SpatialLMM, tokenizer: Any, strategy: Strategy, n: int, log: _Log, clock: Callable[[], float]
 ) -> None:
     """Tokens, prefill with and without gates, a follow-up question and decoding, for a scene of n tokens."""
     generator = torch.Generator().manual_seed(n)
-    features = torch.randn(n, model.vision.width, generator=generator).to(model.device)
+    features = torch.randn(n, model.sizes.feature_width, generator=generator).to(model.device)
     xyz = torch.rand(n, 3, generator=generator) * torch.tensor([8.0, 6.0, 2.5])
-    prompt = _prompt(tokenizer)
+    prompt = _prompt(model, tokenizer)
 
     def build() -> tuple[Spliced, SceneTokens]:
-        spatial = model.project(features + model.position.finish(features))
+        spatial = model.scene_tokens(features, features)
         scene = SceneTokens(xyz.to(model.device), spatial)
         _ = scene.order
         return model.splice(prompt, spatial), scene
 
     log.add("tokens", token_terms(n), _times(build, clock))
     spliced, scene = build()
-    layout = Layout.single(spliced.spatial_start, n, spliced.n_tokens)
-    n_layers, n_text = len(model.language.model.layers), spliced.n_tokens - n
+    layout = Layout(spliced.spatial_start, n, spliced.n_tokens)
+    n_layers, n_text = len(model.decoder), spliced.n_tokens - n
     policy = make_policy(strategy.policy, **strategy.options)
     for schedule in dict.fromkeys((Schedule(), strategy.schedule)):
 
         def read(schedule: Schedule = schedule) -> Any:
-            return prefill(model.language, spliced.embeds, layout, schedule, policy, scene=scene)
+            return prefill(model.decoder, spliced.embeds, layout, schedule, policy, scene=scene)
 
         counts = schedule.counts(n, n_layers, policy.kept)
         log.add("prefill", read_terms(counts, n, n_text), _times(read, clock))
         filled, times, cached = read(), [], sum(counts) + n_layers * n_text
-        token = torch.zeros(1, dtype=torch.long, device=model.device)
         for step in range(DECODE_STEPS + 1):
             began = clock()
-            decode(model.language, filled, token)
+            decode(model.decoder, filled, 0)
             if step:
                 times.append(clock() - began)
         log.add("decode", decode_terms(1, cached, n_layers), times)
     start = spliced.spatial_start
-    prefix = ScenePrefix(model.language, spliced.embeds[:, : start + n], start, measure=True)
+    prefix = ScenePrefix(model.decoder, spliced.embeds[:, : start + n], start, measure=True)
     rows = spliced.embeds[:, start + n :]
 
     def follow_up() -> None:
@@ -211,8 +213,8 @@ def _measure_size(
     log.add("prefill", follow_up_terms(rows.shape[1], prefix.n_tokens, n_layers), _times(follow_up, clock))
 
 
-def _prompt(tokenizer: Any) -> PromptIds:
-    return build_prompt(tokenizer, "What is on the table?", n_clicks=0)
+def _prompt(model: SpatialLMM, tokenizer: Any) -> PromptIds:
+    return model.prompt(tokenizer, "What is on the table?")
 
 
 def _times(work: Callable[[], Any], clock: Callable[[], float]) -> list[float]:

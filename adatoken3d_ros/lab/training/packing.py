@@ -23,8 +23,9 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from adatoken3d_ros.lab.synthetic.furniture import COLOURS, KINDS
 from adatoken3d_ros.lab.synthetic.questions import QA, plural
 from adatoken3d_ros.lab.training.data import Scene
+from adatoken3d_ros.lmm.interface import Placeholder
 from adatoken3d_ros.lmm.llava3d.model import Llava3D
-from adatoken3d_ros.lmm.llava3d.prompt import Placeholder, build_prompt, parse_clicks
+from adatoken3d_ros.lmm.llava3d.prompt import build_prompt, parse_clicks
 
 IGNORE = -100
 _STEP = 8  # lengths that questions are padded to, where no shape is asked for

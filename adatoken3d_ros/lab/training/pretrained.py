@@ -37,7 +37,7 @@ def load_vision(source: Path, config: Llava3DConfig, *, rooms: Sequence[int] = r
         PretrainedError: if the file holds something else.
     """
     path = source / "model.safetensors" if source.is_dir() else source
-    tower = VisionTower(config)
+    tower = config.make_tower()
     network = tower.tower
     if not isinstance(network, EfficientNetLite):
         raise PretrainedError("only EfficientNet-Lite towers are trained with")

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import CLIPVisionModel, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from adatoken3d_ros.files import UnusableFile, open_regular, parse_json, read_file
@@ -399,10 +399,7 @@ def _read(
 def _restore_buffers(model: Llava3D, device: torch.device) -> None:
     """Fills what is computed and not stored: rotary frequencies (float32 whatever the weights are), patch numbers."""
     model.language.model.rotary_emb = LlamaRotaryEmbedding(model.config.language).to(device)
-    if isinstance(model.vision.tower, CLIPVisionModel):
-        embeddings = model.vision.tower.embeddings
-        numbers = torch.arange(embeddings.num_positions, device=device).expand((1, -1))
-        embeddings.register_buffer("position_ids", numbers, persistent=False)
+    model.vision.restore_buffers(device)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_meta:
             raise CheckpointError(f"{name} was left without a value")

@@ -14,7 +14,9 @@ from transformers import CLIPVisionConfig, LlamaConfig
 from transformers.activations import ACT2FN
 
 from adatoken3d_ros.lmm.vision import efficientnet
-from adatoken3d_ros.lmm.vision.efficientnet import EfficientNetLiteConfig
+from adatoken3d_ros.lmm.vision.clip import ClipTower
+from adatoken3d_ros.lmm.vision.efficientnet import EfficientNetLiteConfig, EfficientNetTower
+from adatoken3d_ros.lmm.vision.tower import VisionTower
 from adatoken3d_ros.text import quoted, shown
 
 VisionConfig = CLIPVisionConfig | EfficientNetLiteConfig
@@ -170,6 +172,12 @@ class Llava3DConfig:
             return self.vision.taps[-1]
         layers = int(self.vision.num_hidden_layers)
         return self.select_layer if self.select_layer >= 0 else layers + 1 + self.select_layer
+
+    def make_tower(self) -> VisionTower:
+        """The vision tower with random weights."""
+        if isinstance(self.vision, EfficientNetLiteConfig):
+            return EfficientNetTower(self.vision)
+        return ClipTower(self.vision, self.vision_layers)
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any], vision: Mapping[str, Any] | None = None) -> Llava3DConfig:

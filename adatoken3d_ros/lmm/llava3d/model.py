@@ -3,15 +3,15 @@
 
 The way of the data, C wide in the vision tower and D wide in the language model:
 
-    rgb (V views) -> encode_images      (V, P, C)  +  position_embedding(xyz)  (V, P, C)      metres, before pooling
-    -> mean over voxels (scene.token_map)  (M, C)  -> project  (M, D)
+    rgb (V views) -> encode_images  (V, P, C)      places -> lift_places  (V, P, C)
+    -> means over voxels (scene.token_map)  (M, C)  -> position's last layer, sum, project  (M, D)
     -> splice: [text | M spatial tokens | text with clicks]  (1, S, D)  -> language model
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,61 +19,15 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import LlamaForCausalLM
 
+from adatoken3d_ros.decoder.adapter import Decoder
 from adatoken3d_ros.lmm.identity import model_identity, tensor_digest, weights_identity
+from adatoken3d_ros.lmm.interface import ModelSizes, Placeholder, PromptIds, SpatialLMM, Spliced, SpliceError
 from adatoken3d_ros.lmm.llava3d.config import Llava3DConfig
 from adatoken3d_ros.lmm.llava3d.position import PositionMLP
-from adatoken3d_ros.lmm.llava3d.prompt import Placeholder, PromptIds
-from adatoken3d_ros.lmm.vision.tower import VisionTower
+from adatoken3d_ros.lmm.llava3d.prompt import build_prompt
 
 
-class SpliceError(ValueError):
-    """Prompt, spatial tokens and clicks that do not go together, or not into the context."""
-
-
-@dataclass(frozen=True, eq=False)
-class Spliced:
-    """One input of the language model, [text | spatial block | question].
-
-    Attributes:
-        embeds: (1, S, D) in the language model's dtype.
-        spatial_start: row of the first spatial token.
-        n_spatial: rows of the spatial block.
-        n_question: rows after the spatial block.
-    """
-
-    embeds: torch.Tensor
-    spatial_start: int
-    n_spatial: int
-    n_question: int
-
-    @property
-    def n_tokens(self) -> int:
-        """S, all rows."""
-        return int(self.embeds.shape[1])
-
-
-@dataclass(frozen=True, eq=False)
-class SplicedBatch:
-    """B inputs of different length, padded on the left so that all end in the last row.
-
-    Attributes:
-        embeds: (B, S, D), zero in padding rows.
-        attention_mask: (B, S) int64, 1 for real rows.
-        position_ids: (B, S) int64, counted from each sample's first real row; 0 in padding rows.
-        spatial_start: (B,) row of the first spatial token, counted from the sample's first real row.
-        n_spatial: (B,) rows of the spatial block.
-        n_tokens: (B,) real rows.
-    """
-
-    embeds: torch.Tensor
-    attention_mask: torch.Tensor
-    position_ids: torch.Tensor
-    spatial_start: tuple[int, ...]
-    n_spatial: tuple[int, ...]
-    n_tokens: tuple[int, ...]
-
-
-class Llava3D(nn.Module):
+class Llava3D(SpatialLMM):
     """Vision tower, position MLP, projector, click encoder and language model; see the module's text for the shapes.
 
     Built directly it has random weights; `checkpoint.load` is the way to a trained one. Do not cast it with
@@ -84,11 +38,21 @@ class Llava3D(nn.Module):
         super().__init__()
         self.config = config
         vision_width, width = int(config.vision.hidden_size), int(config.language.hidden_size)
-        self.vision = VisionTower(config)
+        self.vision = config.make_tower()
         self.position = PositionMLP(vision_width)
         self.projector = nn.Sequential(nn.Linear(vision_width, width), nn.GELU(), nn.Linear(width, width))
         self.click = PositionMLP(width)
         self.language = LlamaForCausalLM(config.language)
+        self.decoder = Decoder(self.language)
+        self.sizes = ModelSizes(
+            image_size=config.image_size,
+            grid=config.grid,
+            feature_width=vision_width,
+            voxel_size=config.voxel_size,
+            num_views=config.num_views,
+            max_spatial_tokens=config.max_spatial_tokens,
+            context_length=config.context_length,
+        )
         self.loaded_identity: str | None = None  # of the weights as they lie in the files, set by `checkpoint.load`
 
     @property
@@ -104,35 +68,16 @@ class Llava3D(nn.Module):
         weights = weights_identity((name, tensor_digest(tensor)) for name, tensor in named)
         return model_identity(self.config.hash(), weights)
 
-    @property
-    def device(self) -> torch.device:
-        return self._embedding.weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the language model."""
-        return self._embedding.weight.dtype
-
-    @property
-    def _embedding(self) -> nn.Embedding:
-        return self.language.model.embed_tokens
-
-    def encode_images(self, rgb: Sequence[NDArray[np.uint8]], *, chunk: int = 8) -> torch.Tensor:
-        """V images (H, W, 3) uint8 -> (V, P, C) float32 CLIP features of the patches, row-major, without positions."""
-        features: torch.Tensor = self.vision(rgb, chunk=chunk)
-        return features
-
-    def position_embedding(self, xyz: torch.Tensor) -> torch.Tensor:
-        """(..., 3) metres in the model's frame -> (..., C)."""
-        embedding: torch.Tensor = self.position(xyz.to(self.device))
-        return embedding
-
-    def patch_features(
-        self, rgb: Sequence[NDArray[np.uint8]], xyz: torch.Tensor, *, published: bool = False
+    def published_features(
+        self,
+        rgb: Sequence[NDArray[np.uint8]],
+        xyz: torch.Tensor,
+        *,
+        should_stop: Callable[[], bool] | None = None,
     ) -> torch.Tensor:
         """V images and (V, P, 3) metres in the model's frame -> (V, P, C) float32, feature + position embedding.
 
-        `published`: features, embedding and sum in bfloat16, as upstream computes them.
+        Features, embedding and sum are rounded to bfloat16, as upstream computes them.
 
         Raises:
             ValueError: if `xyz` does not have a point for every patch of every image.
@@ -140,9 +85,16 @@ class Llava3D(nn.Module):
         expected = (len(rgb), self.vision.patches, 3)
         if tuple(xyz.shape) != expected:
             raise ValueError(f"xyz must be {expected}, a point for every patch, got {tuple(xyz.shape)}")
-        if published:
-            return (self.encode_images(rgb).bfloat16() + self.position.published(xyz.to(self.device))).float()
-        return self.encode_images(rgb) + self.position_embedding(xyz).float()
+        features = self.encode_images(rgb, should_stop=should_stop).bfloat16()
+        return (features + self.position.published(xyz.to(self.device))).float()
+
+    def lift_places(self, xyz: torch.Tensor) -> torch.Tensor:
+        return self.position.hidden(xyz.to(self.device))
+
+    def scene_tokens(self, features: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        if places.shape[1]:
+            features = features + self.position.finish(places)
+        return self.project(features)
 
     def project(self, features: torch.Tensor) -> torch.Tensor:
         """(M, C) pooled patch features -> (M, D) spatial tokens in the language model's space."""
@@ -155,6 +107,9 @@ class Llava3D(nn.Module):
         xyz = xyz.to(self.device)
         vectors: torch.Tensor = self.click.published(xyz) if published else self.click(xyz)
         return vectors
+
+    def prompt(self, tokenizer: Any, question: str, *, n_clicks: int = 0, template: str = "") -> PromptIds:
+        return build_prompt(tokenizer, question, n_clicks=n_clicks, template=template or "llava_v1")
 
     def splice(self, prompt: PromptIds, spatial: torch.Tensor, clicks: torch.Tensor | None = None) -> Spliced:
         """Puts the spatial tokens and click vectors into the embedded text.
@@ -195,29 +150,5 @@ class Llava3D(nn.Module):
                 else:
                     rows.append(clicks[piece.index : piece.index + 1].to(self.device, self.dtype))
             else:
-                rows.append(self._embedding(torch.tensor(piece, dtype=torch.int64, device=self.device)))
+                rows.append(self.decoder.embed(torch.tensor(piece, dtype=torch.int64, device=self.device)))
         return Spliced(torch.cat(rows)[None], start, n_spatial, total - start - n_spatial)
-
-    def splice_batch(self, samples: Sequence[Spliced]) -> SplicedBatch:
-        """Pads B spliced inputs on the left into one batch.
-
-        Raises:
-            SpliceError: if there is none.
-        """
-        if not samples:
-            raise SpliceError("a batch needs at least one sample")
-        lengths = tuple(sample.n_tokens for sample in samples)
-        longest = max(lengths)
-        embeds = samples[0].embeds.new_zeros((len(samples), longest, samples[0].embeds.shape[2]))
-        for row, sample in enumerate(samples):
-            embeds[row, longest - sample.n_tokens :] = sample.embeds[0]
-        column = torch.arange(longest, device=embeds.device)[None]
-        padding = longest - torch.tensor(lengths, device=embeds.device)[:, None]
-        return SplicedBatch(
-            embeds=embeds,
-            attention_mask=(column >= padding).long(),
-            position_ids=(column - padding).clamp_min(0),
-            spatial_start=tuple(sample.spatial_start for sample in samples),
-            n_spatial=tuple(sample.n_spatial for sample in samples),
-            n_tokens=lengths,
-        )

@@ -7,9 +7,9 @@ import math
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
+from adatoken3d_ros.lmm.interface import Placeholder, PromptError, PromptIds
 from adatoken3d_ros.text import quoted, shown
 
 MAX_QUESTION_CHARS = 2000
@@ -60,10 +60,6 @@ _WORD = re.compile(r"[^\s,;\[\]]+")
 _OPEN_NUMBERS = re.compile(r"\s*\[[0-9\s,;.eE+\-\N{MINUS SIGN}]*$")  # a bracket that may still become a box
 
 
-class PromptError(ValueError):
-    """A question that cannot be put to the model; the message names what is wrong with it."""
-
-
 class Tokenizer(Protocol):
     """What is needed of a transformers tokenizer."""
 
@@ -72,30 +68,6 @@ class Tokenizer(Protocol):
     all_special_ids: list[int]
 
     def encode(self, text: str, *, add_special_tokens: bool, split_special_tokens: bool) -> list[int]: ...
-
-
-@dataclass(frozen=True)
-class Placeholder:
-    """A place in the prompt for vectors that are not text: all spatial tokens, or the vector of click `index`."""
-
-    kind: Literal["image", "click"]
-    index: int = 0
-
-
-@dataclass(frozen=True)
-class PromptIds:
-    """A tokenised prompt: runs of token ids, and placeholders between them."""
-
-    pieces: tuple[tuple[int, ...] | Placeholder, ...]
-
-    @property
-    def n_clicks(self) -> int:
-        return sum(isinstance(piece, Placeholder) and piece.kind == "click" for piece in self.pieces)
-
-    @property
-    def n_tokens(self) -> int:
-        """Rows that the prompt takes in the language model without the spatial tokens."""
-        return self.n_clicks + sum(len(piece) for piece in self.pieces if not isinstance(piece, Placeholder))
 
 
 def build_prompt(

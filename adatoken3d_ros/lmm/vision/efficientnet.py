@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from adatoken3d_ros.lmm.vision.tower import VisionTower
+
 MODEL_TYPE = "efficientnet_lite0"
 PATCH = 16
 STEM = 32
@@ -31,6 +33,8 @@ STAGES = (
     (6, 3, 1, 320, 1),
 )
 _BATCH_NORM_EPS = 1e-3
+# Of ImageNet's pictures, which the network was trained on.
+_IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 
 
 @dataclass(frozen=True)
@@ -145,6 +149,26 @@ class EfficientNetLite(nn.Module):
                 taps.append(_to_grid(x, side))
         features = torch.cat(taps, dim=1).flatten(2).transpose(1, 2)
         return features * self.feature_scale + self.feature_shift
+
+
+class EfficientNetTower(VisionTower):
+    """The network behind its preprocessing."""
+
+    tower: EfficientNetLite
+
+    def __init__(self, config: EfficientNetLiteConfig) -> None:
+        size = config.image_size
+        super().__init__(
+            EfficientNetLite(config), image_size=size, grid=size // PATCH, width=config.hidden_size, normal=_IMAGENET
+        )
+
+    @property
+    def flops_per_view(self) -> float:
+        return self.tower.config.flops_per_view
+
+    def features(self, pixels: Tensor) -> Tensor:
+        out: Tensor = self.tower(pixels)
+        return out
 
 
 def _to_grid(x: Tensor, side: int) -> Tensor:

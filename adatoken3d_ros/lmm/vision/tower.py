@@ -1,57 +1,58 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images to patch features: CLIP's preprocessing, then as much of the vision tower as is needed."""
+"""Images to patch features: preprocessing, then a network, of which each file of this folder has one."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from transformers import CLIPVisionModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from adatoken3d_ros.lmm.llava3d.config import Llava3DConfig
-from adatoken3d_ros.lmm.vision.efficientnet import EfficientNetLite, EfficientNetLiteConfig
+from adatoken3d_ros.decoder.prefill import Cancelled
 from adatoken3d_ros.scene.frames import check_size
 
-# Of ImageNet's pictures, which EfficientNet was trained on.
-_IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 
+class VisionTower(nn.Module, ABC):
+    """A network that gives one feature for each patch of a square image.
 
-class VisionTower(nn.Module):
-    """One of two towers: transformers' own CLIPVisionModel, only as deep as `config.select_layer` looks, or
-    EfficientNet-Lite."""
+    Args:
+        tower: the network.
+        image_size: edge of the image that it sees, pixels.
+        grid: patches along an edge.
+        width: C, the width of a patch's feature.
+        normal: mean and deviation of the pixels that it was trained on, by the names of transformers' image processor;
+            those of CLIP where there are none.
+    """
 
-    def __init__(self, config: Llava3DConfig) -> None:
+    def __init__(
+        self, tower: nn.Module, *, image_size: int, grid: int, width: int, normal: Mapping[str, Any] | None = None
+    ) -> None:
         super().__init__()
-        self.tower: CLIPVisionModel | EfficientNetLite
-        normal: dict[str, Any] = {}
-        if isinstance(config.vision, EfficientNetLiteConfig):
-            self.tower = EfficientNetLite(config.vision)
-            normal = _IMAGENET
-        else:
-            shallow = copy.deepcopy(config.vision)
-            shallow.num_hidden_layers = config.vision_layers
-            self.tower = CLIPVisionModel(shallow)
-        size = config.image_size
-        self._patches = config.grid**2
+        self.tower = tower
+        self.patches = grid**2
+        self.width = width
+        crop = {"height": image_size, "width": image_size}
         self._processor = CLIPImageProcessorPil(
-            size={"shortest_edge": size}, crop_size={"height": size, "width": size}, do_convert_rgb=False, **normal
+            size={"shortest_edge": image_size}, crop_size=crop, do_convert_rgb=False, **(normal or {})
         )
 
     @property
-    def width(self) -> int:
-        """C, the width of a patch feature."""
-        return int(self.tower.config.hidden_size)
+    @abstractmethod
+    def flops_per_view(self) -> float:
+        """Operations (two a multiply-add) on one image."""
 
-    @property
-    def patches(self) -> int:
-        """P, patches of an image."""
-        return self._patches
+    @abstractmethod
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Normalised pixels (V, 3, S, S) -> (V, P, C), row-major over the grid."""
+
+    def restore_buffers(self, device: torch.device) -> None:
+        """Fills what is computed and in no checkpoint, after the network was made without memory."""
 
     def preprocess(self, rgb: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
         """V images (H, W, 3) uint8 -> (V, 3, S, S) float32: short side to S (bicubic), centre crop, normalised.
@@ -68,6 +69,24 @@ class VisionTower(nn.Module):
         pixels: torch.Tensor = batch["pixel_values"]
         return pixels
 
+    @contextmanager
+    def interruptible(self, should_stop: Callable[[], bool] | None) -> Iterator[None]:
+        """Within it, the tower raises Cancelled before the next of its innermost layers once should_stop() is true."""
+        if should_stop is None:
+            yield
+            return
+
+        def look(layer: nn.Module, _: object) -> None:
+            if should_stop():
+                raise Cancelled(f"stopped before a {type(layer).__name__}")
+
+        hooks = [part.register_forward_pre_hook(look) for part in self.modules() if not list(part.children())]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
     @torch.no_grad()
     def forward(self, rgb: Sequence[NDArray[np.uint8]], *, chunk: int = 8) -> torch.Tensor:
         """V images (H, W, 3) uint8 -> (V, P, C) float32 patch features, row-major over the grid.
@@ -80,9 +99,5 @@ class VisionTower(nn.Module):
         features = torch.empty((len(rgb), self.patches, self.width), dtype=torch.float32, device=weight.device)
         for start in range(0, len(rgb), chunk):
             pixels = self.preprocess(rgb[start : start + chunk]).to(weight.device, weight.dtype)
-            if isinstance(self.tower, EfficientNetLite):
-                features[start : start + chunk] = self.tower(pixels)
-                continue
-            hidden = self.tower(pixels).last_hidden_state  # the encoder's output, not passed through post_layernorm
-            features[start : start + chunk] = hidden[:, 1:]  # the first row is the class token
+            features[start : start + chunk] = self.features(pixels)
         return features

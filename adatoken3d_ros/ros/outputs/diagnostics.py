@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
-from adatoken3d_ros.engine.answer import STAGES, Answer, Status
+from adatoken3d_ros.engine.answer import Answer, Status
+from adatoken3d_ros.engine.stages import STAGES
 from adatoken3d_ros.ros.inputs.conversions import ns_to_stamp
 from adatoken3d_ros.text import shown
 

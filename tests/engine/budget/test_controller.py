@@ -18,7 +18,8 @@ from adatoken3d_ros.engine.budget import warmup
 from adatoken3d_ros.engine.budget.controller import BudgetConfig, Infeasible, Reuse
 from adatoken3d_ros.engine.budget.latency import LatencyModel
 from adatoken3d_ros.engine.budget.plans import TOKEN_SHARES
-from adatoken3d_ros.engine.session import SceneSession, SessionConfig
+from adatoken3d_ros.engine.config import SessionConfig
+from adatoken3d_ros.engine.session import SceneSession
 from adatoken3d_ros.engine.words import whole_words
 from adatoken3d_ros.pruning.strategy import default_strategy
 from adatoken3d_ros.scene.frames import PosedFrame
@@ -54,9 +55,9 @@ class World:
     def _timed_features(self, model: Any) -> Any:
         original = model.encode_images
 
-        def timed(rgb: Any) -> Any:
+        def timed(rgb: Any, **options: Any) -> Any:
             self.spend(0.1 * len(rgb))
-            return original(rgb)
+            return original(rgb, **options)
 
         return timed
 
@@ -169,9 +170,9 @@ def test_what_encoding_takes_too_long_the_language_model_gives_back(make_world: 
     world.session.observe(frames[1])
     original = world.session.model.encode_images
 
-    def late(*args: Any) -> Any:
+    def late(*args: Any, **options: Any) -> Any:
         world.spend(0.05)
-        return original(*args)
+        return original(*args, **options)
 
     world.session.model.encode_images = late
     answer = world.ask(free.times.total + 1.0 + 100.0)
@@ -183,9 +184,9 @@ def encoding(world: World, seconds: float) -> None:
     """From now on a view takes so much more or less than it was measured to take."""
     original = world.session.model.encode_images
 
-    def timed(*args: Any) -> Any:
+    def timed(*args: Any, **options: Any) -> Any:
         world.now += seconds
-        return original(*args)
+        return original(*args, **options)
 
     world.session.model.encode_images = timed
 

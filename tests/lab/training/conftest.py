@@ -25,7 +25,7 @@ SIZE = ModelSize(
 @pytest.fixture(scope="session")
 def vision() -> VisionTower:
     torch.manual_seed(0)
-    return VisionTower(Llava3DConfig.from_dict(config_content(SIZE, 512))).requires_grad_(False).eval()
+    return Llava3DConfig.from_dict(config_content(SIZE, 512)).make_tower().requires_grad_(False).eval()
 
 
 @pytest.fixture(scope="session")

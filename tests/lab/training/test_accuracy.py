@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from adatoken3d_ros.decoder.prefill import generate, prefill
+from adatoken3d_ros.decoder.decode import generate
+from adatoken3d_ros.decoder.prefill import prefill
 from adatoken3d_ros.engine.answer import Question
-from adatoken3d_ros.engine.session import SceneSession, SessionConfig
+from adatoken3d_ros.engine.config import SessionConfig
+from adatoken3d_ros.engine.session import SceneSession
 from adatoken3d_ros.lab.synthetic.furnished import make_room
 from adatoken3d_ros.lab.synthetic.questions import QA
 from adatoken3d_ros.lab.synthetic.questions import generate as ask
@@ -113,7 +115,7 @@ def test_answers_are_those_of_a_session_that_prunes_nothing(
     (given,) = Workers(reader, 1, Console(quiet=True)).map("", answers, [room])
     assert any(given)
     for sample, text in list(zip(samples, given, strict=True))[:6]:
-        filled = prefill(reader.language, sample.embeds, layout(sample), Schedule(), make_policy("none"))
-        ids = list(generate(reader.language, filled, max_new_tokens=48, eos_ids={reader.eos}))
+        filled = prefill(reader.decoder, sample.embeds, layout(sample), Schedule(), make_policy("none"))
+        ids = list(generate(reader.decoder, filled, max_new_tokens=48, eos_ids={reader.eos}))
         assert reader.text(ids) == text
     assert [o.answer for o in outcomes([room], [given])] == given

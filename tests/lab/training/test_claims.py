@@ -90,7 +90,7 @@ def test_a_removal_goes_through_the_gate(make_trainer: Callable[..., Trainer], t
     # One of them by hand: the prompt without those rows, which keep their positions.
     sample = reader.samples(room.scene(), room.questions)[0]
     measured = claims.mine(
-        reader.language, sample.embeds, spatial_start=sample.spatial_start, n_spatial=sample.n_spatial
+        reader.decoder, sample.embeds, spatial_start=sample.spatial_start, n_spatial=sample.n_spatial
     )
     keep = claims.kept_tokens("least by norm", {m: measured.token_shares(m) for m in MEASURES}, [0])
     end = sample.spatial_start + sample.n_spatial
@@ -98,15 +98,15 @@ def test_a_removal_goes_through_the_gate(make_trainer: Callable[..., Trainer], t
         [torch.arange(sample.spatial_start), sample.spatial_start + keep, torch.arange(end, sample.n_tokens)]
     )
     with torch.inference_mode():
-        model = reader.language.model
+        model = reader.model.language.model
         hidden, cos_sin = sample.embeds[:, rows], model.rotary_emb(sample.embeds, rows[None])
         for layer in model.layers:
             hidden = layer(hidden, attention_mask=None, position_embeddings=cos_sin)
-        removed = reader.language.lm_head(model.norm(hidden[0, -1])).double().log_softmax(-1)
+        removed = reader.model.language.lm_head(model.norm(hidden[0, -1])).double().log_softmax(-1)
         whole, cos_sin = sample.embeds, model.rotary_emb(sample.embeds, torch.arange(sample.n_tokens)[None])
         for layer in model.layers:
             whole = layer(whole, attention_mask=None, position_embeddings=cos_sin)
-        before = reader.language.lm_head(model.norm(whole[0, -1])).double().log_softmax(-1)
+        before = reader.model.language.lm_head(model.norm(whole[0, -1])).double().log_softmax(-1)
     column = 1 + claims.ways(reader.n_layers).index((0, "least by norm"))
     assert found.kl[0, column] == pytest.approx(float((before.exp() * (before - removed)).sum()), rel=1e-3, abs=1e-7)
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from adatoken3d_ros.engine.session import SceneSession, SessionConfig
+from adatoken3d_ros.engine.config import SessionConfig
+from adatoken3d_ros.engine.session import SceneSession
 from adatoken3d_ros.lab.synthetic.furnished import FIRST_ITEM
 from adatoken3d_ros.lab.synthetic.questions import side_of
 from adatoken3d_ros.lab.synthetic.views import render_views
@@ -47,7 +48,7 @@ def test_a_scene_is_what_a_session_makes_of_the_views(
     assert session.encode_pending() == 3
     tokens = session.memory.question_tokens(max_tokens)
     with torch.no_grad():
-        expected = model.project(tokens.features)
+        expected = model.scene_tokens(tokens.features, tokens.position)
         torch.testing.assert_close(spatial_tokens(model, [scene])[0], expected, rtol=1e-4, atol=1e-5)
     assert len(scene.features) == len(tokens) <= max_tokens
 

@@ -11,15 +11,18 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from adatoken3d_ros.decoder.prefill import Layout, Prefill, generate, prefill
+from adatoken3d_ros.decoder.adapter import Decoder, size_of
+from adatoken3d_ros.decoder.decode import generate
+from adatoken3d_ros.decoder.prefill import Layout, Prefill, prefill
 from adatoken3d_ros.engine.budget.plans import calibrated_loss
 from adatoken3d_ros.engine.loading import fitted_strategies
 from adatoken3d_ros.lab.calibration import FlopsCost, Sample
 from adatoken3d_ros.lab.training.train import Trainer
 from adatoken3d_ros.pruning.flops import layer_flops
-from adatoken3d_ros.pruning.policies import GateSize, SceneTokens, make_policy
+from adatoken3d_ros.pruning.policies import make_policy
 from adatoken3d_ros.pruning.schedule import Schedule
 from adatoken3d_ros.pruning.strategy import Strategy
+from adatoken3d_ros.pruning.view import GateSize, SceneTokens
 from benchmarks import frontier
 from benchmarks._budgets import CONTESTANTS, RIVALS, Fitted, Operations, candidates, solve
 from benchmarks._frontier_report import goals
@@ -36,12 +39,13 @@ CONFIG = LlamaConfig(
     num_key_value_heads=2,
     max_position_embeddings=256,
 )
+SIZE = size_of(CONFIG)
 
 
 @pytest.fixture(scope="module")
-def language() -> LlamaForCausalLM:
+def decoder() -> Decoder:
     torch.manual_seed(3)
-    return LlamaForCausalLM._from_config(CONFIG, attn_implementation="sdpa").eval().requires_grad_(False)
+    return Decoder(LlamaForCausalLM._from_config(CONFIG, attn_implementation="sdpa").eval().requires_grad_(False))
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +60,9 @@ def samples() -> list[Sample]:
     return found
 
 
-def read(language: LlamaForCausalLM, sample: Sample, schedule: Schedule, policy: str) -> Prefill:
-    layout = Layout.single(START, N, sample.n_tokens)
-    return prefill(language, sample.embeds, layout, schedule, make_policy(policy), scene=sample.scene)
+def read(decoder: Decoder, sample: Sample, schedule: Schedule, policy: str) -> Prefill:
+    layout = Layout(START, N, sample.n_tokens)
+    return prefill(decoder, sample.embeds, layout, schedule, make_policy(policy), scene=sample.scene)
 
 
 # --- what makes it fast ---
@@ -77,29 +81,27 @@ def read(language: LlamaForCausalLM, sample: Sample, schedule: Schedule, policy:
         ("ours", Schedule.of([0, 3], [0.6, 0.3], withdraw_layer=6)),
     ],
 )
-def test_remembering_changes_nothing(
-    language: LlamaForCausalLM, samples: list[Sample], policy: str, schedule: Schedule
-) -> None:
-    alone = [read(language, s, schedule, policy) for s in samples]
-    with remembering(language):
-        together = [read(language, s, schedule, policy) for s in samples]
+def test_remembering_changes_nothing(decoder: Decoder, samples: list[Sample], policy: str, schedule: Schedule) -> None:
+    alone = [read(decoder, s, schedule, policy) for s in samples]
+    with remembering(decoder):
+        together = [read(decoder, s, schedule, policy) for s in samples]
         for a, b in zip(alone, together, strict=True):
             torch.testing.assert_close(b.logits, a.logits, atol=1e-5, rtol=1e-4)
             assert b.trace.spatial_per_layer == a.trace.spatial_per_layer and b.cache.lengths == a.cache.lengths
-            answers = [list(generate(language, f, max_new_tokens=6, eos_ids=())) for f in (a, b)]
+            answers = [list(generate(decoder, f, max_new_tokens=6, eos_ids=())) for f in (a, b)]
             assert answers[0] == answers[1]
-    assert all("forward" not in vars(layer) for layer in language.model.layers)
+    assert all("forward" not in vars(layer.module) for layer in decoder.layers)
 
 
-def test_remembering_computes_only_what_is_new(language: LlamaForCausalLM, samples: list[Sample]) -> None:
+def test_remembering_computes_only_what_is_new(decoder: Decoder, samples: list[Sample]) -> None:
     rows: list[int] = []
     hooks = [
-        layer.mlp.register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[1]))
-        for layer in language.model.layers
+        layer.module.mlp.register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[1]))
+        for layer in decoder.layers
     ]
-    with remembering(language):
+    with remembering(decoder):
         for sample in samples[:2]:
-            read(language, sample, Schedule.of([3], [0.5]), "fastv")
+            read(decoder, sample, Schedule.of([3], [0.5]), "fastv")
     for hook in hooks:
         hook.remove()
     first, second = rows[:LAYERS], rows[LAYERS:]
@@ -109,21 +111,19 @@ def test_remembering_computes_only_what_is_new(language: LlamaForCausalLM, sampl
 
 
 @pytest.mark.parametrize("wrong", [(), (0,), (2, 3), (7,)])
-def test_a_guess_gives_the_same_answer_sooner(
-    language: LlamaForCausalLM, samples: list[Sample], wrong: tuple[int, ...]
-) -> None:
+def test_a_guess_gives_the_same_answer_sooner(decoder: Decoder, samples: list[Sample], wrong: tuple[int, ...]) -> None:
     schedule = Schedule.of([2], [0.3])
-    answer = list(generate(language, read(language, samples[0], schedule, "ours"), max_new_tokens=8, eos_ids=()))
+    answer = list(generate(decoder, read(decoder, samples[0], schedule, "ours"), max_new_tokens=8, eos_ids=()))
     eos = next(token for token in range(50) if token not in answer)
     guess = [(token + 1) % 50 if k in wrong else token for k, token in enumerate(answer)]
     for tokens in (guess, guess[:4], [], [*guess, 1, 2]):
-        filled = read(language, samples[0], schedule, "ours")
+        filled = read(decoder, samples[0], schedule, "ours")
         before = filled.cache.lengths
-        assert decode_along(language, filled, tokens, max_new_tokens=8, eos=eos) == answer
+        assert decode_along(decoder, filled, tokens, max_new_tokens=8, eos=eos) == answer
         assert filled.cache.lengths == tuple(n + 8 for n in before)  # what was wrong is forgotten, nothing else
-    filled = read(language, samples[0], schedule, "ours")
+    filled = read(decoder, samples[0], schedule, "ours")
     until = answer.index(answer[5])  # the first time that this token comes up
-    assert decode_along(language, filled, guess, max_new_tokens=8, eos=answer[5]) == answer[:until]
+    assert decode_along(decoder, filled, guess, max_new_tokens=8, eos=answer[5]) == answer[:until]
 
 
 # --- paired figures ---
@@ -171,12 +171,12 @@ def fitted(samples: list[Sample]) -> Fitted:
     ratios = (0.75, 0.5, 0.25, 0.1)
     gaps = np.array([[(1 - r) / (1 + g) for r in ratios] for g in range(LAYERS)])
     withdrawal = np.array([*np.linspace(1.0, 0.0, LAYERS), 0.0])
-    return Fitted(0.5, {"coverage": 0.0}, tuple(range(LAYERS)), ratios, gaps, withdrawal, FlopsCost(CONFIG, samples))
+    return Fitted(0.5, {"coverage": 0.0}, tuple(range(LAYERS)), ratios, gaps, withdrawal, FlopsCost(SIZE, samples))
 
 
 @pytest.mark.parametrize("name", [name for name in CONTESTANTS if name != "random"])
 def test_candidates_just_keep_the_budget(name: str, fitted: Fitted) -> None:
-    work = Operations(CONFIG, [(600, 30, 15), (500, 30, 15)])
+    work = Operations(SIZE, [(600, 30, 15), (500, 30, 15)])
     for target in (0.75, 0.37):
         found = candidates(name, target, work, LAYERS, fitted)
         assert found, target
@@ -191,15 +191,15 @@ def test_candidates_just_keep_the_budget(name: str, fitted: Fitted) -> None:
 def test_operations_count_the_choosing() -> None:
     """One prompt, one gate that keeps half: what the layers see, and what PyramidDrop computes to choose."""
     policy, gate = make_policy("pyramiddrop"), GateSize(4, 630, 600, 300, 15)
-    layers = 4 * layer_flops(CONFIG, 630) + 4 * layer_flops(CONFIG, 330)
+    layers = 4 * layer_flops(SIZE, 630) + 4 * layer_flops(SIZE, 330)
     head = 2 * 32 * 50
-    expected = (layers + head + policy.flops(CONFIG, gate)) / (8 * layer_flops(CONFIG, 630) + head)
-    assert policy.flops(CONFIG, gate) > 0.01 * layers
-    assert Operations(CONFIG, [(600, 30, 15)]).share(policy, Schedule.of([4], [0.5])) == pytest.approx(expected)
+    expected = (layers + head + policy.flops(SIZE, gate)) / (8 * layer_flops(SIZE, 630) + head)
+    assert policy.flops(SIZE, gate) > 0.01 * layers
+    assert Operations(SIZE, [(600, 30, 15)]).share(policy, Schedule.of([4], [0.5])) == pytest.approx(expected)
 
 
 def test_ours_has_planned_candidates_and_the_control_none(fitted: Fitted) -> None:
-    work = Operations(CONFIG, [(600, 30, 15)])
+    work = Operations(SIZE, [(600, 30, 15)])
     found = {s.info["setting"]: s for s in candidates("ours", 0.37, work, LAYERS, fitted)}
     assert set(found) == {
         "its own schedule",

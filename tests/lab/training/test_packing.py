@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from adatoken3d_ros.engine.session import InvalidRequest  # noqa: F401 - the session's module must import here
 from adatoken3d_ros.lab.synthetic.questions import FAMILIES, generate
 from adatoken3d_ros.lab.training.data import Scene
 from adatoken3d_ros.lab.training.packing import IGNORE, Shape, embed, exact, pack, run, spatial_tokens

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.model.test_efficientnet import unfolded
 
 from adatoken3d_ros.lab.synthetic.furnished import make_room
 from adatoken3d_ros.lab.synthetic.views import render_views
@@ -17,11 +16,12 @@ from adatoken3d_ros.lab.training.train import Trainer
 from adatoken3d_ros.lmm.llava3d.config import Llava3DConfig
 from adatoken3d_ros.lmm.vision.efficientnet import EfficientNetLite
 from adatoken3d_ros.lmm.vision.tower import VisionTower
+from tests.lmm.test_efficientnet import unfolded
 
 
 @pytest.fixture(scope="module")
 def config() -> Llava3DConfig:
-    from tests.training.conftest import SIZE
+    from tests.lab.training.conftest import SIZE
 
     return Llava3DConfig.from_dict(config_content(SIZE, 512))
 

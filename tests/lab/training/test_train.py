@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
-from tests.training.conftest import new_trainer
 
 from adatoken3d_ros.engine.answer import Question, Status
 from adatoken3d_ros.engine.session import SceneSession
@@ -25,6 +24,7 @@ from adatoken3d_ros.lab.training.train import Trainer
 from adatoken3d_ros.lmm.llava3d import checkpoint
 from adatoken3d_ros.lmm.llava3d.position import PositionMLP
 from adatoken3d_ros.lmm.vision.tower import VisionTower
+from tests.lab.training.conftest import new_trainer
 
 MakeTrainer = Callable[..., Trainer]
 

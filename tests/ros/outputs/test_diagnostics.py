@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from adatoken3d_ros.engine.answer import Answer, Question, StageTimes, Status
+from adatoken3d_ros.engine.answer import Answer, Question, Status
+from adatoken3d_ros.engine.stages import StageTimes
 from adatoken3d_ros.ros.outputs import diagnostics as d
 
 

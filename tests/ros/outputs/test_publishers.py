@@ -14,7 +14,14 @@ import pytest
 from ros_messages import at
 from visualization_msgs.msg import Marker
 
-from adatoken3d_ros.engine.answer import Answer, Box, Question, StageTimes, Status, TokenReport
+from adatoken3d_ros.engine.answer import (
+    Answer,
+    Box,
+    Question,
+    Status,
+    TokenReport,
+)
+from adatoken3d_ros.engine.stages import StageTimes
 from adatoken3d_ros.ros.outputs import publishers as p
 
 STAMP = 1_305_031_102_175_304_000

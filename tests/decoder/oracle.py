@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +11,14 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
+from adatoken3d_ros.decoder.adapter import Decoder
 from adatoken3d_ros.decoder.prefill import GateTrace, Layout
-from adatoken3d_ros.pruning.policies import SceneTokens
+from adatoken3d_ros.pruning.view import SceneTokens
 
 N_LAYERS = 6
 
 
-def tiny_llama(n_kv_heads: int = 4, context: int = 512, seed: int = 0, **shape: Any) -> LlamaForCausalLM:
+def tiny_decoder(n_kv_heads: int = 4, context: int = 512, seed: int = 0, **shape: Any) -> Decoder:
     """Six layers, hidden 64, four heads; fewer key/value heads for grouped queries. Float32 random weights.
 
     `shape`: further settings of LlamaConfig.
@@ -38,30 +40,29 @@ def tiny_llama(n_kv_heads: int = 4, context: int = 512, seed: int = 0, **shape: 
         for parameter in model.parameters():
             if parameter.ndim == 2:  # the default of 0.02 makes attention flat and a mistake invisible
                 torch.nn.init.normal_(parameter, std=0.1)
-    return model
+    return Decoder(model)
 
 
 @dataclass
 class Prompt:
-    """Left-padded random embeddings with their layout, and a scene for each sample."""
+    """Random embeddings (1, S, 64) with their layout, and a scene."""
 
     embeds: Tensor
     layout: Layout
-    scene: list[SceneTokens]
+    scene: SceneTokens
 
 
-def make_prompt(
-    n_before: tuple[int, ...], n_spatial: tuple[int, ...], n_after: tuple[int, ...], seed: int = 0
-) -> Prompt:
+def make_prompt(n_before: int, n_spatial: int, n_after: int, seed: int = 0) -> Prompt:
     generator = torch.Generator().manual_seed(seed)
-    n_tokens = tuple(a + b + c for a, b, c in zip(n_before, n_spatial, n_after, strict=True))
-    embeds = torch.randn(len(n_tokens), max(n_tokens), 64, generator=generator)
-    scene = [SceneTokens(torch.rand(n, 3, generator=generator) * 5) for n in n_spatial]
-    return Prompt(embeds, Layout(n_before, n_spatial, n_tokens, max(n_tokens)), scene)
+    n_tokens = n_before + n_spatial + n_after
+    embeds = torch.randn(1, n_tokens, 64, generator=generator)
+    return Prompt(
+        embeds, Layout(n_before, n_spatial, n_tokens), SceneTokens(torch.rand(n_spatial, 3, generator=generator) * 5)
+    )
 
 
 class MaskedOracle:
-    """One sample at full length: nothing is removed, but what was dropped is hidden from the rows of later layers.
+    """A prompt at full length: nothing is removed, but what was dropped is hidden from the rows of later layers.
 
     With `renumber` each layer sees the positions that a contiguous count of its visible tokens gives.
     """
@@ -90,15 +91,9 @@ class MaskedOracle:
 
 
 def oracle_logits(
-    language: LlamaForCausalLM, prompt: Prompt, trace: GateTrace, tokens: Tensor, renumber: bool = False
+    decoder: Decoder, prompt: Prompt, trace: GateTrace, tokens: Sequence[int], renumber: bool = False
 ) -> Tensor:
-    """Logits (1 + T, B, V) of the prompt and of each of `tokens` (T, B) after it, every sample on its own."""
-    samples = []
-    for b, (start, n_spatial, n_tokens) in enumerate(
-        zip(prompt.layout.spatial_start, prompt.layout.n_spatial, prompt.layout.n_tokens, strict=True)
-    ):
-        oracle = MaskedOracle(language, start, trace.last_layer[b, :n_spatial], renumber)
-        steps = [oracle(prompt.embeds[b, -n_tokens:])]
-        steps += [oracle(language.model.embed_tokens(token[None])) for token in tokens[:, b]]
-        samples.append(torch.stack(steps))
-    return torch.stack(samples, 1)
+    """Logits (1 + T, V) of the prompt and of each of T tokens after it."""
+    oracle = MaskedOracle(decoder.language, prompt.layout.spatial_start, trace.last_layer, renumber)
+    steps = [oracle(prompt.embeds[0])]
+    return torch.stack(steps + [oracle(decoder.embed(torch.tensor([token]))) for token in tokens])

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one place that knows the inside of a decoder: transformers' own modules, driven layer by layer.
+
+Fits every causal language model of Llama's shape in transformers (Llama, Mistral, Qwen2, Qwen3 and their text models
+inside a multimodal one): grouped queries, biases, norms on queries and keys, rotary positions of one or several axes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+from adatoken3d_ros.pruning.view import DecoderSize
+
+CosSin = tuple[Tensor, Tensor]
+_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+class DecoderError(ValueError):
+    """A language model that cannot be driven layer by layer; the message names what it has instead."""
+
+
+class Layer:
+    """One decoder layer: run it, or ask for the queries, keys and values that it makes of its input rows (n, D).
+
+    What it gives is rounded as the layer itself rounds it, and turned to the rows' positions (cos, sin: (n, head_dim)).
+    """
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+
+    @property
+    def scaling(self) -> float:
+        """Factor of the products of queries and keys, usually head_dim ** -0.5."""
+        return float(self.module.self_attn.scaling)
+
+    @property
+    def output(self) -> Any:
+        """The projection (H * head_dim -> D) that writes what attention has read into the residual stream."""
+        return self.module.self_attn.o_proj
+
+    def run(self, hidden: Tensor, cos_sin: CosSin, mask: Tensor | None = None, cache: Any = None) -> Tensor:
+        """(1, q, D) -> (1, q, D); keys and values of the rows are appended to `cache`, if one is given."""
+        states: Tensor = self.module(hidden, attention_mask=mask, position_embeddings=cos_sin, past_key_values=cache)
+        return states
+
+    def queries(self, rows: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """(H, n, head_dim)."""
+        return self._rotated("q", rows, cos, sin)
+
+    def keys(self, rows: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """(H_kv, n, head_dim)."""
+        return self._rotated("k", rows, cos, sin)
+
+    def values(self, rows: Tensor) -> Tensor:
+        """(H_kv, n, head_dim)."""
+        return self._heads("v", rows).transpose(0, 1)
+
+    def _heads(self, kind: str, rows: Tensor) -> Tensor:
+        attention = self.module.self_attn
+        projected: Tensor = getattr(attention, f"{kind}_proj")(self.module.input_layernorm(rows))
+        return projected.unflatten(-1, (-1, attention.head_dim))
+
+    def _rotated(self, kind: str, rows: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        heads = self._heads(kind, rows)
+        norm = getattr(self.module.self_attn, f"{kind}_norm", None)  # Qwen3 normalises queries and keys of each head
+        heads = (heads if norm is None else norm(heads)).transpose(0, 1)
+        rotated: Tensor
+        rotated, _ = apply_rotary_pos_emb(heads, heads[:0], cos, sin, unsqueeze_dim=0)
+        return rotated
+
+
+class Decoder:
+    """A causal language model, layer by layer.
+
+    Args:
+        language: transformers' model with a language-modelling head, in evaluation mode.
+
+    Raises:
+        DecoderError: the model is of another shape.
+
+    Attributes:
+        language: the model itself.
+        layers: its decoder layers.
+        size: what its operations depend on.
+        context: most tokens that it was made for.
+    """
+
+    def __init__(self, language: Any) -> None:
+        body: Any = getattr(language, "model", None)
+        if not all(hasattr(body, name) for name in ("layers", "norm", "rotary_emb", "embed_tokens")):
+            raise DecoderError(f"{type(language).__name__} is no causal language model of Llama's shape")
+        for index, layer in enumerate(body.layers):
+            for name in _PROJECTIONS:
+                if not hasattr(layer.self_attn, name):
+                    raise DecoderError(f"layer {index} ({type(layer.self_attn).__name__}) has no {name}")
+        self.language = language
+        self.layers = tuple(Layer(module) for module in body.layers)
+        self.size = size_of(language.config)
+        self.context = int(language.config.max_position_embeddings)
+
+    def __len__(self) -> int:
+        """Number of layers."""
+        return len(self.layers)
+
+    @property
+    def device(self) -> torch.device:
+        weight: Tensor = self.language.model.embed_tokens.weight
+        return weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        weight: Tensor = self.language.model.embed_tokens.weight
+        return weight.dtype
+
+    @property
+    def attention(self) -> str | None:
+        """Which kernel attention runs on."""
+        kind: str | None = getattr(self.language.config, "_attn_implementation", None)
+        return kind
+
+    @property
+    def window(self) -> int | None:
+        """Most tokens that a layer's attention looks back, where one has such a limit."""
+        config = self.language.config
+        window: int | None = getattr(config, "sliding_window", None)
+        sliding = "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"])
+        return window if sliding else None
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token ids (...) -> (..., D)."""
+        rows: Tensor = self.language.model.embed_tokens(ids)
+        return rows
+
+    def rotary(self, hidden: Tensor, positions: Tensor) -> CosSin:
+        """Cosines and sines (1, n, head_dim) of positions (n,) in the dtype of `hidden`."""
+        cos, sin = self.language.model.rotary_emb(hidden, positions[None])
+        return cos, sin
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Float32 logits (..., V) of rows (..., D) that have left the last layer."""
+        scores: Tensor = self.language.lm_head(self.language.model.norm(hidden)).float()
+        return scores
+
+
+def size_of(config: Any) -> DecoderSize:
+    """From transformers' configuration of a text model."""
+    heads, hidden = int(config.num_attention_heads), int(config.hidden_size)
+    head_dim = int(getattr(config, "head_dim", None) or hidden // heads)
+    return DecoderSize(
+        n_layers=int(config.num_hidden_layers),
+        hidden=hidden,
+        intermediate=int(config.intermediate_size),
+        vocabulary=int(config.vocab_size),
+        queries=heads * head_dim,
+        keys=int(getattr(config, "num_key_value_heads", None) or heads) * head_dim,
+    )
+
+
+def causal_chunk(n: int, q: int, device: torch.device) -> Tensor | None:
+    """Mask (1, 1, q, n) for the last q of n rows, true where a row may look.
+
+    None where that is all of them (q = 1) or SDPA's own causal mask (q = n). Never for a chunk over a prefix: with
+    None, SDPA would cut the keys to the first q.
+    """
+    if q in (1, n):
+        return None
+    column, row = torch.arange(n, device=device), torch.arange(n - q, n, device=device)[:, None]
+    return (column <= row)[None, None]

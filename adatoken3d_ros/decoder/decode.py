@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What comes after a prefill: further rows over a cache whose layers hold different numbers of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+
+import torch
+from torch import Tensor
+
+from adatoken3d_ros.decoder.adapter import CosSin, Decoder, causal_chunk
+from adatoken3d_ros.decoder.cache import RaggedCache
+from adatoken3d_ros.decoder.prefill import Cancelled, Prefill, ShouldStop, check_context
+
+BeforeLayer = Callable[[int, Tensor, CosSin], None]
+
+
+def generate(
+    decoder: Decoder,
+    prefilled: Prefill,
+    *,
+    max_new_tokens: int,
+    eos_ids: Collection[int],
+    should_stop: ShouldStop | None = None,
+) -> Iterator[int]:
+    """Greedy token ids as they are found, without the one of `eos_ids` that ends them.
+
+    Ends within one step once should_stop() is true. Uses up `prefilled`: its cache grows.
+
+    Raises:
+        GateError: at once, not at the first token: more tokens than the context holds.
+    """
+    check_context(decoder, prefilled.next_position, max_new_tokens)
+    return _stream(decoder, prefilled, max_new_tokens, eos_ids, should_stop)
+
+
+def _stream(
+    decoder: Decoder, prefilled: Prefill, n: int, eos_ids: Collection[int], should_stop: ShouldStop | None
+) -> Iterator[int]:
+    logits = prefilled.logits
+    for i in range(n):
+        if should_stop is not None and should_stop():
+            return
+        token = int(logits.argmax())
+        if token in eos_ids:
+            return
+        yield token
+        if i + 1 < n:
+            logits = decode(decoder, prefilled, token)
+
+
+@torch.no_grad()
+def decode(decoder: Decoder, prefilled: Prefill, token: int) -> Tensor:
+    """One step: appends `token` to every layer of the cache; float32 logits (V,) of what follows."""
+    return follow(decoder, prefilled, [token])[-1]
+
+
+@torch.no_grad()
+def follow(decoder: Decoder, prefilled: Prefill, tokens: Collection[int]) -> Tensor:
+    """Appends T tokens that are known already, all at once; float32 logits (T, V) of what follows each."""
+    ids = torch.tensor([list(tokens)], device=prefilled.logits.device)
+    positions = prefilled.next_position + torch.arange(ids.shape[1], device=ids.device)
+    hidden = read_chunk(decoder, prefilled.cache, decoder.embed(ids), positions)
+    prefilled.next_position += ids.shape[1]
+    return decoder.logits(hidden[0])
+
+
+@torch.no_grad()
+def read_chunk(
+    decoder: Decoder,
+    cache: RaggedCache,
+    hidden: Tensor,
+    positions: Tensor,
+    *,
+    before_layer: BeforeLayer | None = None,
+    should_stop: ShouldStop | None = None,
+) -> Tensor:
+    """Appends rows (1, q, D) at original `positions` (q,) to what each layer has cached; the last layer's output.
+
+    `before_layer(i, hidden, cos_sin)` is called before layer i, which then sees what its cache holds after the call.
+
+    Raises:
+        Cancelled: should_stop() was true before a layer.
+    """
+    q = hidden.shape[1]
+    rotary: dict[int, CosSin] = {}  # by position shift, one where positions are original
+    masks: dict[int, Tensor | None] = {}  # by length
+    for i, (layer, cached, shift) in enumerate(zip(decoder.layers, cache.layers, cache.shifts, strict=True)):
+        if should_stop is not None and should_stop():
+            raise Cancelled(f"stopped before layer {i} of {len(decoder)}")
+        if shift not in rotary:
+            rotary[shift] = decoder.rotary(hidden, positions - shift)
+        if before_layer is not None:
+            before_layer(i, hidden, rotary[shift])
+        n = cached.get_seq_length() + q
+        if n not in masks:
+            masks[n] = causal_chunk(n, q, hidden.device)
+        hidden = layer.run(hidden, rotary[shift], masks[n], cache)
+    return hidden

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a 3D large multimodal model is to everything else: pictures in, spatial tokens with places, a prompt, boxes out.
+
+The way of the data, C wide in the vision tower and D wide in the language model:
+
+    rgb (V views) -> encode_images   (V, P, C)  a feature for each patch; `sizes` say which pixel it is
+    places (..., 3) -> lift_places   (..., C)   what is averaged beside the features, linear in the mean
+    means over voxels                (M, C) each
+    -> scene_tokens                  (M, D)     spatial tokens as the language model reads them
+    -> splice: [system | M spatial tokens | question with clicks]  (1, S, D)  -> decoder
+
+An architecture is a folder beside this file that makes a `SpatialLMM`; the registry finds it by its config.json.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from adatoken3d_ros.decoder.adapter import Decoder
+from adatoken3d_ros.lmm.vision.tower import VisionTower
+
+
+class PromptError(ValueError):
+    """A question that cannot be put to the model; the message names what is wrong with it."""
+
+
+class SpliceError(ValueError):
+    """Prompt, spatial tokens and clicks that do not go together, or not into the context."""
+
+
+@dataclass(frozen=True)
+class Placeholder:
+    """A place in the prompt for vectors that are not text: all spatial tokens, or the vector of click `index`."""
+
+    kind: Literal["image", "click"]
+    index: int = 0
+
+
+@dataclass(frozen=True)
+class PromptIds:
+    """A tokenised prompt: runs of token ids, and placeholders between them."""
+
+    pieces: tuple[tuple[int, ...] | Placeholder, ...]
+
+    @property
+    def n_clicks(self) -> int:
+        return sum(isinstance(piece, Placeholder) and piece.kind == "click" for piece in self.pieces)
+
+    @property
+    def n_tokens(self) -> int:
+        """Rows that the prompt takes in the language model without the spatial tokens."""
+        return self.n_clicks + sum(len(piece) for piece in self.pieces if not isinstance(piece, Placeholder))
+
+    @property
+    def n_system(self) -> int:
+        """Rows before the scene."""
+        at = self.pieces.index(Placeholder("image"))
+        return sum(1 if isinstance(piece, Placeholder) else len(piece) for piece in self.pieces[:at])
+
+
+@dataclass(frozen=True, eq=False)
+class Spliced:
+    """One input of the language model, [system | spatial block | question].
+
+    Attributes:
+        embeds: (1, S, D) in the language model's dtype.
+        spatial_start: row of the first spatial token.
+        n_spatial: rows of the spatial block.
+        n_question: rows after the spatial block.
+    """
+
+    embeds: Tensor
+    spatial_start: int
+    n_spatial: int
+    n_question: int
+
+    @property
+    def n_tokens(self) -> int:
+        """S, all rows."""
+        return int(self.embeds.shape[1])
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """What the scene's memory and the budgets need to know of a model.
+
+    Attributes:
+        image_size: edge of the square image that the vision tower sees, pixels.
+        grid: patches along an edge.
+        feature_width: C.
+        voxel_size: edge of the voxels in which patches are averaged, metres.
+        num_views: views of a scene that the model was trained with.
+        max_spatial_tokens: most of them in a prompt.
+        context_length: most tokens of prompt and answer together.
+    """
+
+    image_size: int
+    grid: int
+    feature_width: int
+    voxel_size: float
+    num_views: int
+    max_spatial_tokens: int
+    context_length: int
+
+
+class SpatialLMM(nn.Module, ABC):
+    """A loaded model; a module, so that it can be moved and its weights named.
+
+    Attributes:
+        sizes: see there.
+        identity: tells models of other shape or other weights apart; it goes with every saved scene, strategy and
+            latency fit, and is the same for weights that were loaded in another dtype.
+        vision: the tower.
+        decoder: the language model, layer by layer.
+    """
+
+    sizes: ModelSizes
+    vision: VisionTower
+    decoder: Decoder
+
+    @property
+    @abstractmethod
+    def identity(self) -> str: ...
+
+    @property
+    def device(self) -> torch.device:
+        return self.decoder.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the language model."""
+        return self.decoder.dtype
+
+    def encode_images(
+        self, rgb: Sequence[NDArray[np.uint8]], *, should_stop: Callable[[], bool] | None = None
+    ) -> Tensor:
+        """V images (H, W, 3) uint8 -> (V, P, C) float32 features of the patches, row-major, without positions.
+
+        Raises:
+            Cancelled: should_stop() was true before one of the tower's layers.
+        """
+        with self.vision.interruptible(should_stop):
+            features: Tensor = self.vision(rgb)
+        return features
+
+    def published_features(
+        self,
+        rgb: Sequence[NDArray[np.uint8]],
+        xyz: Tensor,
+        *,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> Tensor:
+        """As `encode_images`, with the positions of the patches (V, P, 3) in it, rounded as the original rounds them.
+
+        Raises:
+            NotImplementedError: for an architecture whose original does nothing of the kind.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no numerics of its original's own")
+
+    @abstractmethod
+    def lift_places(self, xyz: Tensor) -> Tensor:
+        """(..., 3) metres in the model's frame -> (..., C) float32, to be averaged over a voxel's patches."""
+
+    @abstractmethod
+    def scene_tokens(self, features: Tensor, places: Tensor) -> Tensor:
+        """Means over voxels of features (M, C) and of `lift_places` (M, C) -> spatial tokens (M, D).
+
+        Without columns, places (M, 0) are in the features already.
+        """
+
+    @abstractmethod
+    def embed_clicks(self, xyz: Tensor, *, published: bool = False) -> Tensor:
+        """(n, 3) metres in the model's frame -> (n, D); n may be 0. `published`: rounded as the original does."""
+
+    @abstractmethod
+    def prompt(self, tokenizer: Any, question: str, *, n_clicks: int = 0, template: str = "") -> PromptIds:
+        """Tokenises a question in the model's conversation; an empty template is the model's own.
+
+        Raises:
+            PromptError: for a question that cannot be put to the model.
+        """
+
+    @abstractmethod
+    def splice(self, prompt: PromptIds, spatial: Tensor, clicks: Tensor | None = None) -> Spliced:
+        """Puts spatial tokens (M, D) and click vectors (n, D) into the embedded text.
+
+        Raises:
+            SpliceError: for wrong shapes, another number of clicks than the prompt has, or a sequence that is longer
+                than the context.
+        """
