@@ -18,7 +18,7 @@ from adatoken3d_ros.pruning.strategy import Strategy
 
 if TYPE_CHECKING:
     from adatoken3d_ros.engine.session import SceneSession
-    from adatoken3d_ros.lab.synthetic.questions import QA
+    from adatoken3d_ros.lab.synthetic.wordings import QA
 
 Score = Callable[["QA", str], float]
 Point = dict[str, float]

@@ -28,7 +28,8 @@ from adatoken3d_ros.decoder.adapter import Decoder
 from adatoken3d_ros.decoder.prefill import Layout
 from adatoken3d_ros.lab.calibration import Sample
 from adatoken3d_ros.lab.synthetic.furnished import Split
-from adatoken3d_ros.lab.synthetic.questions import QA, generate
+from adatoken3d_ros.lab.synthetic.questions import generate
+from adatoken3d_ros.lab.synthetic.wordings import QA
 from adatoken3d_ros.lab.training.data import Scene, SceneConfig, prepare, read_scene
 from adatoken3d_ros.lab.training.packing import spatial_tokens
 from adatoken3d_ros.lab.training.pretrained import fingerprint

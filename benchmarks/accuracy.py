@@ -35,8 +35,8 @@ from rich.table import Table
 from adatoken3d_ros.decoder.decode import generate
 from adatoken3d_ros.decoder.prefix import ScenePrefix
 from adatoken3d_ros.lab.synthetic.furnished import Split, make_room
-from adatoken3d_ros.lab.synthetic.questions import QA
 from adatoken3d_ros.lab.synthetic.questions import generate as ask
+from adatoken3d_ros.lab.synthetic.wordings import QA
 from adatoken3d_ros.lmm.llava3d.prompt import parse_boxes
 from adatoken3d_ros.weights import embedded_path
 from benchmarks._paired import COLUMNS, EXACT, Tally

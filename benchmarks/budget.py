@@ -59,8 +59,9 @@ from adatoken3d_ros.engine.session import SceneSession
 from adatoken3d_ros.engine.worker import Worker
 from adatoken3d_ros.lab.calibration import Probe, Sample
 from adatoken3d_ros.lab.synthetic.furnished import make_room
-from adatoken3d_ros.lab.synthetic.questions import QA, generate
+from adatoken3d_ros.lab.synthetic.questions import generate
 from adatoken3d_ros.lab.synthetic.views import render_views
+from adatoken3d_ros.lab.synthetic.wordings import QA
 from adatoken3d_ros.lmm.llava3d import checkpoint
 from adatoken3d_ros.lmm.llava3d.tiny import write_tiny_checkpoint
 from adatoken3d_ros.pruning.policies import POLICY_NAMES, make_policy

@@ -38,7 +38,8 @@ from adatoken3d_ros.decoder.decode import follow, generate
 from adatoken3d_ros.decoder.prefill import Prefill, prefill
 from adatoken3d_ros.lab.calibration import RATIOS, FlopsCost, Probe, Sample
 from adatoken3d_ros.lab.information import Information, InformationSet, mine
-from adatoken3d_ros.lab.synthetic.questions import FAMILIES, QA
+from adatoken3d_ros.lab.synthetic.questions import FAMILIES
+from adatoken3d_ros.lab.synthetic.wordings import QA
 from adatoken3d_ros.pruning.decay import fit_decay
 from adatoken3d_ros.pruning.policies import make_policy
 from adatoken3d_ros.pruning.schedule import Schedule, Stage

@@ -21,7 +21,7 @@ from rich.table import Table
 from adatoken3d_ros.cli.ask import open_session, watch_all
 from adatoken3d_ros.engine.answer import Question, Status
 from adatoken3d_ros.lab.synthetic.furnished import FurnishedRoom, make_room
-from adatoken3d_ros.lab.synthetic.views import Renderer
+from adatoken3d_ros.lab.synthetic.render import Renderer
 from adatoken3d_ros.ros.bag import read_bag
 from adatoken3d_ros.weights import embedded_path
 from benchmarks._ros import argument_parser, setting, write

@@ -34,8 +34,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from adatoken3d_ros.lab.synthetic.render import Renderer, orbit
-from adatoken3d_ros.lab.synthetic.rooms import make_room
+from adatoken3d_ros.lab.synthetic.furnished import make_room
+from adatoken3d_ros.lab.synthetic.render import Renderer
+from adatoken3d_ros.lab.synthetic.views import orbit
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.geometry import sample_pixels
 from adatoken3d_ros.scene.patches import PatchConfig, patch_points, patch_points_upstream, valid_depth
@@ -72,7 +73,7 @@ def make_case(views: int, channels: int, seed: int) -> Case:
     frames = []
     for index in range(views):
         T = orbit(room, 2.0 * index)
-        rgb, depth = renderer.render(K, WIDTH, HEIGHT, T)
+        rgb, depth, _ = renderer.render(K, WIDTH, HEIGHT, T)
         depth[rng.random(depth.shape) < INVALID_SHARE] = np.nan
         frame = PosedFrame(rgb, depth, K, T, index)
         quotient = patch_points(frame, config).xyz.astype(np.float64) / VOXEL_SIZE

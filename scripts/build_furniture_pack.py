@@ -29,7 +29,7 @@ import numpy as np
 import open3d as o3d
 from numpy.typing import NDArray
 
-OUT = Path(__file__).resolve().parents[1] / "adatoken3d_ros" / "synthetic" / "assets"
+OUT = Path(__file__).resolve().parents[1] / "adatoken3d_ros" / "lab" / "synthetic" / "assets"
 LIBRARIES = {
     "K": "KatorLegaz",
     "0": "BlendSwap-CC-0",

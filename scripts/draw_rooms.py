@@ -13,10 +13,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from adatoken3d_ros.lab.synthetic.furnished import FIRST_ITEM, FLOOR, assemble, make_room
+from adatoken3d_ros.lab.synthetic.camera import intrinsics, look_at
+from adatoken3d_ros.lab.synthetic.furnished import assemble, make_room
 from adatoken3d_ros.lab.synthetic.furniture import load_pack
-from adatoken3d_ros.lab.synthetic.render import look_at
-from adatoken3d_ros.lab.synthetic.views import Renderer, intrinsics, render_views
+from adatoken3d_ros.lab.synthetic.items import FIRST_ITEM, FLOOR
+from adatoken3d_ros.lab.synthetic.render import Renderer
+from adatoken3d_ros.lab.synthetic.views import render_views
 
 OUT = Path(__file__).resolve().parents[1] / "docs" / "images"
 
@@ -52,7 +54,7 @@ def furniture(side: int = 72) -> NDArray[np.uint8]:
         room = assemble((20.0, 20.0, 9.0), [(model, None, (0.0, 0.0, 0.0), 0.0, FLOOR)])
         reach = float(np.linalg.norm(model.size))
         eye = np.array([1.05 * reach, 0.5 * reach, model.size[2] / 2 + 0.45 * reach])
-        rgb, _, ids = Renderer(room).render_ids(
+        rgb, _, ids = Renderer(room).render(
             intrinsics(side, side, 52.0), side, side, look_at(eye, np.array([0, 0, model.size[2] / 2]))
         )
         pale = np.where(ids[..., None] < FIRST_ITEM, 245, np.clip(rgb * 1.5, 0, 255))

@@ -76,14 +76,15 @@ class DemoCamera(Node):
 
         # Open3D takes a second or two to import: by now a signal is answered.
         furnished = importlib.import_module("adatoken3d_ros.lab.synthetic.furnished")
-        questions = importlib.import_module("adatoken3d_ros.lab.synthetic.questions")
+        facts = importlib.import_module("adatoken3d_ros.lab.synthetic.facts")
+        renderer = importlib.import_module("adatoken3d_ros.lab.synthetic.render")
         self._views: Any = importlib.import_module("adatoken3d_ros.lab.synthetic.views")
         # A room that no model was trained in; there are fewer of them than seeds.
         self._room = furnished.make_room(seed % furnished.SEEDS_PER_SPLIT, "test")
-        self._renderer = self._views.Renderer(self._room)
+        self._renderer = renderer.Renderer(self._room)
         self._guide: Any = importlib.import_module("adatoken3d_ros.lab.synthetic.guide").Guide(self._room, seed)
         # How common each class is takes a second to count, once; until then nothing is asked.
-        self._counting = threading.Thread(target=questions.presence, args=(False,), daemon=True)
+        self._counting = threading.Thread(target=facts.presence, args=(False,), daemon=True)
         self._counting.start()
         focal = self._width / 2 / math.tan(math.radians(view) / 2)
         self._K = np.array([[focal, 0.0, (self._width - 1) / 2], [0.0, focal, (self._height - 1) / 2], [0.0, 0.0, 1.0]])
@@ -108,7 +109,7 @@ class DemoCamera(Node):
     def _publish(self) -> None:
         now = self.get_clock().now()
         T_world_camera = self._views.orbit(self._room, (now - self._start).nanoseconds * 1e-9)
-        rgb, depth, ids = self._renderer.render_ids(self._K, self._width, self._height, T_world_camera)
+        rgb, depth, ids = self._renderer.render(self._K, self._width, self._height, T_world_camera)
         pose = fill_pose(Pose(), T_world_camera)
         stamp = now.to_msg()
         optical = Header(stamp=stamp, frame_id=self._camera_frame)

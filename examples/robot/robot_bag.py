@@ -21,8 +21,9 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 from scipy.spatial.transform import Rotation
 
+from adatoken3d_ros.lab.synthetic.camera import intrinsics
 from adatoken3d_ros.lab.synthetic.furnished import FurnishedRoom, make_room
-from adatoken3d_ros.lab.synthetic.views import Renderer, intrinsics
+from adatoken3d_ros.lab.synthetic.render import Renderer
 from adatoken3d_ros.ros.inputs.conversions import rotation_to_quaternion
 
 RGB, RGB_INFO = "/camera/camera/color/image_raw", "/camera/camera/color/camera_info"
@@ -145,7 +146,7 @@ def messages(room: FurnishedRoom, seconds: float, rate: float = RATE) -> Iterato
             pose = make.make("geometry_msgs/Pose", *make.pose(camera_pose(room, stamp)))
             yield came, "/camera_pose", make.make("geometry_msgs/PoseStamped", make.header(stamp, "map"), pose)
         else:
-            rgb, depth = renderer.render(K, WIDTH, HEIGHT, camera_pose(room, stamp))
+            rgb, depth, _ = renderer.render(K, WIDTH, HEIGHT, camera_pose(room, stamp))
             millimetres = np.where(np.isfinite(depth) & (depth < 10.0), np.rint(depth * 1000), 0).astype(np.uint16)
             info = make.info(stamp, K, WIDTH, HEIGHT)
             yield came, RGB_INFO, info

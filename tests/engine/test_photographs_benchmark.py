@@ -14,10 +14,11 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from adatoken3d_ros.lab.synthetic.facts import DIRECTIONS
 from adatoken3d_ros.lab.synthetic.furnished import make_room
 from adatoken3d_ros.lab.synthetic.furniture import COLOURS, KINDS
-from adatoken3d_ros.lab.synthetic.questions import DIRECTIONS, STANDPOINTS, WORDINGS
 from adatoken3d_ros.lab.synthetic.views import render_views
+from adatoken3d_ros.lab.synthetic.wordings import STANDPOINTS, WORDINGS
 from adatoken3d_ros.lab.training.language import words
 from adatoken3d_ros.lmm.llava3d.prompt import parse_clicks
 from adatoken3d_ros.scene.folder import read_folder

@@ -18,8 +18,9 @@ from adatoken3d_ros.engine.config import SessionConfig
 from adatoken3d_ros.engine.scene_memory import ViewError
 from adatoken3d_ros.engine.session import SceneSession
 from adatoken3d_ros.engine.worker import Worker
-from adatoken3d_ros.lab.synthetic.render import Renderer, orbit
-from adatoken3d_ros.lab.synthetic.rooms import make_room
+from adatoken3d_ros.lab.synthetic.furnished import make_room
+from adatoken3d_ros.lab.synthetic.render import Renderer
+from adatoken3d_ros.lab.synthetic.views import orbit
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.keyframes import KeyFrameConfig
 from adatoken3d_ros.scene.patches import patch_points
@@ -35,12 +36,12 @@ QUESTION = Question("What is on the table?", max_new_tokens=6)
 @pytest.fixture(scope="module")
 def walk() -> list[PosedFrame]:
     """Eight views of a room whose floor is at 1.25 m and whose middle is at (31, -7) m."""
-    room = make_room(3)
+    room = make_room(18)
     renderer, K = Renderer(room), np.array([[138.0, 0, 79.5], [0, 138.0, 59.5], [0, 0, 1]])
     frames = []
     for i in range(8):
         T = orbit(room, 3.0 * i)
-        rgb, depth = renderer.render(K, 160, 120, T)
+        rgb, depth, _ = renderer.render(K, 160, 120, T)
         T = T.copy()
         T[:3, 3] += (31.0, -7.0, 1.25)
         frames.append(PosedFrame(rgb, depth, K, T, (i + 1) * 10**9))

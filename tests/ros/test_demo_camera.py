@@ -27,7 +27,7 @@ from tf2_msgs.msg import TFMessage
 from adatoken3d_ros.cli.processes import Processes
 from adatoken3d_ros.lab.synthetic.furnished import SEEDS_PER_SPLIT, make_room
 from adatoken3d_ros.lab.synthetic.questions import FAMILIES
-from adatoken3d_ros.lab.synthetic.views import Renderer
+from adatoken3d_ros.lab.synthetic.render import Renderer
 from adatoken3d_ros.ros.demo_camera import encode_depth
 from adatoken3d_ros.ros.inputs.conversions import (
     camera_info_to_camera,

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from adatoken3d_ros.lab.synthetic.render import Renderer, orbit
-from adatoken3d_ros.lab.synthetic.rooms import make_room
+from adatoken3d_ros.lab.synthetic.furnished import make_room
+from adatoken3d_ros.lab.synthetic.render import Renderer
+from adatoken3d_ros.lab.synthetic.views import orbit
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.patches import PatchConfig, patch_points
 from adatoken3d_ros.scene.token_map import TokenMap
@@ -119,7 +120,7 @@ def test_the_floor_of_a_room_is_found_wherever_its_frame_is() -> None:
     token_map = TokenMap(0.2)
     for i in range(6):
         T = orbit(room, 3.0 * i)
-        rgb, depth = renderer.render(K, 320, 240, T)
+        rgb, depth, _ = renderer.render(K, 320, 240, T)
         depth += np.random.default_rng(i).normal(0, 0.005, depth.shape).astype(np.float32)
         moved = T.copy()
         moved[:3, 3] += away

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from adatoken3d_ros.lab.synthetic.furnished import FurnishedRoom
-from adatoken3d_ros.lab.synthetic.questions import FAMILIES, QA, generate
+from adatoken3d_ros.lab.synthetic.questions import FAMILIES, generate
 from adatoken3d_ros.lab.synthetic.views import Sight, View, sights
+from adatoken3d_ros.lab.synthetic.wordings import QA
 
 
 class Guide:

@@ -26,8 +26,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adatoken3d_ros.lab.synthetic.furnished import FIRST_ITEM, FurnishedRoom, Item, Split, make_room
-from adatoken3d_ros.lab.synthetic.views import Renderer, Sight, View, render_views, sights
+from adatoken3d_ros.lab.synthetic.furnished import FurnishedRoom, Split, make_room
+from adatoken3d_ros.lab.synthetic.items import FIRST_ITEM, Item
+from adatoken3d_ros.lab.synthetic.render import Renderer
+from adatoken3d_ros.lab.synthetic.views import Sight, View, render_views, sights
 from adatoken3d_ros.lmm.vision.tower import VisionTower
 from adatoken3d_ros.scene.geometry import sample_pixels
 from adatoken3d_ros.scene.patches import PatchConfig, patch_points

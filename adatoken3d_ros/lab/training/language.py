@@ -15,8 +15,9 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
+from adatoken3d_ros.lab.synthetic.facts import DIRECTIONS
 from adatoken3d_ros.lab.synthetic.furniture import COLOURS, KINDS
-from adatoken3d_ros.lab.synthetic.questions import DIRECTIONS, STANDPOINTS, WORDINGS, article, plural
+from adatoken3d_ros.lab.synthetic.wordings import STANDPOINTS, WORDINGS, article, plural
 from adatoken3d_ros.lmm.llava3d.checkpoint import official_names
 from adatoken3d_ros.lmm.llava3d.config import Llava3DConfig
 from adatoken3d_ros.lmm.llava3d.model import Llava3D

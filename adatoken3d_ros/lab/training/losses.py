@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from adatoken3d_ros.lab.synthetic.furnished import FIRST_ITEM
 from adatoken3d_ros.lab.synthetic.furniture import COLOURS, KINDS
+from adatoken3d_ros.lab.synthetic.items import FIRST_ITEM
 from adatoken3d_ros.lab.training.data import Scene
 from adatoken3d_ros.lab.training.packing import Encoder, Packed
 

@@ -21,7 +21,7 @@ from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from adatoken3d_ros.lab.synthetic.furniture import COLOURS, KINDS
-from adatoken3d_ros.lab.synthetic.questions import QA, plural
+from adatoken3d_ros.lab.synthetic.wordings import QA, plural
 from adatoken3d_ros.lab.training.data import Scene
 from adatoken3d_ros.lmm.interface import Placeholder
 from adatoken3d_ros.lmm.llava3d.model import Llava3D

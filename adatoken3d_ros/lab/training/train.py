@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from adatoken3d_ros.lab.synthetic.furnished import FIRST_ITEM
+from adatoken3d_ros.lab.synthetic.items import FIRST_ITEM
 from adatoken3d_ros.lab.synthetic.questions import FAMILIES, generate
 from adatoken3d_ros.lab.training.data import Scene, thinned, turned
 from adatoken3d_ros.lab.training.language import ModelSize, config_content, new_model, save_model, tokenizer

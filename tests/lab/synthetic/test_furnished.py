@@ -9,21 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adatoken3d_ros.lab.synthetic.furnished import (
-    CEILING,
-    FIRST_ITEM,
-    FLOOR,
-    MAX_ITEMS,
-    SEEDS_PER_SPLIT,
-    SPLITS,
-    WALL,
-    Footprint,
-    FurnishedRoom,
-    Split,
-    assemble,
-    make_room,
-)
+from adatoken3d_ros.lab.synthetic.furnished import SEEDS_PER_SPLIT, SPLITS, FurnishedRoom, Split, assemble, make_room
 from adatoken3d_ros.lab.synthetic.furniture import COLOURS, KINDS, load_pack
+from adatoken3d_ros.lab.synthetic.items import CEILING, FIRST_ITEM, FLOOR, WALL, Footprint
+from adatoken3d_ros.lab.synthetic.layout import MAX_ITEMS
 
 rooms = st.builds(make_room, st.integers(0, SEEDS_PER_SPLIT - 1), st.sampled_from(SPLITS))
 

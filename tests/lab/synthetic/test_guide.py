@@ -4,9 +4,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from adatoken3d_ros.lab.synthetic.facts import MIN_PIXELS
 from adatoken3d_ros.lab.synthetic.furnished import FurnishedRoom, make_room
 from adatoken3d_ros.lab.synthetic.guide import Guide, merge
-from adatoken3d_ros.lab.synthetic.questions import MIN_PIXELS
 from adatoken3d_ros.lab.synthetic.views import View, render_views, sights
 
 

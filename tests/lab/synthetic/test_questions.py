@@ -10,20 +10,13 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from adatoken3d_ros.lab.synthetic.furnished import FIRST_ITEM, FLOOR, FurnishedRoom, assemble, make_room
+from adatoken3d_ros.lab.synthetic.facts import side_of
+from adatoken3d_ros.lab.synthetic.furnished import FurnishedRoom, assemble, make_room
 from adatoken3d_ros.lab.synthetic.furniture import COLOURS, KINDS, load_pack
-from adatoken3d_ros.lab.synthetic.questions import (
-    FAMILIES,
-    QA,
-    STANDPOINTS,
-    WORDINGS,
-    article,
-    box_text,
-    generate,
-    plural,
-    side_of,
-)
+from adatoken3d_ros.lab.synthetic.items import FIRST_ITEM, FLOOR
+from adatoken3d_ros.lab.synthetic.questions import FAMILIES, generate
 from adatoken3d_ros.lab.synthetic.views import Sight
+from adatoken3d_ros.lab.synthetic.wordings import QA, STANDPOINTS, WORDINGS, article, box_text, plural
 from adatoken3d_ros.lmm.llava3d.prompt import parse_boxes, parse_clicks
 from benchmarks.accuracy import TWO
 

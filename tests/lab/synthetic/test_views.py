@@ -1,25 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 
-from adatoken3d_ros.lab.synthetic.furnished import CEILING, FIRST_ITEM, FLOOR, TALL, WALL, assemble, make_room
+from adatoken3d_ros.lab.synthetic.camera import look_at
+from adatoken3d_ros.lab.synthetic.furnished import assemble, make_room
 from adatoken3d_ros.lab.synthetic.furniture import COLOURS, colour_names, load_pack
+from adatoken3d_ros.lab.synthetic.items import CEILING, FIRST_ITEM, FLOOR, WALL
+from adatoken3d_ros.lab.synthetic.layout import TALL
 from adatoken3d_ros.lab.synthetic.questions import generate
-from adatoken3d_ros.lab.synthetic.render import look_at
-from adatoken3d_ros.lab.synthetic.views import (
-    Renderer,
-    choose_views,
-    intrinsics,
-    noisy_colour,
-    noisy_depth,
-    orbit,
-    render_views,
-    sights,
-)
+from adatoken3d_ros.lab.synthetic.render import Renderer
+from adatoken3d_ros.lab.synthetic.views import choose_views, noisy_colour, noisy_depth, orbit, render_views, sights
 from adatoken3d_ros.scene.frames import check_rigid
 from adatoken3d_ros.scene.geometry import backproject
 
@@ -30,19 +22,19 @@ CRATE = PACK["BlendSwap-CC-0/crate"]
 
 def test_an_empty_room_by_hand() -> None:
     renderer = Renderer(assemble((4.0, 4.0, 2.5), []))
-    _, depth, ids = renderer.render_ids(K, 81, 131, look_at(np.array([0.0, 0, 1]), np.array([1.0, 0, 1])))
+    _, depth, ids = renderer.render(K, 81, 131, look_at(np.array([0.0, 0, 1]), np.array([1.0, 0, 1])))
     # The wall at x = 2, z-depth 2, from row 30 - 37 (the ceiling at 1.5 m above) to row 30 + 25 (the floor 1 m below).
     assert depth[30, 40] == pytest.approx(2.0, abs=1e-5) and ids[30, 40] == WALL
     assert ids[54, 40] == WALL and ids[56, 40] == FLOOR
     assert depth[80, 40] == pytest.approx(50 / 50, rel=1e-5)
-    _, _, ids = renderer.render_ids(K, 81, 61, look_at(np.array([0.0, 0, 1]), np.array([0.5, 0, 2.0])))
+    _, _, ids = renderer.render(K, 81, 61, look_at(np.array([0.0, 0, 1]), np.array([0.5, 0, 2.0])))
     assert (ids == CEILING).any()
 
 
 def test_an_item_is_where_it_stands_and_in_its_colour() -> None:
     # The crate is about 0.6 m wide; its near face is at x = 1 - 0.3.
     room = assemble((6.0, 6.0, 2.5), [(CRATE, "blue", (1.0, 0.0, 0.0), 0.0, FLOOR)])
-    rgb, depth, ids = Renderer(room).render_ids(K, 81, 61, look_at(np.array([-1.0, 0, 0.3]), np.array([1.0, 0, 0.3])))
+    rgb, depth, ids = Renderer(room).render(K, 81, 61, look_at(np.array([-1.0, 0, 0.3]), np.array([1.0, 0, 0.3])))
     assert ids[30, 40] == FIRST_ITEM
     assert depth[30, 40] == pytest.approx(2 - CRATE.size[0] / 2, abs=0.03)
     seen = rgb[ids == FIRST_ITEM].mean(axis=0)
@@ -117,7 +109,7 @@ def test_a_colour_can_be_told_in_the_picture(name: str) -> None:
     """By the shade-free part of the colour for hues, by the lightness for white, gray and black."""
     room = assemble((5.0, 5.0, 2.5), [(PACK["Scopia/table4"], name, (1.0, 0.0, 0.0), 0.0, FLOOR)])
     T = look_at(np.array([-0.8, 0, 1.5]), np.array([1.0, 0, 0.6]))
-    rgb, _, ids = Renderer(room).render_ids(K, 81, 61, T)
+    rgb, _, ids = Renderer(room).render(K, 81, 61, T)
     top = np.median(rgb[ids == FIRST_ITEM], axis=0)
     # Undo the light as the walls around show it: the wall's colour is known to nobody, but that it is pale is.
     white = np.percentile(rgb[ids == WALL], 60, axis=0) / 225
@@ -158,18 +150,6 @@ def test_the_orbiting_camera_stays_in_the_room_and_off_tall_things(seed: int) ->
         assert all(box.distance(T[0, 3], T[1, 3]) > 0.05 for box in tall)
     assert max(np.linalg.norm(b[:3, 3] - a[:3, 3]) for a, b in zip(poses, poses[1:], strict=False)) < 0.3
     np.testing.assert_allclose(orbit(room, 0.0), orbit(room, 40.0), atol=1e-6)
-
-
-def test_intrinsics_by_hand() -> None:
-    np.testing.assert_allclose(
-        intrinsics(320, 240, 90.0), [[160, 0, 159.5], [0, 160, 119.5], [0, 0, 1]]
-    )  # tan 45 degrees = 1
-    assert math.degrees(2 * math.atan(160 / intrinsics()[0, 0])) == pytest.approx(69)
-
-
-def test_a_picture_without_pixels_is_refused() -> None:
-    with pytest.raises(ValueError, match="0x4"):
-        Renderer(assemble((4.0, 4.0, 2.5), [])).render(K, 0, 4, np.eye(4))
 
 
 def test_as_many_views_as_wanted() -> None:

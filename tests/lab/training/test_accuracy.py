@@ -14,9 +14,9 @@ from adatoken3d_ros.engine.answer import Question
 from adatoken3d_ros.engine.config import SessionConfig
 from adatoken3d_ros.engine.session import SceneSession
 from adatoken3d_ros.lab.synthetic.furnished import make_room
-from adatoken3d_ros.lab.synthetic.questions import QA
 from adatoken3d_ros.lab.synthetic.questions import generate as ask
 from adatoken3d_ros.lab.synthetic.views import render_views
+from adatoken3d_ros.lab.synthetic.wordings import QA
 from adatoken3d_ros.lab.training.train import Trainer
 from adatoken3d_ros.pruning.policies import make_policy
 from adatoken3d_ros.pruning.schedule import Schedule

@@ -10,8 +10,8 @@ import torch
 
 from adatoken3d_ros.engine.config import SessionConfig
 from adatoken3d_ros.engine.session import SceneSession
-from adatoken3d_ros.lab.synthetic.furnished import FIRST_ITEM
-from adatoken3d_ros.lab.synthetic.questions import side_of
+from adatoken3d_ros.lab.synthetic.facts import side_of
+from adatoken3d_ros.lab.synthetic.items import FIRST_ITEM
 from adatoken3d_ros.lab.synthetic.views import render_views
 from adatoken3d_ros.lab.training.data import (
     DataError,

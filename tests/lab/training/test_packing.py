@@ -127,6 +127,6 @@ def test_mentions_are_where_things_are_named(make_trainer: Callable[..., Trainer
 
 
 def trainer_plural(kind: str) -> str:
-    from adatoken3d_ros.lab.synthetic.questions import plural
+    from adatoken3d_ros.lab.synthetic.wordings import plural
 
     return plural(kind)
