@@ -99,6 +99,29 @@ class Facts:
         """What one can stand by."""
         return [i for i in self.named if i.supported_by == FLOOR and max(i.size[:2]) < 1.6]
 
+    def point_on(self, item: Item, rng: np.random.Generator) -> NDArray[np.float64]:
+        """A random point of its visible surface, metres with two decimals, off where it meets what it stands on."""
+        above = self.on(item)
+        for _ in range(20):
+            point = self._any_point_on(item, rng)
+            if point[2] < item.low[2] + min(0.01, 0.2 * item.size[2]):
+                continue
+            if not any(
+                (point > np.array(i.low) - 0.02).all() and (point < np.array(i.high) + 0.02).all() for i in above
+            ):
+                break
+        return point
+
+    def _any_point_on(self, item: Item, rng: np.random.Generator) -> NDArray[np.float64]:
+        if self.sights is not None:
+            points = self.sights[item.instance].points
+            return np.round(points[int(rng.integers(len(points)))].astype(np.float64), 2)
+        share = np.cumsum(item.model.areas)
+        face = item.model.faces[int(np.searchsorted(share, rng.random() * share[-1], side="right"))]
+        a, b = np.sort(rng.random(2))
+        corners = item.vertices[face].astype(np.float64)
+        return np.round(corners[0] * a + corners[1] * (b - a) + corners[2] * (1 - b), 2)
+
 
 def confusable(kind: str, other: str) -> bool:
     """Whether things of two classes can be taken for each other."""

@@ -118,29 +118,6 @@ class _Asker:
         """One of the wordings, whose first word is the family, with its gaps filled."""
         return worded(wording.split()[0], self.any(WORDINGS[wording]), words, answer, about, box)
 
-    def point_on(self, item: Item) -> NDArray[np.float64]:
-        """A point of the item's visible surface, metres with two decimals, off where it meets what it stands on."""
-        above = self.facts.on(item)
-        for _ in range(20):
-            point = self.any_point_on(item)
-            if point[2] < item.low[2] + min(0.01, 0.2 * item.size[2]):
-                continue
-            if not any(
-                (point > np.array(i.low) - 0.02).all() and (point < np.array(i.high) + 0.02).all() for i in above
-            ):
-                break
-        return point
-
-    def any_point_on(self, item: Item) -> NDArray[np.float64]:
-        if self.facts.sights is not None:
-            points = self.facts.sights[item.instance].points
-            return np.round(points[int(self.rng.integers(len(points)))].astype(np.float64), 2)
-        share = np.cumsum(item.model.areas)
-        face = item.model.faces[int(np.searchsorted(share, self.rng.random() * share[-1], side="right"))]
-        a, b = np.sort(self.rng.random(2))
-        corners = item.vertices[face].astype(np.float64)
-        return np.round(corners[0] * a + corners[1] * (b - a) + corners[2] * (1 - b), 2)
-
     # --- the families ------------------------------------------------------------------------------------------------
 
     def ask_existence(self) -> QA | None:
@@ -217,7 +194,7 @@ class _Asker:
         plain = [n for n in self.facts.names[item.instance] if item.colour not in n.split()]
         if plain and self.rng.random() < 0.6:
             return self.say("colour", item.colour, [item], {"x": plain[0]})
-        point = self.point_on(item)
+        point = self.facts.point_on(item, self.rng)
         template = self.any(WORDINGS["colour"]).replace("{x}", "the object at {p}")
         return worded("colour", template, {"p": point}, item.colour, [item])
 
@@ -225,7 +202,7 @@ class _Asker:
         if not self.facts.seen:
             return None
         item = self.rare(self.facts.seen)
-        return self.say("class", item.kind, [item], {"p": self.point_on(item)})
+        return self.say("class", item.kind, [item], {"p": self.facts.point_on(item, self.rng)})
 
     def ask_nearest(self) -> QA | None:
         facts = self.facts
@@ -413,4 +390,4 @@ class _Asker:
             return None
         item = self.rare(whole)
         box = tuple(float(v) for v in (*item.centre, *item.size))
-        return self.say("box", box_text(item), [item], {"p": self.point_on(item)}, box)
+        return self.say("box", box_text(item), [item], {"p": self.facts.point_on(item, self.rng)}, box)
