@@ -27,14 +27,10 @@ from typing import Any
 
 import numpy as np
 
-from adatoken3d_ros.lab.calibration import (
-    MAX_GATES,
-    CalibrationError,
-    Cost,
-    FloatArray,
-    bisect,
-    plan,
-)
+from adatoken3d_ros.lab.calibration import bisect
+from adatoken3d_ros.lab.cost import Cost
+from adatoken3d_ros.lab.gates import MAX_GATES, place_gates
+from adatoken3d_ros.lab.probe import CalibrationError, FloatArray
 from adatoken3d_ros.pruning.decay import Decay, gates_on_curve
 from adatoken3d_ros.pruning.flops import prefill_flops, scoring_flops
 from adatoken3d_ros.pruning.policies import make_policy
@@ -214,7 +210,7 @@ def _planned(n_layers: int, target: float, fitted: Fitted) -> list[tuple[str, Sc
     for withdraw in (None, *range(1, n_layers)):
         rows = [k for k, layer in enumerate(fitted.layers) if withdraw is None or layer < withdraw]
         try:
-            one = plan(
+            one = place_gates(
                 fitted.gaps[rows],
                 [fitted.layers[k] for k in rows],
                 fitted.ratios,

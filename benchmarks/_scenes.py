@@ -26,7 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from adatoken3d_ros.decoder.adapter import Decoder
 from adatoken3d_ros.decoder.prefill import Layout
-from adatoken3d_ros.lab.calibration import Sample
+from adatoken3d_ros.lab.probe import Sample
 from adatoken3d_ros.lab.synthetic.furnished import Split
 from adatoken3d_ros.lab.synthetic.questions import generate
 from adatoken3d_ros.lab.synthetic.wordings import QA

@@ -57,7 +57,7 @@ from adatoken3d_ros.engine.config import SessionConfig
 from adatoken3d_ros.engine.loading import fitted_strategies, make_strategy
 from adatoken3d_ros.engine.session import SceneSession
 from adatoken3d_ros.engine.worker import Worker
-from adatoken3d_ros.lab.calibration import Probe, Sample
+from adatoken3d_ros.lab.probe import Probe, Sample
 from adatoken3d_ros.lab.synthetic.furnished import make_room
 from adatoken3d_ros.lab.synthetic.questions import generate
 from adatoken3d_ros.lab.synthetic.views import render_views

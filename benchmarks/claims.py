@@ -5,7 +5,7 @@ It says that over 60 % of the spatial tokens contribute less than 5 %. Read of s
 with more than 20 of them; so it is tested of their sum, in two ways:
 
 * S(0.60), the share of the total contribution that the least contributing 60 % of the tokens hold, by attention, by the
-  norm of what is read and by its projection on the output (`lab.information`), in each layer and over all.
+  norm of what is read and by its projection on the output (`lab.mining`), in each layer and over all.
   The sentence holds where the interval of S(0.60) lies below 5 %, and fails where it lies above.
 * Those 60 % are removed, before the first layer or in the middle, through `gate.prefill`; beside it as many chosen at
   random, and the 60 % that contribute most. KL of the first answer token to that of the unpruned model, and accuracy.
@@ -32,16 +32,9 @@ from rich.table import Table
 from torch import Tensor
 
 from adatoken3d_ros.decoder.prefill import prefill
-from adatoken3d_ros.lab.calibration import Sample
-from adatoken3d_ros.lab.information import (
-    CLAIMED_SHARE,
-    CLAIMED_TOKENS,
-    MEASURES,
-    Concentration,
-    FloatArray,
-    lorenz,
-    mine,
-)
+from adatoken3d_ros.lab.information import CLAIMED_SHARE, CLAIMED_TOKENS, MEASURES, Concentration, FloatArray, lorenz
+from adatoken3d_ros.lab.mining import mine
+from adatoken3d_ros.lab.probe import Sample
 from adatoken3d_ros.pruning.policies import make_policy
 from adatoken3d_ros.pruning.schedule import Schedule, at_least_one
 from adatoken3d_ros.pruning.view import DecoderSize, GateSize, GateView, Policy, Rope, Selection

@@ -36,8 +36,10 @@ from rich.console import Console
 
 from adatoken3d_ros.decoder.decode import follow, generate
 from adatoken3d_ros.decoder.prefill import Prefill, prefill
-from adatoken3d_ros.lab.calibration import RATIOS, FlopsCost, Probe, Sample
-from adatoken3d_ros.lab.information import Information, InformationSet, mine
+from adatoken3d_ros.lab.cost import FlopsCost
+from adatoken3d_ros.lab.information import Information, InformationSet
+from adatoken3d_ros.lab.mining import mine
+from adatoken3d_ros.lab.probe import RATIOS, Probe, Sample
 from adatoken3d_ros.lab.synthetic.questions import FAMILIES
 from adatoken3d_ros.lab.synthetic.wordings import QA
 from adatoken3d_ros.pruning.decay import fit_decay

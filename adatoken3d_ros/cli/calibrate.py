@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,9 @@ from adatoken3d_ros.cli import ask
 
 if TYPE_CHECKING:
     from adatoken3d_ros.engine.session import SceneSession
-    from adatoken3d_ros.lab.calibration import Calibration, Probe, Sample
+    from adatoken3d_ros.lab.calibration import Calibration
     from adatoken3d_ros.lab.information import InformationSet
+    from adatoken3d_ros.lab.probe import Probe, Sample
     from adatoken3d_ros.pruning.decay import Decay
     from adatoken3d_ros.pruning.schedule import Schedule
     from adatoken3d_ros.pruning.view import Policy
@@ -257,7 +259,7 @@ class Prompts:
 def collect(session: SceneSession, args: argparse.Namespace, questions: tuple[str, ...], report: Report) -> Prompts:
     """Shows each scene to the session and asks for the model's input of every question about it."""
     from adatoken3d_ros.engine.answer import Question
-    from adatoken3d_ros.lab.calibration import Sample
+    from adatoken3d_ros.lab.probe import Sample
 
     prompts = Prompts()
     sources = args.folder or args.bag
@@ -286,7 +288,8 @@ def collect(session: SceneSession, args: argparse.Namespace, questions: tuple[st
 
 def mine_all(session: SceneSession, prompts: Prompts, report: Report) -> InformationSet:
     """Mines every prompt."""
-    from adatoken3d_ros.lab.information import InformationSet, mine
+    from adatoken3d_ros.lab.information import InformationSet
+    from adatoken3d_ros.lab.mining import mine
 
     found = []
     total = len(prompts.samples) * session.n_layers
@@ -344,7 +347,7 @@ def policy_options(
     session: SceneSession, args: argparse.Namespace, prompts: Prompts, information: InformationSet
 ) -> dict[str, list[float] | list[int]]:
     """What the policy is told of the model beside the schedule: attention by position, dimensions of sinks."""
-    from adatoken3d_ros.lab.calibration import massive_dims
+    from adatoken3d_ros.lab.probe import massive_dims
 
     options: dict[str, list[float] | list[int]] = {}
     if args.debias is not None:
@@ -365,14 +368,10 @@ def choose(
     report: Report,
 ) -> tuple[Schedule, dict[str, Any], Extra]:
     """The schedule of the kind that was asked for, the settings behind it, and what else came of it."""
-    from adatoken3d_ros.lab.calibration import (
-        HORIZON_KL,
-        MAX_GATES,
-        FlopsCost,
-        LatencyCost,
-        Probe,
-        calibrate,
-    )
+    from adatoken3d_ros.lab.calibration import calibrate
+    from adatoken3d_ros.lab.cost import FlopsCost, LatencyCost, time_layer
+    from adatoken3d_ros.lab.gates import MAX_GATES
+    from adatoken3d_ros.lab.probe import HORIZON_KL, Probe
     from adatoken3d_ros.pruning.decay import adatoken_schedule
 
     decoder, samples = session.model.decoder, prompts.samples
@@ -395,7 +394,7 @@ def choose(
         return schedule, settings | {name: round(value, 6) for name, value in fit.items()}, Extra(probe, decay=decay)
     by_latency = args.latency_reduction is not None
     cost = (
-        LatencyCost(decoder, samples, progress=lambda done, total: report("latency", done, total))
+        LatencyCost(partial(time_layer, decoder, progress=partial(report, "latency")), samples)
         if by_latency
         else FlopsCost(decoder.size, samples)
     )
@@ -468,10 +467,10 @@ def measure(
 def draw_picture(
     information: InformationSet, schedule: Schedule, decay: Decay | None, path: Path, n_layers: int
 ) -> None:
-    """The picture of `information.draw` with the fitted curve, where there is one, and what the schedule keeps."""
+    """The picture of `picture.draw` with the fitted curve, where there is one, and what the schedule keeps."""
     import numpy as np
 
-    from adatoken3d_ros.lab.information import draw
+    from adatoken3d_ros.lab.picture import draw
 
     kept = np.array(schedule.counts(10**6, n_layers)) / 1e6
     draw(information, path, curve=None if decay is None else decay.curve(), kept=kept)

@@ -16,7 +16,8 @@ from adatoken3d_ros.decoder.decode import generate
 from adatoken3d_ros.decoder.prefill import Layout, Prefill, prefill
 from adatoken3d_ros.engine.budget.plans import calibrated_loss
 from adatoken3d_ros.engine.loading import fitted_strategies
-from adatoken3d_ros.lab.calibration import FlopsCost, Sample
+from adatoken3d_ros.lab.cost import FlopsCost
+from adatoken3d_ros.lab.probe import Sample
 from adatoken3d_ros.lab.training.train import Trainer
 from adatoken3d_ros.pruning.flops import layer_flops
 from adatoken3d_ros.pruning.policies import make_policy
