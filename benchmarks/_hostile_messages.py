@@ -21,7 +21,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from adatoken3d_ros.lmm.llava3d.prompt import CONTROL_WORDS, MAX_CLICKS, TEMPLATES
+from adatoken3d_ros.lmm.llava3d.prompt import CONTROL_WORDS, TEMPLATES
+from adatoken3d_ros.lmm.text_places import MAX_CLICKS
 from adatoken3d_ros.ros.inputs import conversions as c
 from adatoken3d_ros.ros.inputs.pictures import LazyFrame
 from adatoken3d_ros.ros.inputs.poses import BufferedPose, PoseError, TfPose, pose_from_numbers

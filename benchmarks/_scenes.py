@@ -34,7 +34,8 @@ from adatoken3d_ros.lab.training.data import Scene, SceneConfig, prepare, read_s
 from adatoken3d_ros.lab.training.packing import spatial_tokens
 from adatoken3d_ros.lab.training.pretrained import fingerprint
 from adatoken3d_ros.lmm.llava3d.checkpoint import load
-from adatoken3d_ros.lmm.llava3d.prompt import build_prompt, parse_clicks
+from adatoken3d_ros.lmm.llava3d.prompt import build_prompt
+from adatoken3d_ros.lmm.text_places import parse_clicks
 from adatoken3d_ros.pruning.view import SceneTokens
 
 T = TypeVar("T")

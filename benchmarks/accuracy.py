@@ -37,7 +37,7 @@ from adatoken3d_ros.decoder.prefix import ScenePrefix
 from adatoken3d_ros.lab.synthetic.furnished import Split, make_room
 from adatoken3d_ros.lab.synthetic.questions import generate as ask
 from adatoken3d_ros.lab.synthetic.wordings import QA
-from adatoken3d_ros.lmm.llava3d.prompt import parse_boxes
+from adatoken3d_ros.lmm.text_places import parse_boxes
 from adatoken3d_ros.weights import embedded_path
 from benchmarks._paired import COLUMNS, EXACT, Tally
 from benchmarks._scenes import Reader, Room, Workers, bar, find_rooms, machine

@@ -66,9 +66,7 @@ NOT_YET: dict[str, set[str]] = {
         "engine.loading",
         "engine.prepared",
         "engine.report",
-        "engine.requests",
         "engine.scene_memory",
-        "engine.session",
         "lab.training.language",
         "lab.training.packing",
         "lab.training.pretrained",
@@ -77,7 +75,6 @@ NOT_YET: dict[str, set[str]] = {
         "pruning.flops",
         "pruning.strategy",
         "ros.node",
-        "ros.publishers",
     },
     "circles": {
         "engine.answer engine.budget.plans",
@@ -121,9 +118,7 @@ NOT_YET: dict[str, set[str]] = {
         "engine/loading.py",
         "engine/prepared.py",
         "engine/report.py",
-        "engine/requests.py",
         "engine/scene_memory.py",
-        "engine/session.py",
         "lab/training/language.py",
         "lab/training/packing.py",
         "lab/training/pretrained.py",
@@ -133,7 +128,6 @@ NOT_YET: dict[str, set[str]] = {
         "pruning/policies.py",
         "pruning/scores.py",
         "ros/parameters.py",
-        "ros/publishers.py",
     },
 }
 

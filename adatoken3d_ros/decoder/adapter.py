@@ -2,7 +2,8 @@
 """The one place that knows the inside of a decoder: transformers' own modules, driven layer by layer.
 
 Fits every causal language model of Llama's shape in transformers (Llama, Mistral, Qwen2, Qwen3 and their text models
-inside a multimodal one): grouped queries, biases, norms on queries and keys, rotary positions of one or several axes.
+inside a multimodal one): grouped queries, biases, norms on queries and keys. Rotary positions have one axis; a model
+whose positions have several (M-RoPE) gives `rotary` and `Rows.positions` of `prefill` one more dimension.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from adatoken3d_ros.pruning.view import DecoderSize
 
 CosSin = tuple[Tensor, Tensor]
+_PARTS = ("layers", "norm", "rotary_emb", "embed_tokens")
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
@@ -68,9 +69,8 @@ class Layer:
         heads = self._heads(kind, rows)
         norm = getattr(self.module.self_attn, f"{kind}_norm", None)  # Qwen3 normalises queries and keys of each head
         heads = (heads if norm is None else norm(heads)).transpose(0, 1)
-        rotated: Tensor
-        rotated, _ = apply_rotary_pos_emb(heads, heads[:0], cos, sin, unsqueeze_dim=0)
-        return rotated
+        left, right = heads.chunk(2, dim=-1)
+        return heads * cos + torch.cat([-right, left], dim=-1) * sin
 
 
 class Decoder:
@@ -91,8 +91,8 @@ class Decoder:
 
     def __init__(self, language: Any) -> None:
         body: Any = getattr(language, "model", None)
-        if not all(hasattr(body, name) for name in ("layers", "norm", "rotary_emb", "embed_tokens")):
-            raise DecoderError(f"{type(language).__name__} is no causal language model of Llama's shape")
+        if missing := [name for name in _PARTS if not hasattr(body, name)]:
+            raise DecoderError(f"{type(language).__name__} has no model.{', model.'.join(missing)}")
         for index, layer in enumerate(body.layers):
             for name in _PROJECTIONS:
                 if not hasattr(layer.self_attn, name):

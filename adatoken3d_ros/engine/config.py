@@ -22,7 +22,7 @@ class SessionConfig:
         origin_mode: whether it does.
         question_views: views that a question is about where there are more; 0: as many as the model was trained with.
         max_new_tokens: longest answer, unless the question says otherwise.
-        template: prompt template, `llava_v1` or `vicuna_v1`.
+        template: name of one of the model's prompt templates; empty: its own choice.
         upstream_numerics: reproduce the bf16 geometry and unmasked depth of the original implementation.
         seed: of everything that draws random numbers (the random policy).
         budget: how latency budgets are kept, and whether a scene's prefix is kept for the next question.
@@ -34,7 +34,7 @@ class SessionConfig:
     origin_mode: OriginMode = OriginMode.FIXED
     question_views: int = 0
     max_new_tokens: int = 64
-    template: str = "llava_v1"
+    template: str = ""
     upstream_numerics: bool = False
     seed: int = 0
     budget: BudgetConfig = field(default_factory=BudgetConfig)

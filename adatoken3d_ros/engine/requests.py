@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adatoken3d_ros.engine.answer import Question
-from adatoken3d_ros.lmm.interface import PromptError
-from adatoken3d_ros.lmm.llava3d.prompt import MAX_CLICKS, check_length, parse_clicks
+from adatoken3d_ros.lmm.text_places import MAX_CLICKS, MAX_WRITTEN_CHARS, PromptError, check_length, parse_clicks
 from adatoken3d_ros.scene.frames import MAX_POSITION
 
+LONGEST_TEXT = MAX_WRITTEN_CHARS  # of a question that is asked, its points included
 FAR_CLICK = 100.0  # metres from the box around all that has been seen; nobody asks about a point beyond it
 
 
@@ -50,7 +50,15 @@ def check_points(clicks: NDArray[np.float64]) -> None:
         raise InvalidRequest(f"the point {point} is not within {MAX_POSITION:g} m of the scene's origin")
 
 
-def clicks_of(question: Question) -> tuple[str, NDArray[np.float64]]:
-    """The question with its written points taken out, and all clicks in the order of their placeholders."""
+def clicks_of(question: Question, taken: bool) -> tuple[str, NDArray[np.float64]]:
+    """The question with its written points taken out, and all clicks in the order of their placeholders.
+
+    Raises:
+        PromptError: for what cannot stand in a question (`parse_clicks`).
+        InvalidRequest: for points, where the model takes none.
+    """
     text, written = parse_clicks(question.text)
-    return text, np.concatenate([np.asarray(written, dtype=np.float64).reshape(-1, 3), question.clicks])
+    clicks = np.concatenate([np.asarray(written, dtype=np.float64).reshape(-1, 3), question.clicks])
+    if len(clicks) and not taken:
+        raise InvalidRequest(f"the question has {len(clicks)} points, and this model takes none")
+    return text, clicks

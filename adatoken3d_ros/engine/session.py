@@ -30,8 +30,8 @@ from adatoken3d_ros.engine.report import token_report
 from adatoken3d_ros.engine.requests import FAR_CLICK, InvalidRequest, check_points, check_question, clicks_of
 from adatoken3d_ros.engine.scene_memory import SceneMemory, ViewError
 from adatoken3d_ros.engine.words import whole_words
-from adatoken3d_ros.lmm.interface import PromptError, PromptIds, SpatialLMM, Spliced, SpliceError
-from adatoken3d_ros.lmm.llava3d.prompt import move_boxes, parse_boxes
+from adatoken3d_ros.lmm.interface import PromptIds, SpatialLMM, Spliced, SpliceError
+from adatoken3d_ros.lmm.text_places import PromptError
 from adatoken3d_ros.pruning import flops
 from adatoken3d_ros.pruning.policies import make_policy
 from adatoken3d_ros.pruning.strategy import Strategy, default_strategy
@@ -230,7 +230,7 @@ class SceneSession:
     def _prompt(self, question: Question) -> tuple[PromptIds, NDArray[np.float64]]:
         check_question(question)
         try:
-            text, clicks = clicks_of(question)
+            text, clicks = clicks_of(question, self.model.takes_clicks)
             check_points(clicks)
             return self.model.prompt(self.tokenizer, text, n_clicks=len(clicks), template=self.config.template), clicks
         except PromptError as error:
@@ -254,7 +254,8 @@ class SceneSession:
     def _splice(self, prompt: PromptIds, clicks: NDArray[np.float64], block: Block) -> Spliced:
         with torch.inference_mode():
             click_xyz = torch.from_numpy(clicks - self.memory.origin).float().to(self.model.device)
-            vectors = self.model.embed_clicks(click_xyz, published=self.config.upstream_numerics)
+            published = self.config.upstream_numerics
+            vectors = self.model.embed_clicks(click_xyz, published=published) if self.model.takes_clicks else None
             try:
                 return self.model.splice(prompt, block.spatial, vectors)
             except SpliceError as error:
@@ -435,7 +436,7 @@ class SceneSession:
             ids.append(token)
             text = self._decode(ids)
             if on_text is not None:
-                on_text(move_boxes(whole_words(text), origin), len(ids))
+                on_text(self.model.move_boxes(whole_words(text), origin), len(ids))
             if should_stop():
                 status, message = Status.CANCELLED, f"cancelled after {len(ids)} tokens"
                 break
@@ -460,9 +461,9 @@ class SceneSession:
         elif status is Status.TRUNCATED:
             lengths.add_cut(answer.question.text, len(ids), asked)
         boxes = tuple(
-            Box(_triple(np.asarray(box[:3]) + origin), _triple(np.asarray(box[3:6]))) for box in parse_boxes(text)
+            Box(_triple(np.asarray(box[:3]) + origin), _triple(np.asarray(box[3:6]))) for box in self.model.boxes(text)
         )
-        text = move_boxes(text, origin)
+        text = self.model.move_boxes(text, origin)
         return replace(answer, status=status, status_message=message, text=text, boxes=boxes)
 
     def _situation(

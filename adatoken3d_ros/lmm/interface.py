@@ -28,10 +28,6 @@ from adatoken3d_ros.decoder.adapter import Decoder
 from adatoken3d_ros.lmm.vision.tower import VisionTower
 
 
-class PromptError(ValueError):
-    """A question that cannot be put to the model; the message names what is wrong with it."""
-
-
 class SpliceError(ValueError):
     """Prompt, spatial tokens and clicks that do not go together, or not into the context."""
 
@@ -120,8 +116,10 @@ class SpatialLMM(nn.Module, ABC):
             latency fit, and is the same for weights that were loaded in another dtype.
         vision: the tower.
         decoder: the language model, layer by layer.
+        takes_clicks: whether a question may have points of the scene in it (`embed_clicks`).
     """
 
+    takes_clicks: bool = False
     sizes: ModelSizes
     vision: VisionTower
     decoder: Decoder
@@ -176,9 +174,13 @@ class SpatialLMM(nn.Module, ABC):
         Without columns, places (M, 0) are in the features already.
         """
 
-    @abstractmethod
     def embed_clicks(self, xyz: Tensor, *, published: bool = False) -> Tensor:
-        """(n, 3) metres in the model's frame -> (n, D); n may be 0. `published`: rounded as the original does."""
+        """(n, 3) metres in the model's frame -> (n, D); n may be 0. `published`: rounded as the original does.
+
+        Raises:
+            NotImplementedError: for a model that takes no clicks.
+        """
+        raise NotImplementedError(f"{type(self).__name__} takes no clicks")
 
     @abstractmethod
     def prompt(self, tokenizer: Any, question: str, *, n_clicks: int = 0, template: str = "") -> PromptIds:
@@ -196,3 +198,14 @@ class SpatialLMM(nn.Module, ABC):
             SpliceError: for wrong shapes, another number of clicks than the prompt has, or a sequence that is longer
                 than the context.
         """
+
+    def boxes(self, text: str) -> list[tuple[float, ...]]:
+        """Boxes in an answer, in the model's frame: centre and size, metres; none of a model that writes none."""
+        return []
+
+    def move_boxes(self, text: str, by: Sequence[float]) -> str:
+        """An answer, or the beginning of one, with its boxes moved by (3,) metres.
+
+        What is made of a beginning must begin what is made of the whole, which may hold back a box that is not closed.
+        """
+        return text

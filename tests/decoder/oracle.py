@@ -34,13 +34,19 @@ def tiny_decoder(n_kv_heads: int = 4, context: int = 512, seed: int = 0, **shape
         attn_implementation="sdpa",
         **shape,
     )
+    return Decoder(randomised(LlamaForCausalLM, config, seed))
+
+
+def randomised(kind: Any, config: Any, seed: int = 0) -> Any:
+    """A language model of transformers with random weights of a size at which a mistake can be seen."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = LlamaForCausalLM(config).eval()
-        for parameter in model.parameters():
-            if parameter.ndim == 2:  # the default of 0.02 makes attention flat and a mistake invisible
-                torch.nn.init.normal_(parameter, std=0.1)
-    return Decoder(model)
+        model = kind(config).eval()
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 2 or name.endswith(("bias", "_norm.weight")):
+                # the default of 0.02 makes attention flat and a mistake invisible; biases of 0 would be none
+                torch.nn.init.normal_(parameter, std=0.1 if parameter.ndim == 2 else 0.5)
+    return model
 
 
 @dataclass

@@ -20,7 +20,7 @@ from adatoken3d_ros.lab.synthetic.furniture import COLOURS, KINDS
 from adatoken3d_ros.lab.synthetic.views import render_views
 from adatoken3d_ros.lab.synthetic.wordings import STANDPOINTS, WORDINGS
 from adatoken3d_ros.lab.training.language import words
-from adatoken3d_ros.lmm.llava3d.prompt import parse_clicks
+from adatoken3d_ros.lmm.text_places import parse_clicks
 from adatoken3d_ros.scene.folder import read_folder
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.geometry import backproject

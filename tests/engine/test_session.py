@@ -206,7 +206,7 @@ def test_boxes_in_the_text_are_in_the_scene_frame_while_it_is_written_too(
         assert centre == pytest.approx(np.add((1.0, 2.0, 0.5), origin))
         # A box that is copied from the answer into a question is the same place for the model.
         box = answer.text[answer.text.index("[") : answer.text.index("]") + 1]
-        (click,) = clicks_of(Question(f"What is at {box}?"))[1]
+        (click,) = clicks_of(Question(f"What is at {box}?"), taken=True)[1]
         assert click == pytest.approx(centre)
 
 

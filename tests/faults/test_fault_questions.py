@@ -17,7 +17,7 @@ from rig import Rig
 from adatoken3d_ros.engine.answer import Status
 from adatoken3d_ros.engine.budget.controller import BudgetConfig, Infeasible
 from adatoken3d_ros.engine.budget.latency import LatencyModel
-from adatoken3d_ros.lmm.llava3d.prompt import MAX_CLICKS, MAX_QUESTION_CHARS
+from adatoken3d_ros.lmm.text_places import MAX_CLICKS, MAX_QUESTION_CHARS
 from adatoken3d_ros.ros.questions import question_of
 
 SLOW = LatencyModel(

@@ -22,7 +22,7 @@ from adatoken3d_ros.engine.answer import Status
 from adatoken3d_ros.engine.config import SessionConfig
 from adatoken3d_ros.engine.requests import InvalidRequest
 from adatoken3d_ros.engine.session import SceneSession
-from adatoken3d_ros.lmm.llava3d.prompt import parse_boxes
+from adatoken3d_ros.lmm.text_places import parse_boxes
 from adatoken3d_ros.ros.inputs.conversions import ConversionError
 from adatoken3d_ros.ros.inputs.streams import STREAMS
 from adatoken3d_ros.ros.questions import question_of

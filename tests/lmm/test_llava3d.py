@@ -8,7 +8,8 @@ from torch.nn import functional
 
 from adatoken3d_ros.lmm.interface import Placeholder, PromptIds, SpliceError
 from adatoken3d_ros.lmm.llava3d.model import Llava3D
-from adatoken3d_ros.lmm.llava3d.prompt import build_prompt, parse_clicks
+from adatoken3d_ros.lmm.llava3d.prompt import build_prompt
+from adatoken3d_ros.lmm.text_places import parse_clicks
 
 IMAGE = Placeholder("image")
 

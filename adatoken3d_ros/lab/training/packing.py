@@ -25,7 +25,8 @@ from adatoken3d_ros.lab.synthetic.wordings import QA, plural
 from adatoken3d_ros.lab.training.data import Scene
 from adatoken3d_ros.lmm.interface import Placeholder
 from adatoken3d_ros.lmm.llava3d.model import Llava3D
-from adatoken3d_ros.lmm.llava3d.prompt import build_prompt, parse_clicks
+from adatoken3d_ros.lmm.llava3d.prompt import build_prompt
+from adatoken3d_ros.lmm.text_places import parse_clicks
 
 IGNORE = -100
 _STEP = 8  # lengths that questions are padded to, where no shape is asked for

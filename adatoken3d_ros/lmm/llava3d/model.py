@@ -24,7 +24,8 @@ from adatoken3d_ros.lmm.identity import model_identity, tensor_digest, weights_i
 from adatoken3d_ros.lmm.interface import ModelSizes, Placeholder, PromptIds, SpatialLMM, Spliced, SpliceError
 from adatoken3d_ros.lmm.llava3d.config import Llava3DConfig
 from adatoken3d_ros.lmm.llava3d.position import PositionMLP
-from adatoken3d_ros.lmm.llava3d.prompt import build_prompt
+from adatoken3d_ros.lmm.llava3d.prompt import DEFAULT_TEMPLATE, build_prompt
+from adatoken3d_ros.lmm.text_places import move_boxes, parse_boxes
 
 
 class Llava3D(SpatialLMM):
@@ -33,6 +34,8 @@ class Llava3D(SpatialLMM):
     Built directly it has random weights; `checkpoint.load` is the way to a trained one. Do not cast it with
     `.to(dtype)`, which would round the rotary frequencies too: `checkpoint.load` takes the dtype.
     """
+
+    takes_clicks = True
 
     def __init__(self, config: Llava3DConfig) -> None:
         super().__init__()
@@ -109,7 +112,13 @@ class Llava3D(SpatialLMM):
         return vectors
 
     def prompt(self, tokenizer: Any, question: str, *, n_clicks: int = 0, template: str = "") -> PromptIds:
-        return build_prompt(tokenizer, question, n_clicks=n_clicks, template=template or "llava_v1")
+        return build_prompt(tokenizer, question, n_clicks=n_clicks, template=template or DEFAULT_TEMPLATE)
+
+    def boxes(self, text: str) -> list[tuple[float, ...]]:
+        return parse_boxes(text)
+
+    def move_boxes(self, text: str, by: Sequence[float]) -> str:
+        return move_boxes(text, by)
 
     def splice(self, prompt: PromptIds, spatial: torch.Tensor, clicks: torch.Tensor | None = None) -> Spliced:
         """Puts the spatial tokens and click vectors into the embedded text.

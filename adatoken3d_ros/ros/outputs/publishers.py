@@ -26,7 +26,7 @@ from std_msgs.msg import Header
 from visualization_msgs.msg import Marker, MarkerArray
 
 from adatoken3d_ros.engine.answer import Answer, Status, TokenReport
-from adatoken3d_ros.lmm.llava3d.prompt import MAX_WRITTEN_CHARS
+from adatoken3d_ros.engine.requests import LONGEST_TEXT
 from adatoken3d_ros.ros.inputs.conversions import ns_to_stamp
 from adatoken3d_ros.text import shown
 
@@ -116,7 +116,7 @@ def answer_message(answer: Answer, frame_id: str, now_ns: int) -> AnswerMsg:
     message = AnswerMsg(
         header=header(answer.stamp_ns, frame_id),
         # Longer ones were refused, and need not be carried to everybody.
-        question=answer.question.text[:MAX_WRITTEN_CHARS],
+        question=answer.question.text[:LONGEST_TEXT],
         text=answer.text,
         status=int(answer.status),
         status_message=shown(answer.status_message),

@@ -17,7 +17,7 @@ from adatoken3d_ros.lab.synthetic.items import FIRST_ITEM, FLOOR
 from adatoken3d_ros.lab.synthetic.questions import FAMILIES, generate
 from adatoken3d_ros.lab.synthetic.views import Sight
 from adatoken3d_ros.lab.synthetic.wordings import QA, STANDPOINTS, WORDINGS, article, box_text, plural
-from adatoken3d_ros.lmm.llava3d.prompt import parse_boxes, parse_clicks
+from adatoken3d_ros.lmm.text_places import parse_boxes, parse_clicks
 from benchmarks.accuracy import TWO
 
 PACK = load_pack()

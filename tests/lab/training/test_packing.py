@@ -11,7 +11,8 @@ from adatoken3d_ros.lab.synthetic.questions import FAMILIES, generate
 from adatoken3d_ros.lab.training.data import Scene
 from adatoken3d_ros.lab.training.packing import IGNORE, Shape, embed, exact, pack, run, spatial_tokens
 from adatoken3d_ros.lab.training.train import Trainer
-from adatoken3d_ros.lmm.llava3d.prompt import build_prompt, parse_clicks
+from adatoken3d_ros.lmm.llava3d.prompt import build_prompt
+from adatoken3d_ros.lmm.text_places import parse_clicks
 
 
 def test_packed_questions_equal_questions_asked_alone(
