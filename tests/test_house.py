@@ -86,7 +86,6 @@ NOT_YET: dict[str, set[str]] = {
         "adatoken3d_ros/decoder/prefill.py",
         "adatoken3d_ros/engine/budget/plans.py",
         "adatoken3d_ros/engine/session.py",
-        "adatoken3d_ros/lab/training/train.py",
         "adatoken3d_ros/lmm/llava3d/checkpoint.py",
         "adatoken3d_ros/pruning/policies.py",
         "adatoken3d_ros/ros/client.py",

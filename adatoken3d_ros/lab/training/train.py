@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,28 +16,18 @@ import torch
 import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from adatoken3d_ros.lab.synthetic.items import FIRST_ITEM
 from adatoken3d_ros.lab.synthetic.questions import FAMILIES, generate
 from adatoken3d_ros.lab.training.data import Scene, thinned, turned
 from adatoken3d_ros.lab.training.language import ModelSize, config_content, new_model, save_model, tokenizer
-from adatoken3d_ros.lab.training.losses import (
-    DenseHead,
-    MentionHead,
-    RelationHead,
-    Truth,
-    answer_loss,
-    finding_loss,
-    pointing_loss,
-)
+from adatoken3d_ros.lab.training.objective import Objective
 from adatoken3d_ros.lab.training.packing import (
     IGNORE,
     Encoded,
     Encoder,
     Packed,
     Shape,
-    decoder_layer,
     embed,
     exact,
     pack,
@@ -53,7 +42,6 @@ from adatoken3d_ros.lmm.llava3d.tokenizer import load_tokenizer
 from adatoken3d_ros.lmm.vision.tower import VisionTower
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")  # of AdamW and of Muon
-_CLICKS = 64  # points a scene whose tokens are to be found
 _ALIGNED_SCENES = 4  # of a batch while aligning
 STATE = "training"  # folder in the checkpoint, which the loader does not read
 # (questions a scene, rows a question): room for most of these. What finds no place is left out.
@@ -96,28 +84,10 @@ class Trainer:
         self.content = config_content(size, len(self.tokenizer))
         self.model: Llava3D = new_model(self.content, vision, config.seed).to(device)
         self.encoder = Encoder(self.tokenizer)
-        layers = size.layers
-        # Where the tokens are told apart, where words look for them, and where the answer does.
-        self.depths = sorted({0, max(1, layers // 4), max(1, layers // 2)})
-        self.mention_layers = sorted({layers // 6, min(layers // 6 + 1, layers - 1)})
-        self.about_layers = sorted({layers * 5 // 12, min(layers * 7 // 12, layers - 1)})
-        # Right behind those layers: what they have found.
-        self.told = sorted(
-            {layer + 1 for layer in (self.mention_layers[-1], self.about_layers[0])} & set(range(layers))
-        )
-        self.related = min(self.about_layers[-1] + 1, layers - 1)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed + 1)
-            self.heads = nn.ModuleDict(
-                {
-                    **{f"dense{d}": DenseHead(size.width, self.encoder, ranks=d > 0) for d in self.depths},
-                    **{f"told{d}": MentionHead(size.width) for d in self.told},
-                    "related": RelationHead(size.width),
-                }
-            ).to(device)
+        self.objective = Objective(self.model, self.encoder, config)
         self.parameters = {
             **{n: p for n, p in self.model.named_parameters() if p.requires_grad},
-            **{f"heads.{n}": p for n, p in self.heads.named_parameters()},
+            **{f"heads.{n}": p for n, p in self.objective.heads.named_parameters()},
         }
         # The decoder's matrices by Muon (Jordan et al. 2024), which needs about half the steps here; the rest by AdamW.
         inner = {n for n, p in self.parameters.items() if p.ndim == 2 and ".layers." in n}
@@ -137,7 +107,6 @@ class Trainer:
         self.optimizers: tuple[torch.optim.Optimizer, ...] = (muon, adam)
         self.processes = config.processes
         self.rank = dist.get_rank() if self.processes > 1 else 0
-        self.layer_step = torch.compile(decoder_layer, dynamic=False) if config.compiled else decoder_layer
         self.recipe = dict(recipe or {})
         self.step = 0
         self.seconds = 0.0
@@ -230,121 +199,8 @@ class Trainer:
     def _gradients(self, step: int, batch: int) -> tuple[tuple[Tensor | None, ...], dict[str, list[float]]]:
         """Of a batch's loss by every parameter, None where it plays no part; and the losses by name."""
         scenes, packed = self.sample(step, batch)
-        loss, parts = self.alignment(scenes) if packed is None else self.losses(scenes, packed)
+        loss, parts = self.objective.alignment(scenes) if packed is None else self.objective.losses(scenes, packed)
         return torch.autograd.grad(loss, list(self.parameters.values()), allow_unused=True), parts
-
-    def alignment(self, scenes: Sequence[Scene]) -> tuple[Tensor, dict[str, list[float]]]:
-        """The losses of the projected tokens alone, which no layer has read."""
-        table = self.model.language.model.embed_tokens.weight
-        truth = Truth.joined([Truth.of(scene) for scene in scenes]).to(self.model.device)
-        tokens = spatial_tokens(self.model, scenes)
-        found = {**self.heads["dense0"](torch.cat(tokens), truth, table), "click": self.finding(scenes, tokens)}
-        return torch.stack(list(found.values())).sum(), {f"{n}@0": [float(v.detach())] for n, v in found.items()}
-
-    def finding(self, scenes: Sequence[Scene], tokens: Sequence[Tensor]) -> Tensor:
-        """How badly points on items are found among their scene's tokens by likeness to their encoded clicks."""
-        found = []
-        for scene, own in zip(scenes, tokens, strict=True):
-            on_items = torch.nonzero(scene.instance >= FIRST_ITEM)[:, 0]
-            every = on_items[:: max(1, len(on_items) // _CLICKS)]
-            clicks = self.model.embed_clicks(scene.xyz[every].to(self.model.device))
-            found.append(finding_loss(own, clicks, scene.voxel[every].to(self.model.device)))
-        return torch.stack(found).mean()
-
-    def losses(self, scenes: Sequence[Scene], packed: Packed) -> tuple[Tensor, dict[str, list[float]]]:
-        """The weighted sum of all losses of a batch, and each by name."""
-        model, config, device = self.model, self.config, self.model.device
-        packed = packed.to(device)
-        truths = [Truth.of(scene) for scene in scenes]
-        truth = Truth.joined(truths).to(device)
-        first_item = np.cumsum([0, *(len(t.kind) for t in truths)]) - FIRST_ITEM
-        system, n = len(self.encoder.system), packed.shape.prefix
-        at = packed.shape.sizes[0]
-        # What is named or clicked, and what decides the answer (to be looked at where that begins), by scene:
-        # (row, items of the joined truth).
-        mentions: list[list[tuple[int, tuple[int, ...]]]] = [[] for _ in scenes]
-        abouts: list[list[tuple[int, tuple[int, ...]]]] = [[] for _ in scenes]
-        related: list[tuple[int, tuple[int, ...]]] = []
-        for q, start, number in zip(packed.questions, packed.start.tolist(), packed.scene.tolist(), strict=True):
-            first = int(first_item[number])
-            own = [(at + start + row, tuple(first + i for i in about)) for row, about in sorted(q.mentions)]
-            mentions[number] += own
-            answers = at + start + q.n_prompt - 1
-            if q.about:
-                abouts[number].append((answers, tuple(first + i for i in q.about)))
-            related.append((answers, tuple(items[0] for _, items in own if len(items) == 1)))
-        points: list[Tensor] = []
-
-        def look(layer: int, queries: Tensor, keys: Tensor) -> None:
-            heads = [config.guided_heads, queries.shape[1] - config.guided_heads]
-            scaling = model.language.model.layers[layer].self_attn.scaling
-            for layers, targets in ((self.mention_layers, mentions), (self.about_layers, abouts)):
-                if layer not in layers or not any(targets):
-                    continue
-                # One piece of each tensor: a gradient for every slice would be a tensor of zeros as large as all rows.
-                rows = queries[[row for own in targets for row, _ in own]].split(heads, dim=1)[0]
-                looking = rows.split([len(own) for own in targets])
-                prefix = keys.split([at, len(keys) - at])[0].split(heads, dim=1)[0].split(n)
-                found, begin = [], 0
-                for number, own in enumerate(targets):
-                    m = len(truths[number].share)
-                    seen = prefix[number].split([system, m, n - system - m])[1]
-                    if own:
-                        share = truth.share[begin : begin + m]
-                        found.append(pointing_loss(looking[number], seen, scaling, share, [items for _, items in own]))
-                    begin += m
-                points.append(torch.stack(found).sum() / sum(map(len, targets)))
-
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.autocast):
-            tokens = spatial_tokens(model, scenes, blind=config.blind)
-            depths = {*self.depths, *self.told, self.related}
-            states: dict[int, list[Tensor]] = {} if config.blind else {d: [] for d in depths}
-            hidden = run(
-                model.language,
-                self.prefixes(tokens),
-                embed(model, packed),
-                packed,
-                look=None if config.blind else look,
-                states=states,
-                layer_step=self.layer_step,
-            )
-            labelled = torch.nonzero(packed.label != IGNORE)[:, 0]
-            logits = model.language.lm_head(hidden[at + labelled])
-        total, per_question = answer_loss(logits, packed, labelled)
-        parts: dict[str, list[float]] = defaultdict(list)
-        parts["answer"].append(float(total.detach()))
-        for q, value, right in zip(
-            packed.questions, per_question.tolist(), exact(logits, packed, labelled), strict=True
-        ):
-            parts[f"answer/{q.family}"].append(value)
-            parts[f"right/{q.family}"].append(float(right))
-        if not states:
-            return total, parts
-        auxiliary: dict[str, tuple[float, Tensor]] = {}
-        table = model.language.model.embed_tokens.weight
-        shown = torch.cat([k * n + system + torch.arange(len(t.share), device=device) for k, t in enumerate(truths)])
-        for depth in self.depths:
-            for name, value in self.heads[f"dense{depth}"](states[depth][0][shown], truth, table).items():
-                auxiliary[f"{name}@{depth}"] = (1 / len(self.depths), value)
-        with torch.autocast(device.type, enabled=False):
-            auxiliary["click@0"] = (1 / len(self.depths), self.finding(scenes, tokens))
-        named = [mention for own in mentions for mention in own]
-        for depth in self.told:
-            for name, value in self.heads[f"told{depth}"](states[depth][0], truth, named).items():
-                auxiliary[f"told {name}@{depth}"] = (1 / len(self.told), value)
-        auxiliary["related"] = (1.0, self.heads["related"](states[self.related][0], truth, related))
-        if points:
-            auxiliary["pointing"] = (0.5, torch.stack(points).mean())
-        for name, (factor, value) in auxiliary.items():
-            total = total + config.auxiliary * factor * value
-            parts[name].append(float(value.detach()))
-        return total, parts
-
-    def prefixes(self, tokens: Sequence[Tensor]) -> list[Tensor]:
-        """(N, D) of each scene: the system's text and the scene's tokens."""
-        table = self.model.language.model.embed_tokens
-        system = table(torch.tensor(self.encoder.system, device=self.model.device))
-        return [torch.cat([system, own.to(system.dtype)]) for own in tokens]
 
     # --- measuring ---
 
@@ -356,7 +212,7 @@ class Trainer:
             scene, rng = scenes[number], np.random.default_rng([seed, number])
             asked = self.questions(scene, dict.fromkeys(FAMILIES, per_family), rng)
             with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.config.autocast):
-                prefixes = self.prefixes(spatial_tokens(self.model, [scene], blind=self.config.blind))
+                prefixes = self.objective.prefixes(spatial_tokens(self.model, [scene], blind=self.config.blind))
                 packed = pack([asked], [len(prefixes[0])]).to(self.model.device)
                 hidden = run(self.model.language, prefixes, embed(self.model, packed), packed)
                 labelled = torch.nonzero(packed.label != IGNORE)[:, 0]
@@ -389,7 +245,7 @@ class Trainer:
     def save(self, directory: Path) -> None:
         """The model as the loader reads it, and in a folder beside it what a resumed run needs."""
         save_model(self.model, self.content, self.tokenizer, directory, self._recipe())
-        state: dict[str, Tensor] = {f"heads.{n}": p.detach() for n, p in self.heads.named_parameters()}
+        state: dict[str, Tensor] = {f"heads.{n}": p.detach() for n, p in self.objective.heads.named_parameters()}
         for name, parameter in self.parameters.items():
             for optimizer in self.optimizers:
                 for key, value in optimizer.state.get(parameter, {}).items():
@@ -429,7 +285,7 @@ class Trainer:
             ours = self.model.state_dict()
             for name, official in official_names(self.model).items():
                 ours[name].copy_(weights[official])
-            for name, parameter in self.heads.named_parameters():
+            for name, parameter in self.objective.heads.named_parameters():
                 parameter.copy_(state[f"heads.{name}"])
         owner = {p: o for o in self.optimizers for group in o.param_groups for p in group["params"]}
         for name, parameter in self.parameters.items():

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -20,6 +20,15 @@ from adatoken3d_ros.lmm.vision.tower import VisionTower
 SIZE = ModelSize(
     layers=4, width=48, heads=2, intermediate=64, image_size=96, taps=(0, 3), voxel_size=0.4, views=3, max_tokens=200
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """So small a model is slower on several, and how sums are split among them would show in the last bit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

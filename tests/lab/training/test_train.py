@@ -109,7 +109,7 @@ def test_what_cannot_be_resumed_is_refused(make_trainer: MakeTrainer, tmp_path: 
 
 def test_a_blind_model_sees_one_empty_token(make_trainer: MakeTrainer, scenes: list[Scene]) -> None:
     trainer = make_trainer(blind=True)
-    prefixes = trainer.prefixes(spatial_tokens(trainer.model, scenes[:2], blind=True))
+    prefixes = trainer.objective.prefixes(spatial_tokens(trainer.model, scenes[:2], blind=True))
     assert torch.equal(prefixes[0], prefixes[1]) and len(prefixes[0]) == len(trainer.encoder.system) + 1
     report = trainer.train_step()
     assert "pointing" not in report.losses and not any(name.startswith("kind@") for name in report.losses)
