@@ -27,6 +27,8 @@ from adatoken3d_ros.lmm.llava3d.checkpoint import load
 from adatoken3d_ros.pruning.policies import POLICY_NAMES
 from adatoken3d_ros.pruning.strategy import Strategy, default_strategy
 from adatoken3d_ros.ros.bag import read_bag
+from adatoken3d_ros.scene.frames import PosedFrame
+from benchmarks._bags import write_bag
 from benchmarks._hostile import Loss
 from benchmarks._hostile_door import ANSWERED, good_frame, tiny
 
@@ -271,7 +273,7 @@ def bag_attack(kind: str) -> Callable[[Path], Callable[[random.Random], object]]
     """A bag of a format, `mcap` or `sqlite3`: its data, its description, or what the data says about types."""
 
     def prepare(folder: Path) -> Callable[[random.Random], object]:
-        whole = write_bag(folder / "whole", kind)
+        whole = write_bag(folder / "whole", two_frames(), kind)
         (data,) = (file for file in whole.iterdir() if file.suffix != ".yaml")
         described, recorded = (whole / "metadata.yaml").read_bytes(), data.read_bytes()
         names = [f'"{name}"'.encode() for name in ("sensor_msgs/msg/Image",)] + [b"sensor_msgs/msg/Image", b"cdr"]
@@ -315,46 +317,13 @@ def spoil_rows(path: Path, rng: random.Random) -> None:
             connection.execute(f"UPDATE {table} SET {rng.choice(columns)} = ?", (value,))
 
 
-def write_bag(path: Path, kind: str) -> Path:
-    """Two frames of 8 x 6 pixels with calibration and poses."""
-    from rosbags.rosbag2 import StoragePlugin, Writer
-    from rosbags.typesys import Stores, get_typestore
-
-    store = get_typestore(Stores.ROS2_KILTED)
-    types = store.types
-    plugin = StoragePlugin.MCAP if kind == "mcap" else StoragePlugin.SQLITE3
-
-    def header(stamp: int, frame: str) -> Any:
-        return types["std_msgs/msg/Header"](types["builtin_interfaces/msg/Time"](*divmod(stamp, 10**9)), frame)
-
-    def picture(stamp: int, encoding: str, data: Any, step: int) -> Any:
-        return types["sensor_msgs/msg/Image"](header(stamp, "camera"), 6, 8, encoding, 0, step, data)
-
-    def calibration(stamp: int) -> Any:
-        K, P = np.array([50.0, 0, 3.5, 0, 50.0, 2.5, 0, 0, 1]), np.zeros(12)
-        roi = types["sensor_msgs/msg/RegionOfInterest"](0, 0, 0, 0, False)
-        return types["sensor_msgs/msg/CameraInfo"](
-            header(stamp, "camera"), 6, 8, "plumb_bob", np.zeros(5), K, np.eye(3).reshape(-1), P, 0, 0, roi
-        )
-
-    def pose(stamp: int) -> Any:
-        at = types["geometry_msgs/msg/Point"](stamp / 1e9, 0.0, 0.0)
-        turned = types["geometry_msgs/msg/Quaternion"](0.0, 0.0, 0.0, 1.0)
-        return types["geometry_msgs/msg/PoseStamped"](header(stamp, "map"), types["geometry_msgs/msg/Pose"](at, turned))
-
-    rng = np.random.default_rng(0)
-    with Writer(path, version=9, storage_plugin=plugin) as writer:
-        connections: dict[str, Any] = {}
-        for stamp in (10**9, 2 * 10**9):
-            depth = rng.integers(900, 1100, 48).astype("<u2").view(np.uint8)
-            for topic, message in (
-                ("/rgb", picture(stamp, "rgb8", rng.integers(0, 255, 144).astype(np.uint8), 24)),
-                ("/depth", picture(stamp, "16UC1", depth, 16)),
-                ("/camera_info", calibration(stamp)),
-                ("/pose", pose(stamp)),
-            ):
-                kind_of = message.__msgtype__
-                if topic not in connections:
-                    connections[topic] = writer.add_connection(topic, kind_of, typestore=store)
-                writer.write(connections[topic], stamp, store.serialize_cdr(message, kind_of))
-    return path
+def two_frames() -> list[PosedFrame]:
+    """Of 8 x 6 pixels."""
+    rng, K = np.random.default_rng(0), np.array([[50.0, 0, 3.5], [0, 50.0, 2.5], [0, 0, 1]])
+    frames = []
+    for second in (1, 2):
+        T = np.eye(4)
+        T[0, 3] = second
+        depth = rng.uniform(0.9, 1.1, (6, 8)).astype(np.float32)
+        frames.append(PosedFrame(rng.integers(0, 255, (6, 8, 3)).astype(np.uint8), depth, K, T, second * 10**9))
+    return frames
