@@ -50,25 +50,25 @@ Runs = dict[str, dict[str, list[float]]]  # figure -> side -> one number a round
 
 
 @contextmanager
-def worktree(revision: str) -> Iterator[Path]:
-    """The sources of a commit in a folder of their own, which is gone afterwards.
+def worktree(revision: str, tree: Path = ROOT) -> Iterator[Path]:
+    """The sources of a commit of a tree's repository in a folder of their own, which is gone afterwards.
 
     Raises:
         RuntimeError: where git knows no such commit; with its words.
     """
     with TemporaryDirectory(prefix="adatoken3d-before-") as folder:
         path = Path(folder) / "base"
-        _git("worktree", "add", "--detach", str(path), revision)
+        _git(tree, "worktree", "add", "--detach", str(path), revision)
         try:
             yield path
         finally:
-            _git("worktree", "remove", "--force", str(path))
+            _git(tree, "worktree", "remove", "--force", str(path))
 
 
 def revision_of(tree: Path) -> str:
     """The commit of a tree, with `+` where its files differ from it."""
-    changed = _git("status", "--porcelain", "--untracked-files=no", tree=tree)
-    return _git("rev-parse", "HEAD", tree=tree).strip() + ("+" if changed.strip() else "")
+    changed = _git(tree, "status", "--porcelain", "--untracked-files=no")
+    return _git(tree, "rev-parse", "HEAD").strip() + ("+" if changed.strip() else "")
 
 
 def lines_of(tree: Path) -> int:
@@ -217,7 +217,7 @@ def machine() -> dict[str, Any]:
     return {"machine": platform.machine(), "cpus": os.cpu_count(), "python": platform.python_version()}
 
 
-def _git(*arguments: str, tree: Path = ROOT) -> str:
+def _git(tree: Path, *arguments: str) -> str:
     done = subprocess.run(["git", "-C", str(tree), *arguments], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"git {' '.join(arguments)}: {done.stderr.strip()}")

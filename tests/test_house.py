@@ -30,8 +30,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "scene": BASE,
     "pruning": BASE,
     "decoder": {"pruning", *BASE},
-    "lmm": {"decoder", "pruning", "scene", *BASE},
-    "lmm/vision": {"lmm", "decoder", *BASE},
+    "lmm": {"lmm/vision", "decoder", "pruning", "scene", *BASE},
+    "lmm/vision": {"decoder", "scene", *BASE},
     "lmm/llava3d": {"lmm", "lmm/vision", "decoder", "pruning", "scene", *BASE},
     "engine": {"engine/budget", "lmm", "decoder", "pruning", "scene", *BASE},
     "engine/budget": {"engine", "lmm", "decoder", "pruning", *BASE},
@@ -51,8 +51,15 @@ ARCHITECTURES = re.compile(
     re.IGNORECASE,
 )
 
+NAMING = {  # file that names an architecture -> why it may
+    "decoder/adapter.py": "transformers keeps the rotary turn of all these decoders in a file of Llama's",
+    "lmm/vision/tower.py": "transformers' image processor that resizes, crops and normalises bears CLIP's name",
+}
+
 MOST_LINES, FEWEST_LINES = 400, 30
 SMALL = {  # file with fewer than 30 lines -> why; an __init__.py that holds its docstring alone needs no reason
+    "adatoken3d_ros/engine/stages.py": "stages and times, which questions, budgets and messages share",
+    "adatoken3d_ros/pruning/policies/divprune.py": "a policy is a file",
     "adatoken3d_ros/weights/__init__.py": "the path of the embedded model, importable without torch",
 }
 
@@ -61,33 +68,23 @@ NOT_YET: dict[str, set[str]] = {
     "layers": {
         "cli.info",
         "cli.train",
-        "engine.budget.plans",
-        "engine.budget.warmup",
         "engine.loading",
-        "engine.prepared",
-        "engine.report",
-        "engine.scene_memory",
         "lab.training.language",
+        "lab.training.objective",
         "lab.training.packing",
         "lab.training.pretrained",
         "lab.training.train",
-        "lmm.vision.tower",
-        "pruning.flops",
         "pruning.strategy",
         "ros.node",
     },
     "circles": {
-        "engine.answer engine.budget.plans",
-        "engine.prepared engine.scene_memory engine.session",
-        "ros.inputs ros.node ros.parameters ros.pose_inputs ros.questions ros.scene_services",
+        "ros.inputs.pose_inputs ros.inputs.topics ros.node ros.parameters ros.questions ros.scene_services",
     },
     "too long": {
         "adatoken3d_ros/cli/calibrate.py",
-        "adatoken3d_ros/decoder/prefill.py",
         "adatoken3d_ros/engine/budget/plans.py",
         "adatoken3d_ros/engine/session.py",
         "adatoken3d_ros/lmm/llava3d/checkpoint.py",
-        "adatoken3d_ros/pruning/policies.py",
         "adatoken3d_ros/ros/client.py",
         "adatoken3d_ros/ros/node.py",
         "adatoken3d_ros/scene/token_map.py",
@@ -98,10 +95,10 @@ NOT_YET: dict[str, set[str]] = {
         "tests/engine/test_worker.py",
         "tests/faults/test_fault_inputs.py",
         "tests/lmm/test_checkpoint.py",
+        "tests/ros/inputs/test_pairing.py",
         "tests/ros/test_bag.py",
         "tests/ros/test_launch.py",
         "tests/ros/test_node.py",
-        "tests/ros/test_pairing.py",
         "tests/ros/test_parameters.py",
         "tests/scene/test_token_map.py",
     },
@@ -111,21 +108,12 @@ NOT_YET: dict[str, set[str]] = {
         "cli/demo.py",
         "cli/info.py",
         "cli/train.py",
-        "decoder/prefill.py",
-        "decoder/prefix.py",
-        "engine/budget/warmup.py",
         "engine/loading.py",
-        "engine/prepared.py",
-        "engine/report.py",
-        "engine/scene_memory.py",
         "lab/training/language.py",
+        "lab/training/objective.py",
         "lab/training/packing.py",
         "lab/training/pretrained.py",
         "lab/training/train.py",
-        "lmm/vision/tower.py",
-        "pruning/flops.py",
-        "pruning/policies.py",
-        "pruning/scores.py",
         "ros/parameters.py",
     },
 }
@@ -158,6 +146,7 @@ def imported(source: ast.AST, known: Collection[str] = ()) -> Iterator[str]:
                 yield name if name in known else node.module
 
 
+@cache
 def graph() -> dict[str, set[str]]:
     """{module: modules of the package that it imports}."""
     known = modules()
@@ -281,7 +270,7 @@ def test_nothing_outside_its_folder_names_an_architecture() -> None:
     found: dict[str, list[str]] = {}
     for name, path in modules().items():
         own = path_in_package(name)
-        if own in TABLES or layer(name) in {"lmm/llava3d"}:
+        if own in TABLES or own in NAMING or layer(name) in {"lmm/llava3d"}:
             continue
         tower = path.stem if layer(name) == "lmm/vision" else None
         for line, text in words(tree(path)):
@@ -289,6 +278,7 @@ def test_nothing_outside_its_folder_names_an_architecture() -> None:
             if named:
                 found.setdefault(own, []).append(f"line {line}: {text[:60]!r}")
     settle("architectures", found)
+    assert {own for own in NAMING if not (ROOT / PACKAGE / own).is_file()} == set()
 
 
 def path_in_package(module: str) -> str:
