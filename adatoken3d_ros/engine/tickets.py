@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from adatoken3d_ros.engine.answer import Answer, Question
 
 if TYPE_CHECKING:
-    from adatoken3d_ros.engine.session import SceneSession
+    from adatoken3d_ros.engine.scene import Scene
 
 
 class QuestionPolicy(str, Enum):
@@ -29,22 +29,22 @@ class QuestionPolicy(str, Enum):
 class Ticket:
     """A question on its way; `result` is completed exactly once, from the worker's thread or from `submit`'s caller.
 
-    `before` is called with the session when it is the question's turn; an exception of it is an ERROR answer.
+    `before` is called with the scene when it is the question's turn; an exception of it is an ERROR answer.
     """
 
     question: Question
     arrived: float
-    before: Callable[[SceneSession], None] | None = None
+    before: Callable[[Scene], None] | None = None
     on_text: Callable[[str, int], None] | None = None
     on_stage: Callable[[str], None] | None = None
     result: Future[Answer] = field(default_factory=Future)
     withdraw: Callable[[Ticket], None] = field(default=lambda ticket: None, repr=False)
     _stop: threading.Event = field(default_factory=threading.Event)
-    _why: str = ""
+    why: str = ""
 
     def cancel(self, why: str = "cancelled by the caller") -> None:
         """Ends the answer: at once if the question waits, within one decode step if it runs; it then says CANCELLED."""
-        self._why = self._why or why
+        self.why = self.why or why
         self._stop.set()
         self.withdraw(self)
 

@@ -33,7 +33,7 @@ from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 from rclpy.task import Future
 
-from adatoken3d_ros.engine.loading import ModelSettings, load_session, make_strategy
+from adatoken3d_ros.engine.loading import ModelSettings, load_engine, make_strategy, open_scene
 from adatoken3d_ros.engine.out_of_memory import free_cached, trim_heap
 from adatoken3d_ros.requirements import advice, missing
 from adatoken3d_ros.ros.awaiting import beside, completed
@@ -52,6 +52,7 @@ from adatoken3d_ros.text import described, shown, trace
 if TYPE_CHECKING:
     from adatoken3d_ros.engine.budget.latency import LatencyModel
     from adatoken3d_ros.engine.scene_memory import SceneMemory
+    from adatoken3d_ros.engine.scene_queue import SceneQueue
     from adatoken3d_ros.engine.worker import Worker
     from adatoken3d_ros.pruning.strategy import Strategy
 
@@ -74,7 +75,8 @@ class SceneNode(LifecycleNodeMixin, Node):
         self._service_change_state.callback = self._on_change_state
         self._changing = False
         self.lifecycle_state = "unconfigured"
-        self.worker: Worker | None = None
+        self._thread: Worker | None = None
+        self.worker: SceneQueue | None = None
         self._model_id = ""
         self.layers = 0
         self.model_hash = ""
@@ -209,7 +211,7 @@ class SceneNode(LifecycleNodeMixin, Node):
         """Whether the model is being loaded."""
         return self._loading is not None
 
-    def _start_loading(self) -> Worker:
+    def _start_loading(self) -> SceneQueue:
         if self.worker is None:
             from adatoken3d_ros.engine.worker import Worker
 
@@ -219,26 +221,30 @@ class SceneNode(LifecycleNodeMixin, Node):
             self.load_problem = ""
             self._loading_since = time.monotonic()
             self._loading = diagnostics.Loading(0.0)
-            self.worker = Worker(
-                partial(self._make_session, settings),
+            self._thread = Worker(partial(self._load_engine, settings), ahead=self.parameters["budget.background"])
+            self.worker = self._thread.open(
+                partial(self._open_scene, settings),
                 on_frame=self._frame_done,
-                ahead=self.parameters["budget.background"],
                 refuse_late=self.parameters["budget.infeasible"] == "refuse",
             )
-            self.worker.start()
+            self._thread.start()
         return self.worker
 
-    def _make_session(self, settings: ModelSettings) -> Any:
+    def _load_engine(self, settings: ModelSettings) -> Any:
         """Runs in the worker's thread; a model of gigabytes takes a while."""
         try:
-            session = load_session(settings, self._load_progress)
+            return load_engine(settings, self._load_progress)
         finally:
             self._loading = None
-        self._model_id, self.strategy = session.model_id, settings.strategy
-        self.layers, self.model_hash, self.fitted = session.n_layers, session.model.identity, session.fitted
-        self._on_gpu = session.model.device.type == "cuda"
-        self._speed, self._memory = session.controller.latency, session.memory
-        return session
+
+    def _open_scene(self, settings: ModelSettings, engine: Any) -> Any:
+        """Runs in the worker's thread."""
+        scene = open_scene(engine, settings)
+        self._model_id, self.strategy = engine.model_id, settings.strategy
+        self.layers, self.model_hash, self.fitted = engine.n_layers, engine.model.identity, engine.fitted
+        self._on_gpu = engine.model.device.type == "cuda"
+        self._speed, self._memory = scene.controller.latency, scene.memory
+        return scene
 
     def _load_progress(self, share: float, step: str) -> None:
         """Runs in the worker's thread."""
@@ -261,13 +267,13 @@ class SceneNode(LifecycleNodeMixin, Node):
 
     async def _unload(self) -> None:
         """Ends the worker without keeping the executor waiting for the decode step that it is in."""
-        if self.worker is not None:
-            await beside(self, self.worker.stop)
+        if self._thread is not None:
+            await beside(self, self._thread.stop)
 
     def _drop_worker(self) -> None:
-        worker, self.worker = self.worker, None
-        if worker is not None:
-            worker.stop()
+        thread, self._thread, self.worker = self._thread, None, None
+        if thread is not None:
+            thread.stop()
         self._model_id, self._speed, self._memory = "", None, None
         self.outputs.forget_answer(self.parameters["scene.frame_id"])
         self.outputs.publish_scene(SceneView(), self.parameters["scene.frame_id"])
@@ -304,21 +310,21 @@ class SceneNode(LifecycleNodeMixin, Node):
         if fate == "key_frame" and worker is not None:
             worker.call(self.show_scene, chore=True)
 
-    def show_scene(self, session: Any) -> None:
+    def show_scene(self, scene: Any) -> None:
         """Runs in the worker's thread: copies what the others may see."""
-        tokens = session.scene()
+        tokens = scene.tokens()
         if tokens is None:
             view = SceneView()
         else:
             xyz, rgb, count = (tensor.cpu().numpy() for tensor in (tokens.xyz.float(), tokens.rgb, tokens.count))
-            view = SceneView(xyz, rgb, count, dict(session.poses), session.stamp_ns)
+            view = SceneView(xyz, rgb, count, dict(scene.poses), scene.stamp_ns)
         self.outputs.publish_scene(view, self.parameters["scene.frame_id"])
 
-    def clear(self, session: Any) -> None:
-        session.clear()
+    def clear(self, scene: Any) -> None:
+        scene.clear()
         trim_heap()
         self.outputs.forget_answer(self.parameters["scene.frame_id"])
-        self.show_scene(session)
+        self.show_scene(scene)
 
     # --- diagnostics --------------------------------------------------------------------------------------------------
 
@@ -384,8 +390,8 @@ class SceneNode(LifecycleNodeMixin, Node):
     def close(self) -> None:
         """Ends inputs and worker and sends the answers still owed. A load that is under way is left behind."""
         self.inputs.stop()
-        if self.worker is not None:
-            self.worker.stop(STOP_SECONDS)
+        if self._thread is not None:
+            self._thread.stop(STOP_SECONDS)
         self._questions.close()
         logging.getLogger("adatoken3d_ros").removeHandler(self._forwarded_log)
         self.destroy_node()

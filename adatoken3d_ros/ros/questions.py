@@ -32,7 +32,7 @@ from adatoken3d_ros.ros.outputs.publishers import answer_message
 from adatoken3d_ros.text import described, quoted, trace
 
 if TYPE_CHECKING:
-    from adatoken3d_ros.engine.session import SceneSession
+    from adatoken3d_ros.engine.scene import Scene
     from adatoken3d_ros.engine.tickets import Ticket
     from adatoken3d_ros.ros.node import SceneNode
 
@@ -48,7 +48,7 @@ RESULT_SECONDS = 10  # for which an action's result is kept after its end
 
 
 def question_of(request: Any, defaults: Mapping[str, Any] | Any) -> Question:
-    """The question of an AskScene request or an AskSceneStream goal; the session checks whether it makes sense.
+    """The question of an AskScene request or an AskSceneStream goal; the engine checks whether it makes sense.
 
     Args:
         request: the message.
@@ -234,11 +234,11 @@ class Questions:
             return Answer(question, Status.INVALID_REQUEST, status_message=str(error))
         strategy = self._node.parameters["strategy"]
 
-        def use_strategy(session: SceneSession) -> None:
+        def use_strategy(scene: Scene) -> None:
             # Travels with the question, whose time runs and whose policy holds from now on, also behind others.
             if strategy != self._node.strategy:
                 chosen = make_strategy(strategy, self._node.layers, self._node.model_hash, self._node.fitted)
-                session.set_strategy(chosen)
+                scene.set_strategy(chosen)
                 self._node.strategy = strategy
 
         self._node.worker.policy = type(self._node.worker.policy)(self._node.parameters["question_policy"])

@@ -14,13 +14,12 @@ from ros_messages import cloud_message, image, info, pose_message
 
 from adatoken3d_ros.engine.answer import Answer, Question
 from adatoken3d_ros.engine.config import SessionConfig
-from adatoken3d_ros.engine.session import SceneSession
-from adatoken3d_ros.engine.worker import Worker
 from adatoken3d_ros.ros.inputs.conversions import ns_to_stamp
 from adatoken3d_ros.ros.inputs.topics import Inputs
 from adatoken3d_ros.ros.node import SceneNode
 from adatoken3d_ros.ros.outputs import diagnostics
 from adatoken3d_ros.ros.parameters import SPECS
+from tests.engine.scenes import new_scene, working
 
 LIMIT = 30.0  # seconds until a test that hangs fails
 START_NS = 1_700_000_000_000_000_000
@@ -102,8 +101,8 @@ class Rig:
         self.node = FakeNode()
         self.fates: list[str] = []
         config = SessionConfig(max_new_tokens=4, max_depth=self.parameters["scene.max_depth"])
-        self.worker = Worker(lambda: SceneSession(*loaded, config), on_frame=self._done)
-        self.worker.start()
+        self.thread, self.worker = working(new_scene(*loaded, config), on_frame=self._done)
+        self.thread.start()
         self.worker.ready.result(LIMIT)
         wiring: Any = SimpleNamespace(worker=self.worker)
         self.inputs = Inputs(
@@ -118,7 +117,7 @@ class Rig:
 
     def close(self) -> None:
         self.inputs.stop()
-        assert self.worker.stop(LIMIT)
+        assert self.thread.stop(LIMIT)
 
     def _done(self, fate: str) -> None:
         self.fates.append(fate)
@@ -171,7 +170,7 @@ class Rig:
 
         def look(session: Any) -> Any:
             session.encode_pending()
-            tokens = session.scene()
+            tokens = session.tokens()
             return sorted(session.poses), np.zeros((0, 3)) if tokens is None else tokens.xyz.numpy().copy()
 
         return self.worker.call(look).result(LIMIT)

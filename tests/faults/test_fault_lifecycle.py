@@ -28,7 +28,8 @@ from std_srvs.srv import Trigger
 
 from adatoken3d_ros.engine.answer import Status
 from adatoken3d_ros.engine.config import SessionConfig
-from adatoken3d_ros.engine.session import SceneSession
+from adatoken3d_ros.engine.engine import Engine
+from adatoken3d_ros.engine.scene import Scene
 from adatoken3d_ros.ros.node import SceneNode
 from adatoken3d_ros.ros.scene_services import scene_directory
 from adatoken3d_ros.ros.spinning import spin
@@ -115,11 +116,15 @@ def context() -> Iterator[Context]:
 
 @pytest.fixture
 def talk(context: Context, loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[Talk]:
-    def load(settings: Any, progress: Any) -> SceneSession:
+    def load(settings: Any, progress: Any) -> Engine:
         progress(1.0, "nothing to read")
-        return SceneSession(*loaded, SessionConfig(max_new_tokens=2))
+        return Engine(*loaded)
 
-    monkeypatch.setattr("adatoken3d_ros.ros.node.load_session", load)
+    def open_scene(engine: Engine, settings: Any) -> Scene:
+        return engine.open(SessionConfig(max_new_tokens=2))
+
+    monkeypatch.setattr("adatoken3d_ros.ros.node.load_engine", load)
+    monkeypatch.setattr("adatoken3d_ros.ros.node.open_scene", open_scene)
     made = Talk()
     yield made
     made.close()
@@ -255,7 +260,7 @@ def test_an_error_of_a_library_is_the_response_of_the_service(talk: Talk, monkey
         raise SafetensorError("I/O error: No space left on device (os error 28)\n[FATAL] forged")
 
     with monkeypatch.context() as patch:
-        patch.setattr(SceneSession, "save", full)
+        patch.setattr(Scene, "save", full)
         patch.setattr("pathlib.Path.mkdir", lambda *_, **__: None)
         response = talk.call(Trigger.Request(), Trigger)
     said = "SafetensorError: I/O error: No space left on device (os error 28)\\n[FATAL] forged"
