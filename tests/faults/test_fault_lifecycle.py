@@ -190,11 +190,11 @@ def test_a_refused_transition_changes_nothing(talk: Talk, state: str, way: tuple
     worker = talk.node.worker
     for number in set(IDS) - OUT[state]:
         assert not talk.change(number=number), (state, number)
-        assert talk.node.worker is worker and (worker is None or not worker._stopping), (state, number)
+        assert talk.node.worker is worker and (worker is None or not worker.closed), (state, number)
     allowed = {label for (start, label) in NEXT if start == state} | ({"shutdown"} if OUT[state] else set())
     for label in (set(LABELS) | {*NO_LABELS, "shutdown"}) - allowed:
         assert not talk.change(label, min(OUT[state], default=0)), (state, label[:20])
-        assert talk.node.worker is worker and (worker is None or not worker._stopping), (state, label[:20])
+        assert talk.node.worker is worker and (worker is None or not worker.closed), (state, label[:20])
     talk.check(state)
     for label in sorted(allowed - {"shutdown"})[:1]:
         assert talk.change(label, 255)

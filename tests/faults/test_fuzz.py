@@ -112,7 +112,7 @@ def test_requests(session: Scene, seed: int, words: list[str]) -> None:
     asked_for = request(rng, words)
     question = question_of(asked_for, DEFAULTS)
     try:
-        session._prompt(question)
+        session.prompt(question)
     except InvalidRequest as error:
         assert str(error)
         asked = ask(session, question)

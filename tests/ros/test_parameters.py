@@ -557,7 +557,7 @@ def test_poses_that_cannot_be_had_are_told_before_the_model_is_loaded(
     def never(*_: Any) -> Any:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr("adatoken3d_ros.ros.node.load_session", never)
+    monkeypatch.setattr("adatoken3d_ros.ros.node.load_engine", never)
     live.put({"pose.source": "tf", "input.source": "points", "pose.base_to_camera": BESIDE})
     assert not live.configure()
     assert "pose.base_to_camera" in live.node.load_problem and live.node.worker is None
