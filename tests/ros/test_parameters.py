@@ -333,7 +333,7 @@ def test_the_model_and_its_number_type(live: Live, tmp_path: Path) -> None:
             lambda session: (session.runtime.model_id.partition("@")[0], str(session.runtime.model.dtype))
         )
         name, dtype = live.wait(future.done, "the session") and future.result()
-        share, refuses = worker._duty.share, worker._refuse_late
+        share, refuses = live.node._thread._duty.share, worker._refuse_late
         live.node.trigger_cleanup()
         return name, dtype, share, refuses
 
