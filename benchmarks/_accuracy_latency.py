@@ -17,8 +17,7 @@ from adatoken3d_ros.pruning.schedule import scaled
 from adatoken3d_ros.pruning.strategy import Strategy
 
 if TYPE_CHECKING:
-    from adatoken3d_ros.engine.engine import Engine
-    from adatoken3d_ros.engine.scene import Scene
+    from adatoken3d_ros.engine.session import SceneSession
     from adatoken3d_ros.lab.synthetic.wordings import QA
 
 Score = Callable[["QA", str], float]
@@ -38,9 +37,8 @@ def strategies(own: Sequence[Strategy], policy: str, n_layers: int, factors: Seq
 
 
 def measure(
-    engine: Engine,
-    scene: Scene,
-    scenes: Sequence[tuple[Callable[[Scene], None], Sequence[QA]]],
+    session: SceneSession,
+    scenes: Sequence[tuple[Callable[[SceneSession], None], Sequence[QA]]],
     asked: Sequence[Strategy],
     score: Score,
     progress: Callable[[], None],
@@ -51,18 +49,18 @@ def measure(
     slower becomes so for all.
 
     Args:
-        scenes: what shows a scene to the scene, and its questions.
+        scenes: what shows a scene to the session, and its questions.
         asked: strategies.
     """
     times: list[list[float]] = [[] for _ in asked]
     scores: list[list[float]] = [[] for _ in asked]
     for show, questions in scenes:
-        scene.clear()
-        show(scene)
+        session.clear()
+        show(session)
         for qa in questions:
             for i, strategy in enumerate(asked):
-                scene.set_strategy(strategy)
-                answer = engine.ask(scene, Question(qa.question))
+                session.set_strategy(strategy)
+                answer = session.ask(Question(qa.question))
                 times[i].append(answer.times.total)
                 scores[i].append(score(qa, answer.text))
             progress()

@@ -22,8 +22,7 @@ import torch
 from adatoken3d_ros.engine.answer import Question
 from adatoken3d_ros.engine.budget.latency import TERMS, LatencyModel
 from adatoken3d_ros.engine.config import SessionConfig
-from adatoken3d_ros.engine.engine import Engine
-from adatoken3d_ros.engine.scene import Scene
+from adatoken3d_ros.engine.session import SceneSession
 from adatoken3d_ros.lmm.llava3d.checkpoint import load
 from adatoken3d_ros.pruning.policies import POLICY_NAMES
 from adatoken3d_ros.pruning.strategy import Strategy, default_strategy
@@ -176,16 +175,15 @@ def _served(path: Path, spoil: Callable[[bytes, random.Random], bytes], rng: ran
 def scene_attack(folder: Path) -> Callable[[random.Random], object]:
     """A scene that was accepted can be asked about, and a good one loads afterwards; bytes that were changed on the way
     are not accepted."""
-    engine = Engine(*load(tiny(folder))[:2])
-    scene = engine.open(SessionConfig(max_new_tokens=2))
+    session = SceneSession(*load(tiny(folder))[:2], SessionConfig(max_new_tokens=2))
     for index in range(3):
-        scene.observe(good_frame(index))
-    scene.encode_pending()
+        session.observe(good_frame(index))
+    session.encode_pending()
     path, whole = folder / "spoilt.safetensors", folder / "whole.safetensors"
-    scene.save(whole)
+    session.save(whole)
     original = whole.read_bytes()
-    assert len(scene.poses) == 3
-    tokens = scene.tokens()
+    assert len(session.poses) == 3
+    tokens = session.scene()
     assert tokens is not None
     before = tokens.features.clone()
 
@@ -195,24 +193,24 @@ def scene_attack(folder: Path) -> Callable[[random.Random], object]:
         regular = path.is_file() and path.stat().st_size < 10**8
         changed = regular and path.read_bytes() != original
         try:
-            scene.load(path)
-            asked = engine.ask(scene, Question("What is there?"))
+            session.load(path)
+            asked = session.ask(Question("What is there?"))
             assert asked.status in ANSWERED, f"of a scene that was accepted: {asked.status.name} {asked.status_message}"
-            found = scene.tokens()
+            found = session.scene()
             same = found is not None and torch.equal(found.features, before)
             assert not (in_place and changed and not same), "damage was accepted"
         finally:
-            _good_scene(engine, scene, whole)
+            _good_scene(session, whole)
 
     return attempt
 
 
-def _good_scene(engine: Engine, scene: Scene, whole: Path) -> None:
+def _good_scene(session: SceneSession, whole: Path) -> None:
     try:
-        scene.load(whole)
+        session.load(whole)
     except (ValueError, OSError) as error:
         raise Loss(f"the good scene afterwards: {error}") from error
-    answer = engine.ask(scene, Question("What is there?"))
+    answer = session.ask(Question("What is there?"))
     if answer.status not in ANSWERED:
         raise Loss(f"the good scene afterwards: {answer.status.name} {answer.status_message}")
 
@@ -260,13 +258,12 @@ def cache_attack(folder: Path) -> Callable[[random.Random], object]:
     def attempt(rng: random.Random) -> None:
         _served(path, spoil_document, rng, original)
         latency = LatencyModel.load(path, key)
-        engine = Engine(model, tokenizer)
-        scene = engine.open(SessionConfig(max_new_tokens=2))
-        scene.observe(good_frame(0))
-        scene.encode_pending()
-        scene.controller.latency = latency
+        session = SceneSession(model, tokenizer, SessionConfig(max_new_tokens=2))
+        session.observe(good_frame(0))
+        session.encode_pending()
+        session.controller.latency = latency
         for budget in (50.0, 5000.0):
-            answer = engine.ask(scene, Question("What is there?", latency_budget_ms=budget))
+            answer = session.ask(Question("What is there?", latency_budget_ms=budget))
             assert answer.status.name != "ERROR", answer.status_message
 
     return attempt

@@ -24,9 +24,8 @@ import numpy as np
 from adatoken3d_ros.lmm.llava3d.prompt import CONTROL_WORDS, TEMPLATES
 from adatoken3d_ros.lmm.text_places import MAX_CLICKS
 from adatoken3d_ros.ros.inputs import conversions as c
-from adatoken3d_ros.ros.inputs.pictures import LazyFrame
+from adatoken3d_ros.ros.inputs.pictures import LazyFrame, Pair
 from adatoken3d_ros.ros.inputs.poses import BufferedPose, PoseError, TfPose, pose_from_numbers
-from adatoken3d_ros.ros.inputs.streams import Pair
 from adatoken3d_ros.scene.frames import PosedFrame
 from benchmarks._hostile import ROOT
 

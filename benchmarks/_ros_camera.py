@@ -20,7 +20,7 @@ from rclpy.duration import Duration
 from rclpy.node import Node
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2, PointField
 
-from adatoken3d_ros.ros.inputs.conversions import fill_camera_info, fill_image, fill_pose, ns_to_stamp
+from adatoken3d_ros.ros.outputs.fill import fill_camera_info, fill_image, fill_pose, ns_to_stamp
 from benchmarks._ros import write
 
 KINDS = ("images", "cloud")

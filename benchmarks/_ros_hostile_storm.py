@@ -12,7 +12,7 @@ from geometry_msgs.msg import PoseStamped
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import String
 
-from adatoken3d_ros.ros.inputs.conversions import ns_to_stamp
+from adatoken3d_ros.ros.outputs.fill import ns_to_stamp
 from benchmarks._hostile import ACCEPTED, Outcome
 from benchmarks._hostile_messages import ENCODINGS, MODELS, SHAPES, SIZES, number
 from benchmarks._ros_hostile_node import Target

@@ -16,9 +16,15 @@ T = TypeVar("T")
 
 async def completed(node: Node, source: ThreadFuture[T]) -> T:
     """The result of a future that another thread completes, or its exception."""
+    await finished(node, source)
+    return source.result()
+
+
+async def finished(node: Node, source: ThreadFuture[Any]) -> None:
+    """Awaits a future that another thread completes, whatever comes of it."""
     mirror: Future = Future(executor=node.executor)
 
-    def done(_: ThreadFuture[T]) -> None:
+    def done(_: ThreadFuture[Any]) -> None:
         mirror.set_result(None)
         # A coroutine that awaits is looked at only when the executor wakes up.
         if node.executor is not None:
@@ -26,7 +32,6 @@ async def completed(node: Node, source: ThreadFuture[T]) -> T:
 
     source.add_done_callback(done)
     await mirror
-    return source.result()
 
 
 async def beside(node: Node, function: Callable[[], Any]) -> None:

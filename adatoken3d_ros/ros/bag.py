@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from adatoken3d_ros.ros.bag_files import BagError, BagReader, Connection
 from adatoken3d_ros.ros.inputs.conversions import ConversionError, stamp_to_ns
 from adatoken3d_ros.ros.inputs.pairing import Assembler
+from adatoken3d_ros.ros.inputs.pictures import DEPTH, DEPTH_INFO, POINTS, RGB, RGB_INFO, RGBD, STREAMS
 from adatoken3d_ros.ros.inputs.poses import BufferedPose, PoseError, PoseSource, TfPose
-from adatoken3d_ros.ros.inputs.streams import DEPTH, DEPTH_INFO, POINTS, RGB, RGB_INFO, RGBD, STREAMS
 from adatoken3d_ros.ros.inputs.transforms import TransformTree
 from adatoken3d_ros.scene.frames import FrameError, PosedFrame
 

@@ -16,29 +16,26 @@ if __name__ == "__main__":  # before the imports, in which a signal may come
 import contextlib
 import importlib
 import math
-import sys
 import threading
 from typing import Any
 
 import numpy as np
-import rclpy
 from geometry_msgs.msg import Pose, PoseStamped, TransformStamped, Vector3
 from nav_msgs.msg import Odometry
 from numpy.typing import NDArray
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
-from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
+from rclpy.exceptions import InvalidParameterValueException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
-from rclpy.signals import SignalHandlerOptions
 from rclpy.task import Future
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header, String
 from tf2_msgs.msg import TFMessage
 
-from adatoken3d_ros.ros.inputs.conversions import fill_camera_info, fill_image, fill_pose
-from adatoken3d_ros.ros.parameters import at_start
-from adatoken3d_ros.ros.signals import StopSignals, leave
+from adatoken3d_ros.ros.outputs.fill import fill_camera_info, fill_image, fill_pose
+from adatoken3d_ros.ros.signals import leave
+from adatoken3d_ros.ros.spinning import run
 from adatoken3d_ros.ros.suggestions import LATCHED, to_message
 from adatoken3d_ros.scene.frames import PosedFrame
 
@@ -176,30 +173,15 @@ def encode_depth(depth: NDArray[np.float32], encoding: str) -> NDArray[np.uint16
     return np.where(np.isfinite(millimetres) & (millimetres <= 65535), millimetres, 0).astype(np.uint16)
 
 
-def main(args: list[str] | None = None) -> int:
-    """Runs the camera until SIGINT or SIGTERM; 0 then, 2 for a parameter that cannot be used."""
-    stopped: Future = Future()
-    with StopSignals(stopped.set_result):
-        rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-        try:
-            return _run(stopped)
-        finally:
-            rclpy.try_shutdown()
-
-
-def _run(stopped: Future) -> int:
-    executor = SingleThreadedExecutor()
-    try:
-        node = DemoCamera()
-    except (InvalidParameterValueException, InvalidParameterTypeException) as error:
-        print(f"demo_camera: {at_start(error)}", file=sys.stderr)
-        return 2
-    executor.add_node(node)
+def _serve(node: DemoCamera, executor: SingleThreadedExecutor, stopped: Future) -> None:
     with contextlib.suppress(ExternalShutdownException):
         executor.spin_until_future_complete(stopped)
-    executor.shutdown()
     node.destroy_node()
-    return 0
+
+
+def main(args: list[str] | None = None) -> int:
+    """Runs the camera until SIGINT or SIGTERM; 0 then, 2 for a parameter that cannot be used."""
+    return run("demo_camera", DemoCamera, _serve, refused=2, args=args)
 
 
 if __name__ == "__main__":

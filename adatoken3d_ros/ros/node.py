@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node `adatoken3d`: wiring between topics, services and the worker's thread that owns the model.
+"""The node `adatoken3d`: its lifecycle, and which part is told of what.
 
 One SingleThreadedExecutor in the main thread, one worker thread. No callback waits: a question is a coroutine that
 awaits its ticket. Loading and freeing the model also happen beside the executor, while the lifecycle request that asked
@@ -13,98 +13,69 @@ if __name__ == "__main__":  # before the imports, in which a signal may come
 
     leave_at_once()
 
-import importlib
 import logging
 import sys
-import time
-from concurrent.futures import Future as ThreadFuture
-from dataclasses import replace
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import rclpy
-from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.callback_groups import ReentrantCallbackGroup
-from rclpy.clock import Clock, ClockType
-from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNodeMixin, TransitionCallbackReturn
 from rclpy.node import Node
-from rclpy.signals import SignalHandlerOptions
 from rclpy.task import Future
 
-from adatoken3d_ros.engine.loading import ModelSettings, load_engine, make_strategy, open_scene
-from adatoken3d_ros.engine.out_of_memory import free_cached, trim_heap
-from adatoken3d_ros.requirements import advice, missing
-from adatoken3d_ros.ros.awaiting import beside, completed
-from adatoken3d_ros.ros.inputs.topics import Inputs, Offer
-from adatoken3d_ros.ros.logs import WARN_SECONDS, ForwardedLog, NodeLog
-from adatoken3d_ros.ros.outputs import diagnostics
-from adatoken3d_ros.ros.outputs.publishers import Publishers, SceneView
-from adatoken3d_ros.ros.parameters import Parameters, at_start
+from adatoken3d_ros.engine.events import Answered, FrameTaken, Listeners
+from adatoken3d_ros.engine.loading import load_session
+from adatoken3d_ros.ros.awaiting import beside, finished
+from adatoken3d_ros.ros.engine_owner import EngineOwner
+from adatoken3d_ros.ros.inputs.topics import Inputs
+from adatoken3d_ros.ros.logs import ForwardedLog, NodeLog
+from adatoken3d_ros.ros.outputs.health import Health
+from adatoken3d_ros.ros.outputs.publishers import Publishers
+from adatoken3d_ros.ros.parameters import Parameters
 from adatoken3d_ros.ros.questions import Questions
-from adatoken3d_ros.ros.scene_services import DIRECTORY, FILE, SceneServices, inside
-from adatoken3d_ros.ros.signals import StopSignals, leave
-from adatoken3d_ros.ros.spinning import spin
-from adatoken3d_ros.ros.transitions import CLEANING_UP, CONFIGURING, SHUTTING_DOWN, requested
-from adatoken3d_ros.text import described, shown, trace
-
-if TYPE_CHECKING:
-    from adatoken3d_ros.engine.budget.latency import LatencyModel
-    from adatoken3d_ros.engine.scene_memory import SceneMemory
-    from adatoken3d_ros.engine.scene_queue import SceneQueue
-    from adatoken3d_ros.engine.worker import Worker
-    from adatoken3d_ros.pruning.strategy import Strategy
+from adatoken3d_ros.ros.scene_services import DIRECTORY, FILE, SceneServices, check_file
+from adatoken3d_ros.ros.signals import leave
+from adatoken3d_ros.ros.spinning import Failures, run, spin
+from adatoken3d_ros.ros.transitions import CLEANING_UP, CONFIGURING, SHUTTING_DOWN, Transitions
 
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
-LATE_JOINER_PERIOD = 0.25  # seconds between two looks for subscribers that came late
 STOP_SECONDS = 1.0  # how long the worker may take to end at shutdown
 _SWITCH_SECONDS = 5e-4  # between threads in Python
 
 
 class SceneNode(LifecycleNodeMixin, Node):
-    """configure loads the model, activate starts the inputs, deactivate stops them, cleanup frees the memory."""
+    """configure loads the model, activate starts the inputs, deactivate stops them, cleanup frees the memory.
 
-    def __init__(self) -> None:
+    Args:
+        load: see EngineOwner.
+    """
+
+    def __init__(self, load: Callable[..., Any] = load_session) -> None:
         Node.__init__(self, "adatoken3d")
         self._logger = NodeLog(self.get_logger().name)
         # Reentrant: a pending coroutine holds its group, and neither questions nor a load may hold up the others.
-        self._group = ReentrantCallbackGroup()
-        LifecycleNodeMixin.__init__(self, callback_group=self._group)
-        self._transition = self._service_change_state.callback
-        self._service_change_state.callback = self._on_change_state
-        self._changing = False
+        group = ReentrantCallbackGroup()
+        LifecycleNodeMixin.__init__(self, callback_group=group)
         self.lifecycle_state = "unconfigured"
-        self._thread: Worker | None = None
-        self.worker: SceneQueue | None = None
-        self._model_id = ""
-        self.layers = 0
-        self.model_hash = ""
-        self.fitted: dict[str, Strategy] = {}
-        self._on_gpu = False
-        self._loading: diagnostics.Loading | None = None
-        self._loading_since = 0.0
-        self._namesakes = 0
-        self._speed: LatencyModel | None = None
-        self._memory: SceneMemory | None = None
-        self.load_problem = ""
-        self.strategy = ""
-        self.failures = 0  # callbacks that raised
-        self.last_failure = ""
+        state = partial(getattr, self, "lifecycle_state")
+        self.failures = failures = Failures(self.get_logger())
+        change_state = self._service_change_state
+        self._transitions = Transitions(change_state.callback, self._state_machine, self._slow_part, failures)
+        change_state.callback = self._transitions.on_request
 
-        checks = {"strategy": self._check_strategy, FILE: self._check_file}
-        self.parameters = Parameters(self, lambda: self.lifecycle_state, checks)
-        self.outputs = Publishers(self)
-        self.inputs = Inputs(self, self.parameters, self._take_frame, self._group, self._clear_scene)
-        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
-        self._questions = Questions(self, self._group)
-        SceneServices(self, self._group)
-        # Steady clocks: simulated time may stand still, these must not.
-        steady = Clock(clock_type=ClockType.STEADY_TIME)
-        self.create_timer(LATE_JOINER_PERIOD, self.outputs.serve, clock=steady, callback_group=self._group)
-        self._diagnostics_timer = self.create_timer(
-            self.parameters["diagnostics.period"], self._diagnose, clock=steady, callback_group=self._group
-        )
+        self.events = events = Listeners(failures.note)
+        self.engine = engine = EngineOwner(events, load)
+        checks = {"strategy": engine.check_strategy, FILE: self._check_file}
+        self.parameters = parameters = Parameters(self, state, checks)
+        self.outputs = outputs = Publishers(self, group, events)
+        self.inputs = inputs = Inputs(self, parameters, engine.take_frame, group, engine.forget)
+        events.add(FrameTaken, lambda event: inputs.frame_done(event.fate))
+        self.questions = questions = Questions(self, group, parameters, engine, inputs, events, state)
+        SceneServices(self, group, parameters, engine)
+        self.health = Health(self, group, parameters, engine, inputs, questions, outputs, failures, state)
+        events.add(Answered, lambda event: self.health.latency.add(event.answer))
         if not self.parameters["autostart"]:
             name = self.get_fully_qualified_name()
             self.get_logger().info(
@@ -114,60 +85,49 @@ class SceneNode(LifecycleNodeMixin, Node):
         self._forwarded_log = ForwardedLog(self.get_logger())
         logging.getLogger("adatoken3d_ros").addHandler(self._forwarded_log)
 
-    # --- lifecycle ----------------------------------------------------------------------------------------------------
+    def _check_file(self, path: str) -> None:
+        """Of a directory that is declared before the file."""
+        check_file(path, self.get_parameter(DIRECTORY).value)
 
     async def autostart(self) -> None:
         """Configures and activates, as a launch file would; a failure is logged and leaves the node where it is."""
-        self._changing = True
-        try:
-            await self._load()
-            if self.trigger_configure() == SUCCESS:
-                self.trigger_activate()
-        finally:
-            self._changing = False
+        await self._transitions.alone(self.load())
+        if self.trigger_configure() == SUCCESS:
+            self.trigger_activate()
 
-    async def _on_change_state(self, request: Any, response: Any) -> Any:
-        """Does the slow part of a transition beside the executor, then lets the state machine make it."""
-        if self._changing:
-            self.get_logger().error(
-                "another lifecycle transition is still under way", throttle_duration_sec=WARN_SECONDS
-            )
-            response.success = False
-            return response
-        # Nothing is loaded or ended for what the state machine would refuse.
+    async def _slow_part(self, goal: int) -> None:
+        """What a transition would keep the executor waiting for: a load, or the end of a decode step."""
+        if goal == CONFIGURING:
+            await self.load()
+        elif goal in (CLEANING_UP, SHUTTING_DOWN):
+            await beside(self, self.engine.stop)
+
+    async def load(self) -> None:
+        """The slow part of configure, which says what is wrong: awaits the model, or that it cannot be loaded."""
         try:
-            wanted = requested(request.transition, self._state_machine.available_transitions)
-        except ValueError as error:
-            text = f"the node is {self.lifecycle_state}: {error}"
-            self.get_logger().error(text, throttle_duration_sec=WARN_SECONDS)
-            response.success = False
-            return response
-        self._changing = True
+            self.inputs.check()
+        except ValueError:
+            return  # nobody waits for a model that could not be used
         try:
-            if wanted.goal == CONFIGURING:
-                await self._load()
-            elif wanted.goal in (CLEANING_UP, SHUTTING_DOWN):
-                await self._unload()
-            return self._transition(request, response)
-        except Exception as error:
-            self.callback_failed(error)
-            response.success = False
-            return response
-        finally:
-            self._changing = False
+            await beside(self, self.engine.prepare)
+        except ImportError:
+            return
+        if self.engine.worker is None:
+            path = self.parameters["model.path"] or "in the package"
+            self.get_logger().info(f"loading the model {path}: seconds to minutes, the progress is on /diagnostics")
+        await finished(self, self.engine.start(self.parameters))
 
     def on_configure(self, state: Any) -> TransitionCallbackReturn:
         """SUCCESS with a model that is loaded; FAILURE (back to unconfigured) with the reason in the log."""
         try:
             self.inputs.check()
-            self._start_loading().ready.result()
+            self.engine.start(self.parameters).result()
         except Exception as error:
-            self.load_problem = advice(missing()) or shown(error)
-            self.get_logger().error(f"configure failed: {self.load_problem}")
-            self._drop_worker()
+            self.engine.failed(error)
+            self.get_logger().error(f"configure failed: {self.engine.problem}")
             return FAILURE
         self.lifecycle_state = "inactive"
-        self.get_logger().info(f"configured: model {self._model_id}, strategy {self.strategy}")
+        self.get_logger().info(f"configured: model {self.engine.model_id}, strategy {self.engine.strategy}")
         return super().on_configure(state)
 
     def on_activate(self, state: Any) -> TransitionCallbackReturn:
@@ -188,213 +148,43 @@ class SceneNode(LifecycleNodeMixin, Node):
 
     def on_cleanup(self, state: Any) -> TransitionCallbackReturn:
         """Always SUCCESS; the scene and the model are gone afterwards."""
-        self._drop_worker()
-        self.lifecycle_state = "unconfigured"
+        self._release("unconfigured")
         return super().on_cleanup(state)
 
     def on_shutdown(self, state: Any) -> TransitionCallbackReturn:
         """Always SUCCESS."""
-        self.inputs.stop()
-        self._drop_worker()
-        self.lifecycle_state = "finalized"
+        self._release("finalized")
         return super().on_shutdown(state)
 
     def on_error(self, state: Any) -> TransitionCallbackReturn:
         """SUCCESS (back to unconfigured) with everything released."""
-        self.inputs.stop()
-        self._drop_worker()
-        self.lifecycle_state = "unconfigured"
+        self._release("unconfigured")
         return SUCCESS
 
-    @property
-    def loading(self) -> bool:
-        """Whether the model is being loaded."""
-        return self._loading is not None
-
-    def _start_loading(self) -> SceneQueue:
-        if self.worker is None:
-            from adatoken3d_ros.engine.worker import Worker
-
-            settings = ModelSettings.from_parameters(self.parameters)
-            path = self.parameters["model.path"] or "in the package"
-            self.get_logger().info(f"loading the model {path}: seconds to minutes, the progress is on /diagnostics")
-            self.load_problem = ""
-            self._loading_since = time.monotonic()
-            self._loading = diagnostics.Loading(0.0)
-            self._thread = Worker(partial(self._load_engine, settings), ahead=self.parameters["budget.background"])
-            self.worker = self._thread.open(
-                partial(self._open_scene, settings),
-                on_frame=self._frame_done,
-                refuse_late=self.parameters["budget.infeasible"] == "refuse",
-            )
-            self._thread.start()
-        return self.worker
-
-    def _load_engine(self, settings: ModelSettings) -> Any:
-        """Runs in the worker's thread; a model of gigabytes takes a while."""
-        try:
-            return load_engine(settings, self._load_progress)
-        finally:
-            self._loading = None
-
-    def _open_scene(self, settings: ModelSettings, engine: Any) -> Any:
-        """Runs in the worker's thread."""
-        scene = open_scene(engine, settings)
-        self._model_id, self.strategy = engine.model_id, settings.strategy
-        self.layers, self.model_hash, self.fitted = engine.n_layers, engine.model.identity, engine.fitted
-        self._on_gpu = engine.model.device.type == "cuda"
-        self._speed, self._memory = scene.controller.latency, scene.memory
-        return scene
-
-    def _load_progress(self, share: float, step: str) -> None:
-        """Runs in the worker's thread."""
-        self._loading = diagnostics.Loading(time.monotonic() - self._loading_since, share, step)
-
-    async def _load(self) -> None:
-        try:
-            self.inputs.check()
-        except ValueError:
-            return  # on_configure says why, and nobody has waited for a model
-        # The engine brings torch with it, seconds of importing: neither at the start nor in the executor's thread.
-        try:
-            await beside(self, partial(importlib.import_module, "adatoken3d_ros.engine.worker"))
-        except ImportError:  # configure tells of it
-            return
-        worker = self._start_loading()
-        done: ThreadFuture[None] = ThreadFuture()
-        worker.ready.add_done_callback(lambda _: done.set_result(None))
-        await completed(self, done)
-
-    async def _unload(self) -> None:
-        """Ends the worker without keeping the executor waiting for the decode step that it is in."""
-        if self._thread is not None:
-            await beside(self, self._thread.stop)
-
-    def _drop_worker(self) -> None:
-        thread, self._thread, self.worker = self._thread, None, None
-        if thread is not None:
-            thread.stop()
-        self._model_id, self._speed, self._memory = "", None, None
-        self.outputs.forget_answer(self.parameters["scene.frame_id"])
-        self.outputs.publish_scene(SceneView(), self.parameters["scene.frame_id"])
-        free_cached(gpu=self._on_gpu)
-        self._on_gpu = False
-
-    def _check_strategy(self, name: str) -> None:
-        """Raises ValueError for a strategy that the loaded model cannot use; without a model all may be set."""
-        if self._model_id:
-            make_strategy(name, self.layers, self.model_hash, self.fitted)
-
-    def _check_file(self, path: str) -> None:
-        """Raises ValueError for a scene file that is not in scene.directory, which is declared before it."""
-        if path:
-            inside(self.get_parameter(DIRECTORY).value, path)
-
-    # --- frames and the scene -----------------------------------------------------------------------------------------
-
-    def _take_frame(self, offer: Offer) -> None:
-        if self.worker is None:
-            self.inputs.frame_done("stopped")
-        else:
-            self.worker.submit_frame(offer.draw, offer.view)
-
-    def _clear_scene(self) -> None:
-        """The inputs' time has jumped back; runs in the executor's thread."""
-        if self.worker is not None:
-            self.worker.call(self.clear)
-
-    def _frame_done(self, fate: str) -> None:
-        """Runs in the worker's thread."""
-        self.inputs.frame_done(fate)
-        worker = self.worker
-        if fate == "key_frame" and worker is not None:
-            worker.call(self.show_scene, chore=True)
-
-    def show_scene(self, scene: Any) -> None:
-        """Runs in the worker's thread: copies what the others may see."""
-        tokens = scene.tokens()
-        if tokens is None:
-            view = SceneView()
-        else:
-            xyz, rgb, count = (tensor.cpu().numpy() for tensor in (tokens.xyz.float(), tokens.rgb, tokens.count))
-            view = SceneView(xyz, rgb, count, dict(scene.poses), scene.stamp_ns)
-        self.outputs.publish_scene(view, self.parameters["scene.frame_id"])
-
-    def clear(self, scene: Any) -> None:
-        scene.clear()
-        trim_heap()
-        self.outputs.forget_answer(self.parameters["scene.frame_id"])
-        self.show_scene(scene)
-
-    # --- diagnostics --------------------------------------------------------------------------------------------------
-
-    def _diagnose(self) -> None:
-        self._diagnostics_timer.timer_period_ns = round(self.parameters["diagnostics.period"] * 1e9)
-        now_ns = self.get_clock().now().nanoseconds
-        scene, worker, loading = self.outputs.scene, self.worker, self._loading
-        if loading is not None:
-            loading = replace(loading, seconds=time.monotonic() - self._loading_since)
-        stale_after, min_rate = self.parameters["diagnostics.stale_after"], self.parameters["diagnostics.min_rate"]
-        reports = [
-            diagnostics.inputs(self.inputs.state(), stale_after, min_rate),
-            diagnostics.scene(
-                self.lifecycle_state == "active",
-                len(scene.poses),
-                len(scene.xyz),
-                (now_ns - scene.stamp_ns) / 1e9 if scene.stamp_ns and now_ns else None,
-                self.inputs.fates,
-                0 if self._memory is None else self._memory.given_up,
-            ),
-            diagnostics.model(
-                self.lifecycle_state,
-                self._model_id,
-                self.parameters["strategy"],
-                loading,
-                self.load_problem or self._questions.problem,
-                0 if worker is None else worker.waiting,
-                self._count_namesakes(),
-                self.failures,
-                self.last_failure,
-            ),
-            self._questions.latency.report(
-                {} if self._speed is None else self._speed.drift, self._questions.taken, self.outputs.waiting
-            ),
-            diagnostics.memory(diagnostics.read_memory(self._on_gpu)),
-        ]
-        name = self.get_fully_qualified_name().lstrip("/")
-        self._diagnostics.publish(diagnostics.array(reports, name, self._model_id or "none", now_ns))
-
-    def _count_namesakes(self) -> int:
-        """Other nodes of this name; a new one is logged."""
-        before = self._namesakes
-        own = self.get_name(), self.get_namespace()
-        self._namesakes = self.get_node_names_and_namespaces().count(own) - 1
-        if self._namesakes > before:
-            self.get_logger().warning(
-                f"{self._namesakes + 1} nodes are named {self.get_fully_qualified_name()}, and each may answer in the "
-                "others' place: give one another name or namespace (one that was killed is seen for a while)"
-            )
-        return max(0, self._namesakes)
-
-    def callback_failed(self, error: Exception) -> None:
-        """An exception came out of a callback; the node goes on without what that one would have done."""
-        self.failures += 1
-        self.last_failure = described(error)
-        self.get_logger().error(
-            trace(error, heading=f"a callback failed, the node goes on (failure {self.failures})"),
-            throttle_duration_sec=WARN_SECONDS,
-        )
-
-    # --- the end ------------------------------------------------------------------------------------------------------
+    def _release(self, state: str) -> None:
+        self.inputs.stop()
+        self.engine.drop()
+        self.lifecycle_state = state
 
     def close(self) -> None:
         """Ends inputs and worker and sends the answers still owed. A load that is under way is left behind."""
         self.inputs.stop()
-        if self._thread is not None:
-            self._thread.stop(STOP_SECONDS)
-        self._questions.close()
+        self.engine.stop(STOP_SECONDS)
+        self.questions.close(self.outputs.flush, self.failures.note)
         logging.getLogger("adatoken3d_ros").removeHandler(self._forwarded_log)
         self.destroy_node()
+
+
+def _serve(node: SceneNode, executor: SingleThreadedExecutor, stopped: Future) -> None:
+    if node.parameters["autostart"]:
+        executor.create_task(node.autostart)
+    try:
+        spin(executor, stopped, node.failures.note)
+    except ExternalShutdownException:
+        node.get_logger().info("the ROS context was shut down")
+    if stopped.done():
+        node.get_logger().info(f"{stopped.result()}: ending")
+    node.close()
 
 
 def main() -> int:
@@ -402,34 +192,7 @@ def main() -> int:
     # Two threads share Python's lock, and the executor's has little to do but must not wait: by default it would for
     # 5 ms each time that the worker is in Python.
     sys.setswitchinterval(_SWITCH_SECONDS)
-    stopped: Future = Future()
-    with StopSignals(stopped.set_result):
-        rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
-        try:
-            return _run(stopped)
-        finally:
-            rclpy.try_shutdown()
-
-
-def _run(stopped: Future) -> int:
-    executor = SingleThreadedExecutor()
-    try:
-        node = SceneNode()
-    except (InvalidParameterValueException, InvalidParameterTypeException) as error:
-        print(f"adatoken3d: {at_start(error)}", file=sys.stderr)
-        return 1
-    executor.add_node(node)
-    if node.parameters["autostart"]:
-        executor.create_task(node.autostart)
-    try:
-        spin(executor, stopped, node.callback_failed)
-    except ExternalShutdownException:
-        node.get_logger().info("the ROS context was shut down")
-    if stopped.done():
-        node.get_logger().info(f"{stopped.result()}: ending")
-    node.close()
-    executor.shutdown()
-    return 0
+    return run("adatoken3d", SceneNode, _serve, refused=1)
 
 
 if __name__ == "__main__":

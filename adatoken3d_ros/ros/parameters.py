@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
@@ -14,7 +15,6 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from adatoken3d_ros.ros.inputs.poses import pose_from_numbers
-from adatoken3d_ros.ros.scene_services import local_file
 from adatoken3d_ros.text import quoted, shown
 
 # When a parameter is read, and so until when it may be changed.
@@ -88,6 +88,12 @@ class Spec:
 def _three_numbers(value: Sequence[float]) -> None:
     if len(value) != 3:
         raise ValueError(f"x y z are three numbers, got {quoted(list(value))}")
+
+
+def local_file(value: str) -> None:
+    """Raises ValueError unless `value` is empty or the absolute path of a file of this machine."""
+    if "://" in value or "\0" in value or (value and not Path(value).is_absolute()):
+        raise ValueError(f"must be an absolute path on this machine, got {quoted(value)}")
 
 
 def _not_blank(value: str) -> None:

@@ -6,25 +6,19 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rclpy.callback_groups import CallbackGroup
+from rclpy.node import Node
 from std_srvs.srv import Trigger
 
 from adatoken3d_ros.ros.awaiting import completed
+from adatoken3d_ros.ros.engine_owner import EngineOwner
 from adatoken3d_ros.ros.logs import WARN_SECONDS
+from adatoken3d_ros.ros.parameters import Parameters
 from adatoken3d_ros.text import described, quoted, shown
 
-if TYPE_CHECKING:
-    from adatoken3d_ros.ros.node import SceneNode
-
 FILE, DIRECTORY = "scene.file", "scene.directory"
-
-
-def local_file(value: str) -> None:
-    """Raises ValueError unless `value` is empty or the absolute path of a file of this machine."""
-    if "://" in value or "\0" in value or (value and not Path(value).is_absolute()):
-        raise ValueError(f"must be an absolute path on this machine, got {quoted(value)}")
 
 
 def scene_directory(value: str) -> Path:
@@ -45,16 +39,26 @@ def inside(directory: str, value: str) -> Path:
     return path
 
 
+def check_file(path: str, directory: str) -> None:
+    """Raises ValueError for the path of a scene file that is not in the scene's directory; an empty one is none."""
+    if path:
+        inside(directory, path)
+
+
 class SceneServices:
     """`~/clear_scene`, `~/save_scene` and `~/load_scene`. What fails changes nothing and says why in the response.
 
     Args:
-        node: whose worker owns the scene.
+        node: carries the services.
         group: reentrant, since a service is a coroutine that awaits the worker.
+        parameters: the node's.
+        engine: whose worker owns the scene.
     """
 
-    def __init__(self, node: SceneNode, group: CallbackGroup) -> None:
+    def __init__(self, node: Node, group: CallbackGroup, parameters: Parameters, engine: EngineOwner) -> None:
         self._node = node
+        self._parameters = parameters
+        self._engine = engine
         for name, handle in (
             ("clear_scene", self._on_clear),
             ("save_scene", self._on_save),
@@ -63,56 +67,55 @@ class SceneServices:
             node.create_service(Trigger, f"~/{name}", handle, callback_group=group)
 
     async def _on_clear(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        if self._node.worker is None:
+        if self._engine.worker is None:
             response.success, response.message = True, "there is no scene: the node is not configured"
             return response
 
-        def clear(scene: Any) -> str:
-            self._node.clear(scene)
+        def clear(session: Any) -> str:
+            self._engine.clear(session)
             return "the scene is empty"
 
         return await self._do(response, clear)
 
     async def _on_save(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        path, frame_id = self._node.parameters[FILE], self._node.parameters["scene.frame_id"]
+        path, frame_id = self._parameters[FILE], self._parameters["scene.frame_id"]
 
-        def save(scene: Any) -> str:
+        def save(session: Any) -> str:
             file = self._file(path)
-            scene_directory(self._node.parameters[DIRECTORY]).mkdir(parents=True, exist_ok=True)
-            scene.save(file, frame_id)
-            self._node.show_scene(scene)
-            return f"{len(scene.poses)} views are in {path}"
+            scene_directory(self._parameters[DIRECTORY]).mkdir(parents=True, exist_ok=True)
+            session.save(file, frame_id)
+            self._engine.show(session)
+            return f"{len(session.poses)} views are in {path}"
 
         return await self._with_file(path, response, save)
 
     async def _on_load(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        path, frame_id = self._node.parameters[FILE], self._node.parameters["scene.frame_id"]
+        path, frame_id = self._parameters[FILE], self._parameters["scene.frame_id"]
 
-        def load(scene: Any) -> str:
-            views = scene.load(self._file(path), frame_id)
-            self._node.outputs.forget_answer(frame_id)
-            self._node.show_scene(scene)
+        def load(session: Any) -> str:
+            views = session.load(self._file(path), frame_id)
+            self._engine.show_another(session)
             return f"{views} views came from {path}"
 
         return await self._with_file(path, response, load)
 
     def _file(self, path: str) -> Path:
         """Looked at anew each time: since it was set, a link may have come to lead elsewhere."""
-        return inside(self._node.parameters[DIRECTORY], path)
+        return inside(self._parameters[DIRECTORY], path)
 
     async def _with_file(self, path: str, response: Trigger.Response, work: Callable[[Any], str]) -> Trigger.Response:
         if not path:
             response.success, response.message = False, f"{FILE} is empty: set it to the path of a file"
-        elif self._node.worker is None:
+        elif self._engine.worker is None:
             response.success, response.message = False, "there is no model yet: configure the node first"
         else:
             return await self._do(response, work)
         return response
 
     async def _do(self, response: Trigger.Response, work: Callable[[Any], str]) -> Trigger.Response:
-        assert self._node.worker is not None
+        assert self._engine.worker is not None
         try:
-            response.message = shown(await completed(self._node, self._node.worker.call(work)))
+            response.message = shown(await completed(self._node, self._engine.worker.call(work)))
             response.success = True
             return response
         except (RuntimeError, ValueError, OSError) as error:

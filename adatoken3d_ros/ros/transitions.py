@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which transition a lifecycle request means, before anything is done for it."""
+"""Lifecycle requests: which transition is meant, and one whose slow part does not hold up the executor."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, NamedTuple
 
 from lifecycle_msgs.msg import State
 from lifecycle_msgs.msg import Transition as TransitionMsg
 
+from adatoken3d_ros.ros.logs import WARN_SECONDS
+from adatoken3d_ros.ros.spinning import Failures
 from adatoken3d_ros.text import quoted
 
 CONFIGURING = State.TRANSITION_STATE_CONFIGURING
@@ -40,3 +42,52 @@ def requested(transition: TransitionMsg, available: Iterable[tuple[int, str, int
     wanted = quoted(transition.label) if transition.label else f"with id {transition.id}"
     there = ", ".join(f"{one.label} ({one.id})" for one in choices) or "none"
     raise ValueError(f"there is no transition {wanted} from this state; there are: {there}")
+
+
+class Transitions:
+    """Stands before a lifecycle node's service `~/change_state`; what the state machine would refuse has no effect.
+
+    Args:
+        make: the service's own callback, which makes the transition at once.
+        machine: the node's state machine, as rclpy has it.
+        slow: awaited, with the transition's goal (a State's id), before the transition is made.
+        failures: told what `slow` or the transition raises; it then counts as refused.
+    """
+
+    def __init__(
+        self, make: Callable[[Any, Any], Any], machine: Any, slow: Callable[[int], Awaitable[None]], failures: Failures
+    ) -> None:
+        self._make = make
+        self._machine = machine
+        self._slow = slow
+        self._failures = failures
+        self._changing = False
+
+    async def on_request(self, request: Any, response: Any) -> Any:
+        """The service's callback."""
+        response.success = False
+        if self._changing:
+            self._failures.log.error(
+                "another lifecycle transition is still under way", throttle_duration_sec=WARN_SECONDS
+            )
+            return response
+        try:
+            goal = requested(request.transition, self._machine.available_transitions).goal
+        except ValueError as error:
+            text = f"the node is {self._machine.current_state[1]}: {error}"
+            self._failures.log.error(text, throttle_duration_sec=WARN_SECONDS)
+            return response
+        try:
+            await self.alone(self._slow(goal))
+            return self._make(request, response)
+        except Exception as error:
+            self._failures.note(error)
+            return response
+
+    async def alone(self, work: Awaitable[None]) -> None:
+        """Awaits something during which no transition may begin."""
+        self._changing = True
+        try:
+            await work
+        finally:
+            self._changing = False

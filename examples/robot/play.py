@@ -19,7 +19,7 @@ from rosbags.highlevel import AnyReader
 from rosbags.typesys import Stores, get_typestore
 from rosgraph_msgs.msg import Clock
 
-from adatoken3d_ros.ros.inputs.conversions import ns_to_stamp
+from adatoken3d_ros.ros.outputs.fill import ns_to_stamp
 from examples.robot.robot_bag import DEPTH, KINDS, RGB
 
 CLOCK_PERIOD_NS = 10_000_000

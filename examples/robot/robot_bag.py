@@ -24,7 +24,7 @@ from scipy.spatial.transform import Rotation
 from adatoken3d_ros.lab.synthetic.camera import intrinsics
 from adatoken3d_ros.lab.synthetic.furnished import FurnishedRoom, make_room
 from adatoken3d_ros.lab.synthetic.render import Renderer
-from adatoken3d_ros.ros.inputs.conversions import rotation_to_quaternion
+from adatoken3d_ros.ros.outputs.fill import rotation_to_quaternion
 
 RGB, RGB_INFO = "/camera/camera/color/image_raw", "/camera/camera/color/camera_info"
 DEPTH = "/camera/camera/aligned_depth_to_color/image_raw"

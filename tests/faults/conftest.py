@@ -37,7 +37,7 @@ def loaded(tiny_model: Path) -> tuple[Any, Any]:
 
 
 @pytest.fixture
-def make_rig(loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+def make_rig(loaded: tuple[Any, Any]) -> Iterator[Callable[..., Any]]:
     """Makes rigs (see `rig.Rig`), which end with the test."""
     pytest.importorskip("rclpy")
     from rig import Rig
@@ -45,7 +45,7 @@ def make_rig(loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> Iterat
     rigs: list[Rig] = []
 
     def make(**parameters: Any) -> Rig:
-        rigs.append(Rig(loaded, monkeypatch, **parameters))
+        rigs.append(Rig(loaded, **parameters))
         return rigs[-1]
 
     yield make

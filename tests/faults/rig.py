@@ -3,23 +3,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pytest
 from rclpy.qos import QoSProfile
 from ros_graph import synthetic_frame
 from ros_messages import cloud_message, image, info, pose_message
 
 from adatoken3d_ros.engine.answer import Answer, Question
 from adatoken3d_ros.engine.config import SessionConfig
-from adatoken3d_ros.ros.inputs.conversions import ns_to_stamp
+from adatoken3d_ros.engine.events import FrameTaken, Listeners
+from adatoken3d_ros.engine.session import SceneSession
+from adatoken3d_ros.engine.worker import Worker
 from adatoken3d_ros.ros.inputs.topics import Inputs
-from adatoken3d_ros.ros.node import SceneNode
 from adatoken3d_ros.ros.outputs import diagnostics
+from adatoken3d_ros.ros.outputs.fill import ns_to_stamp
 from adatoken3d_ros.ros.parameters import SPECS
-from tests.engine.scenes import new_scene, working
 
 LIMIT = 30.0  # seconds until a test that hangs fails
 START_NS = 1_700_000_000_000_000_000
@@ -36,6 +37,7 @@ class FakeNode:
     def __init__(self) -> None:
         self.subscriptions: dict[str, Any] = {}
         self.log: list[str] = []
+        self.timers: list[Callable[[], None]] = []
         self.publishers: list[str] = []  # names of the nodes that the graph tells for every topic
         self.kinds: dict[str, Any] = {}
         self.now_ns = START_NS + 60_000_000_000
@@ -70,11 +72,17 @@ class FakeNode:
         """Nothing is overridden."""
         return SimpleNamespace(value=None)
 
-    def create_timer(self, *_: Any, **__: Any) -> None:
-        """Nobody looks by himself; the test sends something."""
+    def create_timer(self, period: float, look: Callable[[], None], **_: Any) -> Callable[[], None]:
+        self.timers.append(look)
+        return look
 
-    def destroy_timer(self, _: None) -> None:
-        """There was none."""
+    def destroy_timer(self, look: Callable[[], None]) -> None:
+        self.timers.remove(look)
+
+    def tick(self) -> None:
+        """Nobody looks by himself, but when the test says so."""
+        for look in self.timers:
+            look()
 
     def get_clock(self) -> Any:
         return SimpleNamespace(now=lambda: SimpleNamespace(nanoseconds=self.now_ns))
@@ -89,37 +97,42 @@ class FakeNode:
 class Rig:
     """Inputs, worker and a session with a tiny model; steps are waited for, so that tests see one thing at a time."""
 
-    def __init__(self, loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, **parameters: Any) -> None:
+    def __init__(self, loaded: tuple[Any, Any], **parameters: Any) -> None:
         given = {name.replace("__", "."): value for name, value in parameters.items()}
         self.parameters: dict[str, Any] = {
             **{spec.name: spec.default for spec in SPECS}, "pose.source": "pose_topic", "max_new_tokens": 4, **given
         }  # fmt: skip
         self.seconds = 1000.0
-        clock = SimpleNamespace(monotonic=lambda: self.seconds)
-        for module in ("accounting", "topic_warnings"):
-            monkeypatch.setattr(f"adatoken3d_ros.ros.inputs.{module}.time", clock)
         self.node = FakeNode()
         self.fates: list[str] = []
         config = SessionConfig(max_new_tokens=4, max_depth=self.parameters["scene.max_depth"])
-        self.thread, self.worker = working(new_scene(*loaded, config), on_frame=self._done)
-        self.thread.start()
+        self.events = Listeners()
+        self.worker = Worker(lambda: SceneSession(*loaded, config), events=self.events)
+        self.worker.start()
         self.worker.ready.result(LIMIT)
-        wiring: Any = SimpleNamespace(worker=self.worker)
+        self.on_submit: Callable[[Any, Any], None] = self.worker.submit_frame
         self.inputs = Inputs(
             self.node,  # type: ignore[arg-type]
             self.parameters,  # type: ignore[arg-type]
-            lambda offer: SceneNode._take_frame(wiring, offer),
+            self.submit,
             None,  # type: ignore[arg-type]
             lambda: self.worker.call(lambda session: session.clear()),
+            clock=lambda: self.seconds,
         )
-        wiring.inputs = self.inputs
+        self.on_fate = self.done
+        self.events.add(FrameTaken, lambda event: self.on_fate(event.fate))
         self.inputs.start()
 
     def close(self) -> None:
         self.inputs.stop()
-        assert self.thread.stop(LIMIT)
+        assert self.worker.stop(LIMIT)
 
-    def _done(self, fate: str) -> None:
+    def submit(self, draw: Any, view: Any) -> None:
+        """Where the inputs hand frames over; a test may put itself between, in `on_submit`."""
+        self.on_submit(draw, view)
+
+    def done(self, fate: str) -> None:
+        """What follows from a frame's fate; as before, for `on_fate`."""
         self.fates.append(fate)
         self.inputs.frame_done(fate)
 
@@ -157,7 +170,7 @@ class Rig:
         for name, message in messages.items():
             if TOPICS[name] in self.node.subscriptions:
                 self.node.subscriptions[TOPICS[name]](message)
-        while sum(self.inputs.fates.values()) < self.inputs._newest + self.inputs._pictures:
+        while sum(self.inputs.fates.values()) < self.inputs.offered:
             self.worker.call(lambda session: None).result(LIMIT)
 
     # --- what came of it
@@ -170,7 +183,7 @@ class Rig:
 
         def look(session: Any) -> Any:
             session.encode_pending()
-            tokens = session.tokens()
+            tokens = session.scene()
             return sorted(session.poses), np.zeros((0, 3)) if tokens is None else tokens.xyz.numpy().copy()
 
         return self.worker.call(look).result(LIMIT)

@@ -169,7 +169,7 @@ def test_a_bad_frame(make_rig: MakeRig, spoil: Any, named: str) -> None:
 def test_a_compressed_bomb(make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
     """20,000 x 20,000 pixels in 48 kB, with a CameraInfo that agrees or not: refused by its header, never decoded."""
     import cv2
-    from test_compressed import png_of
+    from ros_messages import png_of
 
     rig = make_rig(input__transport="compressed")
 
@@ -214,7 +214,7 @@ def test_a_frame_whose_encoding_fails(make_rig: MakeRig, monkeypatch: pytest.Mon
         raise RuntimeError("shapes cannot be multiplied")
 
     with monkeypatch.context() as patch:
-        rig.worker.call(lambda session: patch.setattr(session.runtime.model, "encode_images", fail)).result(LIMIT)
+        rig.worker.call(lambda session: patch.setattr(session.model, "encode_images", fail)).result(LIMIT)
         rig.send(rig.messages(1))
         assert rig.fates[-1].startswith("error: the view at") and tries == [1]
         report = rig.report()
@@ -486,7 +486,7 @@ def test_a_cloud_of_the_old_time_ends_with_it(make_rig: MakeRig, between: bool) 
         receive["points"](all_around(START_NS))  # the pose of the new time is late
         after_jump.set()
 
-    done = rig._done
+    done = rig.done
 
     def on_frame(fate: str) -> None:
         first = not fates
@@ -496,7 +496,7 @@ def test_a_cloud_of_the_old_time_ends_with_it(make_rig: MakeRig, between: bool) 
         if first and not between:
             jump()
 
-    rig.worker._on_frame = on_frame
+    rig.on_fate = on_frame
     receive["pose"](pose_message(START_NS + 100 * SECOND, np.eye(4)))
     receive["points"](cloud)
     assert after_jump.wait(LIMIT)
@@ -511,21 +511,21 @@ def test_a_cloud_of_the_old_time_ends_with_it(make_rig: MakeRig, between: bool) 
 def test_a_picture_of_an_older_cloud_does_not_replace_a_newer_one(make_rig: MakeRig) -> None:
     """A cloud that comes while it is decided what is left of the one before."""
     rig = make_rig(input__source="points")
-    receive, submit, submitted = rig.node.subscriptions, rig.inputs._submit, []
+    receive, submit, submitted = rig.node.subscriptions, rig.on_submit, []
     receive["pose"](pose_message(START_NS, np.eye(4)))
     receive["pose"](pose_message(START_NS + SECOND, np.eye(4)))
     newer, came = threading.Thread(target=lambda: receive["points"](all_around(START_NS + SECOND))), threading.Event()
 
-    def on_submit(offer: Any) -> None:
+    def on_submit(draw: Any, view: Any) -> None:
         if len(submitted) == 0:
-            submit(offer)
+            submit(draw, view)
         elif newer.ident is None:  # the second picture of the first cloud
             newer.start()
             came.set()
             newer.join(0.2)  # time enough for it to come first, where it can
         submitted.append("newer" if threading.current_thread() is newer else "older")
 
-    rig.inputs._submit = on_submit
+    rig.on_submit = on_submit
     receive["points"](all_around(START_NS))
     assert came.wait(LIMIT)
     newer.join(LIMIT)
@@ -667,7 +667,7 @@ def test_tf_late(tf_rig: Rig) -> None:
     tf_rig.send(tf_rig.messages(1))
     assert tf_rig.fates == ["key_frame"] and tf_rig.counts()["pairs.waiting"] == 1
     broadcast(tf_rig, 1)
-    tf_rig.inputs._poll()
+    tf_rig.node.tick()
     tf_rig.send({})
     assert tf_rig.fates == ["key_frame", "key_frame"] and tf_rig.scene()[0][-1] == START_NS + STEP_NS
     check_that_all_is_well(tf_rig, before, with_tf(tf_rig))

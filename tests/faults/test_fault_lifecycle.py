@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import product
 from typing import Any
 
@@ -28,8 +28,8 @@ from std_srvs.srv import Trigger
 
 from adatoken3d_ros.engine.answer import Status
 from adatoken3d_ros.engine.config import SessionConfig
-from adatoken3d_ros.engine.engine import Engine
-from adatoken3d_ros.engine.scene import Scene
+from adatoken3d_ros.engine.events import Answered
+from adatoken3d_ros.engine.session import SceneSession
 from adatoken3d_ros.ros.node import SceneNode
 from adatoken3d_ros.ros.scene_services import scene_directory
 from adatoken3d_ros.ros.spinning import spin
@@ -63,8 +63,8 @@ def every_order(n: int) -> list[str]:
 class Talk:
     """A node under test and one that talks to it, in one executor."""
 
-    def __init__(self) -> None:
-        self.node = SceneNode()
+    def __init__(self, load: Callable[..., SceneSession]) -> None:
+        self.node = SceneNode(load)
         self.talker = Node("talker")
         self.executor = SingleThreadedExecutor()
         self.executor.add_node(self.node)
@@ -115,17 +115,12 @@ def context() -> Iterator[Context]:
 
 
 @pytest.fixture
-def talk(context: Context, loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[Talk]:
-    def load(settings: Any, progress: Any) -> Engine:
+def talk(context: Context, loaded: tuple[Any, Any]) -> Iterator[Talk]:
+    def load(settings: Any, progress: Any) -> SceneSession:
         progress(1.0, "nothing to read")
-        return Engine(*loaded)
+        return SceneSession(*loaded, SessionConfig(max_new_tokens=2))
 
-    def open_scene(engine: Engine, settings: Any) -> Scene:
-        return engine.open(SessionConfig(max_new_tokens=2))
-
-    monkeypatch.setattr("adatoken3d_ros.ros.node.load_engine", load)
-    monkeypatch.setattr("adatoken3d_ros.ros.node.open_scene", open_scene)
-    made = Talk()
+    made = Talk(load)
     yield made
     made.close()
 
@@ -187,14 +182,19 @@ def test_a_refused_transition_changes_nothing(talk: Talk, state: str, way: tuple
     """By id and by label, of each state; and where both are given, the label counts, as in rcl."""
     for label in way:
         assert talk.change(label)
-    worker = talk.node.worker
+    worker = talk.node.engine.worker
+
+    def unharmed() -> bool:
+        """The worker is the one before, and does what it is called for."""
+        return talk.node.engine.worker is worker and (worker is None or worker.call(lambda _: True).result(60.0))
+
     for number in set(IDS) - OUT[state]:
         assert not talk.change(number=number), (state, number)
-        assert talk.node.worker is worker and (worker is None or not worker.closed), (state, number)
+        assert unharmed(), (state, number)
     allowed = {label for (start, label) in NEXT if start == state} | ({"shutdown"} if OUT[state] else set())
     for label in (set(LABELS) | {*NO_LABELS, "shutdown"}) - allowed:
         assert not talk.change(label, min(OUT[state], default=0)), (state, label[:20])
-        assert talk.node.worker is worker and (worker is None or not worker.closed), (state, label[:20])
+        assert unharmed(), (state, label[:20])
     talk.check(state)
     for label in sorted(allowed - {"shutdown"})[:1]:
         assert talk.change(label, 255)
@@ -204,18 +204,18 @@ def test_a_refused_transition_changes_nothing(talk: Talk, state: str, way: tuple
 def test_a_load_that_breaks_is_a_refused_transition(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not an exception in the executor, where it would end the node and leave the caller without a response."""
 
-    def broken(name: str) -> None:
-        raise RuntimeError(f"no {name} here")
+    def broken() -> None:
+        raise RuntimeError("no engine here")
 
     with monkeypatch.context() as patch:
-        patch.setattr("adatoken3d_ros.ros.node.importlib.import_module", broken)
+        patch.setattr(talk.node.engine, "prepare", broken)
         assert not talk.change("configure")
-    assert (talk.node.failures, talk.node.last_failure) == (1, "RuntimeError: no adatoken3d_ros.engine.worker here")
+    assert (talk.node.failures.count, talk.node.failures.last) == (1, "RuntimeError: no engine here")
     talk.check("unconfigured")
     assert talk.change("configure")
 
 
-def test_an_exception_in_a_callback_costs_that_callback(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exception_in_a_callback_costs_that_callback(talk: Talk) -> None:
     """No memory for diagnostics, and a clock that is negative: the node goes on, and says what happened."""
     for label in ("configure", "activate"):
         assert talk.change(label)
@@ -229,19 +229,19 @@ def test_an_exception_in_a_callback_costs_that_callback(talk: Talk, monkeypatch:
     def spin_until(condition: Any) -> None:
         stopped: Future = Future()
         timer = talk.talker.create_timer(0.01, lambda: condition() and not stopped.done() and stopped.set_result(None))
-        spin(talk.executor, stopped, talk.node.callback_failed)
+        spin(talk.executor, stopped, talk.node.failures.note)
         talk.talker.destroy_timer(timer)
 
-    with monkeypatch.context() as patch:
-        patch.setattr("adatoken3d_ros.ros.outputs.diagnostics.read_memory", no_memory)
-        spin_until(lambda: talk.node.failures >= 2)
-    assert talk.node.last_failure == "MemoryError: no memory left"
+    read_memory, talk.node.health.read_memory = talk.node.health.read_memory, no_memory
+    spin_until(lambda: talk.node.failures.count >= 2)
+    talk.node.health.read_memory = read_memory
+    assert talk.node.failures.last == "MemoryError: no memory left"
 
     def negative() -> bool:
         message = Clock()
         message.clock.sec = -1
         publisher.publish(message)
-        return "must not be negative" in talk.node.last_failure
+        return "must not be negative" in talk.node.failures.last
 
     spin_until(negative)
     # What is still under way of that clock would come out of the executor that `check` spins.
@@ -260,7 +260,7 @@ def test_an_error_of_a_library_is_the_response_of_the_service(talk: Talk, monkey
         raise SafetensorError("I/O error: No space left on device (os error 28)\n[FATAL] forged")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Scene, "save", full)
+        patch.setattr(SceneSession, "save", full)
         patch.setattr("pathlib.Path.mkdir", lambda *_, **__: None)
         response = talk.call(Trigger.Request(), Trigger)
     said = "SafetensorError: I/O error: No space left on device (os error 28)\\n[FATAL] forged"
@@ -268,10 +268,10 @@ def test_an_error_of_a_library_is_the_response_of_the_service(talk: Talk, monkey
     talk.check("active")
 
 
-def test_an_answer_that_cannot_be_published_is_still_the_response(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: Any) -> None:
+def test_an_answer_that_cannot_be_published_is_still_the_response(talk: Talk) -> None:
+    def broken(event: Answered) -> None:
         raise MemoryError("no memory left")
 
-    monkeypatch.setattr(talk.node.outputs, "publish_answer", broken)
+    talk.node.events.add(Answered, broken)
     talk.check("unconfigured")
-    assert talk.node.last_failure == "MemoryError: no memory left"
+    assert talk.node.failures.last == "MemoryError: no memory left"

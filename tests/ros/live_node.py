@@ -47,7 +47,7 @@ class Live:
             assert result.successful, result.reason
 
     def configure(self) -> bool:
-        task = self.executor.create_task(self.node._load)
+        task = self.executor.create_task(self.node.load)
         self.wait(task.done, "the model to be loaded")
         return bool(self.node.trigger_configure() == TransitionCallbackReturn.SUCCESS)
 

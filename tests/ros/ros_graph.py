@@ -26,7 +26,7 @@ from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import CameraInfo, Image
 
-from adatoken3d_ros.ros.inputs.conversions import fill_camera_info, fill_image, fill_pose, ns_to_stamp
+from adatoken3d_ros.ros.outputs.fill import fill_camera_info, fill_image, fill_pose, ns_to_stamp
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE = 60.0  # seconds; long, for slow machines: no test waits this long unless something is wrong

@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import array
+import struct
+import zlib
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from adatoken3d_ros.ros.inputs.conversions import ns_to_stamp, rotation_to_quaternion
+from adatoken3d_ros.ros.inputs.compressed import PNG_SIGNATURE
+from adatoken3d_ros.ros.outputs.fill import ns_to_stamp, rotation_to_quaternion
 
 MS = 1_000_000
 
@@ -81,3 +84,16 @@ def cloud_message(rgb: np.ndarray, depth: np.ndarray, K: np.ndarray) -> Any:
         is_dense=False,
         data=array.array("B", points.tobytes()),
     )
+
+
+def png_of(width: int, height: int, *, bits: int = 8) -> bytes:
+    """A whole png of zeros in some kilobytes, whatever its size; made without its pixels ever being in memory."""
+    pack = zlib.compressobj(9)
+    row = bytes(1 + width * bits // 8)
+    packed = b"".join(pack.compress(row) for _ in range(height)) + pack.flush()
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
+    return PNG_SIGNATURE + chunk(b"IHDR", header) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")

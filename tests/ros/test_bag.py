@@ -20,7 +20,7 @@ from rosbags.typesys.store import Typestore
 
 from adatoken3d_ros.ros import bag_files
 from adatoken3d_ros.ros.bag import BagError, Topics, read_bag
-from adatoken3d_ros.ros.inputs.conversions import rotation_to_quaternion
+from adatoken3d_ros.ros.outputs.fill import rotation_to_quaternion
 
 STORE = get_typestore(Stores.ROS2_KILTED)
 T = STORE.types

@@ -32,12 +32,11 @@ from adatoken3d_ros.ros.demo_camera import encode_depth
 from adatoken3d_ros.ros.inputs.conversions import (
     camera_info_to_camera,
     depth_to_metres,
-    fill_camera_info,
-    fill_image,
     image_to_rgb,
     pose_to_matrix,
     transform_to_matrix,
 )
+from adatoken3d_ros.ros.outputs.fill import fill_camera_info, fill_image
 from adatoken3d_ros.ros.suggestions import LATCHED, Suggestion, from_message, to_message
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.geometry import backproject

@@ -21,10 +21,12 @@ import pytest
 pytest.importorskip("rclpy")
 
 import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PointStamped
 from lifecycle_msgs.srv import GetState
 from live_node import Live
 from rcl_interfaces.msg import ParameterDescriptor
+from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.node import Node
@@ -33,19 +35,19 @@ from ros_graph import Camera, claim_domain, synthetic_frame
 from sensor_msgs.msg import CameraInfo, Image
 from std_srvs.srv import Trigger
 
-from adatoken3d_ros.engine import runtime
+from adatoken3d_ros.engine import session as session_module
 from adatoken3d_ros.engine.answer import Question
 from adatoken3d_ros.engine.budget.latency import LatencyModel
-from adatoken3d_ros.engine.loading import ModelSettings
+from adatoken3d_ros.engine.events import Answered
+from adatoken3d_ros.engine.loading import ModelSettings, load_session
 from adatoken3d_ros.lmm.llava3d import checkpoint
 from adatoken3d_ros.ros.demo_camera import DemoCamera
-from adatoken3d_ros.ros.inputs.conversions import ns_to_stamp
 from adatoken3d_ros.ros.inputs.topics import Inputs
 from adatoken3d_ros.ros.node import SceneNode
+from adatoken3d_ros.ros.outputs.fill import ns_to_stamp
 from adatoken3d_ros.ros.parameters import ACTIVATE, ANY_TIME, CONFIGURE, SPECS, START
 from adatoken3d_ros.ros.scene_services import inside
 from adatoken3d_ros.scene.frames import PosedFrame
-from tests.engine.scenes import ask, load_scene
 
 STAMP = 1_700_000_000_000_000_000
 SPEC = {spec.name: spec for spec in SPECS}
@@ -141,7 +143,7 @@ def drive() -> list[PosedFrame]:
 
 def behaviour(live: Live, cache: Path) -> dict[str, Any]:
     """What a session that is made of the node's parameters does."""
-    session = load_scene(ModelSettings.from_parameters(live.node.parameters))
+    session = load_session(ModelSettings.from_parameters(live.node.parameters))
     verdicts = []
     for frame in drive():
         verdicts.append(session.observe(frame).value)
@@ -152,17 +154,15 @@ def behaviour(live: Live, cache: Path) -> dict[str, Any]:
         tokens = session.memory.question_tokens(10_000)
         found.update(
             views=sorted(session.poses),
-            voxels=len(session.tokens() or ()),
+            voxels=len(session.scene() or ()),
             asked=session.memory.asked.keys(),
             origin=session.memory.origin.round(6).tolist(),
             tokens=float(tokens.features.double().abs().sum() + tokens.position.double().abs().sum()),
-            prompt=session.prompt(Question("What?"))[0].pieces,
+            prompt=session._prompt(Question("What?"))[0].pieces,
         )
-    answer = ask(session, Question("What?", max_new_tokens=4))
+    answer = session.ask(Question("What?", max_new_tokens=4))
     found.update(strategy=answer.strategy, seed=answer.seed)
-    found["hurried"] = session.runtime.ask(
-        session, Question("What?", max_new_tokens=4, latency_budget_ms=1e-3)
-    ).status.name
+    found["hurried"] = session.ask(Question("What?", max_new_tokens=4, latency_budget_ms=1e-3)).status.name
     return found
 
 
@@ -211,7 +211,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, loaded: Any) -> None:
         return LatencyModel(seconds), False
 
     monkeypatch.setattr(checkpoint, "load", lambda *_, **__: loaded)
-    monkeypatch.setattr(runtime, "latency_model", made_up)
+    monkeypatch.setattr(session_module, "latency_model", made_up)
 
 
 @pytest.mark.parametrize("name", SESSION)
@@ -233,7 +233,10 @@ def listen(live: Live) -> dict[str, Any]:
     """What inputs with the node's parameters subscribe to, and what they make of five images and a jump back."""
     offers: list[Any] = []
     jumps: list[int] = []
-    inputs = Inputs(live.node, live.node.parameters, offers.append, live.node._group, lambda: jumps.append(1))
+    group = ReentrantCallbackGroup()
+    inputs = Inputs(
+        live.node, live.node.parameters, lambda draw, view: offers.append(draw), group, lambda: jumps.append(1)
+    )
     known = set(live.node.subscriptions)
     inputs.start()
     subscribed = {s.topic_name: s for s in live.node.subscriptions if s not in known}
@@ -262,7 +265,7 @@ def listen(live: Live) -> dict[str, Any]:
             found["waiting"] = inputs.state().values["pairs.waiting"]
             frames = []
             for offer in offers:
-                frame = offer.draw()
+                frame = offer()
                 frames.append((frame.T_world_camera.tolist(), frame.K.tolist(), float(np.nansum(frame.depth))))
             found["frames"] = frames
             for i in range(3):
@@ -326,14 +329,12 @@ def test_the_model_and_its_number_type(live: Live, tmp_path: Path) -> None:
     """model.path, model.dtype, budget.background, budget.infeasible: each as it was given."""
 
     def look() -> tuple[str, str, float, bool]:
-        assert live.configure(), live.node.load_problem
-        worker = live.node.worker
+        assert live.configure(), live.node.engine.problem
+        worker = live.node.engine.worker
         assert worker is not None
-        future = worker.call(
-            lambda session: (session.runtime.model_id.partition("@")[0], str(session.runtime.model.dtype))
-        )
+        future = worker.call(lambda session: (session.model_id.partition("@")[0], str(session.model.dtype)))
         name, dtype = live.wait(future.done, "the session") and future.result()
-        share, refuses = live.node._thread._duty.share, worker._refuse_late
+        share, refuses = worker.duty.share, worker.refuse_late
         live.node.trigger_cleanup()
         return name, dtype, share, refuses
 
@@ -353,24 +354,24 @@ def test_the_model_and_its_number_type(live: Live, tmp_path: Path) -> None:
 def test_what_cannot_be_loaded_is_refused_by_configure(live: Live, name: str, value: str) -> None:
     live.put({name: value})
     assert not live.configure()
-    assert value in live.node.load_problem and live.node.lifecycle_state == "unconfigured"
+    assert value in live.node.engine.problem and live.node.lifecycle_state == "unconfigured"
 
 
 def answering(live: Live, tmp_path: Path) -> None:
     """Makes the node active, with a scene of one view."""
     live.put({"max_new_tokens": 8})
-    assert live.configure(), live.node.load_problem
+    assert live.configure(), live.node.engine.problem
     assert live.node.trigger_activate() == TransitionCallbackReturn.SUCCESS
     rgb, depth, K, T = synthetic_frame(0)
-    assert live.node.worker is not None
-    live.node.worker.submit_frame(lambda: PosedFrame(rgb, depth.astype(np.float32) / 1e3, K, T, STAMP))
+    assert live.node.engine.worker is not None
+    live.node.engine.worker.submit_frame(lambda: PosedFrame(rgb, depth.astype(np.float32) / 1e3, K, T, STAMP))
     live.wait(lambda: live.node.outputs.scene.poses, "a scene")
 
 
 def test_what_an_active_node_makes_of_it(live: Live, tmp_path: Path) -> None:
     """Those that may change at any time, each with what it changes; the others are refused with when they may."""
     answering(live, tmp_path)
-    node, worker = live.node, live.node.worker
+    node, worker = live.node, live.node.engine.worker
     assert worker is not None
 
     def policy() -> tuple[str, int]:
@@ -378,31 +379,37 @@ def test_what_an_active_node_makes_of_it(live: Live, tmp_path: Path) -> None:
         return worker.policy.value, worker.queue_limit
 
     def clicked() -> str:
-        before = node._questions.latency.statuses.total()
-        node.executor.create_task(node._questions._on_click(PointStamped()))
-        live.wait(lambda: node._questions.latency.statuses.total() > before, "an answer to the click")
-        return str(published[-1].question)
+        before = len(answered)
+        clicks.publish(PointStamped())
+        live.wait(lambda: len(answered) > before, "an answer to the click")
+        return answered[-1].answer.question.text
 
     def reports() -> dict[str, Any]:
         """After inputs that came ten times a second until 6 s ago, however long the rest of the test takes."""
         now = time.monotonic()
         for topic in ("rgb/image", "rgb/camera_info", "depth/image", "pose"):
-            node.inputs.record.arrived(topic)._times.clear()
+            node.inputs.record.arrived(topic).clear()
             for i in range(20):
                 node.inputs.record.arrived(topic).add(now - 7.9 + 0.1 * i)
-        sent.clear()
-        node._diagnose()
-        return {status.name.rpartition(" ")[2]: status for status in sent[-1].status}
+        return {status.name.rpartition(" ")[2]: status for status in node.health.report().status}
 
     def rates() -> str:
         live.put({"diagnostics.stale_after": 3600.0})
         return str(reports()["inputs"].message)
 
-    published: list[Any] = []
-    answer_out = node.outputs.publish_answer
-    node.outputs.publish_answer = lambda *args: published.append(answer_out(*args)) or published[-1]  # type: ignore
-    sent: list[Any] = []
-    node._diagnostics.publish = sent.append  # type: ignore[method-assign]
+    def period() -> int:
+        """Of the timer, after its next tick."""
+        told.clear()
+        live.wait(lambda: told, "diagnostics")
+        (timer,) = {timer for timer in node.timers if timer.callback.__self__ is node.health}
+        return int(timer.timer_period_ns)
+
+    answered: list[Answered] = []
+    node.events.add(Answered, answered.append)
+    told: list[Any] = []
+    heard = live.tester.create_subscription(DiagnosticArray, "/diagnostics", told.append, 10)
+    clicks = live.tester.create_publisher(PointStamped, "/clicked_point", 10)
+    live.wait(clicks.get_subscription_count, "the node's subscription to clicks")
 
     looks: dict[str, tuple[Any, Callable[[], Any]]] = {
         "strategy": ("none", lambda: live.ask().strategy),
@@ -412,7 +419,7 @@ def test_what_an_active_node_makes_of_it(live: Live, tmp_path: Path) -> None:
         "max_new_tokens": (3, lambda: live.ask().status_message),
         "click_question": ("And this?", clicked),
         "scene.file": (str(tmp_path / "scene"), lambda: live.call(Trigger, "save_scene").message),
-        "diagnostics.period": (0.5, lambda: reports() and node._diagnostics_timer.timer_period_ns),
+        "diagnostics.period": (0.5, period),
         "diagnostics.stale_after": (3600.0, lambda: reports()["inputs"].level),
         "diagnostics.min_rate": (1000.0, rates),
     }
@@ -429,8 +436,8 @@ def test_what_an_active_node_makes_of_it(live: Live, tmp_path: Path) -> None:
             assert (
                 not result.successful and f"{spec.name} is read by {spec.read} and the node is active" in result.reason
             )
-    node.outputs.publish_answer = answer_out  # type: ignore[method-assign]
-    del node._diagnostics.publish  # type: ignore[method-assign]
+    live.tester.destroy_subscription(heard)
+    live.tester.destroy_publisher(clicks)
 
 
 def another(spec: Any) -> Any:
@@ -557,10 +564,10 @@ def test_poses_that_cannot_be_had_are_told_before_the_model_is_loaded(
     def never(*_: Any) -> Any:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr("adatoken3d_ros.ros.node.load_engine", never)
+    monkeypatch.setattr(live.node.engine, "start", never)
     live.put({"pose.source": "tf", "input.source": "points", "pose.base_to_camera": BESIDE})
     assert not live.configure()
-    assert "pose.base_to_camera" in live.node.load_problem and live.node.worker is None
+    assert "pose.base_to_camera" in live.node.engine.problem and live.node.engine.worker is None
 
 
 def test_simulated_time(live: Live) -> None:

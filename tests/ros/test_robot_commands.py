@@ -29,7 +29,8 @@ from ros_graph import Camera, Graph, synthetic_frame
 from test_wiring import README, launches
 from tf2_msgs.msg import TFMessage
 
-from adatoken3d_ros.ros.inputs.conversions import fill_pose, ns_to_stamp, pose_to_matrix, stamp_to_ns
+from adatoken3d_ros.ros.inputs.conversions import pose_to_matrix, stamp_to_ns
+from adatoken3d_ros.ros.outputs.fill import fill_pose, ns_to_stamp
 from adatoken3d_ros.ros.wiring import NODE, Wiring, wire
 
 CONFIG = Path(__file__).resolve().parents[2] / "config"

@@ -6,20 +6,116 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from rclpy.node import Node
 
 from adatoken3d_ros.ros.inputs.pairing import Assembler
-from adatoken3d_ros.ros.outputs.diagnostics import NOT_YET, Arrivals, InputState
+from adatoken3d_ros.ros.logs import WARN_SECONDS
+from adatoken3d_ros.text import quoted
 
+NOT_YET = "n/a"
+RATE_SECONDS = 10.0  # rates, gaps and warnings are those of the last seconds
 AGES = 2000  # frames whose age at acceptance is remembered; a minute at 30 Hz
 QUIET = ("duplicate_stamp", "out_of_order", "time_jump")  # dropped for a reason that need not alarm anybody
 
 
+class Arrivals:
+    """When the messages of one input came, in the last RATE_SECONDS; times in seconds on any steady clock."""
+
+    def __init__(self) -> None:
+        self._times: deque[float] = deque()
+
+    def add(self, now: float) -> None:
+        """A message has come."""
+        self._times.append(now)
+        while now - self._times[0] > RATE_SECONDS:
+            self._times.popleft()
+
+    def clear(self) -> None:
+        """As if none had come."""
+        self._times.clear()
+
+    def silent(self, now: float) -> float | None:
+        """Since the last message; None if there was none."""
+        return now - self._times[-1] if self._times else None
+
+    def rate(self, now: float) -> float | None:
+        """Messages a second, with the time since the last one counted where it is longer; None for less than two."""
+        recent = [then for then in self._times if now - then <= RATE_SECONDS]
+        if len(recent) < 2:
+            return None
+        usual = (recent[-1] - recent[0]) / (len(recent) - 1)
+        span = recent[-1] - recent[0] + max(0.0, now - recent[-1] - usual)
+        return (len(recent) - 1) / span if span > 0 else None
+
+    def gap(self, now: float) -> float | None:
+        """The longest time without a message, until now; None before the first."""
+        if not self._times:
+            return None
+        times = [*self._times, now]
+        return max(b - a for a, b in zip(times, times[1:], strict=False))
+
+
+@dataclass(frozen=True)
+class InputState:
+    """The inputs as they are now; times in seconds.
+
+    Attributes:
+        active: whether inputs are subscribed to.
+        silent: {input: seconds since its last message, None if there was none}; only the inputs that are needed.
+        rate: {input: messages a second, None before there are two}; only images and clouds.
+        gap: {input: longest silence of the last seconds, None before the first message}.
+        since_start: since the inputs were started.
+        since_pair: since colour and depth last matched, None if they never did.
+        apart: difference of the newest colour and depth stamps, None before both have come.
+        waiting: why the newest pair waits for its pose; empty if none waits.
+        problem: the last frame or message that could not be used, and why; empty if the last one was good.
+        warnings: what is wrong with topics whose frames are used all the same.
+        values: counters.
+        names: {input: its topic on the graph}, after remapping.
+        unheard: inputs that nobody publishes.
+        mismatches: publishers that cannot reach the inputs, in words.
+    """
+
+    active: bool
+    silent: Mapping[str, float | None] = field(default_factory=dict)
+    rate: Mapping[str, float | None] = field(default_factory=dict)
+    gap: Mapping[str, float | None] = field(default_factory=dict)
+    since_start: float = 0.0
+    since_pair: float | None = None
+    apart: float | None = None
+    waiting: str = ""
+    problem: str = ""
+    warnings: tuple[str, ...] = ()
+    values: Mapping[str, Any] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
+    unheard: Container[str] = ()
+    mismatches: Sequence[str] = ()
+
+    def name(self, topic: str) -> str:
+        """A topic as it is on the graph; says so if nobody publishes it."""
+        return self.names.get(topic, topic) + (" (nobody publishes it)" if topic in self.unheard else "")
+
+    def explain(self) -> str:
+        """Why there is no scene yet, in words."""
+        if not self.active:
+            return "the inputs are not active"
+        found = list(self.mismatches)
+        missing = [self.name(topic) for topic, silent in self.silent.items() if silent is None]
+        if missing:
+            found += [f"nothing has come on {', '.join(missing)}", *filter(None, [self.problem])]
+        return "; ".join(found) or self.problem or self.waiting or "no frame has been matched, or none was encoded yet"
+
+
 class InputRecord:
     """Counts messages and frames over all that the inputs go through, and remembers the newest problem.
+
+    Args:
+        clock: seconds, monotonic.
 
     Attributes:
         lock: reentrant; held by whoever changes what the executor's and the frames' threads share.
@@ -27,7 +123,8 @@ class InputRecord:
         refused: pose messages and transforms that were refused.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self.lock = threading.RLock()
         self.problem = ""
         self.refused: Counter[str] = Counter({"poses.refused": 0, "transforms.refused": 0})
@@ -59,7 +156,7 @@ class InputRecord:
         self._needed = needed
         self.problem = ""
         self._paired_at = None
-        self._started = time.monotonic()
+        self._started = self._clock()
 
     def first(self, event: str) -> bool:
         """Whether this is the first event of its kind since the inputs' last start. Any thread."""
@@ -70,13 +167,13 @@ class InputRecord:
 
     def received(self, topic: str) -> bool:
         """A message has come; returns whether it is the topic's first since the inputs' last start."""
-        self.arrived(topic).add(time.monotonic())
+        self.arrived(topic).add(self._clock())
         self._counts[topic] += 1
         return self.first(f"message on {topic}")
 
     def paired(self) -> None:
         """Colour and geometry have matched."""
-        self._paired_at = time.monotonic()
+        self._paired_at = self._clock()
 
     def accepted(self, age_ms: float) -> None:
         """A frame is handed over, so old by its stamp."""
@@ -125,7 +222,7 @@ class InputRecord:
         values = {**self._values(assembler), **counts}
         if assembler is None:
             return InputState(active=False, values=values)
-        now = time.monotonic()
+        now = self._clock()
         newest = assembler.pairer.newest
         return InputState(
             active=True,
@@ -154,3 +251,52 @@ class InputRecord:
             values[f"accepted.age_ms.p{percent}"] = age
         values.update(self.refused)
         return values
+
+
+class TopicWarnings:
+    """One warning for each stream, the last one. `add` belongs to the executor's thread, `texts` to any.
+
+    Args:
+        node: knows the graph, and writes the log.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, node: Node, clock: Callable[[], float] = time.monotonic) -> None:
+        self._node = node
+        self._clock = clock
+        self._found: dict[str, tuple[float, str]] = {}
+        self._lock = threading.Lock()
+
+    def _name(self, stream: str) -> str:
+        """As it is on the graph, where it may be called so already."""
+        return stream if stream.startswith("/") else str(self._node.resolve_topic_name(stream))
+
+    def publishers(self, stream: str) -> list[str]:
+        """The nodes that write to a stream, as far as the graph tells."""
+        found = self._node.get_publishers_info_by_topic(self._name(stream))
+        return sorted(f"{info.node_namespace.rstrip('/')}/{info.node_name}" for info in found)
+
+    def add(self, stream: str, text: str) -> None:
+        """Something is wrong now; an empty text: nothing is any more."""
+        name = self._name(stream)
+        if not text:
+            with self._lock:
+                self._found.pop(name, None)
+            return
+        writers = self.publishers(stream)
+        who = f"; it has {len(writers)} publishers: {quoted(writers)}" if len(writers) > 1 else ""
+        text = f"{name}: {text}{who}"
+        with self._lock:
+            self._found[name] = self._clock(), text
+        self._node.get_logger().warning(text, throttle_duration_sec=WARN_SECONDS)
+
+    def texts(self) -> tuple[str, ...]:
+        """What was wrong in the last RATE_SECONDS."""
+        now = self._clock()
+        with self._lock:
+            return tuple(text for _, (then, text) in sorted(self._found.items()) if now - then <= RATE_SECONDS)
+
+    def clear(self) -> None:
+        """The inputs start anew."""
+        with self._lock:
+            self._found.clear()

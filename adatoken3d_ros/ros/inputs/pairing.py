@@ -18,9 +18,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adatoken3d_ros.ros.inputs.clocks import Clocks
-from adatoken3d_ros.ros.inputs.pictures import LazyFrame
+from adatoken3d_ros.ros.inputs.pictures import (
+    COLOURED_POINTS,
+    DEPTH,
+    DEPTH_INFO,
+    RGB,
+    RGB_INFO,
+    RGBD,
+    STREAMS,
+    LazyFrame,
+    Pair,
+)
 from adatoken3d_ros.ros.inputs.poses import PoseError, PoseSource, PoseUnavailable
-from adatoken3d_ros.ros.inputs.streams import COLOURED_POINTS, DEPTH, DEPTH_INFO, RGB, RGB_INFO, RGBD, STREAMS, Pair
 from adatoken3d_ros.ros.inputs.transforms import MAX_NAME
 from adatoken3d_ros.scene.frames import FrameError, check_position
 from adatoken3d_ros.text import quoted

@@ -21,22 +21,45 @@ from adatoken3d_ros.ros.inputs.conversions import (
     rectify_depth,
     rectify_rgb,
 )
-from adatoken3d_ros.ros.inputs.streams import (
-    COLOURED_POINTS,
-    DEPTH_INFO,
-    ORGANISED_POINTS,
-    POINTS_WITH_CAMERA,
-    RGBD,
-    Pair,
-)
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.registration import register_depth, resample_depth, scaled_intrinsics
 from adatoken3d_ros.text import quoted
+
+RGB = "rgb/image"
+DEPTH = "depth/image"
+RGB_INFO = "rgb/camera_info"
+DEPTH_INFO = "depth/camera_info"
+POINTS = "points"
+
+# What frames are made of (parameter input.source) -> the streams that must come, and what they become.
+RGBD = "rgbd"
+ORGANISED_POINTS = "organised_points"
+POINTS_WITH_CAMERA = "points_with_camera"
+COLOURED_POINTS = "points"
+STREAMS: dict[str, tuple[str, ...]] = {
+    RGBD: (RGB, DEPTH),
+    ORGANISED_POINTS: (POINTS,),
+    POINTS_WITH_CAMERA: (RGB, POINTS),
+    COLOURED_POINTS: (POINTS,),
+}
 
 # Pixels by which the depth camera's matrix may differ from the colour camera's and still be the same camera's.
 REGISTERED_PIXELS = 1.0
 # Share by which the sides of a smaller depth image may be scaled differently (rounded sizes) without a CameraInfo.
 SAME_SHAPE = 0.02
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """A colour message and one with geometry, an image or a cloud, and their stamps in nanoseconds.
+
+    A cloud that brings its own colour is both.
+    """
+
+    rgb_ns: int
+    depth_ns: int
+    rgb: Any
+    depth: Any
 
 
 @dataclass(frozen=True, eq=False)

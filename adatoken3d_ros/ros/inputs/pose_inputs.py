@@ -14,8 +14,8 @@ from tf2_msgs.msg import TFMessage
 
 from adatoken3d_ros.ros.inputs.clocks import bad_stamp
 from adatoken3d_ros.ros.inputs.conversions import stamp_to_ns
+from adatoken3d_ros.ros.inputs.pictures import COLOURED_POINTS, POINTS_WITH_CAMERA
 from adatoken3d_ros.ros.inputs.poses import BufferedPose, PoseError, PoseSource, StaticPose, TfPose, pose_from_numbers
-from adatoken3d_ros.ros.inputs.streams import COLOURED_POINTS, POINTS_WITH_CAMERA
 from adatoken3d_ros.ros.inputs.transforms import TransformTree
 from adatoken3d_ros.ros.parameters import Parameters
 

@@ -3,16 +3,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
+from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.callback_groups import CallbackGroup
 from rclpy.node import Node
-from rclpy.qos import QoSProfile
+from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 
-from adatoken3d_ros.ros.inputs.qos import AUTO, RELIABILITY, mismatches, override, requested
-
+RELIABILITY = {"reliable": ReliabilityPolicy.RELIABLE, "best_effort": ReliabilityPolicy.BEST_EFFORT}
+DURABILITY = {"volatile": DurabilityPolicy.VOLATILE, "transient_local": DurabilityPolicy.TRANSIENT_LOCAL}
+AUTO = "auto"
+# What a value may be, by policy. A depth of 0 would let the middleware choose.
+POLICIES: dict[str, Mapping[str, Enum] | None] = {
+    "history": {"keep_last": HistoryPolicy.KEEP_LAST, "keep_all": HistoryPolicy.KEEP_ALL},
+    "depth": None,
+    "reliability": RELIABILITY,
+}
 QUEUE_DEPTH = 10  # messages that the middleware keeps for us while a callback runs
 
 
@@ -100,3 +109,96 @@ class Subscriptions:
         for subscribed in self._all.values():
             self._node.destroy_subscription(subscribed.subscription)
         self._all.clear()
+
+
+def requested(node: Node, topic: str, reliability: str, depth: int) -> QoSProfile:
+    """The profile of a subscription.
+
+    Args:
+        topic: as the node names it.
+        reliability: `reliable`, `best_effort`, or `auto`: reliable unless some publisher of the topic is not. A
+            reliable subscription gets nothing from a best-effort publisher, a best-effort one loses large images.
+        depth: messages that are kept.
+
+    Raises ValueError as `override`.
+    """
+    if reliability == AUTO:
+        offered = [info.qos_profile.reliability for info in node.get_publishers_info_by_topic(topic)]
+        reliability = "best_effort" if RELIABILITY["best_effort"] in offered else "reliable"
+    return override(node, topic, QoSProfile(depth=depth, reliability=RELIABILITY[reliability]))
+
+
+def mismatches(node: Node, topic: str, kind: str, profile: QoSProfile) -> list[str]:
+    """What keeps publishers of a topic from reaching the subscription, in words, with both sides' values.
+
+    Args:
+        topic: as the node names it. kind: its type, such as sensor_msgs/msg/Image. profile: the subscription's.
+    """
+    found = []
+    for info in node.get_publishers_info_by_topic(topic):
+        offered = info.qos_profile
+        who = f"{node.resolve_topic_name(topic)}: {info.node_namespace.rstrip('/')}/{info.node_name}"
+        if info.topic_type != kind:
+            found.append(f"{who} publishes {info.topic_type}, and {kind} is asked for")
+        elif (
+            offered.reliability == ReliabilityPolicy.BEST_EFFORT
+            and profile.reliability == ReliabilityPolicy.RELIABLE
+            or offered.durability == DurabilityPolicy.VOLATILE
+            and profile.durability == DurabilityPolicy.TRANSIENT_LOCAL
+        ):
+            advice = f"set qos_overrides.{node.resolve_topic_name(topic)}.subscription.reliability to best_effort"
+            if (
+                offered.durability == DurabilityPolicy.VOLATILE
+                and profile.durability == DurabilityPolicy.TRANSIENT_LOCAL
+            ):
+                advice = "its publisher has to offer transient_local"
+            found.append(
+                f"{who} offers {in_words(offered)}, and {in_words(profile)} is asked for, which do not go together: "
+                f"{advice}"
+            )
+    return sorted(set(found))
+
+
+def in_words(profile: QoSProfile) -> str:
+    """Reliability and durability, such as 'best_effort, volatile'."""
+    return f"{_name(RELIABILITY, profile.reliability)}, {_name(DURABILITY, profile.durability)}"
+
+
+def _name(policies: Mapping[str, Enum], value: Any) -> str:
+    return next((name for name, policy in policies.items() if policy == value), str(value))
+
+
+def override(node: Node, topic: str, profile: QoSProfile) -> QoSProfile:
+    """Puts into `profile` what was given for a subscription in `qos_overrides.<topic>.subscription.<policy>`.
+
+    rclpy's own overriding declares these parameters with the profile's values and finds them there the next time, so
+    that a profile which a node changes while it runs would count once. Here they are not set unless somebody sets them.
+
+    Args:
+        topic: as the node names it; the parameter has the resolved name, such as /rgb/image.
+
+    Raises:
+        ValueError: for a value that is no such policy; names the parameter and the value.
+    """
+    resolved = node.resolve_topic_name(topic)
+    for policy, choices in POLICIES.items():
+        name = f"qos_overrides.{resolved}.subscription.{policy}"
+        if not node.has_parameter(name):
+            description = f"Overrides the {policy} of the subscription to {resolved}; not set: as the node chooses."
+            node.declare_parameter(
+                name, descriptor=ParameterDescriptor(description=description, read_only=True, dynamic_typing=True)
+            )
+        value = node.get_parameter(name).value
+        if value is not None:
+            setattr(profile, policy, _checked(name, value, choices))
+    return profile
+
+
+def _checked(name: str, value: Any, choices: Mapping[str, Enum] | None) -> Any:
+    if choices is None:
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a number of messages, at least 1, got {value!r}")
+        return value
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+    return choices[value]

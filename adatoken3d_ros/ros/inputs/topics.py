@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,16 +19,10 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 
-from adatoken3d_ros.ros.inputs.accounting import InputRecord
+from adatoken3d_ros.ros.inputs.accounting import InputRecord, InputState, TopicWarnings
 from adatoken3d_ros.ros.inputs.conversions import ConversionError, stamp_to_ns
 from adatoken3d_ros.ros.inputs.pairing import Assembler
-from adatoken3d_ros.ros.inputs.pictures import LazyFrame, Picture
-from adatoken3d_ros.ros.inputs.pose_inputs import PoseInput, check
-from adatoken3d_ros.ros.inputs.poses import (
-    PoseSource,
-    pose_from_numbers,
-)
-from adatoken3d_ros.ros.inputs.streams import (
+from adatoken3d_ros.ros.inputs.pictures import (
     COLOURED_POINTS,
     DEPTH,
     DEPTH_INFO,
@@ -38,13 +33,16 @@ from adatoken3d_ros.ros.inputs.streams import (
     RGB_INFO,
     RGBD,
     STREAMS,
+    LazyFrame,
+    Picture,
 )
+from adatoken3d_ros.ros.inputs.pose_inputs import PoseInput, check
+from adatoken3d_ros.ros.inputs.poses import PoseSource, TfPose, pose_from_numbers
 from adatoken3d_ros.ros.inputs.subscriptions import Subscriptions
-from adatoken3d_ros.ros.inputs.topic_warnings import TopicWarnings
 from adatoken3d_ros.ros.logs import WARN_SECONDS
-from adatoken3d_ros.ros.outputs.diagnostics import InputState
 from adatoken3d_ros.ros.parameters import Parameters
 from adatoken3d_ros.scene.frames import PosedFrame
+from adatoken3d_ros.text import quoted
 
 POLL_PERIOD = 0.05  # seconds between two looks for the poses of images that wait
 GRAPH_PERIOD = 0.5  # seconds between two looks at who publishes the inputs
@@ -59,6 +57,9 @@ NEEDED = {
     COLOURED_POINTS: (POINTS,),
 }
 INFOS = {RGBD: (RGB_INFO, DEPTH_INFO), ORGANISED_POINTS: (RGB_INFO,), POINTS_WITH_CAMERA: (RGB_INFO,)}
+
+
+Submit = Callable[[Callable[[], PosedFrame], Callable[[], tuple[int, NDArray[np.float64]]]], object]
 
 
 class Offer:
@@ -96,9 +97,10 @@ class Inputs:
     Args:
         node: carries the subscriptions.
         parameters: the node's.
-        submit: takes each complete frame (see Offer); called from any thread.
+        submit: takes each complete frame, as `Offer.draw` and `Offer.view`; called from any thread.
         group: callback group of the subscriptions.
         on_time_jump: called when the inputs' time has jumped back and the scene is to be cleared for it.
+        clock: seconds, monotonic.
 
     Attributes:
         problem: the last frame or message that could not be used, and why; empty if the last one was good.
@@ -109,9 +111,10 @@ class Inputs:
         self,
         node: Node,
         parameters: Parameters,
-        submit: Callable[[Offer], object],
+        submit: Submit,
         group: CallbackGroup,
         on_time_jump: Callable[[], object] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._node = node
         self._parameters = parameters
@@ -124,12 +127,12 @@ class Inputs:
         self._more: deque[Picture] = deque()  # further pictures of the cloud that was offered last
         self._more_of = (0, (0, 0))  # that cloud's number, and its era
         self._pictures = 0
-        self.record = InputRecord()
+        self.record = InputRecord(clock)
         self._assembler: Assembler | None = None
         self._timers: list[Any] = []
         self._subscriptions = Subscriptions(node, group)
         self._pose_input: PoseInput | None = None
-        self.warnings = TopicWarnings(node)
+        self.warnings = TopicWarnings(node, clock)
 
     @property
     def fates(self) -> Counter[str]:
@@ -142,9 +145,28 @@ class Inputs:
         return self.record.problem
 
     @property
+    def offered(self) -> int:
+        """Frames, and further pictures of clouds, that were handed over until now: each of them meets its fate."""
+        return self._newest + self._pictures
+
+    @property
     def poses(self) -> PoseSource | None:
         """The pose source while the inputs run."""
         return self._assembler.poses if self._assembler is not None else None
+
+    def in_scene(self, point: NDArray[np.float64], frame: str) -> NDArray[np.float64]:
+        """A point (3,) of a frame in the scene's, metres; without a frame, or while the inputs are stopped, as it is.
+
+        Raises:
+            ValueError: if the pose source does not know the way from that frame.
+        """
+        poses = self.poses
+        if poses is None or frame in ("", self._parameters["scene.frame_id"]):
+            return point
+        if not isinstance(poses, TfPose):
+            raise ValueError(f"pose.source is {quoted(self._parameters['pose.source'])}, only 'tf' knows other frames")
+        T = poses.transform(0, frame)
+        return np.asarray(T[:3, :3] @ point + T[:3, 3])
 
     def check(self) -> None:
         """Raises PoseError if the chosen pose source cannot work with the other parameters."""
@@ -231,7 +253,7 @@ class Inputs:
             if self._more and self._more_of == (self._newest, era):
                 self._pictures += 1
                 # Under the lock: else a cloud that comes now would be offered first, and replaced by this.
-                self._submit(Offer(partial(self._further, self._more.popleft(), era), self.record.is_well))
+                self._offer(partial(self._further, self._more.popleft(), era))
         if kind == "key_frame" and self.record.first(kind):
             self._node.get_logger().info("the first key frame is in the scene")
         if problem:
@@ -305,7 +327,11 @@ class Inputs:
                 self.record.accepted((now_ns - frame.stamp_ns) / 1e6)
             with self.record.lock:
                 self._newest += 1
-                self._submit(Offer(partial(self._first, frame, self._newest, self._era), self.record.is_well))
+                self._offer(partial(self._first, frame, self._newest, self._era))
+
+    def _offer(self, pick: Callable[[], Picture]) -> None:
+        offer = Offer(pick, self.record.is_well)
+        self._submit(offer.draw, offer.view)
 
     def _first(self, frame: LazyFrame, number: int, era: tuple[int, int]) -> Picture:
         """Runs in the thread that takes the frame. A cloud's further pictures follow one by one, in `frame_done`."""

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
 from adatoken3d_ros.engine.answer import Answer, Status
 from adatoken3d_ros.engine.stages import STAGES
-from adatoken3d_ros.ros.inputs.conversions import ns_to_stamp
+from adatoken3d_ros.ros.engine_owner import Loading
+from adatoken3d_ros.ros.inputs.accounting import NOT_YET, InputState
+from adatoken3d_ros.ros.outputs.fill import ns_to_stamp
 from adatoken3d_ros.text import shown
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
-NOT_YET = "n/a"
 
 # Share of the budgets missed among the answers of the last minute.
 MISSED_WARN, MISSED_ERROR = 0.05, 0.5
@@ -33,8 +34,6 @@ DRIFT_WARN, DRIFT_ERROR = 2.0, 5.0
 FREE_WARN, FREE_ERROR = 0.10, 0.03
 LATENCY_WINDOW = 100
 PERCENTILES = (50, 95, 99)
-# Rates and gaps are those of the last seconds.
-RATE_SECONDS = 10.0
 KEY, VALUE = 200, 500  # characters of what stands below a status
 # So many frames without a key frame among them are no accident.
 HOPELESS_FRAMES = 10
@@ -50,90 +49,6 @@ class Report:
     level: bytes
     message: str
     values: Mapping[str, Any] = field(default_factory=dict)
-
-
-class Arrivals:
-    """When the messages of one input came, in the last RATE_SECONDS; times in seconds on any steady clock."""
-
-    def __init__(self) -> None:
-        self._times: deque[float] = deque()
-
-    def add(self, now: float) -> None:
-        """A message has come."""
-        self._times.append(now)
-        while now - self._times[0] > RATE_SECONDS:
-            self._times.popleft()
-
-    def silent(self, now: float) -> float | None:
-        """Since the last message; None if there was none."""
-        return now - self._times[-1] if self._times else None
-
-    def rate(self, now: float) -> float | None:
-        """Messages a second, with the time since the last one counted where it is longer; None for less than two."""
-        recent = [then for then in self._times if now - then <= RATE_SECONDS]
-        if len(recent) < 2:
-            return None
-        usual = (recent[-1] - recent[0]) / (len(recent) - 1)
-        span = recent[-1] - recent[0] + max(0.0, now - recent[-1] - usual)
-        return (len(recent) - 1) / span if span > 0 else None
-
-    def gap(self, now: float) -> float | None:
-        """The longest time without a message, until now; None before the first."""
-        if not self._times:
-            return None
-        times = [*self._times, now]
-        return max(b - a for a, b in zip(times, times[1:], strict=False))
-
-
-@dataclass(frozen=True)
-class InputState:
-    """The inputs as they are now; times in seconds.
-
-    Attributes:
-        active: whether inputs are subscribed to.
-        silent: {input: seconds since its last message, None if there was none}; only the inputs that are needed.
-        rate: {input: messages a second, None before there are two}; only images and clouds.
-        gap: {input: longest silence of the last seconds, None before the first message}.
-        since_start: since the inputs were started.
-        since_pair: since colour and depth last matched, None if they never did.
-        apart: difference of the newest colour and depth stamps, None before both have come.
-        waiting: why the newest pair waits for its pose; empty if none waits.
-        problem: the last frame or message that could not be used, and why; empty if the last one was good.
-        warnings: what is wrong with topics whose frames are used all the same.
-        values: counters.
-        names: {input: its topic on the graph}, after remapping.
-        unheard: inputs that nobody publishes.
-        mismatches: publishers that cannot reach the inputs, in words.
-    """
-
-    active: bool
-    silent: Mapping[str, float | None] = field(default_factory=dict)
-    rate: Mapping[str, float | None] = field(default_factory=dict)
-    gap: Mapping[str, float | None] = field(default_factory=dict)
-    since_start: float = 0.0
-    since_pair: float | None = None
-    apart: float | None = None
-    waiting: str = ""
-    problem: str = ""
-    warnings: tuple[str, ...] = ()
-    values: Mapping[str, Any] = field(default_factory=dict)
-    names: Mapping[str, str] = field(default_factory=dict)
-    unheard: Container[str] = ()
-    mismatches: Sequence[str] = ()
-
-    def name(self, topic: str) -> str:
-        """A topic as it is on the graph; says so if nobody publishes it."""
-        return self.names.get(topic, topic) + (" (nobody publishes it)" if topic in self.unheard else "")
-
-    def explain(self) -> str:
-        """Why there is no scene yet, in words."""
-        if not self.active:
-            return "the inputs are not active"
-        found = list(self.mismatches)
-        missing = [self.name(topic) for topic, silent in self.silent.items() if silent is None]
-        if missing:
-            found += [f"nothing has come on {', '.join(missing)}", *filter(None, [self.problem])]
-        return "; ".join(found) or self.problem or self.waiting or "no frame has been matched, or none was encoded yet"
 
 
 def inputs(state: InputState, stale_after: float, min_rate: float = 0.0) -> Report:
@@ -202,15 +117,6 @@ def scene(
     return Report("scene", WARN if active else OK, "nothing has been seen yet", values)
 
 
-@dataclass(frozen=True)
-class Loading:
-    """A model on its way: seconds since the load began, share of it that is done, what is being done."""
-
-    seconds: float
-    share: float = 0.0
-    step: str = ""
-
-
 def model(
     state: str,
     model_id: str,
@@ -266,7 +172,7 @@ class LatencyWindow:
     def __init__(self, size: int = LATENCY_WINDOW, clock: Callable[[], float] = time.monotonic) -> None:
         self._answers: deque[Answer] = deque(maxlen=size)
         self._budgets: deque[tuple[float, bool]] = deque()
-        self._clock = clock
+        self.clock = clock
         self.statuses: Counter[str] = Counter()
 
     def add(self, answer: Answer) -> None:
@@ -274,7 +180,7 @@ class LatencyWindow:
         self.statuses[answer.status.name] += 1
         if answer.question.latency_budget_ms and answer.status in _JUDGED:
             kept = answer.budget_met and answer.status != Status.BUDGET_INFEASIBLE
-            self._budgets.append((self._clock(), kept))
+            self._budgets.append((self.clock(), kept))
         if answer.status in (Status.OK, Status.TRUNCATED):
             self._answers.append(answer)
 
@@ -287,7 +193,7 @@ class LatencyWindow:
             taken: by way, questions that came. waiting: answers that wait until those before them are heard.
             drift: by stage, time that it takes over time that it took when it was measured.
         """
-        while self._budgets and self._clock() - self._budgets[0][0] > MISSED_SECONDS:
+        while self._budgets and self.clock() - self._budgets[0][0] > MISSED_SECONDS:
             self._budgets.popleft()
         budgets = [kept for _, kept in self._budgets]
         missed = 1.0 - sum(budgets) / len(budgets) if budgets else 0.0

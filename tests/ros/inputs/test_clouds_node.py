@@ -20,7 +20,7 @@ from ros_graph import Graph, synthetic_frame
 from ros_messages import cloud_message
 from sensor_msgs.msg import PointCloud2, PointField
 
-from adatoken3d_ros.ros.inputs.conversions import fill_pose, ns_to_stamp
+from adatoken3d_ros.ros.outputs.fill import fill_pose, ns_to_stamp
 
 NAME = "/adatoken3d"
 SECOND = 1_000_000_000

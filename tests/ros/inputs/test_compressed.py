@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import struct
-import zlib
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ros_messages import png_of
 
 from adatoken3d_ros.ros.inputs import compressed as c
 from adatoken3d_ros.ros.inputs.conversions import ConversionError
@@ -21,19 +21,6 @@ from adatoken3d_ros.scene.frames import MAX_SIDE
 
 def compressed(fmt: str, data: Any) -> Any:
     return SimpleNamespace(format=fmt, data=np.frombuffer(bytes(data), np.uint8))
-
-
-def png_of(width: int, height: int, *, bits: int = 8) -> bytes:
-    """A whole png of zeros in some kilobytes, whatever its size; made without its pixels ever being in memory."""
-    pack = zlib.compressobj(9)
-    row = bytes(1 + width * bits // 8)
-    packed = b"".join(pack.compress(row) for _ in range(height)) + pack.flush()
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
-    return c.PNG_SIGNATURE + chunk(b"IHDR", header) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
 
 
 def jpeg_head(width: int, height: int, *before: bytes) -> bytes:

@@ -19,6 +19,7 @@ from ros_messages import image, info
 from scipy.spatial.transform import Rotation
 
 from adatoken3d_ros.ros.inputs import conversions as c
+from adatoken3d_ros.ros.outputs import fill
 
 
 def test_no_ros_is_imported() -> None:
@@ -219,12 +220,12 @@ def test_quaternions_agree_with_scipy_both_ways() -> None:
     for quaternion in Rotation.random(50, random_state=0).as_quat():
         R = c.quaternion_to_rotation(*quaternion)
         np.testing.assert_allclose(R, Rotation.from_quat(quaternion).as_matrix(), atol=1e-12)
-        back = np.array(c.rotation_to_quaternion(R))
+        back = np.array(fill.rotation_to_quaternion(R))
         np.testing.assert_allclose(back, quaternion * np.sign(quaternion[3]), atol=1e-9)
     for axis in np.eye(3):
         half_turn = Rotation.from_rotvec(np.pi * axis).as_matrix()
         np.testing.assert_allclose(
-            c.quaternion_to_rotation(*c.rotation_to_quaternion(half_turn)), half_turn, atol=1e-12
+            c.quaternion_to_rotation(*fill.rotation_to_quaternion(half_turn)), half_turn, atol=1e-12
         )
 
 
@@ -244,21 +245,21 @@ def test_pose_round_trip() -> None:
     T[:3, :3] = Rotation.from_euler("xyz", [0.3, -0.7, 2.0]).as_matrix()
     T[:3, 3] = (1.0, -2.0, 3.0)
     pose = SimpleNamespace(position=SimpleNamespace(), orientation=SimpleNamespace())
-    np.testing.assert_allclose(c.pose_to_matrix(c.fill_pose(pose, T)), T, atol=1e-12)
+    np.testing.assert_allclose(c.pose_to_matrix(fill.fill_pose(pose, T)), T, atol=1e-12)
 
 
 def test_stamps() -> None:
-    stamp = c.ns_to_stamp(SimpleNamespace(), 1_305_031_102_175_304_000)
+    stamp = fill.ns_to_stamp(SimpleNamespace(), 1_305_031_102_175_304_000)
     assert (stamp.sec, stamp.nanosec) == (1_305_031_102, 175_304_000)
     assert c.stamp_to_ns(stamp) == 1_305_031_102_175_304_000
 
 
 def test_written_images_can_be_read() -> None:
     rgb = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
-    message = c.fill_image(SimpleNamespace(data=array.array("B")), rgb[:, ::-1], "rgb8")
+    message = fill.fill_image(SimpleNamespace(data=array.array("B")), rgb[:, ::-1], "rgb8")
     assert (c.image_to_rgb(message) == rgb[:, ::-1]).all()
     depth = np.array([[0, 1500]], np.uint16)
-    message = c.fill_image(SimpleNamespace(data=array.array("B")), depth, "16UC1")
+    message = fill.fill_image(SimpleNamespace(data=array.array("B")), depth, "16UC1")
     np.testing.assert_array_equal(c.depth_to_metres(message), np.array([[np.nan, 1.5]], np.float32))
 
 

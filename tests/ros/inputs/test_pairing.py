@@ -17,8 +17,8 @@ from ros_messages import MS, at, cloud_message, image, info, pose_message
 from adatoken3d_ros.ros.inputs.clocks import Clocks
 from adatoken3d_ros.ros.inputs.conversions import ConversionError
 from adatoken3d_ros.ros.inputs.pairing import Assembler, Pairer
+from adatoken3d_ros.ros.inputs.pictures import DEPTH, DEPTH_INFO, RGB, RGB_INFO
 from adatoken3d_ros.ros.inputs.poses import BufferedPose, StaticPose
-from adatoken3d_ros.ros.inputs.streams import DEPTH, DEPTH_INFO, RGB, RGB_INFO
 
 
 def test_equal_stamps_pair_in_either_order() -> None:

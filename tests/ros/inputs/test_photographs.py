@@ -22,7 +22,8 @@ from visualization_msgs.msg import MarkerArray
 
 from adatoken3d_ros.cli.main import main
 from adatoken3d_ros.ros.bag import read_bag
-from adatoken3d_ros.ros.inputs.conversions import Camera, rectify_depth, rectify_rgb, rotation_to_quaternion
+from adatoken3d_ros.ros.inputs.conversions import Camera, rectify_depth, rectify_rgb
+from adatoken3d_ros.ros.outputs.fill import rotation_to_quaternion
 
 pytestmark = pytest.mark.skipif(not DESK.is_dir(), reason=f"the photographs are not there: {DESK}")
 COUNT = 39

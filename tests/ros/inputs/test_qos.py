@@ -13,8 +13,7 @@ pytest.importorskip("rclpy")
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
 
-from adatoken3d_ros.ros.inputs.qos import in_words, mismatches, requested
-from adatoken3d_ros.ros.inputs.subscriptions import Subscriptions
+from adatoken3d_ros.ros.inputs.subscriptions import Subscriptions, in_words, mismatches, requested
 
 RELIABLE, BEST_EFFORT = ReliabilityPolicy.RELIABLE, ReliabilityPolicy.BEST_EFFORT
 IMAGE = "sensor_msgs/msg/Image"

@@ -260,7 +260,8 @@ def test_every_answer_is_tf2s() -> None:
     from builtin_interfaces.msg import Time
     from geometry_msgs.msg import TransformStamped
 
-    from adatoken3d_ros.ros.inputs.conversions import ns_to_stamp, transform_to_matrix
+    from adatoken3d_ros.ros.inputs.conversions import transform_to_matrix
+    from adatoken3d_ros.ros.outputs.fill import ns_to_stamp
 
     compared, worst = {"answers": 0, "refused": 0}, [0.0]
 

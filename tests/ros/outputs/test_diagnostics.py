@@ -7,12 +7,14 @@ import pytest
 
 from adatoken3d_ros.engine.answer import Answer, Question, Status
 from adatoken3d_ros.engine.stages import StageTimes
+from adatoken3d_ros.ros.engine_owner import Loading
+from adatoken3d_ros.ros.inputs.accounting import Arrivals, InputState
 from adatoken3d_ros.ros.outputs import diagnostics as d
 
 
-def state(**changes: object) -> d.InputState:
+def state(**changes: object) -> InputState:
     good = {"active": True, "silent": {"rgb/image": 0.1, "depth/image": 0.1}, "since_start": 60.0, "since_pair": 0.1}
-    return d.InputState(**{**good, **changes})  # type: ignore[arg-type]
+    return InputState(**{**good, **changes})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -68,7 +70,7 @@ def test_why_there_is_no_scene() -> None:
 
 
 def test_inputs_have_no_figures_before_the_first_message() -> None:
-    nothing = d.Arrivals()
+    nothing = Arrivals()
     values = d.inputs(state(rate={"a": nothing.rate(1.0)}, gap={"a": nothing.gap(1.0)}), 5.0).values
     assert (values["rate_hz.a"], values["gap_s.a"], values["stamps_apart_ms"]) == ("n/a", "n/a", "n/a")
     values = d.inputs(state(rate={"a": 29.97}, gap={"a": 0.0334}, apart=0.25), 5.0).values
@@ -76,7 +78,7 @@ def test_inputs_have_no_figures_before_the_first_message() -> None:
 
 
 def test_arrivals_by_hand() -> None:
-    arrivals = d.Arrivals()
+    arrivals = Arrivals()
     assert (arrivals.silent(3.0), arrivals.rate(3.0), arrivals.gap(3.0)) == (None, None, None)
     arrivals.add(1.0)
     assert (arrivals.silent(3.0), arrivals.rate(3.0), arrivals.gap(3.0)) == (2.0, None, 2.0)
@@ -104,10 +106,10 @@ def test_scene() -> None:
 def test_model() -> None:
     assert d.model("unconfigured", "", "ours", None, "", 0).level == d.OK
     assert d.model("unconfigured", "", "ours", None, "", 0).values["load_progress"] == "n/a"
-    loading = d.model("unconfigured", "", "ours", d.Loading(2.0, 0.43, "reading a.safetensors"), "", 0)
+    loading = d.model("unconfigured", "", "ours", Loading(2.0, 0.43, "reading a.safetensors"), "", 0)
     assert (loading.level, loading.values["load_progress"]) == (d.WARN, "0.43")
     assert loading.message == "loading for 2.0 s: 43%, reading a.safetensors"
-    assert d.model("unconfigured", "", "ours", d.Loading(0.5), "", 0).message == "loading for 0.5 s"
+    assert d.model("unconfigured", "", "ours", Loading(0.5), "", 0).message == "loading for 0.5 s"
     assert d.model("unconfigured", "", "ours", None, "no such file", 0).level == d.ERROR
     ready = d.model("active", "tiny", "ours", None, "", 2)
     assert (ready.message, ready.values["load_progress"]) == ("answering", "1.00")

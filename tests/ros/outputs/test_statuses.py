@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +24,7 @@ from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.node import Node
 from ros_graph import Camera, claim_domain, synthetic_frame
 
-from adatoken3d_ros.engine import runtime
+from adatoken3d_ros.engine import session as session_module
 from adatoken3d_ros.engine.budget.latency import FORMULA, TERMS, LatencyModel
 from adatoken3d_ros.ros.node import SceneNode
 from adatoken3d_ros.ros.outputs import diagnostics
@@ -40,7 +41,7 @@ class Watched(Live):
         self.tester.create_subscription(DiagnosticArray, "/diagnostics", self.told.append, 10)
         self.eye = Camera(SimpleNamespace(node=self.tester))  # type: ignore[arg-type]  # only its node is used
         self.stamp = time.time_ns() - 3600 * SECOND
-        assert self.configure(), self.node.load_problem
+        assert self.configure(), self.node.engine.problem
         assert self.node.trigger_activate() == TransitionCallbackReturn.SUCCESS
         self.wait(self.eye.matched, "the inputs")
 
@@ -72,7 +73,7 @@ def watched(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch
     domain, lock = claim_domain()
     monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     made_up = LatencyModel({name: [1e-4] * len(terms) for name, terms in TERMS.items()})
-    monkeypatch.setattr(runtime, "latency_model", lambda *_: (made_up, False))
+    monkeypatch.setattr(session_module, "latency_model", lambda *_: (made_up, False))
     rclpy.init(args=[], domain_id=domain)
     executor = SingleThreadedExecutor()
     node, tester = SceneNode(), Node("tester", use_global_arguments=False)
@@ -90,7 +91,7 @@ def watched(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch
     lock.close()
 
 
-def test_memory_that_runs_low(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_runs_low(watched: Watched) -> None:
     watched.show(0)
     for figures, level, text in (
         ((9, 100), WARN, "only 9.0% of the machine's memory is free"),
@@ -100,7 +101,7 @@ def test_memory_that_runs_low(watched: Watched, monkeypatch: pytest.MonkeyPatch)
         ((50, 100, 50, 100), OK, "1 MiB used"),
     ):
         found = diagnostics.Memory(2**20, *figures)
-        monkeypatch.setattr(diagnostics, "read_memory", lambda on_gpu, found=found: found)
+        watched.node.health.read_memory = lambda on_gpu, found=found: found  # type: ignore[misc]
         watched.see("memory", level, text)
     assert watched.works()
 
@@ -122,13 +123,14 @@ def test_budgets_that_are_missed(watched: Watched) -> None:
     watched.show(0)
     for budget in (1e-3, 600_000.0, 600_000.0, 600_000.0):
         assert watched.ask(latency_budget_ms=budget).budget_met == (budget > 1.0)
-    watched.node._speed = None  # how fast it really is has nothing to do with what was made up
+    # How fast it really is has nothing to do with what was made up.
+    assert watched.node.engine.model is not None
+    watched.node.engine.model = replace(watched.node.engine.model, drift=dict)
     watched.see("latency", WARN, "25% of the latency budgets of the last minute were missed")
     for _ in range(2):
         watched.ask(latency_budget_ms=1e-3)
     watched.see("latency", ERROR, "50% of the latency budgets of the last minute were missed")
-    window = watched.node._questions.latency
-    window._clock = lambda: time.monotonic() + diagnostics.MISSED_SECONDS + 1.0
+    watched.node.health.latency.clock = lambda: time.monotonic() + diagnostics.MISSED_SECONDS + 1.0
     watched.see("latency", OK, "median")
     assert watched.ask(latency_budget_ms=600_000.0).budget_met
     watched.see("latency", OK, "median")
@@ -137,7 +139,8 @@ def test_budgets_that_are_missed(watched: Watched) -> None:
 def test_a_stage_that_drifts(watched: Watched) -> None:
     """Prefills that take other times than when they were measured, and again the same."""
     watched.show(0)
-    speed = watched.node._speed
+    assert watched.node.engine.worker is not None
+    speed = watched.node.engine.worker.call(lambda session: session.controller.latency).result(60.0)
     assert speed is not None
     for ratio in speed.ratios.values():  # the view that was encoded took its own time
         ratio.value = 1.0

@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The thread with the model, from the load to the end, and what the rest of the node may know of it. No ROS import."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from adatoken3d_ros.engine.events import FrameTaken, Listeners, SceneReplaced, SceneView, StageBegan, TextSoFar
+from adatoken3d_ros.engine.loading import ModelSettings, load_session, make_strategy
+from adatoken3d_ros.engine.out_of_memory import free_cached, trim_heap
+from adatoken3d_ros.requirements import advice, missing
+from adatoken3d_ros.text import shown
+
+if TYPE_CHECKING:  # the engine brings torch with it, seconds of importing
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from adatoken3d_ros.engine.answer import Question
+    from adatoken3d_ros.engine.session import SceneSession
+    from adatoken3d_ros.engine.tickets import Ticket
+    from adatoken3d_ros.engine.worker import Worker
+    from adatoken3d_ros.pruning.strategy import Strategy
+    from adatoken3d_ros.scene.frames import PosedFrame
+
+
+@dataclass(frozen=True)
+class Loading:
+    """A model on its way: seconds since the load began, share of it that is done, what is being done."""
+
+    seconds: float
+    share: float = 0.0
+    step: str = ""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that is there.
+
+    Attributes:
+        model_id: the checkpoint's name and identity. identity: that of the model.
+        layers: of its decoder.
+        fitted: strategies that were fitted to it, by name.
+        on_gpu: whether it is on one.
+        drift: by stage, time that it takes now over time that it took when it was measured.
+        given_up: views that could not be encoded.
+    """
+
+    model_id: str
+    identity: str
+    layers: int
+    fitted: Mapping[str, Strategy]
+    on_gpu: bool
+    drift: Callable[[], Mapping[str, float]]
+    given_up: Callable[[], int]
+
+
+class EngineOwner:
+    """Loads a model into a worker's thread, hands it frames and questions, and frees it.
+
+    Args:
+        events: told what the worker tells, and what is in the scene whenever it has changed.
+        load: makes a session of settings, in the worker's thread; told (share, step) while it does.
+
+    Attributes:
+        worker: None before `start` and after `drop`.
+        model: None until it is loaded.
+        problem: why the last load failed; empty if it did not.
+        strategy: name of that in use; empty without a model.
+    """
+
+    def __init__(self, events: Listeners, load: Callable[..., SceneSession] = load_session) -> None:
+        self._events = events.add(FrameTaken, self._look_again)
+        self._load = load
+        self.worker: Worker | None = None
+        self.model: Loaded | None = None
+        self.problem = ""
+        self.strategy = ""
+        self._frame_id = ""
+        self._loading: Loading | None = None
+        self._began = 0.0
+
+    # --- from the load to the end -------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Imports the engine and torch, for seconds: not in the executor's thread. Raises ImportError."""
+        importlib.import_module("adatoken3d_ros.engine.worker")
+
+    def start(self, values: Mapping[str, Any] | Any) -> Future[None]:
+        """Begins to load what the parameters say, unless that was done; the future is done when the model is there."""
+        if self.worker is None:
+            from adatoken3d_ros.engine.worker import Worker
+
+            settings = ModelSettings.from_parameters(values)
+            self.problem = ""
+            self._frame_id = values["scene.frame_id"]
+            self._began = time.monotonic()
+            self._loading = Loading(0.0)
+            self.worker = Worker(
+                partial(self._make_session, settings),
+                events=self._events,
+                ahead=values["budget.background"],
+                refuse_late=values["budget.infeasible"] == "refuse",
+            )
+            self.worker.start()
+        return self.worker.ready
+
+    def failed(self, error: Exception) -> None:
+        """What was loaded is of no use; `problem` says why."""
+        self.problem = advice(missing()) or shown(error)
+        self.drop()
+
+    def stop(self, timeout: float | None = None) -> None:
+        """Ends the thread, which may be in a decode step or a load, and answers what waits."""
+        if self.worker is not None:
+            self.worker.stop(timeout)
+
+    def drop(self) -> None:
+        """Ends the thread and frees model and scene. Does nothing if there is none."""
+        worker, self.worker = self.worker, None
+        if worker is None:
+            return
+        worker.stop()
+        on_gpu = self.model is not None and self.model.on_gpu
+        self.model = None
+        self._events.tell(SceneReplaced(self._frame_id))
+        self._events.tell(SceneView(self._frame_id))
+        free_cached(gpu=on_gpu)
+
+    @property
+    def loading(self) -> Loading | None:
+        """The model on its way; None when nothing is being loaded."""
+        loading = self._loading
+        return None if loading is None else replace(loading, seconds=time.monotonic() - self._began)
+
+    @property
+    def model_id(self) -> str:
+        """Of the model that is loaded; empty without one."""
+        return "" if self.model is None else self.model.model_id
+
+    def _make_session(self, settings: ModelSettings) -> SceneSession:
+        """Runs in the worker's thread."""
+
+        def progress(share: float, step: str) -> None:
+            self._loading = Loading(0.0, share, step)
+
+        try:
+            session = self._load(settings, progress)
+        finally:
+            self._loading = None
+        self.strategy = settings.strategy
+        self.model = Loaded(
+            session.model_id,
+            session.model.identity,
+            session.n_layers,
+            session.fitted,
+            session.model.device.type == "cuda",
+            lambda: {} if session.controller.latency is None else session.controller.latency.drift,
+            lambda: session.memory.given_up,
+        )
+        return session
+
+    # --- frames and questions -----------------------------------------------------------------------------------------
+
+    def take_frame(
+        self, draw: Callable[[], PosedFrame], view: Callable[[], tuple[int, NDArray[np.float64]]] | None = None
+    ) -> None:
+        """As `Worker.submit_frame`; without a worker the frame is `stopped`."""
+        if self.worker is None:
+            self._events.tell(FrameTaken("stopped"))
+        else:
+            self.worker.submit_frame(draw, view)
+
+    def ask(
+        self,
+        question: Question,
+        values: Mapping[str, Any] | Any,
+        number: int,
+        listener: Callable[[StageBegan | TextSoFar], object] | None = None,
+    ) -> Ticket:
+        """As `Worker.submit`, under the strategy and policy that the parameters name now; there must be a worker."""
+        assert self.worker is not None
+        strategy = values["strategy"]
+
+        def use_strategy(session: SceneSession) -> None:
+            # Travels with the question, whose time runs and whose policy holds from now on, also behind others.
+            if strategy != self.strategy:
+                session.set_strategy(self._strategy(strategy))
+                self.strategy = strategy
+
+        self.worker.policy = type(self.worker.policy)(values["question_policy"])
+        self.worker.queue_limit = values["queue_limit"]
+        return self.worker.submit(question, before=use_strategy, number=number, listener=listener)
+
+    def check_strategy(self, name: str) -> None:
+        """Raises ValueError for a strategy that the loaded model cannot use; without a model all may be set."""
+        if self.model is not None:
+            self._strategy(name)
+
+    def _strategy(self, name: str) -> Strategy:
+        assert self.model is not None
+        return make_strategy(name, self.model.layers, self.model.identity, self.model.fitted)
+
+    # --- the scene ----------------------------------------------------------------------------------------------------
+
+    def look(self) -> None:
+        """Has `show` run when the worker has nothing better to do."""
+        if self.worker is not None:
+            self.worker.call(self.show, chore=True)
+
+    def show(self, session: SceneSession) -> None:
+        """Runs in the worker's thread: tells what the scene is now."""
+        tokens = session.scene()
+        view = SceneView(self._frame_id)
+        if tokens is not None:
+            xyz, rgb, count = (tensor.cpu().numpy() for tensor in (tokens.xyz.float(), tokens.rgb, tokens.count))
+            view = SceneView(self._frame_id, xyz, rgb, count, dict(session.poses), session.stamp_ns)
+        self._events.tell(view)
+
+    def show_another(self, session: SceneSession) -> None:
+        """As `show`, of a scene that is not that of the answers until now."""
+        self._events.tell(SceneReplaced(self._frame_id))
+        self.show(session)
+
+    def clear(self, session: SceneSession) -> None:
+        """Runs in the worker's thread: forgets the scene."""
+        session.clear()
+        trim_heap()
+        self.show_another(session)
+
+    def forget(self) -> None:
+        """Has `clear` run before what waits."""
+        if self.worker is not None:
+            self.worker.call(self.clear)
+
+    def _look_again(self, event: FrameTaken) -> None:
+        if event.fate == "key_frame":
+            self.look()
