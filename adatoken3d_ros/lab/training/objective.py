@@ -32,7 +32,7 @@ from adatoken3d_ros.lab.training.packing import (
     spatial_tokens,
 )
 from adatoken3d_ros.lab.training.recipe import TrainConfig
-from adatoken3d_ros.lmm.llava3d.model import Llava3D
+from adatoken3d_ros.lmm.interface import SpatialLMM
 
 _CLICKS = 64  # points a scene whose tokens are to be found
 
@@ -44,9 +44,9 @@ class Objective:
         heads: modules that only training needs; their weights are drawn from the configuration's seed.
     """
 
-    def __init__(self, model: Llava3D, encoder: Encoder, config: TrainConfig) -> None:
+    def __init__(self, model: SpatialLMM, encoder: Encoder, config: TrainConfig) -> None:
         self.model, self.encoder, self.config = model, encoder, config
-        layers, width = len(model.language.model.layers), model.language.config.hidden_size
+        layers, width = len(model.decoder), model.decoder.size.hidden
         # Where the tokens are told apart, where words look for them, and where the answer does.
         self.depths = sorted({0, max(1, layers // 4), max(1, layers // 2)})
         self.mention_layers = sorted({layers // 6, min(layers // 6 + 1, layers - 1)})
@@ -69,7 +69,7 @@ class Objective:
 
     def alignment(self, scenes: Sequence[Scene]) -> tuple[Tensor, dict[str, list[float]]]:
         """The losses of the projected tokens alone, which no layer has read."""
-        table = self.model.language.model.embed_tokens.weight
+        table = self.model.decoder.language.model.embed_tokens.weight
         truth = Truth.joined([Truth.of(scene) for scene in scenes]).to(self.model.device)
         tokens = spatial_tokens(self.model, scenes)
         found = {**self.heads["dense0"](torch.cat(tokens), truth, table), "click": self.finding(scenes, tokens)}
@@ -111,7 +111,7 @@ class Objective:
 
         def look(layer: int, queries: Tensor, keys: Tensor) -> None:
             heads = [config.guided_heads, queries.shape[1] - config.guided_heads]
-            scaling = model.language.model.layers[layer].self_attn.scaling
+            scaling = model.decoder.layers[layer].scaling
             for layers, targets in ((self.mention_layers, mentions), (self.about_layers, abouts)):
                 if layer not in layers or not any(targets):
                     continue
@@ -134,7 +134,7 @@ class Objective:
             depths = {*self.depths, *self.told, self.related}
             states: dict[int, list[Tensor]] = {} if config.blind else {d: [] for d in depths}
             hidden = run(
-                model.language,
+                model.decoder.language,
                 self.prefixes(tokens),
                 embed(model, packed),
                 packed,
@@ -143,7 +143,7 @@ class Objective:
                 layer_step=self.layer_step,
             )
             labelled = torch.nonzero(packed.label != IGNORE)[:, 0]
-            logits = model.language.lm_head(hidden[at + labelled])
+            logits = model.decoder.language.lm_head(hidden[at + labelled])
         total, per_question = answer_loss(logits, packed, labelled)
         parts: dict[str, list[float]] = defaultdict(list)
         parts["answer"].append(float(total.detach()))
@@ -155,7 +155,7 @@ class Objective:
         if not states:
             return total, parts
         auxiliary: dict[str, tuple[float, Tensor]] = {}
-        table = model.language.model.embed_tokens.weight
+        table = model.decoder.language.model.embed_tokens.weight
         shown = torch.cat([k * n + system + torch.arange(len(t.share), device=device) for k, t in enumerate(truths)])
         for depth in self.depths:
             for name, value in self.heads[f"dense{depth}"](states[depth][0][shown], truth, table).items():
@@ -176,6 +176,5 @@ class Objective:
 
     def prefixes(self, tokens: Sequence[Tensor]) -> list[Tensor]:
         """(N, D) of each scene: the system's text and the scene's tokens."""
-        table = self.model.language.model.embed_tokens
-        system = table(torch.tensor(self.encoder.system, device=self.model.device))
+        system = self.model.decoder.embed(torch.tensor(self.encoder.system, device=self.model.device))
         return [torch.cat([system, own.to(system.dtype)]) for own in tokens]

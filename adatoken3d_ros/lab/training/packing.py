@@ -23,8 +23,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from adatoken3d_ros.lab.synthetic.furniture import COLOURS, KINDS
 from adatoken3d_ros.lab.synthetic.wordings import QA, plural
 from adatoken3d_ros.lab.training.data import Scene
-from adatoken3d_ros.lmm.interface import Placeholder
-from adatoken3d_ros.lmm.llava3d.model import Llava3D
+from adatoken3d_ros.lmm.interface import Placeholder, SpatialLMM
 from adatoken3d_ros.lmm.llava3d.prompt import build_prompt
 from adatoken3d_ros.lmm.text_places import parse_clicks
 
@@ -228,7 +227,7 @@ def pack(asked: Sequence[Sequence[Encoded]], n_prefix: Sequence[int], shape: Sha
     )
 
 
-def spatial_tokens(model: Llava3D, scenes: Sequence[Scene], *, blind: bool = False) -> list[Tensor]:
+def spatial_tokens(model: SpatialLMM, scenes: Sequence[Scene], *, blind: bool = False) -> list[Tensor]:
     """(M, D) of each scene, what `session.spliced` puts into the prompt; one empty token for a model that may not see.
 
     The last layer of the position embedding is linear, so it is applied to the voxels' means.
@@ -236,22 +235,20 @@ def spatial_tokens(model: Llava3D, scenes: Sequence[Scene], *, blind: bool = Fal
     numbers = [len(scene.features) for scene in scenes]
     features = torch.cat([scene.features for scene in scenes]).to(model.device)
     if blind:
-        return [model.project(features.new_zeros(1, features.shape[1]))] * len(scenes)
-    xyz = torch.cat([scene.xyz for scene in scenes]).to(model.device)
+        return [model.scene_tokens(features.new_zeros(1, features.shape[1]), features.new_zeros(1, 0))] * len(scenes)
+    xyz = torch.cat([scene.xyz for scene in scenes])
     begins = [0, *itertools.accumulate(numbers)]
     voxel = torch.cat([scene.voxel + b for scene, b in zip(scenes, begins, strict=False)]).to(model.device)
     with torch.autocast(model.device.type, enabled=False):
-        position = model.position
-        hidden = functional.relu(position.norm(position.lift(xyz)))
+        lifted = model.lift_places(xyz)
         count = torch.bincount(voxel, minlength=len(features))
-        total = hidden.new_zeros(len(features), hidden.shape[1]).index_add(0, voxel, hidden)
-        return list(model.project(features + position.out(total / count[:, None])).split(numbers))
+        total = lifted.new_zeros(len(features), lifted.shape[1]).index_add(0, voxel, lifted)
+        return list(model.scene_tokens(features, total / count[:, None]).split(numbers))
 
 
-def embed(model: Llava3D, packed: Packed) -> Tensor:
+def embed(model: SpatialLMM, packed: Packed) -> Tensor:
     """(R, D) the questions' rows with the clicks' vectors in their places."""
-    table = model.language.model.embed_tokens
-    rows: Tensor = table(packed.ids)
+    rows = model.decoder.embed(packed.ids)
     if len(packed.click_row):
         with torch.autocast(model.device.type, enabled=False):
             rows = rows.index_copy(0, packed.click_row, model.embed_clicks(packed.click_xyz).to(rows.dtype))
