@@ -17,7 +17,8 @@ from adatoken3d_ros.pruning.schedule import scaled
 from adatoken3d_ros.pruning.strategy import Strategy
 
 if TYPE_CHECKING:
-    from adatoken3d_ros.engine.session import SceneSession
+    from adatoken3d_ros.engine.engine import Engine
+    from adatoken3d_ros.engine.scene import Scene
     from adatoken3d_ros.lab.synthetic.wordings import QA
 
 Score = Callable[["QA", str], float]
@@ -37,8 +38,9 @@ def strategies(own: Sequence[Strategy], policy: str, n_layers: int, factors: Seq
 
 
 def measure(
-    session: SceneSession,
-    scenes: Sequence[tuple[Callable[[SceneSession], None], Sequence[QA]]],
+    engine: Engine,
+    scene: Scene,
+    scenes: Sequence[tuple[Callable[[Scene], None], Sequence[QA]]],
     asked: Sequence[Strategy],
     score: Score,
     progress: Callable[[], None],
@@ -49,18 +51,18 @@ def measure(
     slower becomes so for all.
 
     Args:
-        scenes: what shows a scene to the session, and its questions.
+        scenes: what shows a scene to the scene, and its questions.
         asked: strategies.
     """
     times: list[list[float]] = [[] for _ in asked]
     scores: list[list[float]] = [[] for _ in asked]
     for show, questions in scenes:
-        session.clear()
-        show(session)
+        scene.clear()
+        show(scene)
         for qa in questions:
             for i, strategy in enumerate(asked):
-                session.set_strategy(strategy)
-                answer = session.ask(Question(qa.question))
+                scene.set_strategy(strategy)
+                answer = engine.ask(scene, Question(qa.question))
                 times[i].append(answer.times.total)
                 scores[i].append(score(qa, answer.text))
             progress()

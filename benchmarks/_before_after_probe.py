@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `before_after` measures inside a tree, given to its interpreter as text: the tree need not have this file.
 
-All that it knows of the package is what the command `ask` has had from the beginning: its arguments, its session, its
+All that it knows of the package is what the command `ask` has had from the beginning: its arguments, its scene, its
 frames. Prints one JSON object:
 
     ingest_ms     CPU time from a bag's messages to the frames that they make, by frame, one number a pass
@@ -34,12 +34,15 @@ def main(model: str, bag: str, passes: int, threads: int, warm: int) -> None:
         began = time.process_time()
         count = sum(1 for _ in ask.frames(args))
         ingest.append(1000 * (time.process_time() - began) / count)
-    session = ask.open_session(parser.parse_args([*given, "--folder", "."]))  # for stills: each of them counts
+    stills = parser.parse_args([*given, "--folder", "."])  # each of them counts
+    # Before engines were shared, one object was both engine and scene.
+    alone = getattr(ask, "open_session", None)
+    scene = alone(stills) if alone is not None else ask.open_scene(stills)[1]
     key_frames = []
     for frame in frames:
         began = time.perf_counter()
-        session.observe(frame)
-        if session.encode_pending():
+        scene.observe(frame)
+        if scene.encode_pending():
             key_frames.append(1000 * (time.perf_counter() - began))
     print(json.dumps({"ingest_ms": ingest, "key_frame_ms": key_frames[warm:], "package": adatoken3d_ros.__file__}))
 

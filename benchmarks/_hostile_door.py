@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hostile messages and questions all the way: through the worker and a session with a tiny model, and then a good one.
+"""Hostile messages and questions all the way: through the worker and a scene with a tiny model, and then a good one.
 
 A try begins with an empty scene, so that it depends on nothing but its seed.
 """
@@ -16,8 +16,8 @@ import numpy as np
 
 from adatoken3d_ros.engine.answer import Answer, Question, Status
 from adatoken3d_ros.engine.config import SessionConfig
+from adatoken3d_ros.engine.engine import Engine
 from adatoken3d_ros.engine.events import FrameTaken, Listeners
-from adatoken3d_ros.engine.session import SceneSession
 from adatoken3d_ros.engine.worker import Worker
 from adatoken3d_ros.lmm.llava3d.checkpoint import load
 from adatoken3d_ros.ros.inputs.conversions import ConversionError
@@ -49,23 +49,24 @@ class Refused(ConversionError):
 
 
 class Door:
-    """Worker and session; what goes in is accounted for."""
+    """Worker and scene; what goes in is accounted for."""
 
     def __init__(self, model: Path, max_new_tokens: int = 2) -> None:
         self._fates: queue.Queue[str] = queue.Queue()
         config = SessionConfig(max_new_tokens=max_new_tokens)
         events = Listeners().add(FrameTaken, lambda told: self._fates.put(told.fate))
-        self.worker = Worker(lambda: SceneSession(*load(model)[:2], config), events=events)
+        self.worker = Worker(lambda: Engine(*load(model)[:2]))
+        self.queue = self.worker.open(lambda engine: engine.open(config), events=events)
         self.worker.start()
-        self.worker.ready.result()
+        self.queue.ready.result()
 
     def begin(self) -> None:
         """Forgets the scene."""
-        self.worker.call(lambda session: session.clear()).result(PATIENCE)
+        self.queue.call(lambda scene: scene.clear()).result(PATIENCE)
 
     def take(self, frame: PosedFrame) -> str:
         """What became of a frame. Raises Loss if nothing did."""
-        self.worker.submit_frame(lambda: frame, lambda: (frame.stamp_ns, frame.T_world_camera))
+        self.queue.submit_frame(lambda: frame, lambda: (frame.stamp_ns, frame.T_world_camera))
         try:
             return self._fates.get(timeout=PATIENCE)
         except queue.Empty:
@@ -74,7 +75,7 @@ class Door:
     def ask(self, question: Question) -> Answer:
         """Raises Loss for a question that is not answered."""
         try:
-            return self.worker.submit(question).result.result(PATIENCE)
+            return self.queue.submit(question).result.result(PATIENCE)
         except TimeoutError:
             raise Loss("a question without an answer") from None
 

@@ -22,7 +22,8 @@ import torch
 from adatoken3d_ros.engine.answer import Question
 from adatoken3d_ros.engine.budget.latency import TERMS, LatencyModel
 from adatoken3d_ros.engine.config import SessionConfig
-from adatoken3d_ros.engine.session import SceneSession
+from adatoken3d_ros.engine.engine import Engine
+from adatoken3d_ros.engine.scene import Scene
 from adatoken3d_ros.lmm.llava3d.checkpoint import load
 from adatoken3d_ros.pruning.policies import POLICY_NAMES
 from adatoken3d_ros.pruning.strategy import Strategy, default_strategy
@@ -175,15 +176,16 @@ def _served(path: Path, spoil: Callable[[bytes, random.Random], bytes], rng: ran
 def scene_attack(folder: Path) -> Callable[[random.Random], object]:
     """A scene that was accepted can be asked about, and a good one loads afterwards; bytes that were changed on the way
     are not accepted."""
-    session = SceneSession(*load(tiny(folder))[:2], SessionConfig(max_new_tokens=2))
+    engine = Engine(*load(tiny(folder))[:2])
+    scene = engine.open(SessionConfig(max_new_tokens=2))
     for index in range(3):
-        session.observe(good_frame(index))
-    session.encode_pending()
+        scene.observe(good_frame(index))
+    scene.encode_pending()
     path, whole = folder / "spoilt.safetensors", folder / "whole.safetensors"
-    session.save(whole)
+    scene.save(whole)
     original = whole.read_bytes()
-    assert len(session.poses) == 3
-    tokens = session.scene()
+    assert len(scene.poses) == 3
+    tokens = scene.tokens()
     assert tokens is not None
     before = tokens.features.clone()
 
@@ -193,24 +195,24 @@ def scene_attack(folder: Path) -> Callable[[random.Random], object]:
         regular = path.is_file() and path.stat().st_size < 10**8
         changed = regular and path.read_bytes() != original
         try:
-            session.load(path)
-            asked = session.ask(Question("What is there?"))
+            scene.load(path)
+            asked = engine.ask(scene, Question("What is there?"))
             assert asked.status in ANSWERED, f"of a scene that was accepted: {asked.status.name} {asked.status_message}"
-            found = session.scene()
+            found = scene.tokens()
             same = found is not None and torch.equal(found.features, before)
             assert not (in_place and changed and not same), "damage was accepted"
         finally:
-            _good_scene(session, whole)
+            _good_scene(engine, scene, whole)
 
     return attempt
 
 
-def _good_scene(session: SceneSession, whole: Path) -> None:
+def _good_scene(engine: Engine, scene: Scene, whole: Path) -> None:
     try:
-        session.load(whole)
+        scene.load(whole)
     except (ValueError, OSError) as error:
         raise Loss(f"the good scene afterwards: {error}") from error
-    answer = session.ask(Question("What is there?"))
+    answer = engine.ask(scene, Question("What is there?"))
     if answer.status not in ANSWERED:
         raise Loss(f"the good scene afterwards: {answer.status.name} {answer.status_message}")
 
@@ -258,12 +260,13 @@ def cache_attack(folder: Path) -> Callable[[random.Random], object]:
     def attempt(rng: random.Random) -> None:
         _served(path, spoil_document, rng, original)
         latency = LatencyModel.load(path, key)
-        session = SceneSession(model, tokenizer, SessionConfig(max_new_tokens=2))
-        session.observe(good_frame(0))
-        session.encode_pending()
-        session.controller.latency = latency
+        engine = Engine(model, tokenizer)
+        scene = engine.open(SessionConfig(max_new_tokens=2))
+        scene.observe(good_frame(0))
+        scene.encode_pending()
+        scene.controller.latency = latency
         for budget in (50.0, 5000.0):
-            answer = session.ask(Question("What is there?", latency_budget_ms=budget))
+            answer = engine.ask(scene, Question("What is there?", latency_budget_ms=budget))
             assert answer.status.name != "ERROR", answer.status_message
 
     return attempt

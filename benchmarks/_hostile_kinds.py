@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from adatoken3d_ros.engine.budget.latency import LatencyError, LatencyModel
-from adatoken3d_ros.engine.worker import Worker
+from adatoken3d_ros.engine.scene_queue import SceneQueue
 from adatoken3d_ros.lmm.llava3d.checkpoint import CheckpointError, load
 from adatoken3d_ros.pruning.strategy import Strategy, StrategyError
 from adatoken3d_ros.ros.bag import BagError, read_bag
@@ -25,7 +25,7 @@ ATTACKS: dict[str, Attack] = {
     "compressed": Attack(LazyFrame.frames, MESSAGES, door.compressed_attack),
     "clouds": Attack(LazyFrame.frames, MESSAGES, door.cloud_attack),
     "poses": Attack(PoseSource.lookup, (PoseError, door.Refused), door.pose_attack),
-    "questions": Attack(Worker.submit, (door.Refused,), door.question_attack),
+    "questions": Attack(SceneQueue.submit, (door.Refused,), door.question_attack),
     "scenes": Attack(load_scene, (SceneFileError, OSError), files.scene_attack),
     "config": Attack(load, CHECKPOINT, files.checkpoint_attack("config.json")),
     "tokenizer": Attack(load, CHECKPOINT, files.checkpoint_attack("tokenizer.json")),

@@ -105,7 +105,7 @@ class Reader:
 
     @torch.inference_mode()
     def samples(self, scene: Scene, questions: Sequence[QA]) -> list[Sample]:
-        """Each question's prompt, as `SceneSession.spliced` makes it; a blind model gets one empty spatial token."""
+        """Each question's prompt, as a scene makes it (`Scene.spliced`); a blind model gets one empty spatial token."""
         spatial = spatial_tokens(self.model, [scene], blind=self.blind)[0]
         # One object for all questions: it remembers what depends on the scene alone.
         tokens = SceneTokens(torch.zeros(1, 3) if self.blind else centroids(scene), spatial)

@@ -2,7 +2,7 @@
 """Are latency budgets kept, and what does that cost?
 
 Questions about furnished rooms with budgets log-uniform between the p95 of the cheapest plan and of the unpruned
-answer, both as predicted when the question is asked, go through the real engine: a session in its worker's thread,
+answer, both as predicted when the question is asked, go through the real engine: a scene in its worker's thread,
 frames handed in as they would come from a camera, every fourth question together with a view that nobody has encoded
 yet. Twice:
 
@@ -54,9 +54,10 @@ from adatoken3d_ros.engine.budget.controller import BudgetConfig
 from adatoken3d_ros.engine.budget.latency import LatencyModel
 from adatoken3d_ros.engine.budget.plans import RUNGS, options, removed_share
 from adatoken3d_ros.engine.config import SessionConfig
+from adatoken3d_ros.engine.engine import Engine
 from adatoken3d_ros.engine.events import FrameTaken, Listeners
 from adatoken3d_ros.engine.loading import fitted_strategies, make_strategy
-from adatoken3d_ros.engine.session import SceneSession
+from adatoken3d_ros.engine.scene import Scene
 from adatoken3d_ros.engine.worker import Worker
 from adatoken3d_ros.lab.probe import Probe, Sample
 from adatoken3d_ros.lab.synthetic.furnished import make_room
@@ -81,7 +82,7 @@ OWN_POINTS = 6  # schedules of the configured policy, for accuracy against laten
 
 
 @dataclass(frozen=True, eq=False)
-class Scene:
+class Shown:
     """A room: the views that are there when it is asked about, those that come later, and questions with answers."""
 
     first: list[PosedFrame]
@@ -133,7 +134,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 # What is asked -----------------------------------------------------------------------------------------------------
 
 
-def make_scenes(args: argparse.Namespace) -> list[Scene]:
+def make_scenes(args: argparse.Namespace) -> list[Shown]:
     """Test rooms, with enough questions for their share of the run."""
     each = -(-args.questions // args.scenes)
     scenes = []
@@ -145,7 +146,7 @@ def make_scenes(args: argparse.Namespace) -> list[Scene]:
         asked = generate(room, np.random.default_rng([args.seed, seed]), per_family=4)
         random = np.random.default_rng([args.seed, seed, 1])
         questions = [asked[i] for i in random.permutation(len(asked))]
-        scenes.append(Scene(frames[: args.views], frames[args.views :], (questions * each)[:each]))
+        scenes.append(Shown(frames[: args.views], frames[args.views :], (questions * each)[:each]))
     return scenes
 
 
@@ -178,35 +179,38 @@ class Bench:
         self.strategy = make_strategy(args.strategy, self.n_layers, model_hash, self.fitted)
         console.print("rendering rooms")
         self.scenes = make_scenes(args)
-        session = self.session()
         console.print("warming up")
-        session.warm_up()
-        assert session.controller.latency is not None
-        self._fit = session.controller.latency
+        engine = Engine(self.model, self.tokenizer)
+        engine.warm_up(self.strategy)
+        assert engine.latency is not None
+        self._fit = engine.latency
         self.samples = [self._sample(scene) for scene in self.scenes[:3]]
         if not self.calibrated:
             console.print("measuring the loss of each schedule")
             self.fitted = self._calibrate()
 
-    def session(self) -> SceneSession:
-        """A fresh session; its latency model starts from the fit."""
+    def engine(self) -> Engine:
+        """A fresh engine; its latency model starts from the fit."""
+        engine = Engine(self.model, self.tokenizer, fitted=self.fitted)
+        engine.latency = LatencyModel(self._fit.coefficients, self._fit.key, self._fit.scatter)
+        return engine
+
+    def open(self, engine: Engine) -> Scene:
+        """An empty scene."""
         config = SessionConfig(
             key_frames=KeyFrameConfig(min_translation=0.0, min_rotation=0.0, max_views=self.args.views + 4),
             max_new_tokens=self.args.max_new_tokens,
             seed=self.args.seed,
             budget=BudgetConfig(),
         )
-        session = SceneSession(self.model, self.tokenizer, config, strategy=self.strategy, fitted=self.fitted)
-        if hasattr(self, "_fit"):
-            session.controller.latency = LatencyModel(self._fit.coefficients, self._fit.key, self._fit.scatter)
-        return session
+        return engine.open(config, self.strategy)
 
-    def _sample(self, scene: Scene) -> Sample:
-        session = self.session()
-        for frame in scene.first:
-            session.observe(frame)
-        session.encode_pending()
-        spliced, block = session.spliced(Question(scene.questions[0].question))
+    def _sample(self, shown: Shown) -> Sample:
+        scene = self.open(self.engine())
+        for frame in shown.first:
+            scene.observe(frame)
+        scene.encode_pending()
+        spliced, block = scene.spliced(Question(shown.questions[0].question))
         return Sample(spliced.embeds, spliced.spatial_start, spliced.n_spatial, block.scene)
 
     @property
@@ -229,26 +233,27 @@ class Bench:
 
 
 class Runner:
-    """One session in its worker; frames and questions go in as they would from outside."""
+    """One scene in its worker; frames and questions go in as they would from outside."""
 
     def __init__(self, bench: Bench) -> None:
         self._done = threading.Semaphore(0)
-        self.worker = Worker(bench.session, events=Listeners().add(FrameTaken, lambda told: self._done.release()))
+        self.worker = Worker(bench.engine)
+        self.queue = self.worker.open(bench.open, events=Listeners().add(FrameTaken, lambda _: self._done.release()))
         self.worker.start()
-        self.worker.ready.result(WAIT)
+        self.queue.ready.result(WAIT)
 
     def show(self, frames: list[PosedFrame]) -> None:
         """Each is encoded before the next comes."""
         for frame in frames:
-            self.worker.submit_frame(partial(_itself, frame))
+            self.queue.submit_frame(partial(_itself, frame))
             assert self._done.acquire(timeout=WAIT)
 
     def ask(self, question: Question, frame: PosedFrame | None) -> tuple[Answer, float]:
         """The answer and the milliseconds until it was there; `frame` comes in just before the question."""
         if frame is not None:
-            self.worker.submit_frame(partial(_itself, frame))
+            self.queue.submit_frame(partial(_itself, frame))
         began = time.monotonic()
-        answer = self.worker.submit(question).result.result(WAIT)
+        answer = self.queue.submit(question).result.result(WAIT)
         ended = time.monotonic()
         if frame is not None:
             assert self._done.acquire(timeout=WAIT)
@@ -259,10 +264,10 @@ def _itself(frame: PosedFrame) -> PosedFrame:
     return frame
 
 
-def budget_range(session: SceneSession, question: Question) -> tuple[float, float]:
+def budget_range(scene: Scene, question: Question) -> tuple[float, float]:
     """p95 of the cheapest plan and of the unpruned answer as they are now, milliseconds."""
-    table = session.plans(question)
-    reserve = session.config.budget.reserve_ms
+    table = scene.plans(question)
+    reserve = scene.config.budget.reserve_ms
     return 1e3 * table.cheapest_seconds + reserve, table.unpruned.p95_ms + reserve
 
 
@@ -282,10 +287,10 @@ def run(
     hogs = ExitStack()
     if way == "unpruned":
         full = replace(bench.strategy, schedule=Schedule(), name="unpruned")
-        runner.worker.call(lambda session: session.set_strategy(full)).result(WAIT)
+        runner.queue.call(lambda scene: scene.set_strategy(full)).result(WAIT)
     try:
         for scene in bench.scenes:
-            runner.worker.call(lambda session: session.clear()).result(WAIT)
+            runner.queue.call(lambda scene: scene.clear()).result(WAIT)
             runner.show(scene.first)
             later = list(scene.later)
             for i, qa in enumerate(scene.questions):
@@ -294,7 +299,7 @@ def run(
                 if hogged and len(rows) == half:
                     hogs.enter_context(busy(os.cpu_count() or 1))
                 question = Question(qa.question, max_new_tokens=bench.args.max_new_tokens)
-                low, high = runner.worker.call(partial(budget_range, question=question)).result(WAIT)
+                low, high = runner.queue.call(partial(budget_range, question=question)).result(WAIT)
                 drawn = low * (max(low, high) / low) ** random.random()
                 budget = budgets[len(rows)] if budgets is not None else drawn
                 # Without time left the engine answers by its fastest plan.
@@ -379,20 +384,20 @@ def by_decile(rows: Sequence[Row], value: Callable[[Row], float]) -> list[float]
 
 def time_of_choice(bench: Bench) -> dict[str, float]:
     """Microseconds of a look-up, and of making the table that it looks into."""
-    session = bench.session()
+    scene = bench.open(bench.engine())
     for frame in bench.scenes[0].first:
-        session.observe(frame)
-    session.encode_pending()
+        scene.observe(frame)
+    scene.encode_pending()
     question = Question(bench.scenes[0].questions[0].question)
-    table = session.plans(question)
+    table = scene.plans(question)
     budgets = np.geomspace(0.1 * table.cheapest_seconds, 100 * table.cheapest_seconds, 500)
     began = time.perf_counter()
     for budget in budgets:
         table.choose(float(budget))
     chosen = time.perf_counter()
     for _ in range(20):
-        session.controller.forget_tables()
-        session.plans(question)
+        scene.controller.forget_tables()
+        scene.plans(question)
     made = time.perf_counter()
     return {"choose_us": 1e6 * (chosen - began) / len(budgets), "table_us": 1e6 * (made - chosen) / 20}
 
@@ -440,10 +445,10 @@ def accuracy_latency(bench: Bench, progress: Callable[[], None]) -> dict[str, li
     """Accuracy against latency by policy, see `_accuracy_latency`; every question with all views encoded."""
     each = -(-bench.args.frontier_questions // len(bench.scenes))
 
-    def show(frames: Sequence[PosedFrame], session: SceneSession) -> None:
+    def show(frames: Sequence[PosedFrame], scene: Scene) -> None:
         for frame in frames:
-            session.observe(frame)
-        session.encode_pending()
+            scene.observe(frame)
+        scene.encode_pending()
 
     def score(qa: QA, text: str) -> float:
         return bench_score(bench, qa, text) or 0.0
@@ -451,9 +456,9 @@ def accuracy_latency(bench: Bench, progress: Callable[[], None]) -> dict[str, li
     own = _accuracy_latency.thinned(bench.calibrated, OWN_POINTS)
     asked = _accuracy_latency.strategies(own, bench.strategy.policy, bench.n_layers, FACTORS)
     scenes = [(partial(show, scene.first), scene.questions[:each]) for scene in bench.scenes]
-    session = bench.session()
-    session.controller.latency = None  # the strategy alone decides, and no table is made
-    return _accuracy_latency.measure(session, scenes, asked, score, progress)
+    engine = bench.engine()
+    engine.latency = None  # the strategy alone decides, and no table is made
+    return _accuracy_latency.measure(engine, bench.open(engine), scenes, asked, score, progress)
 
 
 def draw(result: dict[str, Any], path: Path) -> None:

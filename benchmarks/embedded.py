@@ -4,7 +4,7 @@
 Each load happens in a process of its own, the file in the system's cache, as the node loads it:
 
     import_s     torch, transformers and the engine, before anything is loaded
-    load_s       from the directory to a session that can be asked (goal: under 2 s)
+    load_s       from the directory to an engine that can be asked (goal: under 2 s)
     warm_up_s    measuring how fast this machine is, for latency budgets; not needed when the result is kept
     question_ms  one question about a scene of 8 views that is encoded and built, from its arrival to the whole answer:
                  median over all families, and apart for short answers and boxes, which are written digit by digit
@@ -46,39 +46,39 @@ def child(model: str, threads: int, questions: int) -> dict[str, Any]:
     from adatoken3d_ros.cli import ask
     from adatoken3d_ros.engine.answer import Question
 
-    for module in ("engine.session", "engine.budget.controller", "lmm.llava3d.checkpoint"):  # what loading would import
+    for module in ("engine.engine", "engine.budget.controller", "lmm.llava3d.checkpoint"):  # what loading would import
         importlib.import_module(f"adatoken3d_ros.{module}")
     torch.set_num_threads(threads)
     imported = time.perf_counter()
     parser = argparse.ArgumentParser()
     ask.add_parser(parser.add_subparsers())
     given = ["ask", "", "--model", model, "--folder", ".", "--device", "cpu", "--dtype", "float32"]
-    session = ask.open_session(parser.parse_args(given))
+    engine, scene = ask.open_scene(parser.parse_args(given))
     loaded = time.perf_counter()
-    session.warm_up()
+    engine.warm_up(scene.strategy)
     warm = time.perf_counter()
     figures: dict[str, Any] = {
         "import_s": imported - started,
         "load_s": loaded - imported,
         "warm_up_s": warm - loaded,
-        "parameters": sum(parameter.numel() for parameter in session.model.parameters()),
-        "model": session.model_id,
+        "parameters": sum(parameter.numel() for parameter in engine.model.parameters()),
+        "model": engine.model_id,
         "torch": torch.__version__,
     }
     if questions:
-        texts = _scene(session, questions)
-        session.ask(Question(texts[0][1]))  # the first one builds the tokens
+        texts = _scene(scene, questions)
+        engine.ask(scene, Question(texts[0][1]))  # the first one builds the tokens
         rows = []
         for family, text in texts:
-            answer = session.ask(Question(text))
+            answer = engine.ask(scene, Question(text))
             rows.append((family, answer.times.total, answer.spatial_tokens))
         figures["spatial_tokens"] = rows[0][2]
         figures["questions"] = [(family, milliseconds) for family, milliseconds, _ in rows]
     return figures
 
 
-def _scene(session: Any, questions: int) -> list[tuple[str, str]]:
-    """Shows a furnished room to the session; (family, question) of so many questions about it."""
+def _scene(scene: Any, questions: int) -> list[tuple[str, str]]:
+    """Shows a furnished room to the scene; (family, question) of so many questions about it."""
     import numpy as np
 
     from adatoken3d_ros.lab.synthetic.furnished import make_room
@@ -86,11 +86,11 @@ def _scene(session: Any, questions: int) -> list[tuple[str, str]]:
     from adatoken3d_ros.lab.synthetic.views import render_views, sights
 
     room = make_room(ROOM, "test")
-    views = render_views(room, seed=ROOM, count=session.model.sizes.num_views)
+    views = render_views(room, seed=ROOM, count=scene.runtime.model.sizes.num_views)
     for view in views:
-        session.observe(view.frame)
-    session.encode_pending()
-    session.prepare()
+        scene.observe(view.frame)
+    scene.encode_pending()
+    scene.prepare()
     rng, seen = np.random.default_rng(0), sights(views, np.random.default_rng(0))
     asked: list[tuple[str, str]] = []
     while len(asked) < questions:

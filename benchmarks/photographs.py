@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How often is the model, trained on rendered rooms, right about photographs of a real office desk?
 
-The posed photographs are observed by a session as `adatoken3d ask --folder` observes them, and every question of
+The posed photographs are observed as `adatoken3d ask --folder` observes them, and every question of
 `benchmarks/data/tum_fr1_desk.json` is asked through it, once with every token kept ("none") and once with the default
 pruning ("ours"). An answer counts when it is right to the letter, or is one of the words that the file calls as right.
 Beside it, what can be had without looking:
@@ -15,7 +15,7 @@ Intervals are Wilson's, 95 %, over the questions: they say what so few questions
 nothing about other scenes.
 
 The model was trained in rooms with the floor at z = 0 and the origin in their middle. Where it sees its origin here is
-found by the session itself, from the depth alone: on the floor, in the middle of what was seen (`scene.window`).
+found by the scene itself, from the depth alone: on the floor, in the middle of what was seen (`scene.window`).
 
     python -m benchmarks.photographs --json F --photographs DIR [--model DIR] [--blind DIR]
 """
@@ -42,7 +42,8 @@ from adatoken3d_ros.decoder.decode import generate
 from adatoken3d_ros.decoder.prefix import ScenePrefix
 from adatoken3d_ros.engine.answer import Question, Status
 from adatoken3d_ros.engine.config import SessionConfig
-from adatoken3d_ros.engine.session import SceneSession
+from adatoken3d_ros.engine.engine import Engine
+from adatoken3d_ros.engine.scene import Scene
 from adatoken3d_ros.lab.synthetic.questions import FAMILIES
 from adatoken3d_ros.lmm.llava3d.checkpoint import load
 from adatoken3d_ros.scene.folder import read_folder
@@ -173,8 +174,8 @@ def offered(asked: Checked) -> tuple[str, ...]:
     return tuple(sorted(asked.about[-2:], key=lambda name: asked.question.rfind(f"the {name}")))
 
 
-def watch(model: Path, photographs: Path, strategy: str) -> SceneSession:
-    """The session of `adatoken3d ask --folder` after it has seen the photographs.
+def watch(model: Path, photographs: Path, strategy: str) -> tuple[Engine, Scene]:
+    """Engine and scene of `adatoken3d ask --folder` after it has seen the photographs.
 
     Raises:
         ValueError, OSError: for a checkpoint or a folder that cannot be used.
@@ -183,9 +184,9 @@ def watch(model: Path, photographs: Path, strategy: str) -> SceneSession:
     ask.add_parser(parser.add_subparsers())
     given = ["ask", "", "--model", str(model), "--folder", str(photographs)]
     args = parser.parse_args([*given, "--strategy", strategy, "--device", "cpu", "--dtype", "float32"])
-    session = ask.open_session(args)
-    ask.watch_all(session, ask.frames(args))
-    return session
+    engine, scene = ask.open_scene(args)
+    ask.watch_all(scene, ask.frames(args))
+    return engine, scene
 
 
 def run(model: Path, photographs: Path, blind: Path | None, console: Console) -> dict[str, Any]:
@@ -198,16 +199,16 @@ def run(model: Path, photographs: Path, blind: Path | None, console: Console) ->
     result: dict[str, Any] = {}
     given: dict[str, list[str]] = {}
     for name in STRATEGIES:
-        session = watch(model, photographs, name)
+        engine, scene = watch(model, photographs, name)
         texts = []
         for asked in track(questions, f"questions ({name})", console=console, transient=True):
-            answer = session.ask(Question(asked.question))
+            answer = engine.ask(scene, Question(asked.question))
             if answer.status not in (Status.OK, Status.TRUNCATED):
                 raise RuntimeError(f"{asked.question!r}: {answer.status.name} {answer.status_message}")
             texts.append(answer.text)
         given[name] = texts
-        result |= {"views": len(session.poses), "spatial_tokens": answer.spatial_tokens, "model": session.model_id}
-    origin = tuple(round(float(v), 3) for v in session.memory.origin)
+        result |= {"views": len(scene.poses), "spatial_tokens": answer.spatial_tokens, "model": engine.model_id}
+    origin = tuple(round(float(v), 3) for v in scene.memory.origin)
     result["origin"] = list(origin)
     frequent = majority_answers()
     given["majority"] = [frequent.get(asked.family, "") for asked in questions]
@@ -234,15 +235,15 @@ def blind_answers(path: Path, questions: Sequence[Checked], frame: PosedFrame, o
         raise ValueError(f"{path} was trained with spatial tokens: its config.json does not say blind")
     model, tokenizer, _ = load(path, dtype=torch.float32)
     x, y, z = origin
-    session = SceneSession(model, tokenizer, SessionConfig(origin=(x, y, z)))
-    session.observe(frame)
-    session.encode_pending()
+    scene = Engine(model, tokenizer).open(SessionConfig(origin=(x, y, z)))
+    scene.observe(frame)
+    scene.encode_pending()
     # It was trained with one empty token in place of the scene.
     empty = model.project(torch.zeros(1, model.sizes.feature_width))[None]
     texts = []
     for asked in questions:
         with torch.inference_mode():
-            spliced, _ = session.spliced(Question(asked.question))
+            spliced, _ = scene.spliced(Question(asked.question))
             start, end = spliced.spatial_start, spliced.spatial_start + spliced.n_spatial
             prefix = ScenePrefix(model.decoder, torch.cat([spliced.embeds[:, :start], empty], dim=1), start)
             with prefix.asking(spliced.embeds[:, end:], max_new_tokens=_BLIND_TOKENS) as read:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from adatoken3d_ros.cli.ask import open_session, watch_all
+from adatoken3d_ros.cli.ask import open_scene, watch_all
 from adatoken3d_ros.engine.answer import Question, Status
 from adatoken3d_ros.lab.synthetic.furnished import FurnishedRoom, make_room
 from adatoken3d_ros.lab.synthetic.render import Renderer
@@ -47,10 +47,10 @@ def of_bag(room: FurnishedRoom, bag: Path, model: Path, source: str) -> dict[str
     """The bag read without ROS; `auto` for TF, which it must choose."""
     settings = argparse.Namespace(model=model, device="auto", dtype="auto", max_views=20, strategy="")
     began = time.monotonic()
-    session = open_session(settings)
-    watch_all(session, read_bag(bag, pose_source="auto" if source == "tf" else source))
-    answer = session.ask(Question(QUESTION))
-    tokens = session.scene()
+    engine, scene = open_scene(settings)
+    watch_all(scene, read_bag(bag, pose_source="auto" if source == "tf" else source))
+    answer = engine.ask(scene, Question(QUESTION))
+    tokens = scene.tokens()
     xyz = np.zeros((0, 3), np.float32) if tokens is None else tokens.xyz.float().cpu().numpy()
     answered = answer.status in (Status.OK, Status.TRUNCATED)
     return {**distances(room, xyz, source), "answered": answered, "answer": answer.text,

@@ -58,7 +58,6 @@ NAMING = {  # file that names an architecture -> why it may
 
 MOST_LINES, FEWEST_LINES = 400, 30
 SMALL = {  # file with fewer than 30 lines -> why; an __init__.py that holds its docstring alone needs no reason
-    "adatoken3d_ros/engine/stages.py": "stages and times, which questions, budgets and messages share",
     "adatoken3d_ros/pruning/policies/divprune.py": "a policy is a file",
     "adatoken3d_ros/weights/__init__.py": "the path of the embedded model, importable without torch",
 }
@@ -80,7 +79,6 @@ NOT_YET: dict[str, set[str]] = {
     "too long": {
         "adatoken3d_ros/cli/calibrate.py",
         "adatoken3d_ros/engine/budget/plans.py",
-        "adatoken3d_ros/engine/session.py",
         "adatoken3d_ros/lmm/llava3d/checkpoint.py",
         "adatoken3d_ros/ros/client.py",
         "adatoken3d_ros/scene/token_map.py",

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from adatoken3d_ros.engine.session import SceneSession
+    from adatoken3d_ros.engine.engine import Engine
+    from adatoken3d_ros.engine.scene import Scene
     from adatoken3d_ros.scene.frames import PosedFrame
 
 
@@ -69,7 +70,7 @@ def pose(text: str) -> NDArray[np.float64]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the command; 0 if the question was answered, 1 if the session could not answer it."""
+    """Runs the command; 0 if the question was answered, 1 if it could not answer it."""
     for option, path in (("--model", args.model), ("--bag", args.bag), ("--folder", args.folder)):
         if path is not None and not path.exists():
             raise FileNotFoundError(f"{option}: {path} does not exist")
@@ -89,9 +90,9 @@ def run(args: argparse.Namespace) -> int:
         max_new_tokens=args.max_new_tokens or None,
     )
     check_question(question)
-    session = open_session(args)
-    verdicts = watch_all(session, frames(args))
-    answer = session.ask(question)
+    engine, scene = open_scene(args)
+    verdicts = watch_all(scene, frames(args))
+    answer = engine.ask(scene, question)
     record = record_of_answer(answer)
     print_answer(record)
     print("frames: " + ", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts.items())))
@@ -100,8 +101,8 @@ def run(args: argparse.Namespace) -> int:
     return 0 if answer.status in (Status.OK, Status.TRUNCATED) else 1
 
 
-def open_session(args: argparse.Namespace) -> SceneSession:
-    """The session that the node would make, from --model, --device, --dtype, --max-views and --strategy.
+def open_scene(args: argparse.Namespace) -> tuple[Engine, Scene]:
+    """What the node would make, still empty, from --model, --device, --dtype, --max-views and --strategy.
 
     --upstream-numerics need not be among `args`.
 
@@ -109,7 +110,8 @@ def open_session(args: argparse.Namespace) -> SceneSession:
         ValueError, OSError: for a checkpoint, device or strategy that cannot be used; the text names it.
     """
     from adatoken3d_ros.engine.config import SessionConfig
-    from adatoken3d_ros.engine.loading import ModelSettings, load_session
+    from adatoken3d_ros.engine.loading import ModelSettings, load_engine
+    from adatoken3d_ros.engine.loading import open_scene as open_empty
 
     default = SessionConfig()
     settings = ModelSettings(
@@ -130,7 +132,8 @@ def open_session(args: argparse.Namespace) -> SceneSession:
         origin_mode="fixed" if getattr(args, "upstream_numerics", False) else "auto",
         warm_up=getattr(args, "budget_ms", 0.0) > 0,  # a budget is kept by who knows how fast the machine is
     )
-    return load_session(settings)
+    engine = load_engine(settings)
+    return engine, open_empty(engine, settings)
 
 
 def frames(args: argparse.Namespace) -> Iterator[PosedFrame]:
@@ -153,8 +156,8 @@ def frames(args: argparse.Namespace) -> Iterator[PosedFrame]:
     yield from itertools.islice(source, None, None, args.stride)
 
 
-def watch_all(session: SceneSession, source: Iterator[PosedFrame]) -> Counter[str]:
-    """Shows every frame to the session, with a progress display; returns how many there were of each verdict."""
+def watch_all(scene: Scene, source: Iterator[PosedFrame]) -> Counter[str]:
+    """Shows every frame to the scene, with a progress display; returns how many there were of each verdict."""
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -164,7 +167,7 @@ def watch_all(session: SceneSession, source: Iterator[PosedFrame]) -> Counter[st
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("frames", total=None)
         for frame in source:
-            verdicts[session.observe(frame).value] += 1
-            session.encode_pending()
+            verdicts[scene.observe(frame).value] += 1
+            scene.encode_pending()
             progress.advance(task)
     return verdicts

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from adatoken3d_ros.cli import ask
 
 if TYPE_CHECKING:
-    from adatoken3d_ros.engine.session import SceneSession
+    from adatoken3d_ros.engine.scene import Scene
     from adatoken3d_ros.lab.calibration import Calibration
     from adatoken3d_ros.lab.information import InformationSet
     from adatoken3d_ros.lab.probe import Probe, Sample
@@ -114,22 +114,22 @@ def run(args: argparse.Namespace) -> int:
     from adatoken3d_ros.pruning.policies import make_policy
     from adatoken3d_ros.pruning.strategy import Strategy
 
-    session = ask.open_session(argparse.Namespace(**vars(args), strategy=""))
+    _, scene = ask.open_scene(argparse.Namespace(**vars(args), strategy=""))
     with progress_display() as report:
-        prompts = collect(session, args, questions, report)
-        information = mine_all(session, prompts, report)
-        options = policy_options(session, args, prompts, information)
+        prompts = collect(scene, args, questions, report)
+        information = mine_all(scene, prompts, report)
+        options = policy_options(scene, args, prompts, information)
         policy = make_policy(args.policy, **options)
-        schedule, made, extra = choose(session, args, policy, prompts, information, report)
-        schedule.check(session.n_layers)
-        figures = extra.divergence_figures(schedule) | measure(session, policy, schedule, prompts, report)
+        schedule, made, extra = choose(scene, args, policy, prompts, information, report)
+        schedule.check(scene.runtime.n_layers)
+        figures = extra.divergence_figures(schedule) | measure(scene, policy, schedule, prompts, report)
     concentration = information.figures()["concentration"]
     strategy = Strategy(
         name=f"{args.kind}-{args.policy}",
         policy=args.policy,
         options=options,
         schedule=schedule,
-        model_hash=session.model.identity,
+        model_hash=scene.runtime.model.identity,
         model_id=args.model.resolve().name,
         info={
             "kind": args.kind,
@@ -141,7 +141,7 @@ def run(args: argparse.Namespace) -> int:
     strategy.save(args.out)
     information.save(args.report / "information")
     extra.save(args.report / "calibration.json")
-    draw_picture(information, schedule, extra.decay, args.report / "information.png", session.n_layers)
+    draw_picture(information, schedule, extra.decay, args.report / "information.png", scene.runtime.n_layers)
     print_tables(Console(), strategy, concentration)
     print(f"wrote {args.out} and, in {args.report}, {', '.join(sorted(p.name for p in args.report.iterdir()))}")
     return 0
@@ -256,8 +256,8 @@ class Prompts:
     views: list[int] = field(default_factory=list)
 
 
-def collect(session: SceneSession, args: argparse.Namespace, questions: tuple[str, ...], report: Report) -> Prompts:
-    """Shows each scene to the session and asks for the model's input of every question about it."""
+def collect(scene: Scene, args: argparse.Namespace, questions: tuple[str, ...], report: Report) -> Prompts:
+    """Shows each folder or bag to the scene and asks for the model's input of every question about it."""
     from adatoken3d_ros.engine.answer import Question
     from adatoken3d_ros.lab.probe import Sample
 
@@ -267,44 +267,44 @@ def collect(session: SceneSession, args: argparse.Namespace, questions: tuple[st
     names = [p.name for p in sources] if len({p.name for p in sources}) == len(sources) else [str(p) for p in sources]
     n_frames = 0
     for name, path in zip(names, sources, strict=True):
-        session.clear()
+        scene.clear()
         one = {"folder": path, "bag": None} if args.folder else {"folder": None, "bag": path}
         for frame in ask.frames(argparse.Namespace(**{**vars(args), **one})):
-            session.observe(frame)
-            session.encode_pending()
+            scene.observe(frame)
+            scene.encode_pending()
             n_frames += 1
             report("frames", n_frames, None)
-        if session.scene() is None:
+        if scene.tokens() is None:
             raise ValueError(f"{path} has no frame with valid depth")
         for question in questions:
-            spliced, block = session.spliced(Question(question))
+            spliced, block = scene.spliced(Question(question))
             prompts.samples.append(Sample(spliced.embeds, spliced.spatial_start, spliced.n_spatial, block.scene))
             prompts.scenes.append(name)
             prompts.questions.append(question)
-            prompts.views.append(len(session.poses))
+            prompts.views.append(len(scene.poses))
     report("frames", n_frames, n_frames)
     return prompts
 
 
-def mine_all(session: SceneSession, prompts: Prompts, report: Report) -> InformationSet:
+def mine_all(scene: Scene, prompts: Prompts, report: Report) -> InformationSet:
     """Mines every prompt."""
     from adatoken3d_ros.lab.information import InformationSet
     from adatoken3d_ros.lab.mining import mine
 
     found = []
-    total = len(prompts.samples) * session.n_layers
+    total = len(prompts.samples) * scene.runtime.n_layers
     for index, sample in enumerate(prompts.samples):
-        before = index * session.n_layers
+        before = index * scene.runtime.n_layers
         found.append(
             mine(
-                session.model.decoder,
+                scene.runtime.model.decoder,
                 sample.embeds,
                 spatial_start=sample.spatial_start,
                 n_spatial=sample.n_spatial,
                 progress=lambda done, _, before=before: report("information", before + done, total),  # type: ignore[misc]
             )
         )
-    return InformationSet(tuple(found), tuple(prompts.scenes), tuple(prompts.questions), session.model.identity)
+    return InformationSet(tuple(found), tuple(prompts.scenes), tuple(prompts.questions), scene.runtime.model.identity)
 
 
 @dataclass
@@ -344,7 +344,7 @@ class Extra:
 
 
 def policy_options(
-    session: SceneSession, args: argparse.Namespace, prompts: Prompts, information: InformationSet
+    scene: Scene, args: argparse.Namespace, prompts: Prompts, information: InformationSet
 ) -> dict[str, list[float] | list[int]]:
     """What the policy is told of the model beside the schedule: attention by position, dimensions of sinks."""
     from adatoken3d_ros.lab.probe import massive_dims
@@ -353,14 +353,14 @@ def policy_options(
     if args.debias is not None:
         options["debias"] = information.position_curve(args.debias)
     if args.sink_dims == "auto":
-        options["sink_dims"] = list(massive_dims(session.model.decoder, prompts.samples))
+        options["sink_dims"] = list(massive_dims(scene.runtime.model.decoder, prompts.samples))
     elif args.sink_dims:
         options["sink_dims"] = parse_dims(args.sink_dims)
     return options
 
 
 def choose(
-    session: SceneSession,
+    scene: Scene,
     args: argparse.Namespace,
     policy: Policy,
     prompts: Prompts,
@@ -374,8 +374,8 @@ def choose(
     from adatoken3d_ros.lab.probe import HORIZON_KL, Probe
     from adatoken3d_ros.pruning.decay import adatoken_schedule
 
-    decoder, samples = session.model.decoder, prompts.samples
-    end_of_answer = session.tokenizer.eos_token_id
+    decoder, samples = scene.runtime.model.decoder, prompts.samples
+    end_of_answer = scene.runtime.tokenizer.eos_token_id
     probe = Probe(
         decoder,
         samples,
@@ -419,23 +419,21 @@ def choose(
     return found.schedule, settings, Extra(probe, calibration=found)
 
 
-def measure(
-    session: SceneSession, policy: Policy, schedule: Schedule, prompts: Prompts, report: Report
-) -> dict[str, Any]:
+def measure(scene: Scene, policy: Policy, schedule: Schedule, prompts: Prompts, report: Report) -> dict[str, Any]:
     """FLOPs saved in three conventions (mean over the prompts) and measured prefill times of one prompt."""
     from adatoken3d_ros.decoder.prefill import Layout, prefill
     from adatoken3d_ros.pruning import flops
     from adatoken3d_ros.pruning.schedule import Schedule
 
-    decoder = session.model.decoder
+    decoder = scene.runtime.model.decoder
     saved = defaultdict[str, list[float]](list)
     for sample, views in zip(prompts.samples, prompts.views, strict=True):
-        encoder = views * session.model.vision.flops_per_view
+        encoder = views * scene.runtime.model.vision.flops_per_view
         n_question = sample.n_text - sample.spatial_start
         pruned, whole = (
             flops.three_conventions(
                 decoder.size,
-                counts := one.counts(sample.n_spatial, session.n_layers, policy.kept),
+                counts := one.counts(sample.n_spatial, scene.runtime.n_layers, policy.kept),
                 sample.n_text,
                 n_new=_NEW_TOKENS,
                 encoder=encoder,
@@ -460,7 +458,7 @@ def measure(
         # The first run of each warms up.
         "prefill_ms": {name: round(statistics.median(values[1:]), 3) for name, values in times.items()},
         "spatial_tokens": sample.n_spatial,
-        "spatial_tokens_by_layer": list(schedule.counts(sample.n_spatial, session.n_layers, policy.kept)),
+        "spatial_tokens_by_layer": list(schedule.counts(sample.n_spatial, scene.runtime.n_layers, policy.kept)),
     }
 
 

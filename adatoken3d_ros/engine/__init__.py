@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a question to an answer: the scene session and its worker thread."""
+"""From frames and questions to answers: the engine, its scenes and the thread that owns them."""

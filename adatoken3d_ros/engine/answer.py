@@ -37,7 +37,7 @@ class Question:
         text: the question in plain words.
         clicks: (n, 3) float64, points the question is about, scene frame, metres.
         latency_budget_ms: time from arrival to answer, milliseconds; None or 0 for no limit.
-        max_new_tokens: longest answer in tokens; None for the session's default.
+        max_new_tokens: longest answer in tokens; None for the scene's default.
     """
 
     text: str
@@ -84,7 +84,7 @@ class Answer:
     """An answer and what it cost.
 
     `stamp_ns` is the newest acquisition time in the scene that was used, 0 for none. `strategy` and `model_id` are
-    empty where the question never came to a session. `plan` says for people how the question was answered and why so;
+    empty where the question never came to an engine. `plan` says for people how the question was answered and why so;
     `predicted` are the times that were expected (median, without the queue), None where nothing was known about times.
     `decision` is the last plan, with the rung and loss of all that was given up.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a scene session may be told."""
+"""What a scene may be told."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from adatoken3d_ros.scene.window import OriginMode
 
 @dataclass(frozen=True)
 class SessionConfig:
-    """What a session may be told.
+    """What a scene may be told.
 
     Attributes:
         key_frames: which frames are encoded, and how many views are kept.

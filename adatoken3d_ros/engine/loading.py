@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From parameters to a session. torch and the model's code are imported when a model is loaded, not at the start."""
+"""From settings to an engine and a scene. torch and the model's code are imported when a model is loaded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from adatoken3d_ros.text import quoted
 from adatoken3d_ros.weights import embedded_path
 
 if TYPE_CHECKING:
-    from adatoken3d_ros.engine.session import SceneSession
+    from adatoken3d_ros.engine.engine import Engine
+    from adatoken3d_ros.engine.scene import Scene
     from adatoken3d_ros.pruning.strategy import Strategy
     from adatoken3d_ros.scene.keyframes import KeyFrameConfig
 
@@ -100,8 +101,8 @@ class ModelSettings:
         )
 
 
-def load_session(settings: ModelSettings, progress: Callable[[float, str], None] | None = None) -> SceneSession:
-    """Loads the checkpoint and makes a session of it; measures how fast it runs if that is asked for.
+def load_engine(settings: ModelSettings, progress: Callable[[float, str], None] | None = None) -> Engine:
+    """Loads the checkpoint, and measures how fast it runs if that is asked for.
 
     Args:
         settings: what to load.
@@ -113,11 +114,8 @@ def load_session(settings: ModelSettings, progress: Callable[[float, str], None]
     path = checkpoint_path(settings.path)
     import torch
 
-    from adatoken3d_ros.engine.budget.controller import BudgetConfig, Infeasible, Reuse
-    from adatoken3d_ros.engine.config import SessionConfig
-    from adatoken3d_ros.engine.session import SceneSession
+    from adatoken3d_ros.engine.engine import Engine
     from adatoken3d_ros.lmm.llava3d.checkpoint import load
-    from adatoken3d_ros.scene.window import OriginMode
 
     device = device_of(settings.device)
     if settings.dtype == "auto":
@@ -131,6 +129,31 @@ def load_session(settings: ModelSettings, progress: Callable[[float, str], None]
         vision_path=Path(settings.vision_path) if settings.vision_path else None,
         progress=None if progress is None else lambda share, file: progress(share, f"reading {file}"),
     )
+    identity = model.identity
+    fitted = fitted_strategies(path, identity)
+    engine = Engine(model, tokenizer, model_id=f"{path.resolve().name}@{identity}", fitted=fitted)
+    strategy = make_strategy(settings.strategy, engine.n_layers, identity, fitted)  # a wrong one is told at once
+    if settings.warm_up:
+        cache = Path(settings.latency_cache) if settings.latency_cache else None
+        known = engine.warm_up(
+            strategy,
+            cache,
+            None if progress is None else lambda done, of: progress(done / of, "measuring how fast it runs"),
+        )
+        logger.info("speed of this machine: %s", "as measured before" if known else "measured")
+    return engine
+
+
+def open_scene(engine: Engine, settings: ModelSettings) -> Scene:
+    """An empty scene as the settings want it.
+
+    Raises:
+        ValueError, OSError: for a strategy or a setting that cannot be used; the text names it.
+    """
+    from adatoken3d_ros.engine.budget.controller import BudgetConfig, Infeasible, Reuse
+    from adatoken3d_ros.engine.config import SessionConfig
+    from adatoken3d_ros.scene.window import OriginMode
+
     config = SessionConfig(
         key_frames=_key_frames(settings),
         max_depth=settings.max_depth,
@@ -142,18 +165,7 @@ def load_session(settings: ModelSettings, progress: Callable[[float, str], None]
         seed=settings.seed,
         budget=BudgetConfig(Infeasible(settings.infeasible), Reuse(settings.reuse)),
     )
-    model_hash = model.identity
-    fitted = fitted_strategies(path, model_hash)
-    strategy = make_strategy(settings.strategy, len(model.decoder), model_hash, fitted)
-    model_id = f"{path.resolve().name}@{model_hash}"
-    session = SceneSession(model, tokenizer, config, strategy=strategy, fitted=fitted, model_id=model_id)
-    if settings.warm_up:
-        cache = Path(settings.latency_cache) if settings.latency_cache else None
-        known = session.warm_up(
-            cache, None if progress is None else lambda done, of: progress(done / of, "measuring how fast it runs")
-        )
-        logger.info("speed of this machine: %s", "as measured before" if known else "measured")
-    return session
+    return engine.open(config, make_strategy(settings.strategy, engine.n_layers, engine.model.identity, engine.fitted))
 
 
 def _key_frames(settings: ModelSettings) -> KeyFrameConfig:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from adatoken3d_ros.decoder.prefill import GateTrace
 from adatoken3d_ros.engine.answer import TokenReport
 from adatoken3d_ros.lmm.interface import Spliced
 from adatoken3d_ros.pruning import flops
-from adatoken3d_ros.pruning.view import DecoderSize
+from adatoken3d_ros.pruning.view import DecoderSize, Policy
 from adatoken3d_ros.scene.token_map import SpatialTokens
 
 
@@ -30,6 +31,13 @@ def token_report(decoder: DecoderSize, tokens: SpatialTokens, trace: GateTrace, 
         flops_per_layer=tuple(flops.layer_flops(decoder, n + n_text) for n in trace.spatial_per_layer),
         lorenz_share_60=lorenz_share(contribution, 0.6),
     )
+
+
+def prefill_flops(decoder: DecoderSize, policy: Policy, spatial_per_layer: Sequence[int], spliced: Spliced) -> float:
+    """Operations of a prefill whose layers saw so many spatial tokens, scoring included."""
+    n_text = spliced.n_tokens - spliced.n_spatial
+    sizes = (decoder, spliced.n_spatial, spatial_per_layer, n_text, spliced.n_question)
+    return flops.prefill_flops(decoder, spatial_per_layer, n_text) + flops.scoring_flops(policy, *sizes)
 
 
 def lorenz_share(contribution: NDArray[np.float32], q: float) -> float:

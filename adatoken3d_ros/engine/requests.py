@@ -21,7 +21,7 @@ class InvalidRequest(ValueError):
 
 
 def check_question(question: Question) -> None:
-    """Raises InvalidRequest, naming the value, for a question that no session can answer."""
+    """Raises InvalidRequest, naming the value, for a question that no engine can answer."""
     try:
         check_length(question.text)
     except PromptError as error:

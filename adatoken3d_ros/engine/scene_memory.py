@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a session has seen: frames go in, each is encoded once, the spatial tokens of the scene come out."""
+"""What a scene has seen: frames go in, each is encoded once, the spatial tokens of the scene come out."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class SceneMemory:
     and a moved origin costs one small layer on every patch and one linear layer on every token, no vision pass.
 
     Args:
-        model: encodes the frames. config: the session's.
+        model: encodes the frames. config: the scene's.
 
     Raises:
         ValueError: if the origin is to follow what is seen while upstream's numbers round it into the features.

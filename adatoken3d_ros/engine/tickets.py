@@ -16,7 +16,7 @@ from adatoken3d_ros.engine.events import Listeners, StageBegan, TextSoFar
 from adatoken3d_ros.engine.stages import StageTimes
 
 if TYPE_CHECKING:
-    from adatoken3d_ros.engine.session import SceneSession
+    from adatoken3d_ros.engine.scene import Scene
 
 
 class QuestionPolicy(str, Enum):
@@ -31,23 +31,23 @@ class QuestionPolicy(str, Enum):
 class Ticket:
     """A question on its way; `result` is completed exactly once, from the worker's thread or from `submit`'s caller.
 
-    `before` is called with the session when it is the question's turn; an exception of it is an ERROR answer.
+    `before` is called with the scene when it is the question's turn; an exception of it is an ERROR answer.
     `listener` is told the events of this question, which call it by its `number`.
     """
 
     question: Question
     arrived: float
-    before: Callable[[SceneSession], None] | None = None
+    before: Callable[[Scene], None] | None = None
     number: int = 0
     listener: Callable[[StageBegan | TextSoFar], object] | None = None
     result: Future[Answer] = field(default_factory=Future)
     withdraw: Callable[[Ticket], None] = field(default=lambda ticket: None, repr=False)
     _stop: threading.Event = field(default_factory=threading.Event)
-    _why: str = ""
+    why: str = ""
 
     def cancel(self, why: str = "cancelled by the caller") -> None:
         """Ends the answer: at once if the question waits, within one decode step if it runs; it then says CANCELLED."""
-        self._why = self._why or why
+        self.why = self.why or why
         self._stop.set()
         self.withdraw(self)
 
@@ -62,7 +62,7 @@ class Ticket:
         return self.arrived + budget / 1e3 if budget > 0 else math.inf
 
     def callbacks(self, events: Listeners) -> tuple[Callable[[str, int], None] | None, Callable[[str], None]]:
-        """For `SceneSession.ask`: tell the text so far (None if nobody would hear it) and each stage as it begins."""
+        """For `Engine.ask`: tell the text so far (None if nobody would hear it) and each stage as it begins."""
         also = () if self.listener is None else (self.listener,)
 
         def on_text(text: str, tokens: int) -> None:
@@ -74,7 +74,7 @@ class Ticket:
         return on_text if also or events.wanted(TextSoFar) else None, on_stage
 
     def unanswered(self, status: Status, why: str, now: float) -> Answer:
-        """The answer of a question that no session has answered, at a time in seconds."""
+        """The answer of a question that no model has seen, at a time in seconds."""
         waited = (now - self.arrived) * 1e3
         budget = self.question.latency_budget_ms
         times = StageTimes(queue=waited, total=waited)

@@ -7,24 +7,21 @@ import logging
 import math
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from adatoken3d_ros.engine.answer import Answer, Question, Status
-from adatoken3d_ros.engine.events import FrameTaken, Listeners, StageBegan, TextSoFar
+from adatoken3d_ros.engine.answer import Answer, Status
 from adatoken3d_ros.engine.out_of_memory import describe, free_cached, is_out_of_memory
-from adatoken3d_ros.engine.tickets import QuestionPolicy, Ticket
+from adatoken3d_ros.engine.scene_queue import STOPPING, SceneQueue
+from adatoken3d_ros.engine.tickets import Ticket
 from adatoken3d_ros.text import described, quoted, shown
 
-if TYPE_CHECKING:  # the session brings torch with it, seconds of importing
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from adatoken3d_ros.engine.session import SceneSession
-    from adatoken3d_ros.scene.frames import PosedFrame
+if TYPE_CHECKING:  # the engine brings torch with it, seconds of importing
+    from adatoken3d_ros.engine.engine import Engine
+    from adatoken3d_ros.engine.scene import Scene
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -54,259 +51,208 @@ class DutyCycle:
 
 
 class Worker:
-    """Runs a SceneSession in a thread: first calls that somebody waits for, then questions, chores, the newest frame.
+    """Runs an engine in a thread, for any number of scenes.
 
-    While nobody wants anything, the session works ahead: whatever the next question needs that does not depend on it.
-    A question ends that within one layer of a model.
+    First come calls that somebody waits for, then questions, chores and the newest frames; scenes take turns. While
+    nobody wants anything, the engine works ahead: whatever a scene's next question needs that does not depend on it. A
+    question ends that within one layer of a model.
 
     Args:
-        make_session: builds the session (loads the model) inside the thread.
-        policy: for questions that arrive during another.
-        queue_limit: questions that may wait behind the one that is answered under QuestionPolicy.QUEUE.
-        events: told the fate of every frame in any thread, and of a question's stages and text in the worker's.
+        make_engine: builds the engine (loads the model) inside the thread.
         ahead: largest share of the time that is spent on working ahead, 0 for none; encoding a key frame as it comes
             does not count.
-        refuse_late: a question whose latency budget runs out while it waits behind another is answered
-            BUDGET_INFEASIBLE then (within a layer or decode step of the other), not in its turn.
-        clock: seconds, monotonic; the session must be built with the same.
+        clock: seconds, monotonic; the engine must be built with the same.
+        changed: wakes the thread.
+
+    Attributes:
+        ready: completed when the engine is built, or carries what went wrong.
+        duty: what bounds the work ahead.
     """
 
     def __init__(
         self,
-        make_session: Callable[[], SceneSession],
+        make_engine: Callable[[], Engine],
         *,
-        policy: QuestionPolicy = QuestionPolicy.QUEUE,
-        queue_limit: int = 8,
-        events: Listeners | None = None,
         ahead: float = 0.5,
-        refuse_late: bool = False,
         clock: Callable[[], float] = time.monotonic,
+        changed: threading.Condition | None = None,
     ) -> None:
-        self.policy = policy
-        self.queue_limit = queue_limit
         self.ready: Future[None] = Future()
-        self.frames: Counter[str] = Counter()
-        self._events = events or Listeners()
-        self._make_session = make_session
-        self.refuse_late = refuse_late
+        self._make_engine = make_engine
         self._clock = clock
-        self._changed = threading.Condition()
-        self._frame: tuple[Callable[[], PosedFrame], Callable[[], tuple[int, NDArray[np.float64]]] | None] | None = None
-        self._questions: deque[Ticket] = deque()
-        self._running: Ticket | None = None
-        self._calls: deque[tuple[Callable[[SceneSession], Any], Future[Any]]] = deque()
-        self._chores: deque[tuple[Callable[[SceneSession], Any], Future[Any]]] = deque()
+        self._changed = changed or threading.Condition()
+        self._queues: deque[SceneQueue] = deque()  # in the order of their turns
+        self._unbuilt: deque[tuple[SceneQueue, Callable[[Engine], Scene]]] = deque()
         self._stopping = False
         self.duty = DutyCycle(ahead)
-        self._cannot_prepare = False
         self._thread = threading.Thread(target=self._run, name="adatoken3d-worker", daemon=True)
 
     def start(self) -> None:
-        """Starts the thread; `ready` is completed when the session is built, or carries what went wrong."""
+        """Starts the thread."""
         self._thread.start()
+
+    def open(self, make_scene: Callable[[Engine], Scene], **options: Any) -> SceneQueue:
+        """Another scene for the engine, which `make_scene` builds inside the thread; see SceneQueue for the options.
+
+        Any thread; before `start`, too. What goes wrong in building it is on `SceneQueue.ready` and costs no other
+        scene.
+        """
+        queue = SceneQueue(self._changed, self._clock, **options)
+        with self._changed:
+            stopping = self._stopping
+            if not stopping:
+                self._unbuilt.append((queue, make_scene))
+                self._changed.notify()
+        if stopping:
+            self._refuse(queue, RuntimeError("the worker is stopping"))
+        return queue
+
+    def close(self, queue: SceneQueue) -> None:
+        """Forgets a scene: what runs for it is cancelled, what waits is answered with CANCELLED. Any thread."""
+        with self._changed:
+            self._unbuilt = deque(pair for pair in self._unbuilt if pair[0] is not queue)
+            if queue in self._queues:
+                self._queues.remove(queue)
+            if queue.running is not None:
+                queue.running.cancel("the scene was closed")
+        queue.close(why="the scene was closed")
 
     def stop(self, timeout: float | None = None) -> bool:
         """Cancels what runs, answers what waits with CANCELLED and joins the thread; False if it is still busy."""
         with self._changed:
             self._stopping = True
-            if self._running is not None:
-                self._running.cancel("the node is stopping")
+            for queue in self._queues:
+                if queue.running is not None:
+                    queue.running.cancel(STOPPING)
             self._changed.notify()
         self._thread.join(timeout)
         return not self._thread.is_alive()
-
-    # --- called from any thread, return at once ---
-
-    def submit_frame(
-        self, source: Callable[[], PosedFrame], view: Callable[[], tuple[int, NDArray[np.float64]]] | None = None
-    ) -> None:
-        """Offers the newest frame. Both functions are called in the worker's thread and may raise ValueError.
-
-        Args:
-            source: makes the frame.
-            view: its stamp, nanoseconds, and T_world_camera (4, 4); if these already tell that the session would not
-                keep it, it is not made.
-        """
-        with self._changed:
-            fate = "stopped" if self._stopping else "superseded" if self._frame is not None else ""
-            if not self._stopping:
-                self._frame = source, view
-                self._changed.notify()
-        if fate:
-            self._count(fate)
-
-    def submit(
-        self,
-        question: Question,
-        *,
-        before: Callable[[SceneSession], None] | None = None,
-        number: int = 0,
-        listener: Callable[[StageBegan | TextSoFar], object] | None = None,
-    ) -> Ticket:
-        """Hands in a question under the policy; the ticket's result is completed in every case.
-
-        Args:
-            question: what is asked.
-            before: see Ticket.
-            number: what events call the question.
-            listener: told the events of this question alone.
-        """
-        ticket = Ticket(question, self._clock(), before, number, listener, withdraw=self._withdraw)
-        refusal, replaced = "", []
-        with self._changed:
-            busy = len(self._questions) + (self._running is not None)
-            if self._stopping:
-                refusal = "the node is stopping"
-            elif self.policy is QuestionPolicy.REJECT and busy:
-                refusal = "another question is being answered (question policy: reject)"
-            elif self.policy is QuestionPolicy.QUEUE and busy > self.queue_limit:
-                # One of them runs, or is about to.
-                refusal = f"one is being answered, {busy - 1} questions are waiting already (question policy: queue)"
-            else:
-                if self.policy is QuestionPolicy.REPLACE:
-                    replaced = [*self._questions, *filter(None, [self._running])]
-                self._questions.append(ticket)
-                self._changed.notify()
-        for older in replaced:
-            older.cancel("replaced by a newer question")
-        if refusal:
-            ticket.result.set_result(ticket.unanswered(Status.BUSY, refusal, self._clock()))
-        return ticket
-
-    def call(self, function: Callable[[SceneSession], T], *, chore: bool = False) -> Future[T]:
-        """Runs `function(session)` in the worker's thread, before the questions that wait.
-
-        A chore, which nobody waits for, comes after them, and once where the same one waits already.
-        """
-        future: Future[T] = Future()
-        with self._changed:
-            stopping, calls = self._stopping, self._chores if chore else self._calls
-            for waiting, its_future in self._chores if chore else ():
-                if waiting == function:
-                    return its_future
-            if not stopping:
-                calls.append((function, future))
-                self._changed.notify()
-        if stopping:
-            future.set_exception(RuntimeError("the worker is stopping"))
-        return future
-
-    @property
-    def waiting(self) -> int:
-        """Questions that wait or run."""
-        with self._changed:
-            return len(self._questions) + (self._running is not None)
 
     # --- the thread ---
 
     def _run(self) -> None:
         try:
-            session = self._make_session()
+            engine = self._make_engine()
         except BaseException as error:  # also what would end a program: somebody waits for `ready`
-            with self._changed:
-                self._stopping = True
-            self._refuse_waiting(Status.ERROR, f"the model could not be loaded: {shown(error)}")
+            self._end(error, Status.ERROR, f"the model could not be loaded: {shown(error)}")
             self.ready.set_exception(error)
             return
         self.ready.set_result(None)
         try:
             while True:
                 try:
-                    if not self._turn(session):
+                    if not self._turn(engine):
                         break
                 except Exception as error:  # costs what was done, not the thread
                     logger.exception("the worker failed between questions")
-                    self._fail_running(described(error))
+                    for queue in list(self._queues):
+                        queue.fail_running(described(error))
         finally:
             # However the thread ends, nobody may wait for it, now or later.
-            with self._changed:
-                self._stopping = True
-            self._fail_running("the worker has ended")
-            self._refuse_waiting(Status.CANCELLED, "the node is stopping")
+            for queue in list(self._queues):
+                queue.fail_running("the worker has ended")
+            self._end(RuntimeError("the worker has ended"), Status.CANCELLED, STOPPING)
 
-    def _turn(self, session: SceneSession) -> bool:
+    def _end(self, error: BaseException, status: Status, why: str) -> None:
+        """Refuses all that waits, now and from now on."""
+        with self._changed:
+            self._stopping = True
+            unbuilt, self._unbuilt = self._unbuilt, deque()
+        for queue in list(self._queues):
+            queue.close(status, why)
+        for queue, _ in unbuilt:
+            self._refuse(queue, error, status, why)
+
+    def _refuse(
+        self, queue: SceneQueue, error: BaseException, status: Status = Status.CANCELLED, why: str = STOPPING
+    ) -> None:
+        """Ends a queue whose scene cannot be built."""
+        queue.close(status, why)
+        queue.ready.set_exception(error)
+
+    def _turn(self, engine: Engine) -> bool:
         """Waits for the next thing to do and does it; False if the worker is to end."""
         # Before the lock: this may cost as much as choosing the views of a question.
-        ahead = self._has_work_ahead(session)
+        ahead = self._with_work_ahead()
         with self._changed:
-            rest = self.duty.rest(self._clock()) if ahead else None
+            rest = self.duty.rest(self._clock()) if ahead is not None else None
             # A bool: the queues that it is made of are emptied below.
             wanted = self._changed.wait_for(
-                lambda: self._frame is not None or bool(self._chores) or self._is_wanted(), timeout=rest
+                lambda: self._is_wanted() or any(queue.has_work for queue in self._queues), timeout=rest
             )
             if self._stopping:
                 return False
-            call = self._calls.popleft() if self._calls else None
-            ticket = self._questions.popleft() if call is None and self._questions else None
-            if call is None and ticket is None and self._chores:
-                call = self._chores.popleft()
-            self._running = ticket
-        if call is not None:
+            unbuilt = self._unbuilt.popleft() if self._unbuilt else None
+            queue, call, ticket = (None, None, None) if unbuilt else self._choose()
+        if unbuilt is not None:
+            self._build(engine, *unbuilt)
+        elif not wanted:
+            if ahead is not None:
+                self._work_ahead(ahead)
+        elif queue is None:
+            pass  # what was wanted has been withdrawn
+        elif call is not None:
             function, future = call
             try:
-                future.set_result(function(session))
+                future.set_result(function(queue.ready.result()))
             except Exception as error:
                 future.set_exception(error)
-            return True
-        if not wanted:
-            self._work_ahead(session)
-            return True
-        self._take_frame(session, encode=ticket is None)
-        if ticket is not None:
-            answer = self._answer(session, ticket)
-            with self._changed:
-                self._running = None
-            ticket.result.set_result(answer)
-            # Hands over Python's lock: the asker would else wait until background work lets go of it.
-            time.sleep(0)
+        else:
+            scene = queue.ready.result()
+            self._take_frame(queue, scene, encode=ticket is None)
+            if ticket is not None:
+                queue.answered(self._answer(engine, queue, scene, ticket))
+                # Hands over Python's lock: the asker would else wait until background work lets go of it.
+                time.sleep(0)
         return True
 
-    def _fail_running(self, why: str) -> None:
-        """Answers the question that was taken and not answered, if there is one."""
-        with self._changed:
-            ticket, self._running = self._running, None
-        if ticket is not None and not ticket.result.done():
-            ticket.result.set_result(ticket.unanswered(Status.ERROR, why, self._clock()))
+    def _choose(self) -> tuple[SceneQueue | None, Any, Ticket | None]:
+        """The queue whose turn it is, with its call or question; neither: its frame is to be taken."""
+        for take in (SceneQueue.next_call, SceneQueue.next_question, SceneQueue.next_chore):
+            for queue in self._queues:
+                taken = take(queue)
+                if taken is not None:
+                    self._to_the_end(queue)
+                    return (queue, None, taken) if isinstance(taken, Ticket) else (queue, taken, None)
+        for queue in self._queues:
+            if queue.has_work:
+                self._to_the_end(queue)
+                return queue, None, None
+        return None, None, None
 
-    def _withdraw(self, ticket: Ticket) -> None:
-        """Answers a cancelled question that waits; one that runs finds its flag set."""
-        with self._changed:
-            waits = ticket in self._questions
-            if waits:
-                self._questions.remove(ticket)
-        if waits:
-            ticket.result.set_result(ticket.unanswered(Status.CANCELLED, ticket._why, self._clock()))
+    def _to_the_end(self, queue: SceneQueue) -> None:
+        self._queues.remove(queue)
+        self._queues.append(queue)
 
-    def _refuse_expired(self) -> None:
-        """Answers the waiting questions whose budgets have run out."""
-        now = self._clock()
+    def _build(self, engine: Engine, queue: SceneQueue, make_scene: Callable[[Engine], Scene]) -> None:
+        try:
+            scene = make_scene(engine)
+        except BaseException as error:  # somebody waits for `ready`
+            self._refuse(queue, error, Status.ERROR, f"the scene could not be made: {shown(error)}")
+            return
         with self._changed:
-            expired = [ticket for ticket in self._questions if now >= ticket.deadline]
-            for ticket in expired:
-                self._questions.remove(ticket)
-        for ticket in expired:
-            why = f"the latency budget of {ticket.question.latency_budget_ms:g} ms ran out behind another question"
-            ticket.result.set_result(ticket.unanswered(Status.BUDGET_INFEASIBLE, why, self._clock()))
+            if not queue.closed:
+                self._queues.append(queue)
+        queue.ready.set_result(scene)
 
-    def _take_frame(self, session: SceneSession, *, encode: bool) -> None:
-        with self._changed:
-            offered, self._frame = self._frame, None
+    def _take_frame(self, queue: SceneQueue, scene: Scene, *, encode: bool) -> None:
+        offered = queue.take_frame()
         if offered is None:
             return
         source, view = offered
         no_memory, verdict, observed = False, None, None
         try:
-            verdict = None if view is None else session.foresee(*view())
+            verdict = None if view is None else scene.foresee(*view())
             if verdict is None:
-                self._cannot_prepare = False
+                queue.cannot_prepare = False
                 observed = source()
-                verdict = session.observe(observed)
+                verdict = scene.observe(observed)
             outcome = verdict.value
             if encode:
                 # A view that a question interrupts waits on: the question's plan says whether it is encoded for it.
-                session.encode_pending(should_stop=self._is_wanted)
+                scene.encode_pending(should_stop=self._is_wanted)
         except ValueError as error:
-            waits = observed is not None and observed.stamp_ns not in session.poses
+            waits = observed is not None and observed.stamp_ns not in scene.poses
             if verdict is None or (verdict.value == "key_frame" and waits):
                 outcome = f"error: {error}"
             else:
@@ -320,25 +266,30 @@ class Worker:
                 logger.exception("a frame could not be encoded")
         if no_memory:
             free_cached()
-        self._count(outcome)
+        queue.count(outcome)
 
-    def _has_work_ahead(self, session: SceneSession) -> bool:
-        if self._cannot_prepare or not self.duty.share or self._is_wanted():
-            return False
-        return bool(self._try_ahead(lambda: session.work_ahead))
+    def _with_work_ahead(self) -> SceneQueue | None:
+        """The queue whose scene has work ahead, if there is time for it."""
+        if not self.duty.share or self._is_wanted():
+            return None
+        for queue in list(self._queues):
+            scene = queue.ready.result()
+            if not queue.cannot_prepare and self._try_ahead(queue, lambda scene=scene: scene.work_ahead):  # type: ignore[misc]
+                return queue
+        return None
 
-    def _work_ahead(self, session: SceneSession) -> None:
-        began = self._clock()
-        self._try_ahead(lambda: session.prepare(self._is_wanted))
+    def _work_ahead(self, queue: SceneQueue) -> None:
+        began, scene = self._clock(), queue.ready.result()
+        self._try_ahead(queue, lambda: scene.prepare(self._is_wanted))
         self.duty.worked(began, self._clock())
 
-    def _try_ahead(self, work: Callable[[], T]) -> T | None:
+    def _try_ahead(self, queue: SceneQueue, work: Callable[[], T]) -> T | None:
         """What `work` returns; after an error nothing is done ahead until the scene changes."""
         result, no_memory = None, False
         try:
             result = work()
         except Exception as error:
-            self._cannot_prepare = True  # a question will say what is wrong
+            queue.cannot_prepare = True  # a question will say what is wrong
             no_memory = is_out_of_memory(error)
             logger.error("working ahead failed: %s", describe(error), exc_info=not no_memory)
         if no_memory:
@@ -347,20 +298,21 @@ class Worker:
 
     def _is_wanted(self) -> bool:
         """Whether somebody waits for what the thread does in the background to end; frames and chores do not count."""
-        return bool(self._questions or self._calls or self._stopping)
+        return self._stopping or bool(self._unbuilt) or any(queue.wanted for queue in tuple(self._queues))
 
-    def _answer(self, session: SceneSession, ticket: Ticket) -> Answer:
-        on_text, on_stage = ticket.callbacks(self._events)
+    def _answer(self, engine: Engine, queue: SceneQueue, scene: Scene, ticket: Ticket) -> Answer:
+        on_text, on_stage = queue.callbacks(ticket)
 
         def should_stop() -> bool:
-            if self.refuse_late and self._questions:
-                self._refuse_expired()
+            for waiting in tuple(self._queues):
+                waiting.refuse_expired()
             return ticket.cancelled
 
         try:
             if ticket.before is not None:
-                ticket.before(session)
-            answer = session.ask(
+                ticket.before(scene)
+            answer = engine.ask(
+                scene,
                 ticket.question,
                 arrived=ticket.arrived,
                 on_text=on_text,
@@ -369,25 +321,7 @@ class Worker:
             )
         except Exception as error:
             logger.exception("the question %s failed", quoted(ticket.question.text))
-            return ticket.unanswered(Status.ERROR, described(error), self._clock())
+            return queue.unanswered(ticket, Status.ERROR, described(error))
         if answer.status == Status.CANCELLED:
-            answer = replace(answer, status_message=f"{ticket._why}: {answer.status_message}")
+            answer = replace(answer, status_message=f"{ticket.why}: {answer.status_message}")
         return answer
-
-    def _refuse_waiting(self, status: Status, why: str) -> None:
-        with self._changed:
-            tickets, self._questions = list(self._questions), deque()
-            calls = [*self._calls, *self._chores]
-            self._calls.clear()
-            self._chores.clear()
-            left, self._frame = self._frame is not None, None
-        if left:
-            self._count("stopped")
-        for ticket in tickets:
-            ticket.result.set_result(ticket.unanswered(status, why, self._clock()))
-        for _, future in calls:
-            future.set_exception(RuntimeError(why))
-
-    def _count(self, outcome: str) -> None:
-        self.frames[outcome.split(":")[0]] += 1
-        self._events.tell(FrameTaken(outcome))

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from adatoken3d_ros.engine.events import FrameTaken, Listeners, SceneReplaced, SceneView, StageBegan, TextSoFar
-from adatoken3d_ros.engine.loading import ModelSettings, load_session, make_strategy
+from adatoken3d_ros.engine.loading import ModelSettings, load_engine, make_strategy, open_scene
 from adatoken3d_ros.engine.out_of_memory import free_cached, trim_heap
 from adatoken3d_ros.requirements import advice, missing
 from adatoken3d_ros.text import shown
@@ -22,7 +22,9 @@ if TYPE_CHECKING:  # the engine brings torch with it, seconds of importing
     from numpy.typing import NDArray
 
     from adatoken3d_ros.engine.answer import Question
-    from adatoken3d_ros.engine.session import SceneSession
+    from adatoken3d_ros.engine.engine import Engine
+    from adatoken3d_ros.engine.scene import Scene
+    from adatoken3d_ros.engine.scene_queue import SceneQueue
     from adatoken3d_ros.engine.tickets import Ticket
     from adatoken3d_ros.engine.worker import Worker
     from adatoken3d_ros.pruning.strategy import Strategy
@@ -65,19 +67,28 @@ class EngineOwner:
 
     Args:
         events: told what the worker tells, and what is in the scene whenever it has changed.
-        load: makes a session of settings, in the worker's thread; told (share, step) while it does.
+        load: makes an engine of settings, in the worker's thread; told (share, step) while it does.
+        open: makes the scene, there too.
 
     Attributes:
-        worker: None before `start` and after `drop`.
+        thread: owns the engine; None before `start` and after `drop`.
+        worker: what waits for the scene; None without a thread.
         model: None until it is loaded.
         problem: why the last load failed; empty if it did not.
         strategy: name of that in use; empty without a model.
     """
 
-    def __init__(self, events: Listeners, load: Callable[..., SceneSession] = load_session) -> None:
+    def __init__(
+        self,
+        events: Listeners,
+        load: Callable[..., Engine] = load_engine,
+        open: Callable[[Engine, ModelSettings], Scene] = open_scene,
+    ) -> None:
         self._events = events.add(FrameTaken, self._look_again)
         self._load = load
-        self.worker: Worker | None = None
+        self._open = open
+        self.thread: Worker | None = None
+        self.worker: SceneQueue | None = None
         self.model: Loaded | None = None
         self.problem = ""
         self.strategy = ""
@@ -91,7 +102,7 @@ class EngineOwner:
         """Imports the engine and torch, for seconds: not in the executor's thread. Raises ImportError."""
         importlib.import_module("adatoken3d_ros.engine.worker")
 
-    def start(self, values: Mapping[str, Any] | Any) -> Future[None]:
+    def start(self, values: Mapping[str, Any] | Any) -> Future[Scene]:
         """Begins to load what the parameters say, unless that was done; the future is done when the model is there."""
         if self.worker is None:
             from adatoken3d_ros.engine.worker import Worker
@@ -101,13 +112,13 @@ class EngineOwner:
             self._frame_id = values["scene.frame_id"]
             self._began = time.monotonic()
             self._loading = Loading(0.0)
-            self.worker = Worker(
-                partial(self._make_session, settings),
+            self.thread = Worker(partial(self._make_engine, settings), ahead=values["budget.background"])
+            self.worker = self.thread.open(
+                partial(self._make_scene, settings),
                 events=self._events,
-                ahead=values["budget.background"],
                 refuse_late=values["budget.infeasible"] == "refuse",
             )
-            self.worker.start()
+            self.thread.start()
         return self.worker.ready
 
     def failed(self, error: Exception) -> None:
@@ -117,15 +128,15 @@ class EngineOwner:
 
     def stop(self, timeout: float | None = None) -> None:
         """Ends the thread, which may be in a decode step or a load, and answers what waits."""
-        if self.worker is not None:
-            self.worker.stop(timeout)
+        if self.thread is not None:
+            self.thread.stop(timeout)
 
     def drop(self) -> None:
         """Ends the thread and frees model and scene. Does nothing if there is none."""
-        worker, self.worker = self.worker, None
-        if worker is None:
+        thread, self.thread, self.worker = self.thread, None, None
+        if thread is None:
             return
-        worker.stop()
+        thread.stop()
         on_gpu = self.model is not None and self.model.on_gpu
         self.model = None
         self._events.tell(SceneReplaced(self._frame_id))
@@ -143,34 +154,38 @@ class EngineOwner:
         """Of the model that is loaded; empty without one."""
         return "" if self.model is None else self.model.model_id
 
-    def _make_session(self, settings: ModelSettings) -> SceneSession:
+    def _make_engine(self, settings: ModelSettings) -> Engine:
         """Runs in the worker's thread."""
 
         def progress(share: float, step: str) -> None:
             self._loading = Loading(0.0, share, step)
 
         try:
-            session = self._load(settings, progress)
+            return self._load(settings, progress)
         finally:
             self._loading = None
+
+    def _make_scene(self, settings: ModelSettings, engine: Engine) -> Scene:
+        """Runs in the worker's thread."""
+        scene = self._open(engine, settings)
         self.strategy = settings.strategy
         self.model = Loaded(
-            session.model_id,
-            session.model.identity,
-            session.n_layers,
-            session.fitted,
-            session.model.device.type == "cuda",
-            lambda: {} if session.controller.latency is None else session.controller.latency.drift,
-            lambda: session.memory.given_up,
+            engine.model_id,
+            engine.model.identity,
+            engine.n_layers,
+            engine.fitted,
+            engine.model.device.type == "cuda",
+            lambda: {} if scene.controller.latency is None else scene.controller.latency.drift,
+            lambda: scene.memory.given_up,
         )
-        return session
+        return scene
 
     # --- frames and questions -----------------------------------------------------------------------------------------
 
     def take_frame(
         self, draw: Callable[[], PosedFrame], view: Callable[[], tuple[int, NDArray[np.float64]]] | None = None
     ) -> None:
-        """As `Worker.submit_frame`; without a worker the frame is `stopped`."""
+        """As `SceneQueue.submit_frame`; without a worker the frame is `stopped`."""
         if self.worker is None:
             self._events.tell(FrameTaken("stopped"))
         else:
@@ -183,14 +198,14 @@ class EngineOwner:
         number: int,
         listener: Callable[[StageBegan | TextSoFar], object] | None = None,
     ) -> Ticket:
-        """As `Worker.submit`, under the strategy and policy that the parameters name now; there must be a worker."""
+        """As `SceneQueue.submit`, by the strategy and policy that the parameters name now. There must be a worker."""
         assert self.worker is not None
         strategy = values["strategy"]
 
-        def use_strategy(session: SceneSession) -> None:
+        def use_strategy(scene: Scene) -> None:
             # Travels with the question, whose time runs and whose policy holds from now on, also behind others.
             if strategy != self.strategy:
-                session.set_strategy(self._strategy(strategy))
+                scene.set_strategy(self._strategy(strategy))
                 self.strategy = strategy
 
         self.worker.policy = type(self.worker.policy)(values["question_policy"])
@@ -213,25 +228,25 @@ class EngineOwner:
         if self.worker is not None:
             self.worker.call(self.show, chore=True)
 
-    def show(self, session: SceneSession) -> None:
+    def show(self, scene: Scene) -> None:
         """Runs in the worker's thread: tells what the scene is now."""
-        tokens = session.scene()
+        tokens = scene.tokens()
         view = SceneView(self._frame_id)
         if tokens is not None:
             xyz, rgb, count = (tensor.cpu().numpy() for tensor in (tokens.xyz.float(), tokens.rgb, tokens.count))
-            view = SceneView(self._frame_id, xyz, rgb, count, dict(session.poses), session.stamp_ns)
+            view = SceneView(self._frame_id, xyz, rgb, count, dict(scene.poses), scene.stamp_ns)
         self._events.tell(view)
 
-    def show_another(self, session: SceneSession) -> None:
+    def show_another(self, scene: Scene) -> None:
         """As `show`, of a scene that is not that of the answers until now."""
         self._events.tell(SceneReplaced(self._frame_id))
-        self.show(session)
+        self.show(scene)
 
-    def clear(self, session: SceneSession) -> None:
+    def clear(self, scene: Scene) -> None:
         """Runs in the worker's thread: forgets the scene."""
-        session.clear()
+        scene.clear()
         trim_heap()
-        self.show_another(session)
+        self.show_another(scene)
 
     def forget(self) -> None:
         """Has `clear` run before what waits."""

@@ -26,7 +26,7 @@ from rclpy.node import Node
 from rclpy.task import Future
 
 from adatoken3d_ros.engine.events import Answered, FrameTaken, Listeners
-from adatoken3d_ros.engine.loading import load_session
+from adatoken3d_ros.engine.loading import load_engine, open_scene
 from adatoken3d_ros.ros.awaiting import beside, finished
 from adatoken3d_ros.ros.engine_owner import EngineOwner
 from adatoken3d_ros.ros.inputs.topics import Inputs
@@ -49,10 +49,10 @@ class SceneNode(LifecycleNodeMixin, Node):
     """configure loads the model, activate starts the inputs, deactivate stops them, cleanup frees the memory.
 
     Args:
-        load: see EngineOwner.
+        load, open: see EngineOwner.
     """
 
-    def __init__(self, load: Callable[..., Any] = load_session) -> None:
+    def __init__(self, load: Callable[..., Any] = load_engine, open: Callable[..., Any] = open_scene) -> None:
         Node.__init__(self, "adatoken3d")
         self._logger = NodeLog(self.get_logger().name)
         # Reentrant: a pending coroutine holds its group, and neither questions nor a load may hold up the others.
@@ -66,7 +66,7 @@ class SceneNode(LifecycleNodeMixin, Node):
         change_state.callback = self._transitions.on_request
 
         self.events = events = Listeners(failures.note)
-        self.engine = engine = EngineOwner(events, load)
+        self.engine = engine = EngineOwner(events, load, open)
         checks = {"strategy": engine.check_strategy, FILE: self._check_file}
         self.parameters = parameters = Parameters(self, state, checks)
         self.outputs = outputs = Publishers(self, group, events)

@@ -47,7 +47,7 @@ RESULT_SECONDS = 10  # for which an action's result is kept after its end
 
 
 def question_of(request: Any, defaults: Mapping[str, Any] | Any) -> Question:
-    """The question of an AskScene request or an AskSceneStream goal; the session checks whether it makes sense.
+    """The question of an AskScene request or an AskSceneStream goal; the engine checks whether it makes sense.
 
     Args:
         request: the message.

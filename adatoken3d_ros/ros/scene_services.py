@@ -71,8 +71,8 @@ class SceneServices:
             response.success, response.message = True, "there is no scene: the node is not configured"
             return response
 
-        def clear(session: Any) -> str:
-            self._engine.clear(session)
+        def clear(scene: Any) -> str:
+            self._engine.clear(scene)
             return "the scene is empty"
 
         return await self._do(response, clear)
@@ -80,21 +80,21 @@ class SceneServices:
     async def _on_save(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         path, frame_id = self._parameters[FILE], self._parameters["scene.frame_id"]
 
-        def save(session: Any) -> str:
+        def save(scene: Any) -> str:
             file = self._file(path)
             scene_directory(self._parameters[DIRECTORY]).mkdir(parents=True, exist_ok=True)
-            session.save(file, frame_id)
-            self._engine.show(session)
-            return f"{len(session.poses)} views are in {path}"
+            scene.save(file, frame_id)
+            self._engine.show(scene)
+            return f"{len(scene.poses)} views are in {path}"
 
         return await self._with_file(path, response, save)
 
     async def _on_load(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         path, frame_id = self._parameters[FILE], self._parameters["scene.frame_id"]
 
-        def load(session: Any) -> str:
-            views = session.load(self._file(path), frame_id)
-            self._engine.show_another(session)
+        def load(scene: Any) -> str:
+            views = scene.load(self._file(path), frame_id)
+            self._engine.show_another(scene)
             return f"{views} views came from {path}"
 
         return await self._with_file(path, response, load)

@@ -153,7 +153,7 @@ def test_options_reach_the_session(tiny: Path, folder: Path, tmp_path: Path) -> 
 def test_upstream_numerics_reach_the_session(options: list[str], tiny: Path, folder: Path) -> None:
     top, modules = parser()
     args = top.parse_args(["ask", "--model", str(tiny), "--folder", str(folder), "What?", *options])
-    assert modules["ask"].open_session(args).config.upstream_numerics == bool(options)
+    assert modules["ask"].open_scene(args)[1].config.upstream_numerics == bool(options)
 
 
 @pytest.mark.parametrize(

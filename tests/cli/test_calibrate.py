@@ -12,7 +12,6 @@ from PIL import Image
 from adatoken3d_ros.cli.calibrate import parse_gates, read_questions
 from adatoken3d_ros.cli.main import main
 from adatoken3d_ros.engine.answer import Question, Status
-from adatoken3d_ros.engine.session import SceneSession
 from adatoken3d_ros.lab.information import InformationSet
 from adatoken3d_ros.lmm.llava3d import checkpoint
 from adatoken3d_ros.lmm.llava3d.tiny import write_tiny_checkpoint
@@ -20,6 +19,7 @@ from adatoken3d_ros.pruning.schedule import Schedule
 from adatoken3d_ros.pruning.strategy import Strategy, StrategyError
 from adatoken3d_ros.scene.folder import read_folder
 from adatoken3d_ros.scene.frames import PosedFrame
+from tests.engine.scenes import ask, new_scene
 
 
 @pytest.fixture(scope="module")
@@ -89,10 +89,10 @@ def test_the_strategy_runs_on_its_model_and_on_no_other(
     assert "adatoken-ours" in shown and "projection" in shown
 
     loaded, tokenizer, _ = checkpoint.load(model)
-    session = SceneSession(loaded, tokenizer, strategy=strategy)
+    session = new_scene(loaded, tokenizer, strategy=strategy)
     for frame in read_folder(scenes[0]):
         session.observe(frame)
-    answer = session.ask(Question("What is here?", max_new_tokens=2))
+    answer = ask(session, Question("What is here?", max_new_tokens=2))
     assert answer.status in (Status.OK, Status.TRUNCATED) and answer.strategy == "adatoken-ours"
     assert answer.retained_tokens < answer.spatial_tokens
     with pytest.raises(StrategyError, match="made for the model"):

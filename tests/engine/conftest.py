@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from adatoken3d_ros.engine.config import SessionConfig
-from adatoken3d_ros.engine.session import SceneSession
+from adatoken3d_ros.engine.scene import Scene
 from adatoken3d_ros.lmm.llava3d import checkpoint
 from adatoken3d_ros.lmm.llava3d.tiny import write_tiny_checkpoint
 from adatoken3d_ros.scene.frames import PosedFrame
+from tests.engine.scenes import new_scene
 
 
 @pytest.fixture(scope="session")
@@ -29,9 +30,9 @@ def tiny(tiny_directory: Path) -> tuple[Any, Any]:
 
 
 @pytest.fixture
-def make_session(tiny: tuple[Any, Any]) -> Callable[..., SceneSession]:
-    def make(config: SessionConfig | None = None, **options: Any) -> SceneSession:
-        return SceneSession(*tiny, config, **options)
+def make_session(tiny: tuple[Any, Any]) -> Callable[..., Scene]:
+    def make(config: SessionConfig | None = None, **options: Any) -> Scene:
+        return new_scene(*tiny, config, **options)
 
     return make
 
@@ -46,7 +47,7 @@ def _wall_frame(index: int, *, depth: float = 2.0) -> PosedFrame:
     return PosedFrame(rgb, np.full((120, 160), depth, np.float32), K, T, stamp_ns=(index + 1) * 100_000_000)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def wall_frame() -> Callable[..., PosedFrame]:
     return _wall_frame
 

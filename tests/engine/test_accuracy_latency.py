@@ -31,7 +31,7 @@ class Session:
     def set_strategy(self, strategy: Strategy) -> None:
         self.strategy = strategy
 
-    def ask(self, question: Question) -> Answer:
+    def ask(self, scene: Session, question: Question) -> Answer:
         self.asked += 1
         ms = {"fast": 10.0, "slow": 30.0, "rival": float(self.asked)}[self.strategy.name]
         return Answer(question, Status.OK, text=self.strategy.name, times=StageTimes(total=ms))
@@ -46,6 +46,7 @@ def test_points_by_hand() -> None:
     done: list[int] = []
     right = {("a", "slow"), ("b", "slow"), ("c", "fast"), ("a", "rival")}
     found = measure(
+        session,
         session,
         scenes,
         [SLOW, FAST, RIVAL],

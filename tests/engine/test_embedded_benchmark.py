@@ -11,7 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from adatoken3d_ros.engine.session import SceneSession
+from adatoken3d_ros.engine.engine import Engine
 from benchmarks import embedded
 
 
@@ -24,7 +24,7 @@ def threads() -> Iterator[int]:
 
 
 def test_a_process_loads_and_asks(tiny_directory: Path, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(SceneSession, "warm_up", lambda session: False)
+    monkeypatch.setattr(Engine, "warm_up", lambda *_: False)
     figures = embedded.child(str(tiny_directory), threads, questions=2)
     assert all(figures[name] >= 0 for name in ("import_s", "load_s", "warm_up_s"))
     assert len(figures["questions"]) == 2 and all(milliseconds > 0 for _, milliseconds in figures["questions"])

@@ -19,13 +19,13 @@ import torch
 from adatoken3d_ros.engine.answer import Question, Status
 from adatoken3d_ros.engine.config import SessionConfig
 from adatoken3d_ros.engine.loading import fitted_strategies, make_strategy
-from adatoken3d_ros.engine.session import SceneSession
 from adatoken3d_ros.lab.synthetic.furnished import make_room
 from adatoken3d_ros.lab.synthetic.questions import generate
 from adatoken3d_ros.lab.synthetic.views import render_views, sights
 from adatoken3d_ros.lmm.llava3d import checkpoint
 from adatoken3d_ros.scene.keyframes import KeyFrameConfig
 from adatoken3d_ros.weights import embedded_path
+from tests.engine.scenes import ask, new_scene
 
 GOLDEN = Path(__file__).parent / "golden.json"
 RENEW = "python tests/engine/test_golden.py"
@@ -53,10 +53,10 @@ def answers(path: Path) -> dict[str, Any]:
     for name in STRATEGIES:
         strategy = make_strategy(name, len(model.decoder), model_hash, fitted)
         config = SessionConfig(key_frames=KeyFrameConfig(0.0, 0.0))
-        session = SceneSession(model, tokenizer, config, strategy=strategy)
+        session = new_scene(model, tokenizer, config, strategy=strategy)
         for view in views:
             session.observe(view.frame)
-        found = [session.ask(Question(qa.question)) for qa in asked]
+        found = [ask(session, Question(qa.question)) for qa in asked]
         assert all(answer.status in (Status.OK, Status.TRUNCATED) for answer in found)
         said[name] = [answer.text for answer in found]
     questions = [

@@ -14,10 +14,11 @@ import torch
 
 from adatoken3d_ros.engine import loading
 from adatoken3d_ros.engine.config import SessionConfig
-from adatoken3d_ros.engine.loading import ModelSettings, load_session, make_strategy
+from adatoken3d_ros.engine.loading import ModelSettings, make_strategy
 from adatoken3d_ros.pruning.schedule import Schedule
 from adatoken3d_ros.pruning.strategy import Strategy, StrategyError, default_strategy
 from adatoken3d_ros.scene.keyframes import KeyFrameConfig
+from tests.engine.scenes import load_scene
 
 SETTINGS = ModelSettings(
     path="",
@@ -48,7 +49,7 @@ SETTINGS = ModelSettings(
 
 
 def test_every_setting_arrives(tiny_directory: Path) -> None:
-    session = load_session(replace(SETTINGS, path=str(tiny_directory), dtype="bfloat16"))
+    session = load_scene(replace(SETTINGS, path=str(tiny_directory), dtype="bfloat16"))
     assert session.config == SessionConfig(
         key_frames=KeyFrameConfig(
             0.3, 20.0, 5, 9, 2.0, 3.0, math.inf, 0.1, 0.2, 0.3, 4.0, 5, None
@@ -61,21 +62,21 @@ def test_every_setting_arrives(tiny_directory: Path) -> None:
         seed=7,
     )
     assert session.strategy.policy == "random"
-    assert session.model_id == f"{tiny_directory.name}@{session.model.identity}"
-    assert {parameter.dtype for parameter in session.model.parameters()} == {torch.bfloat16}
+    assert session.runtime.model_id == f"{tiny_directory.name}@{session.runtime.model.identity}"
+    assert {parameter.dtype for parameter in session.runtime.model.parameters()} == {torch.bfloat16}
 
 
 def test_no_path_is_the_model_in_the_package(monkeypatch: pytest.MonkeyPatch, tiny_directory: Path) -> None:
     monkeypatch.setattr(loading, "embedded_path", lambda: tiny_directory)
-    session = load_session(replace(SETTINGS, path=""))
-    assert session.model_id == f"{tiny_directory.name}@{session.model.identity}"
+    session = load_scene(replace(SETTINGS, path=""))
+    assert session.runtime.model_id == f"{tiny_directory.name}@{session.runtime.model.identity}"
 
     def missing() -> Path:
         raise FileNotFoundError("the package has none")
 
     monkeypatch.setattr(loading, "embedded_path", missing)
     with pytest.raises(ValueError, match="model.path is empty.*the package has none"):
-        load_session(replace(SETTINGS, path=""))
+        load_scene(replace(SETTINGS, path=""))
 
 
 @pytest.mark.parametrize(
@@ -90,37 +91,37 @@ def test_what_cannot_be_used_is_named(
     change: dict[str, Any], kind: type[Exception], named: str, tiny_directory: Path
 ) -> None:
     with pytest.raises(kind, match=named):
-        load_session(replace(SETTINGS, **{"path": str(tiny_directory), **change}))
+        load_scene(replace(SETTINGS, **{"path": str(tiny_directory), **change}))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")
 def test_a_device_that_is_not_there(tiny_directory: Path) -> None:
     with pytest.raises(ValueError, match="'cuda:1'"):
-        load_session(replace(SETTINGS, path=str(tiny_directory), device="cuda:1"))
+        load_scene(replace(SETTINGS, path=str(tiny_directory), device="cuda:1"))
 
 
 def test_a_checkpoint_brings_its_fitted_strategies(tiny_directory: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_directory, tmp_path / "model")
     settings = replace(SETTINGS, path=str(tmp_path / "model"), strategy="ours")
-    plain = load_session(settings)
-    assert plain.fitted == {} and plain.strategy.name == "ours-default"
-    own = plain.model.identity
+    plain = load_scene(settings)
+    assert plain.runtime.fitted == {} and plain.strategy.name == "ours-default"
+    own = plain.runtime.model.identity
     folder = tmp_path / "model" / "strategies"
     folder.mkdir()
     made = Strategy("ours", "ours", Schedule.of([0, 1], [0.5, 0.3]), own, info={"figures": {"kl": 0.02}})
     strong = replace(made, name="ours-0.2", schedule=Schedule.of([0], [0.1]), info={"figures": {"kl": 0.3}})
     for one in (made, strong, replace(made, name="stranger", model_hash="0123")):
         one.save(folder / f"{one.name}.yaml")
-    session = load_session(settings)
-    assert session.strategy == made and session.fitted == {"ours": made, "ours-0.2": strong}
+    session = load_scene(settings)
+    assert session.strategy == made and session.runtime.fitted == {"ours": made, "ours-0.2": strong}
     losses = {option.strategy.name: option.loss for option in session.controller.options}
     assert losses["ours"] == 0.02 and losses["ours-0.2"] == 0.3
-    assert load_session(replace(settings, strategy="ours-0.2")).strategy == strong
+    assert load_scene(replace(settings, strategy="ours-0.2")).strategy == strong
     with pytest.raises(ValueError, match="'mine' is none of none, random.* ours, ours-0.2 and no .yaml file"):
-        load_session(replace(settings, strategy="mine"))
+        load_scene(replace(settings, strategy="mine"))
     # A policy with the same name as no fitted strategy is as ever, and plans with its own schedules alone.
-    assert load_session(replace(settings, strategy="fastv")).strategy.name == "fastv-default"
-    session.set_strategy(default_strategy("fastv", session.n_layers))
+    assert load_scene(replace(settings, strategy="fastv")).strategy.name == "fastv-default"
+    session.set_strategy(default_strategy("fastv", session.runtime.n_layers))
     assert {option.strategy.policy for option in session.controller.options} == {"fastv"}
 
 

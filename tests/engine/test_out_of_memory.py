@@ -13,18 +13,18 @@ from typing import Any
 import pytest
 import torch
 
-from adatoken3d_ros.engine import session as session_module
+from adatoken3d_ros.engine import answering
 from adatoken3d_ros.engine.answer import Answer, Question, Status
 from adatoken3d_ros.engine.budget.controller import BudgetConfig, Reuse
 from adatoken3d_ros.engine.budget.latency import LatencyModel
 from adatoken3d_ros.engine.config import SessionConfig
 from adatoken3d_ros.engine.events import FrameTaken, Listeners
 from adatoken3d_ros.engine.out_of_memory import describe, is_out_of_memory, trim_heap
-from adatoken3d_ros.engine.session import SceneSession
-from adatoken3d_ros.engine.worker import Worker
+from adatoken3d_ros.engine.scene import Scene
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.keyframes import KeyFrameConfig
 from adatoken3d_ros.scene.token_map import TokenMap
+from tests.engine.scenes import ask, working
 
 LIMIT = 20.0
 ADVICE = "CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has a total capacity of 8.00 GiB.\nSee the manual."
@@ -44,8 +44,8 @@ def fail_above(original: Callable[..., Any], size_of: Callable[..., int], limit:
 
 
 @pytest.fixture
-def session(make_session: Callable[..., SceneSession], frames: list[PosedFrame]) -> SceneSession:
-    made: SceneSession = make_session()
+def session(make_session: Callable[..., Scene], frames: list[PosedFrame]) -> Scene:
+    made: Scene = make_session()
     for frame in frames:
         made.observe(frame)
     made.encode_pending()
@@ -58,16 +58,16 @@ def seen(answer: Answer) -> tuple[int, ...]:
 
 
 def test_a_prefill_that_does_not_fit_is_tried_once_more_with_half_the_tokens(
-    session: SceneSession, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    session: Scene, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    before, freed, rows = session.ask(QUESTION), [], []
+    before, freed, rows = ask(session, QUESTION), [], []
     embeds = session.spliced(QUESTION)[0].embeds.shape[1]
-    original = session_module.prefill
-    monkeypatch.setattr(session_module, "free_cached", lambda: freed.append(dict(session.prepared._blocks)))
+    original = answering.prefill
+    monkeypatch.setattr(answering, "free_cached", lambda: freed.append(dict(session.prepared._blocks)))
     limited = fail_above(original, lambda _, embeds, *rest: embeds.shape[1], embeds - 1, rows)
-    monkeypatch.setattr(session_module, "prefill", limited)
+    monkeypatch.setattr(answering, "prefill", limited)
     with caplog.at_level(logging.WARNING):
-        answer = session.ask(QUESTION)
+        answer = ask(session, QUESTION)
     assert answer.status == Status.TRUNCATED and answer.text
     assert answer.spatial_tokens == before.spatial_tokens // 2
     assert sum(seen(answer)) < sum(seen(before)) // 2
@@ -77,35 +77,35 @@ def test_a_prefill_that_does_not_fit_is_tried_once_more_with_half_the_tokens(
     times = answer.times
     assert times.queue + times.encode + times.tokens + times.prefill + times.decode == pytest.approx(times.total)
     # The next question may use everything again.
-    monkeypatch.setattr(session_module, "prefill", original)
-    assert session.ask(QUESTION).text == before.text
+    monkeypatch.setattr(answering, "prefill", original)
+    assert ask(session, QUESTION).text == before.text
 
 
 def test_what_does_not_fit_twice_is_an_error_that_says_where_and_the_next_question_is_answered(
-    session: SceneSession, monkeypatch: pytest.MonkeyPatch
+    session: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows: list[int] = []
-    before, original = session.ask(QUESTION), session_module.prefill
-    monkeypatch.setattr(session_module, "prefill", fail_above(original, lambda *_: 1, 0, rows))
-    answer = session.ask(QUESTION)
+    before, original = ask(session, QUESTION), answering.prefill
+    monkeypatch.setattr(answering, "prefill", fail_above(original, lambda *_: 1, 0, rows))
+    answer = ask(session, QUESTION)
     assert answer.status == Status.ERROR and len(rows) == 2
     first, second = answer.status_message.split("; ")
     assert first == "out of memory in the stage prefill: OutOfMemoryError: " + ADVICE.splitlines()[0]
     assert second.startswith("out of memory again, with half the tokens and the strongest pruning in the stage prefill")
-    monkeypatch.setattr(session_module, "prefill", original)
-    assert session.ask(QUESTION).text == before.text
+    monkeypatch.setattr(answering, "prefill", original)
+    assert ask(session, QUESTION).text == before.text
 
 
 def test_views_that_do_not_fit_together_are_encoded_one_by_one_and_none_is_lost(
-    make_session: Callable[..., SceneSession], frames: list[PosedFrame], monkeypatch: pytest.MonkeyPatch
+    make_session: Callable[..., Scene], frames: list[PosedFrame], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = make_session()
     for frame in frames:
         session.observe(frame)
     sizes: list[int] = []
-    features = session.model.encode_images
-    monkeypatch.setattr(session.model, "encode_images", fail_above(features, lambda rgb: len(rgb), 1, sizes))
-    answer = session.ask(QUESTION)
+    features = session.runtime.model.encode_images
+    monkeypatch.setattr(session.runtime.model, "encode_images", fail_above(features, lambda rgb: len(rgb), 1, sizes))
+    answer = ask(session, QUESTION)
     assert answer.status == Status.TRUNCATED and sizes == [3, 1]
     assert answer.stamp_ns == frames[-1].stamp_ns == session.stamp_ns
     session.prepare()
@@ -113,84 +113,84 @@ def test_views_that_do_not_fit_together_are_encoded_one_by_one_and_none_is_lost(
 
 
 def test_a_cap_that_was_too_much_is_halved_and_a_budget_gives_way(
-    session: SceneSession, monkeypatch: pytest.MonkeyPatch
+    session: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session.controller.latency = LatencyModel(
         {"encode": [0.1], "tokens": [0.0] * 3, "prefill": [0.0, 1e-3, 0.0, 0.0, 0.0], "decode": [1e-6, 0.0]}
     )
-    session._clock = lambda: 0.0  # nothing that is measured corrects what is predicted
-    whole, rows = session.ask(QUESTION), []
-    monkeypatch.setattr(session_module, "prefill", fail_above(session_module.prefill, lambda *_: len(rows), 0, rows))
+    session.runtime.clock = lambda: 0.0  # nothing that is measured corrects what is predicted
+    whole, rows = ask(session, QUESTION), []
+    monkeypatch.setattr(answering, "prefill", fail_above(answering.prefill, lambda *_: len(rows), 0, rows))
     budget = 1e3 * sum(seen(whole)) * 1e-3
-    answer = session.ask(Question("What is on the wall?", latency_budget_ms=budget, max_new_tokens=4))
+    answer = ask(session, Question("What is on the wall?", latency_budget_ms=budget, max_new_tokens=4))
     assert answer.status in (Status.OK, Status.TRUNCATED)
     assert answer.decision is not None and 0 < answer.spatial_tokens <= whole.spatial_tokens // 2
 
 
 def test_a_kept_prefix_is_let_go(
-    make_session: Callable[..., SceneSession], frames: list[PosedFrame], monkeypatch: pytest.MonkeyPatch
+    make_session: Callable[..., Scene], frames: list[PosedFrame], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = make_session(SessionConfig(budget=BudgetConfig(reuse=Reuse.PREFIX)))
     session.observe(frames[0])
     monkeypatch.setattr(session.prepared, "read_prefix", fail_above(session.prepared.read_prefix, lambda *_: 1, 0, []))
-    answer = session.ask(QUESTION)
+    answer = ask(session, QUESTION)
     assert answer.status == Status.TRUNCATED and answer.strategy != "scene-prefix" and session.prepared.prefix is None
 
 
 def test_a_frame_that_does_not_fit_waits_and_the_worker_lives_on(
-    make_session: Callable[..., SceneSession], frames: list[PosedFrame], monkeypatch: pytest.MonkeyPatch
+    make_session: Callable[..., Scene], frames: list[PosedFrame], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session, fates = make_session(), []
-    features = session.model.encode_images
-    monkeypatch.setattr(session.model, "encode_images", fail_above(features, lambda *_: 1, 0, []))
+    features = session.runtime.model.encode_images
+    monkeypatch.setattr(session.runtime.model, "encode_images", fail_above(features, lambda *_: 1, 0, []))
     events = Listeners().add(FrameTaken, lambda told: fates.append(told.fate))
-    worker = Worker(lambda: session, events=events, ahead=0.0)
+    worker, queue = working(session, events=events, ahead=0.0)
     worker.start()
     try:
-        worker.submit_frame(lambda: frames[0])
-        worker.call(lambda s: None).result(LIMIT)
+        queue.submit_frame(lambda: frames[0])
+        queue.call(lambda s: None).result(LIMIT)
         while not fates:
-            worker.call(lambda s: None).result(LIMIT)
+            queue.call(lambda s: None).result(LIMIT)
         assert fates == ["error: OutOfMemoryError: " + ADVICE.splitlines()[0] + " (the view waits to be encoded)"]
-        monkeypatch.setattr(session.model, "encode_images", features)
-        answer = worker.submit(QUESTION).result.result(LIMIT)
+        monkeypatch.setattr(session.runtime.model, "encode_images", features)
+        answer = queue.submit(QUESTION).result.result(LIMIT)
         assert answer.status == Status.TRUNCATED and answer.stamp_ns == frames[0].stamp_ns
     finally:
         assert worker.stop(LIMIT)
 
 
 def test_while_nothing_can_be_encoded_no_more_waits_than_may_be_kept(
-    make_session: Callable[..., SceneSession], wall_frame: Callable[..., PosedFrame], monkeypatch: pytest.MonkeyPatch
+    make_session: Callable[..., Scene], wall_frame: Callable[..., PosedFrame], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = make_session(SessionConfig(key_frames=KeyFrameConfig(max_views=3)))
-    encode = session.model.encode_images
-    monkeypatch.setattr(session.model, "encode_images", fail_above(encode, len, 0, []))
+    encode = session.runtime.model.encode_images
+    monkeypatch.setattr(session.runtime.model, "encode_images", fail_above(encode, len, 0, []))
     for i in range(8):
         session.observe(wall_frame(i))
         with pytest.raises(torch.OutOfMemoryError):
             session.encode_pending()
-    monkeypatch.setattr(session.model, "encode_images", encode)
+    monkeypatch.setattr(session.runtime.model, "encode_images", encode)
     assert session.encode_pending() == 3
     assert session.stamp_ns == wall_frame(7).stamp_ns
 
 
 def test_while_nothing_can_be_encoded_the_scene_stays(
-    make_session: Callable[..., SceneSession], wall_frame: Callable[..., PosedFrame], monkeypatch: pytest.MonkeyPatch
+    make_session: Callable[..., Scene], wall_frame: Callable[..., PosedFrame], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = make_session(SessionConfig(key_frames=KeyFrameConfig(max_views=3), question_views=2))
     for i in range(3):
         session.observe(wall_frame(i))
         session.encode_pending()
-    scene, encode = sorted(session.poses), session.model.encode_images
+    scene, encode = sorted(session.poses), session.runtime.model.encode_images
     asked = session.memory.asked.keys()
-    monkeypatch.setattr(session.model, "encode_images", fail_above(encode, len, 0, []))
+    monkeypatch.setattr(session.runtime.model, "encode_images", fail_above(encode, len, 0, []))
     for i in range(3, 9):
         session.observe(wall_frame(i))
         with pytest.raises(torch.OutOfMemoryError):
             session.encode_pending()
         assert sorted(session.poses) == scene and session.memory.asked.keys() == asked
     # The newest of those that wait, one at a time: each takes the place of one view, not of all for whom it waits.
-    monkeypatch.setattr(session.model, "encode_images", encode)
+    monkeypatch.setattr(session.runtime.model, "encode_images", encode)
     assert [frame.stamp_ns for frame in session.memory.pending] == [wall_frame(i).stamp_ns for i in (6, 7, 8)]
     assert session.encode_pending(1) == 1
     assert len(session.poses) == 3 and wall_frame(8).stamp_ns in session.poses
@@ -199,7 +199,7 @@ def test_while_nothing_can_be_encoded_the_scene_stays(
 
 @pytest.mark.parametrize("failing", ["add_view", "carve", "remove_view"])
 def test_a_view_for_which_the_map_has_no_room_waits_and_can_be_evicted_later(
-    make_session: Callable[..., SceneSession],
+    make_session: Callable[..., Scene],
     wall_frame: Callable[..., PosedFrame],
     monkeypatch: pytest.MonkeyPatch,
     failing: str,
@@ -208,21 +208,21 @@ def test_a_view_for_which_the_map_has_no_room_waits_and_can_be_evicted_later(
     for i in range(2):
         session.observe(wall_frame(i))
         session.encode_pending()
-    session.ask(QUESTION)
+    ask(session, QUESTION)
     original = getattr(TokenMap, failing)
     monkeypatch.setattr(TokenMap, failing, fail_above(original, lambda *_: 1, 0, []))
     session.observe(wall_frame(2))
     with pytest.raises(torch.OutOfMemoryError):
         session.encode_pending()
-    assert session.ask(QUESTION).status in (Status.TRUNCATED, Status.ERROR)
+    assert ask(session, QUESTION).status in (Status.TRUNCATED, Status.ERROR)
     monkeypatch.setattr(TokenMap, failing, original)
     for i in range(3, 7):
         session.observe(wall_frame(i))
         session.encode_pending()
         assert session.memory._map.keys() == tuple(sorted(session.poses)) and len(session.poses) == 2
         assert session.memory._selector.stamps() == session.memory._map.keys()
-    answer = session.ask(QUESTION)
-    scene = session.scene()
+    answer = ask(session, QUESTION)
+    scene = session.tokens()
     assert scene is not None and answer.spatial_tokens == len(scene)
 
 

@@ -16,9 +16,8 @@ import torch
 from adatoken3d_ros.engine.answer import Question, Status
 from adatoken3d_ros.engine.config import SessionConfig
 from adatoken3d_ros.engine.events import FrameTaken, Listeners
+from adatoken3d_ros.engine.scene import Scene
 from adatoken3d_ros.engine.scene_memory import ViewError
-from adatoken3d_ros.engine.session import SceneSession
-from adatoken3d_ros.engine.worker import Worker
 from adatoken3d_ros.lab.synthetic.furnished import make_room
 from adatoken3d_ros.lab.synthetic.render import Renderer
 from adatoken3d_ros.lab.synthetic.views import orbit
@@ -28,8 +27,9 @@ from adatoken3d_ros.scene.patches import patch_points
 from adatoken3d_ros.scene.storage import SceneFileError
 from adatoken3d_ros.scene.token_map import TokenMap, voxel_pool
 from adatoken3d_ros.scene.window import OriginMode
+from tests.engine.scenes import ask, working
 
-MakeSession = Callable[..., SceneSession]
+MakeSession = Callable[..., Scene]
 AUTO = SessionConfig(key_frames=KeyFrameConfig(0.0, 0.0), origin_mode=OriginMode.AUTO)
 QUESTION = Question("What is on the table?", max_new_tokens=6)
 
@@ -49,7 +49,7 @@ def walk() -> list[PosedFrame]:
     return frames
 
 
-def looked(session: SceneSession, frames: list[PosedFrame]) -> SceneSession:
+def looked(session: Scene, frames: list[PosedFrame]) -> Scene:
     for frame in frames:
         session.observe(frame)
         session.encode_pending()
@@ -57,7 +57,7 @@ def looked(session: SceneSession, frames: list[PosedFrame]) -> SceneSession:
     return session
 
 
-def embeds(session: SceneSession, question: Question = QUESTION) -> torch.Tensor:
+def embeds(session: Scene, question: Question = QUESTION) -> torch.Tensor:
     return session.spliced(question)[0].embeds
 
 
@@ -67,7 +67,7 @@ def test_the_model_sees_the_floor_at_zero_and_the_room_around_the_origin(
     session = looked(make_session(AUTO), walk)
     assert np.abs(session.memory.origin - (31.0, -7.0, 1.25)).max() < 1.0
     assert abs(session.memory.origin[2] - 1.25) <= 0.1
-    scene = session.scene()
+    scene = session.tokens()
     assert scene is not None and abs(float(scene.xyz[:, 2].min()) - 1.25) < 0.1, "others see it where it is"
     # The same as with an origin that was put there from the beginning, voxels included: nothing was encoded again.
     origin = tuple(session.memory.origin.tolist())
@@ -76,7 +76,7 @@ def test_the_model_sees_the_floor_at_zero_and_the_room_around_the_origin(
     assert torch.equal(a.count, b.count)
     torch.testing.assert_close(a.features, b.features, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(embeds(session), embeds(there), atol=1e-5, rtol=1e-4)
-    assert session.ask(QUESTION).text == there.ask(QUESTION).text
+    assert ask(session, QUESTION).text == ask(there, QUESTION).text
 
 
 def test_every_history_of_origins_ends_at_the_same_tokens(make_session: MakeSession, walk: list[PosedFrame]) -> None:
@@ -93,7 +93,7 @@ def test_every_history_of_origins_ends_at_the_same_tokens(make_session: MakeSess
 def test_position_before_or_after_pooling_is_the_same(make_session: MakeSession, walk: list[PosedFrame]) -> None:
     """The published order, each patch's feature and embedding added and then averaged, by the loop."""
     session = looked(make_session(replace(AUTO, key_frames=KeyFrameConfig(0.0, 0.0, carving=None))), walk[:4])
-    model, patches = session.model, session.memory._patches
+    model, patches = session.runtime.model, session.memory._patches
     points = [patch_points(frame, patches) for frame in walk[:4]]
     origin = torch.from_numpy(session.memory.origin)
     xyz = torch.stack([torch.from_numpy(p.xyz) for p in points])
@@ -116,7 +116,7 @@ def test_clicks_follow_the_origin(make_session: MakeSession, walk: list[PosedFra
     clicked = Question("What is this?", clicks=np.array([[30.0, -6.5, 2.0]]), max_new_tokens=4)
     row = embeds(session, clicked)
     with torch.inference_mode():
-        seen = session.model.embed_clicks(torch.tensor([[30.0, -6.5, 2.0]]) - torch.from_numpy(origin).float())
+        seen = session.runtime.model.embed_clicks(torch.tensor([[30.0, -6.5, 2.0]]) - torch.from_numpy(origin).float())
     assert bool((row[0] - seen).abs().amax(dim=1).min() < 1e-4)
 
 
@@ -130,9 +130,9 @@ def test_a_question_is_about_the_views_that_cover_most_and_the_newest(
     shares = session.memory.asked.n_voxels / everything.memory.asked.n_voxels
     newest = everything.memory._map.subset([f.stamp_ns for f in walk[-3:]]).n_voxels
     assert session.memory.asked.n_voxels >= newest and 0.4 < shares < 1
-    answer = session.ask(QUESTION)
+    answer = ask(session, QUESTION)
     assert answer.spatial_tokens == session.memory.asked.n_voxels and answer.stamp_ns == walk[-1].stamp_ns
-    scene = session.scene()
+    scene = session.tokens()
     assert scene is not None and len(scene) == everything.memory.asked.n_voxels, "the others see all of it"
 
 
@@ -179,7 +179,7 @@ def test_a_frame_without_a_place_is_given_up_and_the_others_are_encoded(
         session.encode_pending()
     assert sorted(session.poses) == [walk[0].stamp_ns, walk[2].stamp_ns] and not session.memory.pending
     assert session.memory.given_up == 1 and "2.000000 s" in session.memory.problem
-    assert session.ask(QUESTION).status in (Status.OK, Status.TRUNCATED)
+    assert ask(session, QUESTION).status in (Status.OK, Status.TRUNCATED)
 
 
 def test_a_first_view_that_fails_leaves_the_origin_where_it_was(
@@ -187,15 +187,15 @@ def test_a_first_view_that_fails_leaves_the_origin_where_it_was(
 ) -> None:
     """Its floor was at 1.25 m; a feature of NaN has no place in the map."""
     session = make_session(AUTO)
-    features = session.model.encode_images
-    monkeypatch.setattr(session.model, "encode_images", lambda rgb, **_: features(rgb) * float("nan"))
+    features = session.runtime.model.encode_images
+    monkeypatch.setattr(session.runtime.model, "encode_images", lambda rgb, **_: features(rgb) * float("nan"))
     session.observe(walk[0])
     with pytest.raises(ViewError, match="is not finite"):
         session.encode_pending()
     assert session.memory.origin.tolist() == [0.0, 0.0, 0.0] and len(session.memory) == 0
-    answer = session.ask(QUESTION)
+    answer = ask(session, QUESTION)
     assert answer.status == Status.NO_SCENE and "the feature of patch" in answer.status_message
-    monkeypatch.setattr(session.model, "encode_images", features)
+    monkeypatch.setattr(session.runtime.model, "encode_images", features)
     assert abs(looked(session, [walk[1]]).memory.origin[2] - 1.25) < 0.1
 
 
@@ -205,7 +205,7 @@ def test_a_poison_frame_costs_itself_alone_and_is_not_tried_again(
 ) -> None:
     """What fails in the vision tower: once with the others, once by itself, then never, and no question fails by it."""
     session = make_session(AUTO)
-    features, tries = session.model.encode_images, []
+    features, tries = session.runtime.model.encode_images, []
 
     def encode(rgb: Any, **_: Any) -> Any:
         tries.append(len(rgb))
@@ -213,19 +213,19 @@ def test_a_poison_frame_costs_itself_alone_and_is_not_tried_again(
             raise RuntimeError("shapes cannot be multiplied")
         return features(rgb)
 
-    monkeypatch.setattr(session.model, "encode_images", encode)
+    monkeypatch.setattr(session.runtime.model, "encode_images", encode)
     for frame in walk[:3]:
         session.observe(frame)
     if by == "idle":
         session.prepare()
     elif by == "save":
         session.save(tmp_path / "scene")
-    answer = session.ask(QUESTION)
+    answer = ask(session, QUESTION)
     assert answer.status in (Status.OK, Status.TRUNCATED), answer.status_message
     assert sorted(session.poses) == [walk[0].stamp_ns, walk[2].stamp_ns] and not session.memory.pending
     assert tries == ([1, 1, 1] if by == "idle" else [3, 1, 1, 1]) and session.memory.given_up == 1
     assert session.memory.problem.endswith("could not be encoded: RuntimeError: shapes cannot be multiplied")
-    assert session.ask(QUESTION).text == answer.text and len(tries) < 5
+    assert ask(session, QUESTION).text == answer.text and len(tries) < 5
     session.clear()
     assert session.memory.problem == "" and session.memory.given_up == 1
 
@@ -234,20 +234,20 @@ def test_memory_that_runs_out_is_nobodys_fault(
     make_session: MakeSession, walk: list[PosedFrame], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = make_session(AUTO)
-    features = session.model.encode_images
+    features = session.runtime.model.encode_images
 
     def encode(rgb: Any, **_: Any) -> Any:
         if any(picture is walk[1].rgb for picture in rgb):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return features(rgb)
 
-    monkeypatch.setattr(session.model, "encode_images", encode)
+    monkeypatch.setattr(session.runtime.model, "encode_images", encode)
     for frame in walk[:3]:
         session.observe(frame)
     with pytest.raises(torch.OutOfMemoryError):
         session.encode_pending()
     assert len(session.memory.pending) == 3 and session.memory.given_up == 0
-    monkeypatch.setattr(session.model, "encode_images", features)
+    monkeypatch.setattr(session.runtime.model, "encode_images", features)
     assert session.encode_pending() == 3
 
 
@@ -255,7 +255,8 @@ def test_a_frame_is_not_blamed_for_another_that_waited(
     make_session: MakeSession, walk: list[PosedFrame], caplog: pytest.LogCaptureFixture
 ) -> None:
     bad, session, fates = lost(walk[1]), make_session(FAR_ORIGIN), SimpleQueue[str]()
-    worker = Worker(lambda: session, events=Listeners().add(FrameTaken, lambda told: fates.put(told.fate)), ahead=0.0)
+    events = Listeners().add(FrameTaken, lambda told: fates.put(told.fate))
+    worker, queue = working(session, events=events, ahead=0.0)
     worker.start()
     seen = []
     try:
@@ -266,8 +267,8 @@ def test_a_frame_is_not_blamed_for_another_that_waited(
             (replace(bad, stamp_ns=78), walk[0]),
         ):
             if waits is not None:
-                worker.call(lambda session, waits=waits: session.observe(waits)).result(20.0)
-            worker.submit_frame(lambda frame=frame: frame)
+                queue.call(lambda session, waits=waits: session.observe(waits)).result(20.0)
+            queue.submit_frame(lambda frame=frame: frame)
             seen.append(fates.get(timeout=20.0).partition(":")[0])
     finally:
         assert worker.stop(20.0)
@@ -299,7 +300,7 @@ def test_a_scene_that_is_kept_when_time_jumps_back_goes_on_being_renewed(
         for second, place in ((3, 12), (5, 18), (7, 24)):
             one.observe(at(second, place))
             one.encode_pending()
-            assert one.stamp_ns == second * 10**9 == one.ask(QUESTION).stamp_ns
+            assert one.stamp_ns == second * 10**9 == ask(one, QUESTION).stamp_ns
             assert one.memory.asked.keys() == (one.stamp_ns,)
         assert sorted(one.poses) == [5 * 10**9, 7 * 10**9]
 
@@ -309,7 +310,7 @@ def test_what_has_gone_is_forgotten_across_a_jump_in_time(make_session: MakeSess
     looked_again = replace(wall_frame(0, depth=4.0), stamp_ns=10**9)
     session.observe(looked_again)
     session.encode_pending()
-    scene = session.scene()
+    scene = session.tokens()
     assert scene is not None
     in_sight = (scene.xyz[:, 0].abs() < 0.5) & ((scene.xyz[:, 2] - 1).abs() < 0.4)
     assert bool((scene.xyz[in_sight, 1] > 3.9).all())
@@ -322,7 +323,7 @@ def test_views_that_are_encoded_late_do_not_bring_back_what_has_gone(
     seen = enumerate([(0, 2.0), (1, 2.0), (0, 4.0), (1, 3.0), (2, 3.0)], start=1)
     frames = [replace(wall_frame(place, depth=depth), stamp_ns=second * 10**9) for second, (place, depth) in seen]
     config = SessionConfig(key_frames=KeyFrameConfig(0.0, 0.0))
-    expected = looked(make_session(config), frames).scene()
+    expected = looked(make_session(config), frames).tokens()
     assert expected is not None and 0 < int((expected.xyz[:, 1] < 2.1).sum()) < 100
     for limits in ((None,), (1, None), (1, 1, 1, None), (2, 1, None)):
         session = make_session(config)
@@ -330,7 +331,7 @@ def test_views_that_are_encoded_late_do_not_bring_back_what_has_gone(
             session.observe(frame)
         for limit in limits:
             session.encode_pending(limit)
-        scene = session.scene()
+        scene = session.tokens()
         assert scene is not None and len(session.poses) == len(frames)
         assert torch.equal(scene.voxel, expected.voxel) and torch.equal(scene.count, expected.count)
         torch.testing.assert_close(scene.features, expected.features)
@@ -359,6 +360,6 @@ def test_of_a_loaded_scene_as_much_is_kept_as_may_be(
     for name in ("remove_view", "exclusive", "_insert", "_rebuild"):
         monkeypatch.delattr(TokenMap, name)
     small = make_session(replace(AUTO, key_frames=KeyFrameConfig(0.0, 0.0, **limits)))
-    views, scene = small.load(tmp_path / "scene"), small.scene()
+    views, scene = small.load(tmp_path / "scene"), small.tokens()
     assert scene is not None and views == len(small.poses) == len(small.memory) <= limits.get("max_views", 20)
     assert walk[-1].stamp_ns in small.poses and (len(scene) <= limits.get("max_voxels", 20_000) or views == 1)

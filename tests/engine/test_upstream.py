@@ -15,7 +15,7 @@ from PIL import Image
 
 from adatoken3d_ros.engine.answer import Question
 from adatoken3d_ros.engine.config import SessionConfig
-from adatoken3d_ros.engine.session import SceneSession
+from adatoken3d_ros.engine.scene import Scene
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.keyframes import KeyFrameConfig
 
@@ -71,19 +71,19 @@ def holed(frames: list[PosedFrame]) -> list[PosedFrame]:
     return found
 
 
-def published(session: SceneSession, frames: list[PosedFrame]) -> dict[tuple[int, ...], torch.Tensor]:
-    config = session.model.config
+def published(session: Scene, frames: list[PosedFrame]) -> dict[tuple[int, ...], torch.Tensor]:
+    config = session.runtime.model.config
     xyz = [published_points(frame, config.image_size, config.grid) for frame in frames]
     with torch.inference_mode():
         # One view at a time, as the session saw them: a batch may differ in a last bit.
         features = [
-            session.model.published_features([frame.rgb], points.float()[None])[0]
+            session.runtime.model.published_features([frame.rgb], points.float()[None])[0]
             for frame, points in zip(frames, xyz, strict=True)
         ]
     return published_pooling(torch.cat(features), torch.cat(xyz))
 
 
-def looked(session: SceneSession, frames: list[PosedFrame]) -> SceneSession:
+def looked(session: Scene, frames: list[PosedFrame]) -> Scene:
     for frame in frames:
         session.observe(frame)
         session.encode_pending()
@@ -91,11 +91,9 @@ def looked(session: SceneSession, frames: list[PosedFrame]) -> SceneSession:
     return session
 
 
-def test_tokens_are_those_of_the_published_way(
-    make_session: Callable[..., SceneSession], holed: list[PosedFrame]
-) -> None:
+def test_tokens_are_those_of_the_published_way(make_session: Callable[..., Scene], holed: list[PosedFrame]) -> None:
     session = looked(make_session(SessionConfig(upstream_numerics=True)), holed)
-    tokens = session.scene()
+    tokens = session.tokens()
     assert tokens is not None
     expected = published(session, holed)
     assert [tuple(v) for v in tokens.voxel.tolist()] == list(expected)
@@ -103,28 +101,26 @@ def test_tokens_are_those_of_the_published_way(
     # What has no depth is a token at the camera, and makes the tokens others than ours.
     cameras = {tuple(np.round(frame.T_world_camera[:3, 3] / VOXEL).astype(int).tolist()) for frame in holed}
     assert cameras <= set(expected)
-    ours = looked(make_session(), holed).scene()
+    ours = looked(make_session(), holed).tokens()
     assert ours is not None and not cameras & {tuple(v) for v in ours.voxel.tolist()}
 
 
-def test_clicks_are_embedded_in_the_published_way(
-    make_session: Callable[..., SceneSession], holed: list[PosedFrame]
-) -> None:
+def test_clicks_are_embedded_in_the_published_way(make_session: Callable[..., Scene], holed: list[PosedFrame]) -> None:
     question = Question("What is at [1.003, 2.017, 0.509]?")
     session = looked(make_session(SessionConfig(upstream_numerics=True)), holed)
     ours = looked(make_session(), holed)
     with torch.inference_mode():
-        expected = published_embedding(session.model.click, torch.tensor([[1.003, 2.017, 0.509]])).float()
+        expected = published_embedding(session.runtime.model.click, torch.tensor([[1.003, 2.017, 0.509]])).float()
         rows, others = (one.spliced(question)[0].embeds[0] for one in (session, ours))
     assert (rows == expected).all(-1).any() and not (others == expected).all(-1).any()
 
 
 def test_too_many_tokens_are_drawn_at_random_from_the_seed(
-    make_session: Callable[..., SceneSession], holed: list[PosedFrame], monkeypatch: pytest.MonkeyPatch
+    make_session: Callable[..., Scene], holed: list[PosedFrame], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def asked(seed: int) -> tuple[Any, list[tuple[int, ...]]]:
         session = make_session(SessionConfig(KeyFrameConfig(), upstream_numerics=True, seed=seed))
-        monkeypatch.setattr(session.model, "sizes", replace(session.model.sizes, max_spatial_tokens=20))
+        monkeypatch.setattr(session.runtime.model, "sizes", replace(session.runtime.model.sizes, max_spatial_tokens=20))
         looked(session, holed)
         _, block = session.spliced(Question("What is there?"))
         return block.tokens, list(published(session, holed))

@@ -15,12 +15,11 @@ from ros_messages import cloud_message, image, info, pose_message
 from adatoken3d_ros.engine.answer import Answer, Question
 from adatoken3d_ros.engine.config import SessionConfig
 from adatoken3d_ros.engine.events import FrameTaken, Listeners
-from adatoken3d_ros.engine.session import SceneSession
-from adatoken3d_ros.engine.worker import Worker
 from adatoken3d_ros.ros.inputs.topics import Inputs
 from adatoken3d_ros.ros.outputs import diagnostics
 from adatoken3d_ros.ros.outputs.fill import ns_to_stamp
 from adatoken3d_ros.ros.parameters import SPECS
+from tests.engine.scenes import new_scene, working
 
 LIMIT = 30.0  # seconds until a test that hangs fails
 START_NS = 1_700_000_000_000_000_000
@@ -107,8 +106,8 @@ class Rig:
         self.fates: list[str] = []
         config = SessionConfig(max_new_tokens=4, max_depth=self.parameters["scene.max_depth"])
         self.events = Listeners()
-        self.worker = Worker(lambda: SceneSession(*loaded, config), events=self.events)
-        self.worker.start()
+        self.thread, self.worker = working(new_scene(*loaded, config), events=self.events)
+        self.thread.start()
         self.worker.ready.result(LIMIT)
         self.on_submit: Callable[[Any, Any], None] = self.worker.submit_frame
         self.inputs = Inputs(
@@ -125,7 +124,7 @@ class Rig:
 
     def close(self) -> None:
         self.inputs.stop()
-        assert self.worker.stop(LIMIT)
+        assert self.thread.stop(LIMIT)
 
     def submit(self, draw: Any, view: Any) -> None:
         """Where the inputs hand frames over; a test may put itself between, in `on_submit`."""
@@ -183,7 +182,7 @@ class Rig:
 
         def look(session: Any) -> Any:
             session.encode_pending()
-            tokens = session.scene()
+            tokens = session.tokens()
             return sorted(session.poses), np.zeros((0, 3)) if tokens is None else tokens.xyz.numpy().copy()
 
         return self.worker.call(look).result(LIMIT)

@@ -214,7 +214,7 @@ def test_a_frame_whose_encoding_fails(make_rig: MakeRig, monkeypatch: pytest.Mon
         raise RuntimeError("shapes cannot be multiplied")
 
     with monkeypatch.context() as patch:
-        rig.worker.call(lambda session: patch.setattr(session.model, "encode_images", fail)).result(LIMIT)
+        rig.worker.call(lambda session: patch.setattr(session.runtime.model, "encode_images", fail)).result(LIMIT)
         rig.send(rig.messages(1))
         assert rig.fates[-1].startswith("error: the view at") and tries == [1]
         report = rig.report()

@@ -28,8 +28,9 @@ from std_srvs.srv import Trigger
 
 from adatoken3d_ros.engine.answer import Status
 from adatoken3d_ros.engine.config import SessionConfig
+from adatoken3d_ros.engine.engine import Engine
 from adatoken3d_ros.engine.events import Answered
-from adatoken3d_ros.engine.session import SceneSession
+from adatoken3d_ros.engine.scene import Scene
 from adatoken3d_ros.ros.node import SceneNode
 from adatoken3d_ros.ros.scene_services import scene_directory
 from adatoken3d_ros.ros.spinning import spin
@@ -63,8 +64,8 @@ def every_order(n: int) -> list[str]:
 class Talk:
     """A node under test and one that talks to it, in one executor."""
 
-    def __init__(self, load: Callable[..., SceneSession]) -> None:
-        self.node = SceneNode(load)
+    def __init__(self, load: Callable[..., Engine], open: Callable[..., Scene]) -> None:
+        self.node = SceneNode(load, open)
         self.talker = Node("talker")
         self.executor = SingleThreadedExecutor()
         self.executor.add_node(self.node)
@@ -116,11 +117,14 @@ def context() -> Iterator[Context]:
 
 @pytest.fixture
 def talk(context: Context, loaded: tuple[Any, Any]) -> Iterator[Talk]:
-    def load(settings: Any, progress: Any) -> SceneSession:
+    def load(settings: Any, progress: Any) -> Engine:
         progress(1.0, "nothing to read")
-        return SceneSession(*loaded, SessionConfig(max_new_tokens=2))
+        return Engine(*loaded)
 
-    made = Talk(load)
+    def open_scene(engine: Engine, settings: Any) -> Scene:
+        return engine.open(SessionConfig(max_new_tokens=2))
+
+    made = Talk(load, open_scene)
     yield made
     made.close()
 
@@ -260,7 +264,7 @@ def test_an_error_of_a_library_is_the_response_of_the_service(talk: Talk, monkey
         raise SafetensorError("I/O error: No space left on device (os error 28)\n[FATAL] forged")
 
     with monkeypatch.context() as patch:
-        patch.setattr(SceneSession, "save", full)
+        patch.setattr(Scene, "save", full)
         patch.setattr("pathlib.Path.mkdir", lambda *_, **__: None)
         response = talk.call(Trigger.Request(), Trigger)
     said = "SafetensorError: I/O error: No space left on device (os error 28)\\n[FATAL] forged"

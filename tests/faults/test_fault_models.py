@@ -16,12 +16,13 @@ import pytest
 pytest.importorskip("rclpy")
 
 from adatoken3d_ros.engine.answer import Question, Status
-from adatoken3d_ros.engine.loading import ModelSettings, load_session
+from adatoken3d_ros.engine.loading import ModelSettings, load_engine, open_scene
 from adatoken3d_ros.engine.worker import Worker
 from adatoken3d_ros.lmm.llava3d import checkpoint
 from adatoken3d_ros.pruning.strategy import default_strategy
 from adatoken3d_ros.ros.parameters import SPECS
 from adatoken3d_ros.scene.frames import PosedFrame
+from tests.engine.scenes import load_scene, working
 
 LIMIT = 60.0
 GOOD = ModelSettings.from_parameters({spec.name: spec.default for spec in SPECS} | {"budget.warm_up": False})
@@ -77,20 +78,20 @@ def test_a_bad_model(
     with monkeypatch.context() as patch:
         changes = spoil(path, patch) if spoil is no_memory else spoil(path)
         bad = replace(GOOD, **{"path": str(path), **changes})
-        worker = Worker(lambda: load_session(bad))
-        early = worker.submit(Question("What?"))
+        worker = Worker(lambda: load_engine(bad))
+        queue = worker.open(lambda engine: open_scene(engine, bad))
+        early = queue.submit(Question("What?"))
         worker.start()
         with pytest.raises((ValueError, OSError)) as caught:
-            worker.ready.result(LIMIT)
+            queue.ready.result(LIMIT)
     assert named in str(caught.value), caught.value
     answer = early.result.result(LIMIT)
     assert answer.status == Status.ERROR and "could not be loaded" in answer.status_message
     assert named in answer.status_message and worker.stop(LIMIT)
 
-    worker = Worker(lambda: load_session(replace(GOOD, path=str(tiny_model))))
+    worker, queue = working(load_scene(replace(GOOD, path=str(tiny_model))))
     worker.start()
-    worker.ready.result(LIMIT)
-    assert worker.submit(Question("What?")).result.result(LIMIT).status == Status.NO_SCENE
+    assert queue.submit(Question("What?")).result.result(LIMIT).status == Status.NO_SCENE
     assert worker.stop(LIMIT)
 
 
@@ -102,7 +103,7 @@ def test_folders_that_cannot_be_written(
 
     monkeypatch.setattr(warmup, "SIZES", (1 / 64, 1 / 48, 1 / 32))
     (tmp_path / "file").touch()
-    session = load_session(replace(GOOD, path=str(tiny_model), warm_up=True, latency_cache=str(tmp_path / "file")))
+    session = load_scene(replace(GOOD, path=str(tiny_model), warm_up=True, latency_cache=str(tmp_path / "file")))
     assert "could not be kept" in caplog.text and str(tmp_path / "file") in caplog.text
     assert session.controller.latency is not None
     rgb, K = np.zeros((48, 64, 3), np.uint8), np.array([[50.0, 0, 31.5], [0, 50.0, 23.5], [0, 0, 1]])

@@ -21,7 +21,7 @@ pytest.importorskip("rclpy")
 from adatoken3d_ros.engine.answer import Status
 from adatoken3d_ros.engine.config import SessionConfig
 from adatoken3d_ros.engine.requests import InvalidRequest
-from adatoken3d_ros.engine.session import SceneSession
+from adatoken3d_ros.engine.scene import Scene
 from adatoken3d_ros.lmm.text_places import parse_boxes
 from adatoken3d_ros.ros.inputs.conversions import ConversionError
 from adatoken3d_ros.ros.inputs.pictures import STREAMS
@@ -41,6 +41,7 @@ from benchmarks._hostile_messages import (
     poses,
     request,
 )
+from tests.engine.scenes import ask, new_scene
 
 FRAMES, COMPRESSED, CLOUDS, VIRTUAL, POSES, REQUESTS = 4000, 1000, 1700, 300, 1000, 2000
 assert FRAMES + COMPRESSED + CLOUDS + VIRTUAL + POSES + REQUESTS == 10_000
@@ -95,9 +96,9 @@ def test_poses(seed: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def session(loaded: tuple[Any, Any]) -> SceneSession:
+def session(loaded: tuple[Any, Any]) -> Scene:
     """It has seen a wall."""
-    made = SceneSession(*loaded, SessionConfig(max_new_tokens=1))
+    made = new_scene(*loaded, SessionConfig(max_new_tokens=1))
     rgb = np.zeros((48, 64, 3), np.uint8)
     K = np.array([[50.0, 0, 31.5], [0, 50.0, 23.5], [0, 0, 1]])
     made.observe(PosedFrame(rgb, np.full((48, 64), 2.0, np.float32), K, np.eye(4), 1_000_000_000))
@@ -106,19 +107,23 @@ def session(loaded: tuple[Any, Any]) -> SceneSession:
 
 
 @fuzz(REQUESTS, words=st.lists(st.sampled_from(WORDS), max_size=5))
-def test_requests(session: SceneSession, seed: int, words: list[str]) -> None:
+def test_requests(session: Scene, seed: int, words: list[str]) -> None:
     rng = random.Random(seed)
     asked_for = request(rng, words)
     question = question_of(asked_for, DEFAULTS)
     try:
-        session._prompt(question)
+        session.prompt(question)
     except InvalidRequest as error:
         assert str(error)
-        asked = session.ask(question)
+        asked = ask(session, question)
         assert asked.status == Status.INVALID_REQUEST and asked.status_message
     else:
         if asked_for.max_new_tokens in (0, 1) and rng.random() < 0.05:
-            assert session.ask(question).status in (Status.OK, Status.TRUNCATED, Status.INVALID_REQUEST)
+            assert ask(session, question).status in (
+                Status.OK,
+                Status.TRUNCATED,
+                Status.INVALID_REQUEST,
+            )
     assert all(math.isfinite(v) for box in parse_boxes(question.text) for v in box)
 
 

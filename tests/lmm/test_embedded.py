@@ -12,7 +12,6 @@ from transformers import PreTrainedTokenizerFast
 
 from adatoken3d_ros.engine.answer import Question, Status
 from adatoken3d_ros.engine.config import SessionConfig
-from adatoken3d_ros.engine.session import SceneSession
 from adatoken3d_ros.lab.synthetic.furnished import make_room
 from adatoken3d_ros.lab.synthetic.questions import generate
 from adatoken3d_ros.lab.synthetic.views import render_views, sights
@@ -23,6 +22,7 @@ from adatoken3d_ros.lmm.llava3d import checkpoint
 from adatoken3d_ros.lmm.llava3d.model import Llava3D
 from adatoken3d_ros.scene.keyframes import KeyFrameConfig
 from adatoken3d_ros.weights import embedded_path
+from tests.engine.scenes import ask, new_scene
 
 Loaded = tuple[Llava3D, PreTrainedTokenizerFast, checkpoint.LoadReport]
 
@@ -80,11 +80,11 @@ def test_it_answers_in_words_of_its_questions(embedded: Loaded) -> None:
     model, tokenizer, _ = embedded
     room = make_room(3, "test")
     views = render_views(room, seed=3, count=model.config.num_views)
-    session = SceneSession(model, tokenizer, SessionConfig(key_frames=KeyFrameConfig(0.0, 0.0)))
+    session = new_scene(model, tokenizer, SessionConfig(key_frames=KeyFrameConfig(0.0, 0.0)))
     for view in views:
         session.observe(view.frame)
     asked = generate(room, np.random.default_rng(0), sights(views, np.random.default_rng(0)), per_family=1)
-    answers = {qa.family: session.ask(Question(qa.question)) for qa in asked}
+    answers = {qa.family: ask(session, Question(qa.question)) for qa in asked}
     assert all(answer.status == Status.OK for answer in answers.values())
     assert answers["existence"].text in ("yes", "no")
     assert len(answers["box"].boxes) == 1

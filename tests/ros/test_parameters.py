@@ -35,11 +35,11 @@ from ros_graph import Camera, claim_domain, synthetic_frame
 from sensor_msgs.msg import CameraInfo, Image
 from std_srvs.srv import Trigger
 
-from adatoken3d_ros.engine import session as session_module
+from adatoken3d_ros.engine import runtime
 from adatoken3d_ros.engine.answer import Question
 from adatoken3d_ros.engine.budget.latency import LatencyModel
 from adatoken3d_ros.engine.events import Answered
-from adatoken3d_ros.engine.loading import ModelSettings, load_session
+from adatoken3d_ros.engine.loading import ModelSettings
 from adatoken3d_ros.lmm.llava3d import checkpoint
 from adatoken3d_ros.ros.demo_camera import DemoCamera
 from adatoken3d_ros.ros.inputs.topics import Inputs
@@ -48,6 +48,7 @@ from adatoken3d_ros.ros.outputs.fill import ns_to_stamp
 from adatoken3d_ros.ros.parameters import ACTIVATE, ANY_TIME, CONFIGURE, SPECS, START
 from adatoken3d_ros.ros.scene_services import inside
 from adatoken3d_ros.scene.frames import PosedFrame
+from tests.engine.scenes import ask, load_scene
 
 STAMP = 1_700_000_000_000_000_000
 SPEC = {spec.name: spec for spec in SPECS}
@@ -143,7 +144,7 @@ def drive() -> list[PosedFrame]:
 
 def behaviour(live: Live, cache: Path) -> dict[str, Any]:
     """What a session that is made of the node's parameters does."""
-    session = load_session(ModelSettings.from_parameters(live.node.parameters))
+    session = load_scene(ModelSettings.from_parameters(live.node.parameters))
     verdicts = []
     for frame in drive():
         verdicts.append(session.observe(frame).value)
@@ -154,15 +155,17 @@ def behaviour(live: Live, cache: Path) -> dict[str, Any]:
         tokens = session.memory.question_tokens(10_000)
         found.update(
             views=sorted(session.poses),
-            voxels=len(session.scene() or ()),
+            voxels=len(session.tokens() or ()),
             asked=session.memory.asked.keys(),
             origin=session.memory.origin.round(6).tolist(),
             tokens=float(tokens.features.double().abs().sum() + tokens.position.double().abs().sum()),
-            prompt=session._prompt(Question("What?"))[0].pieces,
+            prompt=session.prompt(Question("What?"))[0].pieces,
         )
-    answer = session.ask(Question("What?", max_new_tokens=4))
+    answer = ask(session, Question("What?", max_new_tokens=4))
     found.update(strategy=answer.strategy, seed=answer.seed)
-    found["hurried"] = session.ask(Question("What?", max_new_tokens=4, latency_budget_ms=1e-3)).status.name
+    found["hurried"] = session.runtime.ask(
+        session, Question("What?", max_new_tokens=4, latency_budget_ms=1e-3)
+    ).status.name
     return found
 
 
@@ -211,7 +214,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, loaded: Any) -> None:
         return LatencyModel(seconds), False
 
     monkeypatch.setattr(checkpoint, "load", lambda *_, **__: loaded)
-    monkeypatch.setattr(session_module, "latency_model", made_up)
+    monkeypatch.setattr(runtime, "latency_model", made_up)
 
 
 @pytest.mark.parametrize("name", SESSION)
@@ -332,9 +335,11 @@ def test_the_model_and_its_number_type(live: Live, tmp_path: Path) -> None:
         assert live.configure(), live.node.engine.problem
         worker = live.node.engine.worker
         assert worker is not None
-        future = worker.call(lambda session: (session.model_id.partition("@")[0], str(session.model.dtype)))
+        future = worker.call(
+            lambda session: (session.runtime.model_id.partition("@")[0], str(session.runtime.model.dtype))
+        )
         name, dtype = live.wait(future.done, "the session") and future.result()
-        share, refuses = worker.duty.share, worker.refuse_late
+        share, refuses = live.node.engine.thread.duty.share, worker.refuse_late
         live.node.trigger_cleanup()
         return name, dtype, share, refuses
 

@@ -14,6 +14,7 @@ import json
 import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,7 @@ class Ratio:
 
     Args:
         scatter: measured / predicted of the warm-up, the first entries of the window.
+        value: before the first measurement.
         weight: of a new measurement.
         window: how many measurements the 95th percentile is taken of.
         outlier: factor.
@@ -135,10 +137,17 @@ class Ratio:
     _EARLY = 0.3  # by how much an unmeasured pace may be off; halved by the first measurement, a third after the second
 
     def __init__(
-        self, scatter: Iterable[float] = (), *, weight: float = 0.2, window: int = 64, outlier: float = 1.5
+        self,
+        scatter: Iterable[float] = (),
+        *,
+        value: float = 1.0,
+        weight: float = 0.2,
+        window: int = 64,
+        outlier: float = 1.5,
     ) -> None:
-        self.value = 1.0
-        self.count = 0
+        self.value = value
+        self.count = 0  # measurements that `value` follows
+        self.observed = 0  # all of them
         self._weight = weight
         self._outlier = math.log(outlier)
         self._held: float | None = None
@@ -158,6 +167,7 @@ class Ratio:
         """
         if not 0 < ratio < math.inf:
             raise LatencyError(f"a ratio of {ratio}")
+        self.observed += 1
         off = math.log(ratio / self.value)
         self._scatter.append(ratio / self.value)
         held, self._held = self._held, None
@@ -213,12 +223,15 @@ class LatencyModel:
                     f"{name} needs {len(terms)} coefficients from 0 to {MOST_SECONDS:g}, got {quoted(values)}"
                 )
             self.coefficients[name] = values
-        self._measured = self.coefficients["prefill"]
-        self._policy = self.key.get("policy", "")
+        self._by_policy = {self.key.get("policy", ""): self}
         self.scatter = {name: list((scatter or {}).get(name, ())) for name in TERMS}
         self.ratios = {stage: Ratio(self.scatter[name]) for stage, name in FORMULA.items()}
         self.answers = Ratio()  # of whole answers: what is in no stage, and what slows all of them at once
-        self.version = 0
+
+    @property
+    def version(self) -> int:
+        """Changes with everything that is learned."""
+        return self.answers.observed + sum(ratio.observed for ratio in self.ratios.values())
 
     @classmethod
     def fitted(cls, measured: Measured, key: Mapping[str, str] | None = None) -> LatencyModel:
@@ -242,19 +255,23 @@ class LatencyModel:
         """(...) seconds that 19 of 20 such stages stay under."""
         return self.p50(stage, terms) * self.ratios[stage].guard
 
-    def use_policy(self, policy: str) -> None:
-        """Predicts with the gates of this policy. Where those of another were measured, a gate counts as a layer over
-        the same rows, rather too much than too little, until questions tell how long prefills take."""
-        if policy == self._policy:
-            return
-        self._policy, coefficients = policy, self._measured.copy()
-        if self.key.get("policy", policy) != policy:
-            coefficients[3:] = np.maximum(coefficients[3:], coefficients[:2])
-        self.coefficients["prefill"] = coefficients
-        # The pace stays, what was learned of how far it can be relied on was of other gates.
-        pace, self.ratios["prefill"] = self.ratios["prefill"].value, Ratio(self.scatter["prefill"])
-        self.ratios["prefill"].value = pace
-        self.version += 1
+    def for_policy(self, policy: str) -> LatencyModel:
+        """The same model with the gates of this policy; whatever is in no gate, both learn together.
+
+        Where the gates of another policy were measured, a gate counts as a layer over the same rows, rather too much
+        than too little, until questions tell how long prefills take.
+        """
+        if policy not in self._by_policy:
+            other = copy(self)
+            prefill = self.coefficients["prefill"].copy()
+            if self.key.get("policy", policy) != policy:
+                prefill[3:] = np.maximum(prefill[3:], prefill[:2])
+            other.coefficients = {**self.coefficients, "prefill": prefill}
+            # How slow the machine is holds on, how far that can be relied on was learned of other gates.
+            ratio = Ratio(self.scatter["prefill"], value=self.ratios["prefill"].value)
+            other.ratios = {**self.ratios, "prefill": ratio}
+            self._by_policy[policy] = other
+        return self._by_policy[policy]
 
     def observe(self, stage: str, terms: FloatArray, seconds: float) -> bool:
         """Takes into account that a stage took `seconds`; one with nothing to do says nothing.
@@ -264,7 +281,6 @@ class LatencyModel:
         expected = float(self.fitted_seconds(stage, terms))
         if not (expected > 0 and seconds > 0):
             return False
-        self.version += 1
         return self.ratios[stage].observe(seconds / expected)
 
     def p95_answer(self, p50: Any, p95: Any) -> Any:
@@ -276,7 +292,6 @@ class LatencyModel:
         """Takes into account that a whole answer took `seconds`, of which its stages' p50 explain `p50`."""
         if p50 > 0 and seconds > 0:
             self.answers.observe(seconds / p50)
-            self.version += 1
 
     @property
     def drift(self) -> dict[str, float]:

@@ -59,7 +59,7 @@ class Encoded:
 
 
 class Encoder:
-    """Questions to rows, as `engine.session` does it."""
+    """Questions to rows, as `engine.scene` does it."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer

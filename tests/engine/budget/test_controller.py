@@ -12,17 +12,18 @@ import pytest
 import torch
 
 from adatoken3d_ros.decoder.prefill import prefill
-from adatoken3d_ros.engine import session as session_module
+from adatoken3d_ros.engine import answering, runtime
 from adatoken3d_ros.engine.answer import Answer, Question, Status
 from adatoken3d_ros.engine.budget import warmup
 from adatoken3d_ros.engine.budget.controller import BudgetConfig, Infeasible, Reuse
 from adatoken3d_ros.engine.budget.latency import LatencyModel
 from adatoken3d_ros.engine.budget.plans import TOKEN_SHARES
 from adatoken3d_ros.engine.config import SessionConfig
-from adatoken3d_ros.engine.session import SceneSession
+from adatoken3d_ros.engine.scene import Scene
 from adatoken3d_ros.engine.words import whole_words
 from adatoken3d_ros.pruning.strategy import default_strategy
 from adatoken3d_ros.scene.frames import PosedFrame
+from tests.engine.scenes import ask
 
 # Seconds: 0.1 a view, 0.0001 a row and layer, 0.01 a decode step.
 COEFFICIENTS = {"encode": [0.1], "tokens": [0.0] * 3, "prefill": [0.0, 1e-4, 0.0, 0.0, 0.0], "decode": [0.01, 0.0]}
@@ -32,7 +33,7 @@ Frames = list[PosedFrame]
 class World:
     """A session and the seconds that its model takes; `pace` makes it slower than it was measured."""
 
-    def __init__(self, make_session: Callable[..., SceneSession], monkeypatch: Any, **budget: Any) -> None:
+    def __init__(self, make_session: Callable[..., Scene], monkeypatch: Any, **budget: Any) -> None:
         self.now = 100.0
         self.pace = 1.0
         self.words: list[str] | None = None
@@ -43,9 +44,11 @@ class World:
         for ratio in (*latency.ratios.values(), latency.answers):
             ratio._guard = 1.0
         self.reads: list[str] = []
-        monkeypatch.setattr(self.session.model, "encode_images", self._timed_features(self.session.model))
-        monkeypatch.setattr(session_module, "prefill", self._timed_prefill(session_module.prefill))
-        monkeypatch.setattr(session_module, "generate", self._generate)
+        monkeypatch.setattr(
+            self.session.runtime.model, "encode_images", self._timed_features(self.session.runtime.model)
+        )
+        monkeypatch.setattr(answering, "prefill", self._timed_prefill(answering.prefill))
+        monkeypatch.setattr(answering, "generate", self._generate)
         read_prefix = self.session.prepared.read_prefix
         monkeypatch.setattr(self.session.prepared, "read_prefix", self._timed_prefix(read_prefix))
 
@@ -90,11 +93,11 @@ class World:
 
     def ask(self, budget_ms: float | None = None, waited: float = 0.0, **options: Any) -> Answer:
         question = Question("What is this?", latency_budget_ms=budget_ms)
-        return self.session.ask(question, arrived=self.now - waited, **options)
+        return ask(self.session, question, arrived=self.now - waited, **options)
 
 
 @pytest.fixture
-def make_world(make_session: Callable[..., SceneSession], monkeypatch: Any) -> Callable[..., World]:
+def make_world(make_session: Callable[..., Scene], monkeypatch: Any) -> Callable[..., World]:
     return lambda **budget: World(make_session, monkeypatch, **budget)
 
 
@@ -168,13 +171,13 @@ def test_what_encoding_takes_too_long_the_language_model_gives_back(make_world: 
     world.session.observe(frames[0])
     world.session.encode_pending()
     world.session.observe(frames[1])
-    original = world.session.model.encode_images
+    original = world.session.runtime.model.encode_images
 
     def late(*args: Any, **options: Any) -> Any:
         world.spend(0.05)
         return original(*args, **options)
 
-    world.session.model.encode_images = late
+    world.session.runtime.model.encode_images = late
     answer = world.ask(free.times.total + 1.0 + 100.0)
     assert answer.times.encode == pytest.approx(150.0)
     assert answer.budget_met and answer.predicted is not None and answer.predicted.encode == pytest.approx(100.0)
@@ -182,13 +185,13 @@ def test_what_encoding_takes_too_long_the_language_model_gives_back(make_world: 
 
 def encoding(world: World, seconds: float) -> None:
     """From now on a view takes so much more or less than it was measured to take."""
-    original = world.session.model.encode_images
+    original = world.session.runtime.model.encode_images
 
     def timed(*args: Any, **options: Any) -> Any:
         world.now += seconds
         return original(*args, **options)
 
-    world.session.model.encode_images = timed
+    world.session.runtime.model.encode_images = timed
 
 
 @pytest.mark.parametrize(("more", "late", "pruned"), [(20.0, 0.05, True), (-30.0, -0.08, False)])
@@ -241,7 +244,7 @@ def test_an_answer_that_runs_out_of_time_ends_with_a_whole_word(make_world: Any,
     world.session.observe(frames[0])
     world.session.encode_pending()
     budget = world.ask(60_000).times.total + 1.0
-    world.session._decode = lambda ids: " ".join(f"word{i}" for i in ids)[:-1]  # the last one is unfinished
+    world.session.runtime.decode = lambda ids: " ".join(f"word{i}" for i in ids)[:-1]  # the last one is unfinished
 
     texts: list[str] = []
 
@@ -261,13 +264,13 @@ def test_an_answer_that_the_plan_makes_shorter_ends_with_a_whole_word(make_world
     world.session.observe(frames[0])
     world.session.encode_pending()
     least = float(re.findall(r"feasible one is (\d+) ms", world.ask(1.0).status_message)[0])
-    world.session._decode = lambda ids: " ".join(f"word{i}" for i in ids)[:-1]
+    world.session.runtime.decode = lambda ids: " ".join(f"word{i}" for i in ids)[:-1]
     texts: list[str] = []
     answer = world.ask(least + 12.0, on_text=lambda text, n: texts.append(text))
     assert answer.status is Status.TRUNCATED and "leaves an answer of 4 tokens" in answer.status_message
     assert answer.text == texts[-1] == "word300 word301 word302"
     # Who asks for so many tokens gets them as they are.
-    asked = world.session.ask(Question("What is this?", max_new_tokens=4))
+    asked = ask(world.session, Question("What is this?", max_new_tokens=4))
     assert asked.text == "word300 word301 word302 word30"
 
 
@@ -275,7 +278,7 @@ def test_a_prefill_that_falls_behind_drops_tokens_instead_of_being_late(
     make_world: Any, frames: Frames, monkeypatch: Any
 ) -> None:
     world = make_world()
-    monkeypatch.setattr(session_module, "prefill", prefill)
+    monkeypatch.setattr(answering, "prefill", prefill)
     world.session.observe(frames[0])
     world.session.encode_pending()
     stalls: dict[int, float] = {}  # layer and seconds
@@ -285,7 +288,7 @@ def test_a_prefill_that_falls_behind_drops_tokens_instead_of_being_late(
         rows.append(hidden.shape[1])
         world.spend(1e-4 * rows[-1] + stalls.get(index, 0.0))
 
-    language = world.session.model.language.model
+    language = world.session.runtime.model.language.model
     hooks = [
         layer.register_forward_pre_hook(lambda _, args, index=i: read(index, args[0]))
         for i, layer in enumerate(language.layers)
@@ -328,7 +331,7 @@ def test_a_stage_on_a_gpu_takes_until_its_work_is_done(make_world: Any, frames: 
     expected = world.ask(60_000)
     monkeypatch.setattr(world, "spend", launched.append)
     monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
-    world.session._clock = warmup.synchronised(world.session._clock, torch.device("cuda"))
+    world.session.runtime.clock = warmup.synchronised(world.session.runtime.clock, torch.device("cuda"))
     answer = world.ask(60_000)
     assert answer.times.prefill == pytest.approx(expected.times.prefill) and answer.times.prefill > 1.0
     assert answer.times.decode == pytest.approx(150.0) and answer.times.total == pytest.approx(expected.times.total)
@@ -349,7 +352,7 @@ def test_a_prefill_hurries_for_the_answer_that_was_planned(
     for _ in range(4):
         world.session.controller.lengths.add("What is this?", expected)
     hurries: list[Any] = []
-    monkeypatch.setattr("adatoken3d_ros.engine.budget.controller.Hurry", lambda *_, **options: hurries.append(options))
+    monkeypatch.setattr("adatoken3d_ros.engine.budget.deadline.Hurry", lambda *_, **options: hurries.append(options))
     predicted = world.ask(60_000).predicted
     assert predicted is not None and predicted.decode == pytest.approx(10.0 * steps)
     assert [options["steps"] for options in hurries] == [hurried]
@@ -445,17 +448,18 @@ def test_another_policy_is_planned_for_with_other_gates(make_world: Any, frames:
     assert before is not None and after is not None and after.prefill > before.prefill
 
 
-def test_measuring_again_makes_new_plans(make_world: Any, frames: Frames, monkeypatch: Any) -> None:
-    world = make_world()
-    world.session.observe(frames[0])
-    world.session.encode_pending()
+def test_what_was_measured_is_planned_with(make_world: Any, frames: Frames, monkeypatch: Any) -> None:
+    engine = make_world().session.runtime
     question = Question("What is this?")
     seconds = []
     for step in (0.01, 0.02):
         model = LatencyModel({**COEFFICIENTS, "decode": [step, 0.0]})
-        monkeypatch.setattr(session_module, "latency_model", lambda *_, model=model: (model, False))
-        assert not world.session.warm_up()
-        seconds.append(world.session.plans(question).cheapest.predicted.decode)
+        monkeypatch.setattr(runtime, "latency_model", lambda *_, model=model: (model, False))
+        assert not engine.warm_up(default_strategy("ours", engine.n_layers))
+        scene = engine.open()
+        scene.observe(frames[0])
+        scene.encode_pending()
+        seconds.append(scene.plans(question).cheapest.predicted.decode)
     assert seconds[1] == pytest.approx(2 * seconds[0])
 
 
@@ -498,14 +502,14 @@ def test_what_is_in_no_stage_is_planned_for(make_world: Any, frames: Frames, mon
     world = make_world()
     world.session.observe(frames[0])
     world.session.encode_pending()
-    original = session_module.token_report
+    original = answering.token_report
 
     def slow(*args: Any) -> Any:
         world.spend(0.05)
         return original(*args)
 
     full = world.ask(60_000).times.total
-    monkeypatch.setattr(session_module, "token_report", slow)
+    monkeypatch.setattr(answering, "token_report", slow)
     for _ in range(4):
         world.ask(60_000)
     answer = world.ask(full + 10.0)
@@ -585,7 +589,7 @@ def test_a_kept_prefix_answers_as_the_unpruned_model_does(make_session: Any, fra
         session.controller.latency = LatencyModel(COEFFICIENTS)
         session.observe(frames[0])
         session.prepare()
-        answer = session.ask(Question("What is this?", latency_budget_ms=1e6))
+        answer = ask(session, Question("What is this?", latency_budget_ms=1e6))
         assert answer.strategy == ("unpruned" if reuse is Reuse.OFF else "scene-prefix")
         texts.append(answer.text)
     assert texts[0] == texts[1]
@@ -604,8 +608,8 @@ def test_a_prefix_goes_with_all_of_its_tokens(make_session: Any, frames: Frames,
         session.controller.latency = LatencyModel({**COEFFICIENTS, "decode": [0.01, 1e-5]})
         session.controller.latency.ratios["follow_up"].value = slower
         session.controller.forget_tables()
-        answer = session.ask(Question("What is this?", latency_budget_ms=float(budget_ms)))
-        full = answer.spatial_tokens == len(session.scene() or ())
+        answer = ask(session, Question("What is this?", latency_budget_ms=float(budget_ms)))
+        full = answer.spatial_tokens == len(session.tokens() or ())
         ways.add((answer.strategy == "scene-prefix", full))
     assert (True, True) in ways and (False, False) in ways and (True, False) not in ways
 
@@ -642,7 +646,7 @@ def test_work_ahead_stops_within_a_layer_and_keeps_what_is_finished(make_session
     fresh = make_session()
     fresh.observe(frames[0])
     fresh.encode_pending()
-    a, b = session.scene(), fresh.scene()
+    a, b = session.tokens(), fresh.tokens()
     assert a is not None and b is not None and torch.equal(a.features, b.features)
 
     session.observe(frames[1])

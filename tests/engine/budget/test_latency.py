@@ -280,17 +280,19 @@ def test_gates_that_were_not_measured_count_as_layers_until_questions_tell() -> 
     for _ in range(20):
         model.observe("prefill", gated, 2 * free)
     version, guard = model.version, model.ratios["prefill"].guard
-    model.use_policy("none")
+    assert model.for_policy("none") is model
     assert (model.version, model.p50("prefill", gated)) == (version, pytest.approx(2 * free))
-    model.use_policy("divprune")
+    other = model.for_policy("divprune")
     # At the same pace, a gate now costs what a layer does, or what was measured where that is more.
-    assert float(model.p50("prefill", gated)) == pytest.approx(2 * (free + 2e-4))
-    assert model.version > version and model.ratios["prefill"].guard > guard
-    model.observe("prefill", gated, 5.0)
-    assert float(model.p50("prefill", gated)) == pytest.approx(5.0)
-    model.use_policy("none")
-    assert model.coefficients["prefill"].tolist() == [2e-4, 3e-6, 4e-10, 0.0, 5e-6]
+    assert float(other.p50("prefill", gated)) == pytest.approx(2 * (free + 2e-4))
+    assert other.ratios["prefill"].guard > guard
+    other.observe("prefill", gated, 5.0)
+    assert float(other.p50("prefill", gated)) == pytest.approx(5.0)
+    assert model.for_policy("divprune") is other.for_policy("divprune") is other
+    # What has no gates is learned for both, what has them for one.
+    assert other.for_policy("none") is model and float(model.p50("prefill", gated)) == pytest.approx(2 * free)
+    model.observe("decode", decode_terms(1, 100, 8), 1.0)
+    assert other.ratios["decode"].count == 1 and other.ratios["prefill"].count == 1
     # Of one that does not say what it was measured with, nothing is known to be wrong.
     unsaid = LatencyModel(COEFFICIENTS)
-    unsaid.use_policy("divprune")
-    assert unsaid.coefficients["prefill"].tolist() == COEFFICIENTS["prefill"]
+    assert unsaid.for_policy("divprune").coefficients["prefill"].tolist() == COEFFICIENTS["prefill"]

@@ -12,7 +12,6 @@ from adatoken3d_ros.decoder.decode import generate
 from adatoken3d_ros.decoder.prefill import prefill
 from adatoken3d_ros.engine.answer import Question
 from adatoken3d_ros.engine.config import SessionConfig
-from adatoken3d_ros.engine.session import SceneSession
 from adatoken3d_ros.lab.synthetic.furnished import make_room
 from adatoken3d_ros.lab.synthetic.questions import generate as ask
 from adatoken3d_ros.lab.synthetic.views import render_views
@@ -24,6 +23,7 @@ from adatoken3d_ros.scene.keyframes import KeyFrameConfig
 from benchmarks._paired import EXACT
 from benchmarks._scenes import Reader, Workers, find_rooms, layout
 from benchmarks.accuracy import Outcome, answers, guesses, majority_answers, outcomes, overlap, score, summary
+from tests.engine.scenes import new_scene
 
 UNIT = (0.0, 0.0, 0.0, 1.0, 1.0, 1.0)
 
@@ -99,7 +99,7 @@ def test_answers_are_those_of_a_session_that_prunes_nothing(
     room = rooms[1]  # seen through a camera with noise
 
     # The prompts are a session's, but for features kept in half precision.
-    session = SceneSession(reader.model, reader.tokenizer, SessionConfig(key_frames=KeyFrameConfig(0.0, 0.0, 3)))
+    session = new_scene(reader.model, reader.tokenizer, SessionConfig(key_frames=KeyFrameConfig(0.0, 0.0, 3)))
     for view in render_views(room.scene().room, seed=room.seed, count=3, noise=True):
         session.observe(view.frame)
     session.encode_pending()

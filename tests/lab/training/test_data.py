@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from adatoken3d_ros.engine.config import SessionConfig
-from adatoken3d_ros.engine.session import SceneSession
 from adatoken3d_ros.lab.synthetic.facts import side_of
 from adatoken3d_ros.lab.synthetic.items import FIRST_ITEM
 from adatoken3d_ros.lab.synthetic.views import render_views
@@ -29,6 +28,7 @@ from adatoken3d_ros.lab.training.train import Trainer
 from adatoken3d_ros.lmm.llava3d.model import Llava3D
 from adatoken3d_ros.lmm.vision.tower import VisionTower
 from adatoken3d_ros.scene.keyframes import KeyFrameConfig
+from tests.engine.scenes import new_scene
 
 
 @pytest.mark.parametrize("max_tokens", [200, 40])
@@ -42,7 +42,7 @@ def test_a_scene_is_what_a_session_makes_of_the_views(
         torch.nn.init.normal_(parameter, std=0.5, generator=torch.Generator().manual_seed(1))
     views = render_views(scenes[0].room, seed=0, count=3)
     scene = encode_views(scenes[0].room, views, vision, replace(scene_config, max_tokens=max_tokens))
-    session = SceneSession(model, trainer.tokenizer, SessionConfig(key_frames=KeyFrameConfig(0.0, 0.0)))
+    session = new_scene(model, trainer.tokenizer, SessionConfig(key_frames=KeyFrameConfig(0.0, 0.0)))
     for view in views:
         session.observe(view.frame)
     assert session.encode_pending() == 3

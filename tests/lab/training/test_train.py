@@ -12,7 +12,6 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from adatoken3d_ros.engine.answer import Question, Status
-from adatoken3d_ros.engine.session import SceneSession
 from adatoken3d_ros.lab.synthetic.questions import FAMILIES, generate
 from adatoken3d_ros.lab.synthetic.views import render_views
 from adatoken3d_ros.lab.training.data import Scene
@@ -24,6 +23,7 @@ from adatoken3d_ros.lab.training.train import Trainer
 from adatoken3d_ros.lmm.llava3d import checkpoint
 from adatoken3d_ros.lmm.llava3d.position import PositionMLP
 from adatoken3d_ros.lmm.vision.tower import VisionTower
+from tests.engine.scenes import ask, new_scene
 from tests.lab.training.conftest import new_trainer
 
 MakeTrainer = Callable[..., Trainer]
@@ -81,11 +81,11 @@ def test_the_checkpoint_answers_in_a_session(make_trainer: MakeTrainer, tmp_path
     content = json.loads((tmp_path / "config.json").read_text())
     assert content["training"]["step"] == 2 and content["training"]["seed"] == 0
     room = trainer.scenes[0].room
-    session = SceneSession(model, tokenizer)
+    session = new_scene(model, tokenizer)
     for view in render_views(room, seed=0, count=3):
         session.observe(view.frame)
     qa = generate(room, np.random.default_rng(0), families=("class",))[0]
-    answer = session.ask(Question(qa.question, max_new_tokens=4))
+    answer = ask(session, Question(qa.question, max_new_tokens=4))
     assert answer.status in (Status.OK, Status.TRUNCATED)
     assert model.config.hash() == trainer.model.config.hash()
 

@@ -24,7 +24,7 @@ from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.node import Node
 from ros_graph import Camera, claim_domain, synthetic_frame
 
-from adatoken3d_ros.engine import session as session_module
+from adatoken3d_ros.engine import runtime
 from adatoken3d_ros.engine.budget.latency import FORMULA, TERMS, LatencyModel
 from adatoken3d_ros.ros.node import SceneNode
 from adatoken3d_ros.ros.outputs import diagnostics
@@ -73,7 +73,7 @@ def watched(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch
     domain, lock = claim_domain()
     monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     made_up = LatencyModel({name: [1e-4] * len(terms) for name, terms in TERMS.items()})
-    monkeypatch.setattr(session_module, "latency_model", lambda *_: (made_up, False))
+    monkeypatch.setattr(runtime, "latency_model", lambda *_: (made_up, False))
     rclpy.init(args=[], domain_id=domain)
     executor = SingleThreadedExecutor()
     node, tester = SceneNode(), Node("tester", use_global_arguments=False)

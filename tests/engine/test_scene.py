@@ -15,27 +15,26 @@ import numpy as np
 import pytest
 import torch
 
-from adatoken3d_ros.engine import session as session_module
 from adatoken3d_ros.engine.answer import Answer, Question, Status
-from adatoken3d_ros.engine.budget.controller import BudgetConfig, Pace, Reuse
+from adatoken3d_ros.engine.budget.controller import BudgetConfig, Reuse
 from adatoken3d_ros.engine.budget.warmup import key_of
 from adatoken3d_ros.engine.config import SessionConfig
 from adatoken3d_ros.engine.report import lorenz_share
 from adatoken3d_ros.engine.requests import clicks_of
-from adatoken3d_ros.engine.session import SceneSession
-from adatoken3d_ros.engine.worker import Worker
+from adatoken3d_ros.engine.scene import Scene
 from adatoken3d_ros.lmm.llava3d import checkpoint
 from adatoken3d_ros.lmm.llava3d.tiny import write_tiny_checkpoint
 from adatoken3d_ros.pruning.schedule import Schedule, ScheduleError
 from adatoken3d_ros.pruning.strategy import Strategy, StrategyError, default_strategy
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.keyframes import KeyFrameConfig, Verdict
+from tests.engine.scenes import ask, new_scene
 
-MakeSession = Callable[..., SceneSession]
+MakeSession = Callable[..., Scene]
 WallFrame = Callable[..., PosedFrame]
 
 
-def looked(session: SceneSession, frames: list[PosedFrame]) -> SceneSession:
+def looked(session: Scene, frames: list[PosedFrame]) -> Scene:
     for frame in frames:
         assert session.observe(frame) == Verdict.KEY_FRAME
         session.encode_pending()
@@ -51,8 +50,8 @@ def same(a: Answer, b: Answer) -> bool:
 
 def test_an_answer_accounts_for_its_tokens_times_and_stamp(make_session: MakeSession, frames: list[PosedFrame]) -> None:
     session = looked(make_session(), frames)
-    answer = session.ask(Question("What is on the wall?", max_new_tokens=5))
-    scene = session.scene()
+    answer = ask(session, Question("What is on the wall?", max_new_tokens=5))
+    scene = session.tokens()
     assert scene is not None and answer.report is not None
     assert answer.status in (Status.OK, Status.TRUNCATED)
     assert answer.stamp_ns == frames[-1].stamp_ns
@@ -61,7 +60,7 @@ def test_an_answer_accounts_for_its_tokens_times_and_stamp(make_session: MakeSes
     assert answer.retained_tokens == max(1, math.floor(0.125 * answer.spatial_tokens))
     assert answer.report.spatial_per_layer[0] == answer.spatial_tokens
     assert answer.report.contribution.sum() == pytest.approx(1.0, abs=1e-4)
-    reached_the_end = answer.report.last_layer == session.n_layers - 1
+    reached_the_end = answer.report.last_layer == session.runtime.n_layers - 1
     assert np.array_equal(reached_the_end, answer.report.retained)
     assert answer.prefill_flops < answer.prefill_flops_unpruned
     *stages, total = astuple(answer.times)
@@ -71,11 +70,11 @@ def test_an_answer_accounts_for_its_tokens_times_and_stamp(make_session: MakeSes
 
 
 def test_the_same_frames_and_question_give_the_same_answer(make_session: MakeSession, frames: list[PosedFrame]) -> None:
-    first = looked(make_session(), frames).ask(Question("What is this?", max_new_tokens=8))
+    first = ask(looked(make_session(), frames), Question("What is this?", max_new_tokens=8))
     again = looked(make_session(), frames)
-    assert same(first, again.ask(Question("What is this?", max_new_tokens=8)))
-    again.ask(Question("Something else?", max_new_tokens=3))
-    assert same(first, again.ask(Question("What is this?", max_new_tokens=8)))
+    assert same(first, ask(again, Question("What is this?", max_new_tokens=8)))
+    ask(again, Question("Something else?", max_new_tokens=3))
+    assert same(first, ask(again, Question("What is this?", max_new_tokens=8)))
 
 
 def test_pruning_nothing_equals_the_stock_language_model(make_session: MakeSession, frames: list[PosedFrame]) -> None:
@@ -83,27 +82,29 @@ def test_pruning_nothing_equals_the_stock_language_model(make_session: MakeSessi
     question = Question("How many chairs are there?", max_new_tokens=12)
     spliced, _ = session.spliced(question)
     with torch.inference_mode():
-        ids = session.model.language.generate(
+        ids = session.runtime.model.language.generate(
             inputs_embeds=spliced.embeds, attention_mask=torch.ones(spliced.embeds.shape[:2]), max_new_tokens=12
         )[0]
-    expected = session.tokenizer.decode(ids, skip_special_tokens=True).strip().rstrip("\N{REPLACEMENT CHARACTER}")
-    assert session.ask(question).text == expected
+    expected = (
+        session.runtime.tokenizer.decode(ids, skip_special_tokens=True).strip().rstrip("\N{REPLACEMENT CHARACTER}")
+    )
+    assert ask(session, question).text == expected
 
 
 def test_a_frame_is_encoded_once(make_session: MakeSession, frames: list[PosedFrame], monkeypatch: Any) -> None:
     session = make_session()
     encoded: list[int] = []
-    original = session.model.encode_images
+    original = session.runtime.model.encode_images
 
     def spy(images: list[Any], **options: Any) -> Any:
         encoded.append(len(images))
         return original(images, **options)
 
-    monkeypatch.setattr(session.model, "encode_images", spy)
+    monkeypatch.setattr(session.runtime.model, "encode_images", spy)
     looked(session, frames)
     assert session.observe(frames[0]) == Verdict.DUPLICATE_STAMP
-    session.ask(Question("One?", max_new_tokens=1))
-    session.ask(Question("Two?", max_new_tokens=1))
+    ask(session, Question("One?", max_new_tokens=1))
+    ask(session, Question("Two?", max_new_tokens=1))
     assert encoded == [1, 1, 1]
 
 
@@ -112,7 +113,7 @@ def test_views_are_bounded_and_dropped_ones_leave_no_trace(make_session: MakeSes
     session = looked(make_session(config), [wall_frame(i) for i in range(5)])
     assert len(session.poses) == 2 and session.stamp_ns == 500_000_000
     fresh = looked(make_session(config), [wall_frame(stamp // 100_000_000 - 1) for stamp in sorted(session.poses)])
-    a, b = session.scene(), fresh.scene()
+    a, b = session.tokens(), fresh.tokens()
     assert a is not None and b is not None
     assert sorted(session.poses) == sorted(fresh.poses)
     assert torch.equal(a.voxel, b.voxel)
@@ -129,7 +130,7 @@ def test_a_saved_scene_gives_the_same_answer(
     other = looked(make_session(), [replace(frames[0], stamp_ns=77)])
     assert other.load(tmp_path / "scene") == 3 == len(other.poses)
     question = Question("What is on the wall?", max_new_tokens=6)
-    assert same(other.ask(question), session.ask(question))
+    assert same(ask(other, question), ask(session, question))
     assert other.observe(frames[1]) == Verdict.DUPLICATE_STAMP
     with pytest.raises(ValueError, match="frame 'map'.*'odom'"):
         other.load(tmp_path / "scene", frame_id="odom")
@@ -143,16 +144,16 @@ def test_other_weights_of_the_same_shape_are_another_model(
     session = looked(make_session(), frames)
     session.save(tmp_path / "scene")
     model, tokenizer, _ = checkpoint.load(write_tiny_checkpoint(tmp_path / "other", seed=1))
-    other = SceneSession(model, tokenizer)
-    assert model.config.hash() == session.model.config.hash()
-    with pytest.raises(ValueError, match=f"{session.model.identity}.*{model.identity}"):
+    other = new_scene(model, tokenizer)
+    assert model.config.hash() == session.runtime.model.config.hash()
+    with pytest.raises(ValueError, match=f"{session.runtime.model.identity}.*{model.identity}"):
         other.load(tmp_path / "scene")
     assert len(other.poses) == 0
-    measured = replace(default_strategy("ours", 8), model_hash=session.model.identity)
+    measured = replace(default_strategy("ours", 8), model_hash=session.runtime.model.identity)
     session.set_strategy(measured)
-    with pytest.raises(StrategyError, match=f"{session.model.identity}.*this model is {model.identity}"):
+    with pytest.raises(StrategyError, match=f"{session.runtime.model.identity}.*this model is {model.identity}"):
         other.set_strategy(measured)
-    assert key_of(model, measured) != key_of(session.model, measured)
+    assert key_of(model, measured) != key_of(session.runtime.model, measured)
     # A strategy from before weights had an identity says only of what shape they were.
     assert not caplog.records
     other.set_strategy(replace(measured, model_hash=model.config.hash()))
@@ -165,7 +166,7 @@ def test_what_has_gone_is_forgotten_where_the_camera_looks_through_it(
     session = looked(make_session(), [wall_frame(0)])
     behind = replace(wall_frame(0, depth=4.0), stamp_ns=5_000_000_000)
     looked(session, [behind])
-    scene = session.scene()
+    scene = session.tokens()
     assert scene is not None
     y = scene.xyz[:, 1]
     in_sight = (scene.xyz[:, 0].abs() < 0.5) & ((scene.xyz[:, 2] - 1).abs() < 0.4)
@@ -181,8 +182,8 @@ def test_the_origin_moves_what_the_model_sees_and_nothing_else(
     there = replace(there, T_world_camera=T)
     question = Question("What is at [0.0, 2.0, 1.0]?", max_new_tokens=8)
     far_question = Question("What is at [40.0, -18.0, 1.0]?", max_new_tokens=8)
-    a = looked(make_session(), [here]).ask(question)
-    b = looked(make_session(SessionConfig(origin=(40.0, -20.0, 0.0))), [there]).ask(far_question)
+    a = ask(looked(make_session(), [here]), question)
+    b = ask(looked(make_session(SessionConfig(origin=(40.0, -20.0, 0.0))), [there]), far_question)
     assert a.text == b.text and a.spatial_tokens == b.spatial_tokens
     assert a.report is not None and b.report is not None
     assert np.allclose(a.report.xyz + np.float32([40, -20, 0]), b.report.xyz, atol=1e-4)
@@ -197,9 +198,11 @@ def test_boxes_in_the_text_are_in_the_scene_frame_while_it_is_written_too(
         ((0.0, 0.0, 0.0), written),
     ):
         session = looked(make_session(SessionConfig(origin=origin)), frames)
-        monkeypatch.setattr(session, "_decode", lambda ids: written[: 3 * len(ids)].strip())
+        monkeypatch.setattr(session.runtime, "decode", lambda ids: written[: 3 * len(ids)].strip())
         shown: list[str] = []
-        answer = session.ask(Question("Where?", max_new_tokens=30), on_text=lambda text, _, to=shown: to.append(text))
+        answer = session.runtime.ask(
+            session, Question("Where?", max_new_tokens=30), on_text=lambda text, _, to=shown: to.append(text)
+        )
         assert answer.text == text and len(shown) == 30
         assert all(b.startswith(a) for a, b in zip(shown, [*shown[1:], text], strict=True))
         centre = answer.boxes[0].centre
@@ -212,10 +215,10 @@ def test_boxes_in_the_text_are_in_the_scene_frame_while_it_is_written_too(
 
 def test_no_scene_is_said(make_session: MakeSession, wall_frame: WallFrame) -> None:
     session = make_session()
-    answer = session.ask(Question("Anything?"))
+    answer = ask(session, Question("Anything?"))
     assert answer.status == Status.NO_SCENE and "no key frame" in answer.status_message
     looked(session, [wall_frame(0)]).clear()
-    assert session.ask(Question("Anything?")).status == Status.NO_SCENE
+    assert ask(session, Question("Anything?")).status == Status.NO_SCENE
     assert session.observe(wall_frame(0)) == Verdict.KEY_FRAME
 
 
@@ -248,10 +251,10 @@ def test_a_bad_question_is_refused_by_name_and_the_next_is_answered(
 ) -> None:
     for reuse in Reuse:
         session = looked(make_session(SessionConfig(budget=BudgetConfig(reuse=reuse))), [wall_frame(0)])
-        answer = session.ask(question)
+        answer = ask(session, question)
         assert answer.status == Status.INVALID_REQUEST
         assert named in answer.status_message and len(answer.status_message) < 200
-        assert session.ask(Question("ok?", max_new_tokens=1)).status in (Status.OK, Status.TRUNCATED)
+        assert ask(session, Question("ok?", max_new_tokens=1)).status in (Status.OK, Status.TRUNCATED)
 
 
 def test_a_point_as_far_as_a_large_scene_goes_may_be_asked_about(
@@ -259,55 +262,7 @@ def test_a_point_as_far_as_a_large_scene_goes_may_be_asked_about(
 ) -> None:
     session = looked(make_session(), [wall_frame(0)])
     asked = Question("What is there?", clicks=np.array([[99.0, 2.0, 1.0]]), max_new_tokens=1)
-    assert session.ask(asked).status in (Status.OK, Status.TRUNCATED)
-
-
-@pytest.mark.parametrize(
-    ("reuse", "named"), [(Reuse.OFF, "GateError: scores that are not finite"), (Reuse.PREFIX, "PrefixError: ")]
-)
-def test_states_that_are_not_finite_are_an_error_that_says_where(
-    make_session: MakeSession, frames: list[PosedFrame], monkeypatch: pytest.MonkeyPatch, reuse: Reuse, named: str
-) -> None:
-    session = looked(make_session(SessionConfig(budget=BudgetConfig(reuse=reuse))), frames)
-    spoilt = lambda xyz, **_: torch.full((len(xyz), session.model.config.language.hidden_size), torch.nan)  # noqa: E731
-    monkeypatch.setattr(session.model, "embed_clicks", spoilt)
-    worker = Worker(lambda: session, ahead=0.0)
-    worker.start()
-    try:
-        answer = worker.submit(Question("What is this?", clicks=np.array([[0.0, 2.0, 1.0]]))).result.result(20.0)
-    finally:
-        assert worker.stop(20.0)
-    assert answer.status == Status.ERROR and answer.status_message.startswith(named), answer.status_message
-
-
-@pytest.mark.parametrize("error", [IndexError("index 50 is out of bounds"), KeyError("layer 3"), ValueError("a shape")])
-@pytest.mark.parametrize("where", ["prefill", "question_tokens", "embed_clicks", "table"])
-def test_a_defect_inside_is_neither_an_empty_scene_nor_a_bad_question(
-    make_session: MakeSession,
-    wall_frame: WallFrame,
-    monkeypatch: pytest.MonkeyPatch,
-    error: Exception,
-    where: str,
-) -> None:
-    """What the policy, the planner or torch raises goes on to the worker, which makes it an ERROR with its cause."""
-    session = looked(make_session(), [wall_frame(0)])
-
-    def fail(*_: Any, **__: Any) -> Any:
-        raise error
-
-    owner: Any = {
-        "prefill": session_module, "question_tokens": session.memory, "embed_clicks": session.model, "table": Pace
-    }[where]  # fmt: skip
-    monkeypatch.setattr(owner, "plan" if where == "table" else where, fail)
-    worker = Worker(lambda: session, ahead=0.0)
-    worker.start()
-    try:
-        answer = worker.submit(Question("What?")).result.result(20.0)
-        assert (answer.status, answer.status_message) == (Status.ERROR, f"{type(error).__name__}: {error}")
-        monkeypatch.undo()
-        assert worker.submit(Question("What?", max_new_tokens=1)).result.result(20.0).status == Status.TRUNCATED
-    finally:
-        assert worker.stop(20.0)
+    assert ask(session, asked).status in (Status.OK, Status.TRUNCATED)
 
 
 def test_the_budget_ends_the_answer_in_time_by_the_clock_it_is_given(
@@ -315,8 +270,8 @@ def test_the_budget_ends_the_answer_in_time_by_the_clock_it_is_given(
 ) -> None:
     ticks = count()
     session = looked(make_session(clock=lambda: next(ticks) * 0.010), [wall_frame(0)])  # each look takes 10 ms
-    unlimited = session.ask(Question("What is this?", max_new_tokens=20))
-    short = session.ask(Question("What is this?", max_new_tokens=20, latency_budget_ms=90.0))
+    unlimited = ask(session, Question("What is this?", max_new_tokens=20))
+    short = ask(session, Question("What is this?", max_new_tokens=20, latency_budget_ms=90.0))
     assert short.status == Status.TRUNCATED and "90.0 ms" in short.status_message
     assert unlimited.text.startswith(short.text) and short.text != unlimited.text
     assert unlimited.budget_met
@@ -325,14 +280,15 @@ def test_the_budget_ends_the_answer_in_time_by_the_clock_it_is_given(
 def test_cancel_ends_the_answer_within_one_step(make_session: MakeSession, wall_frame: WallFrame) -> None:
     session = looked(make_session(), [wall_frame(0)])
     texts: list[str] = []
-    answer = session.ask(
+    answer = session.runtime.ask(
+        session,
         Question("What is this?", max_new_tokens=50),
         on_text=lambda text, n: texts.append(text),
         should_stop=lambda: len(texts) >= 3,
     )
     assert answer.status == Status.CANCELLED and len(texts) == 3
     assert answer.text == texts[-1] and all(b.startswith(a) for a, b in zip(texts, texts[1:], strict=False))
-    early = session.ask(Question("What is this?"), should_stop=lambda: True)
+    early = ask(session, Question("What is this?"), should_stop=lambda: True)
     assert early.status == Status.CANCELLED and early.text == ""
 
 
@@ -342,14 +298,14 @@ def test_cancel_ends_the_encoding_of_views_within_one_layer(make_session: MakeSe
         assert session.observe(wall_frame(i)) == Verdict.KEY_FRAME
     layers: list[str] = []
     with ExitStack() as hooks:
-        for part in session.model.vision.modules():
+        for part in session.runtime.model.vision.modules():
             if not list(part.children()):
                 hooks.enter_context(part.register_forward_hook(lambda part, *_: layers.append(type(part).__name__)))
-        answer = session.ask(Question("What is this?"), should_stop=lambda: len(layers) >= 2)
+        answer = ask(session, Question("What is this?"), should_stop=lambda: len(layers) >= 2)
     assert len(layers) == 2
     assert answer.status == Status.CANCELLED and answer.status_message == "cancelled during encode"
     assert len(session.memory.pending) == 3 and not len(session.memory)  # they wait for the next question
-    assert session.ask(Question("What is this?", max_new_tokens=2)).status == Status.TRUNCATED
+    assert ask(session, Question("What is this?", max_new_tokens=2)).status == Status.TRUNCATED
     assert len(session.memory) == 3
 
 
@@ -357,11 +313,11 @@ def test_a_cut_inside_a_character_costs_only_that_character(
     make_session: MakeSession, wall_frame: WallFrame, monkeypatch: Any
 ) -> None:
     session = looked(make_session(), [wall_frame(0)])
-    written = session.tokenizer.encode("says 日本語", add_special_tokens=False)[:-1]
-    monkeypatch.setattr("adatoken3d_ros.engine.session.generate", lambda *_, **__: iter(written))
+    written = session.runtime.tokenizer.encode("says 日本語", add_special_tokens=False)[:-1]
+    monkeypatch.setattr("adatoken3d_ros.engine.answering.generate", lambda *_, **__: iter(written))
     shown: list[str] = []
     question = Question("What does the sign say?", max_new_tokens=len(written))
-    answer = session.ask(question, on_text=lambda text, n: shown.append(text))
+    answer = ask(session, question, on_text=lambda text, n: shown.append(text))
     assert answer.status == Status.TRUNCATED and answer.text == "says 日本"
     assert [shown[-8], shown[-5], shown[-2], shown[-1]] == ["says", "says 日", "says 日本", "says 日本"]
     assert all(b.startswith(a) for a, b in zip(shown, [*shown[1:], answer.text], strict=True))
@@ -370,7 +326,7 @@ def test_a_cut_inside_a_character_costs_only_that_character(
 def test_stages_are_announced_in_order(make_session: MakeSession, wall_frame: WallFrame) -> None:
     session = looked(make_session(), [wall_frame(0)])
     stages: list[str] = []
-    session.ask(Question("What?", max_new_tokens=1), on_stage=stages.append)
+    ask(session, Question("What?", max_new_tokens=1), on_stage=stages.append)
     assert stages == ["encode", "tokens", "prefill", "decode"]
 
 
@@ -390,6 +346,6 @@ def test_lorenz_share_by_hand() -> None:
 def test_strategies_are_values(make_session: MakeSession, wall_frame: WallFrame) -> None:
     strategy: Strategy = default_strategy("random", 8)
     session = looked(make_session(SessionConfig(seed=3), strategy=strategy), [wall_frame(0)])
-    first = session.ask(Question("What?", max_new_tokens=4))
-    assert same(first, session.ask(Question("What?", max_new_tokens=4)))
+    first = ask(session, Question("What?", max_new_tokens=4))
+    assert same(first, ask(session, Question("What?", max_new_tokens=4)))
     assert first.strategy == strategy.name and first.seed == 3

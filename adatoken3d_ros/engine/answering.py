@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A question through its stages: encode, tokens, prefill, decode, each planned anew by what time is left."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from adatoken3d_ros.decoder.decode import generate
+from adatoken3d_ros.decoder.prefill import Cancelled, Layout, Prefill, prefill
+from adatoken3d_ros.engine.answer import Answer, Box, Question, Status
+from adatoken3d_ros.engine.budget.deadline import BudgetInfeasible, DeadlineGuard
+from adatoken3d_ros.engine.budget.latency import decode_terms, encode_terms, follow_up_terms, read_terms, token_terms
+from adatoken3d_ros.engine.budget.plans import SHORTEST_ANSWER, Plan
+from adatoken3d_ros.engine.out_of_memory import describe, free_cached, is_out_of_memory
+from adatoken3d_ros.engine.prepared import Block
+from adatoken3d_ros.engine.report import prefill_flops, token_report
+from adatoken3d_ros.engine.requests import InvalidRequest
+from adatoken3d_ros.engine.scene import NoScene, Scene
+from adatoken3d_ros.engine.stages import Stopwatch
+from adatoken3d_ros.engine.words import whole_words
+from adatoken3d_ros.lmm.interface import Spliced
+from adatoken3d_ros.pruning.view import Policy
+
+logger = logging.getLogger(__name__)
+
+# What a question that ends without an answer is told, by what was raised.
+_STATUS = {
+    NoScene: Status.NO_SCENE,
+    InvalidRequest: Status.INVALID_REQUEST,
+    BudgetInfeasible: Status.BUDGET_INFEASIBLE,
+}
+
+
+def answer(
+    scene: Scene,
+    question: Question,
+    *,
+    arrived: float,
+    on_text: Callable[[str, int], None] | None,
+    on_stage: Callable[[str], None],
+    should_stop: Callable[[], bool],
+) -> Answer:
+    """The answer to a question; see `Engine.ask`."""
+    watch = Stopwatch(scene.runtime.clock, arrived, on_stage)
+    guard = DeadlineGuard(scene.controller, question.latency_budget_ms or None, watch)
+    model_id, seed = scene.runtime.model_id, scene.config.seed
+    found = Answer(question, Status.OK, strategy=scene.strategy.name, model_id=model_id, seed=seed)
+    try:
+        found = _Answering(scene, found, watch, guard, on_text, should_stop).within_memory()
+    except (NoScene, InvalidRequest, BudgetInfeasible) as error:
+        found = replace(found, status=_STATUS[type(error)], status_message=str(error))
+    except Cancelled:
+        found = replace(found, status=Status.CANCELLED, status_message=f"cancelled during {watch.stage}")
+    times = watch.finish()
+    guard.finish(times)
+    met = times.total <= (question.latency_budget_ms or math.inf)
+    return replace(
+        found, times=times, budget_met=met, plan=guard.why, predicted=guard.predicted, decision=guard.decision
+    )
+
+
+class _Answering:
+    """One question on its way; `answer` is what is known of its answer so far."""
+
+    def __init__(
+        self,
+        scene: Scene,
+        answer: Answer,
+        watch: Stopwatch,
+        guard: DeadlineGuard,
+        on_text: Callable[[str, int], None] | None,
+        should_stop: Callable[[], bool],
+    ) -> None:
+        self.scene, self.runtime, self.answer = scene, scene.runtime, answer
+        self.watch, self.guard = watch, guard
+        self.on_text, self.should_stop = on_text, should_stop
+
+    def set(self, **known: Any) -> None:
+        """Notes what is known of the answer."""
+        self.answer = replace(self.answer, **known)
+
+    def within_memory(self) -> Answer:
+        """As `run`, and once more with a smaller plan if memory runs out on the way."""
+        begun, problems = self.answer, []
+        for attempt in ("", " again, with half the tokens and the strongest pruning"):
+            try:
+                self.run()
+                return self.answer
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                problems.append(f"out of memory{attempt} in the stage {self.watch.stage}: {describe(error)}")
+            logger.warning("the question %r: %s", begun.question.text, problems[-1])
+            self.answer = begun
+            self.scene.prepared.forget()
+            free_cached()
+            self.guard.out_of_memory()
+        return replace(begun, status=Status.ERROR, status_message="; ".join(problems), stamp_ns=self.scene.stamp_ns)
+
+    def run(self) -> None:
+        """The stages."""
+        scene, guard, question = self.scene, self.guard, self.answer.question
+        prompt, clicks = scene.prompt(question)
+        pending = len(scene.memory.pending)
+        if not pending:
+            scene.check(clicks[:0])
+        plan = guard.plan(scene.situation(question, prompt, pending=pending))
+
+        self.watch.begin("encode")
+        encoded = scene.encode_usable(plan.new_views, self.should_stop)
+        if self.should_stop():
+            raise Cancelled("stopped while views were encoded")
+        guard.record("encode", encode_terms(encoded))
+        scene.check(clicks)
+        plan = guard.plan(scene.situation(question, prompt))
+
+        self.watch.begin("tokens")
+        built = scene.prepared.size(plan.max_tokens) in scene.prepared.built
+        block = scene.prepared.block(plan.max_tokens)
+        spliced = scene.splice(prompt, clicks, block)
+        self.set(stamp_ns=scene.stamp_ns, spatial_tokens=spliced.n_spatial)
+        guard.record("tokens", token_terms(0 if built else spliced.n_spatial))
+        plan = guard.plan(scene.situation(question, prompt, block))
+        room = self._room(spliced)
+
+        self.watch.begin("prefill")
+        policy, size = scene.make_policy(plan.strategy), self.runtime.model.decoder.size
+        with torch.inference_mode(), self._prefilled(plan, policy, spliced, block) as filled:
+            report = token_report(size, block.tokens, filled.trace, spliced)
+            self.set(
+                strategy="scene-prefix" if plan.reuse else plan.strategy.name,
+                retained_tokens=int(report.retained.sum()),
+                prefill_flops=prefill_flops(size, policy, filled.trace.spatial_per_layer, spliced),
+                prefill_flops_unpruned=prefill_flops(size, policy, (spliced.n_spatial,) * size.n_layers, spliced),
+                report=report,
+            )
+            self.watch.begin("decode")
+            longest = question.max_new_tokens or scene.config.max_new_tokens
+            self._write(filled, limit=min(plan.answer_tokens, room), asked=min(longest, room))
+
+    def _room(self, spliced: Spliced) -> int:
+        """Tokens that the context has left for the answer."""
+        context = self.runtime.model.sizes.context_length
+        room = context - spliced.n_tokens
+        if room < 1:
+            raise InvalidRequest(f"the prompt of {spliced.n_tokens} tokens fills the context of {context}")
+        return room
+
+    @contextmanager
+    def _prefilled(self, plan: Plan, policy: Policy, spliced: Spliced, block: Block) -> Iterator[Prefill]:
+        """Reads the prompt as planned: over the scene's prefix, or in one go with the plan's gates."""
+        decoder, prepared, guard = self.runtime.model.decoder, self.scene.prepared, self.guard
+        if plan.reuse:
+            ready = prepared.prefix is not None
+            prefix = prepared.read_prefix(spliced, self.should_stop)
+            rows = spliced.embeds[:, prefix.n_tokens :]
+            with prefix.asking(rows, should_stop=self.should_stop) as filled:
+                if ready:
+                    guard.record("follow_up", follow_up_terms(rows.shape[1], prefix.n_tokens, len(decoder)))
+                yield filled
+            return
+        n_text = spliced.n_tokens - spliced.n_spatial
+        hurry = guard.hurry(plan, spliced.n_spatial, n_text, policy.kept)
+        filled = prefill(
+            decoder,
+            spliced.embeds,
+            Layout(spliced.spatial_start, spliced.n_spatial, spliced.n_tokens),
+            plan.strategy.schedule,
+            policy,
+            scene=block.scene,
+            should_stop=self.should_stop,
+            at_most=hurry,
+        )
+        guard.record_drops(hurry)
+        guard.record("prefill", read_terms(filled.trace.spatial_per_layer, spliced.n_spatial, n_text))
+        yield filled
+
+    def _write(self, filled: Prefill, limit: int, asked: int) -> None:
+        """Decodes until the model ends, the limit (`asked` unless the plan is shorter), the deadline or a cancel.
+
+        The model writes boxes as it sees the scene, from its origin; what leaves here is in the scene frame.
+        """
+        model, guard, question = self.runtime.model, self.guard, self.answer.question
+        decoder = model.decoder
+        origin = _triple(self.scene.memory.origin)
+        ids: list[int] = []
+        text, cached = "", sum(filled.cache.lengths)
+        status, message = Status.OK, guard.warning
+        for token in generate(decoder, filled, max_new_tokens=limit, eos_ids=self.runtime.eos_ids):
+            ids.append(token)
+            text = self.runtime.decode(ids)
+            if self.on_text is not None:
+                self.on_text(model.move_boxes(whole_words(text), origin), len(ids))
+            if self.should_stop():
+                status, message = Status.CANCELLED, f"cancelled after {len(ids)} tokens"
+                break
+            least = min(limit, SHORTEST_ANSWER) if guard.hopeless else 1
+            step = decode_terms(1, sum(filled.cache.lengths), len(decoder))
+            if least <= len(ids) < limit and guard.time_is_up(step):
+                ended = f"the latency budget of {question.latency_budget_ms} ms ended the answer"
+                status, message = Status.TRUNCATED, guard.warning or ended
+                break
+        steps = len(ids) - (status is not Status.OK or len(ids) == limit)
+        guard.record("decode", decode_terms(max(0, steps), cached, len(decoder)))
+        if status is Status.OK and len(ids) == limit:
+            reached = f"the answer reached max_new_tokens = {limit}"
+            short = f"the latency budget of {question.latency_budget_ms} ms leaves an answer of {limit} tokens"
+            status, message = Status.TRUNCATED, guard.warning or (reached if limit == asked else short)
+        if status is not Status.OK and len(ids) < asked:
+            text = whole_words(text)
+        lengths = self.scene.controller.lengths
+        if status is Status.OK or len(ids) == asked:
+            lengths.add(question.text, len(ids))
+        elif status is Status.TRUNCATED:
+            lengths.add_cut(question.text, len(ids), asked)
+        boxes = tuple(
+            Box(_triple(np.asarray(box[:3]) + origin), _triple(np.asarray(box[3:6]))) for box in model.boxes(text)
+        )
+        self.set(status=status, status_message=message, text=model.move_boxes(text, origin), boxes=boxes)
+
+
+def _triple(values: Any) -> tuple[float, float, float]:
+    x, y, z = (float(value) for value in values)
+    return x, y, z

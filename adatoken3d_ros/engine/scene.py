@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A scene: what one robot has seen, and how its questions are answered. It knows nothing of ROS."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from adatoken3d_ros.decoder.prefill import Cancelled
+from adatoken3d_ros.engine.answer import Question
+from adatoken3d_ros.engine.budget.controller import Controller, Reuse
+from adatoken3d_ros.engine.budget.latency import encode_terms
+from adatoken3d_ros.engine.budget.plans import Situation, Table
+from adatoken3d_ros.engine.budget.warmup import synchronised
+from adatoken3d_ros.engine.config import SessionConfig
+from adatoken3d_ros.engine.prepared import Block, Prepared
+from adatoken3d_ros.engine.requests import FAR_CLICK, InvalidRequest, check_points, check_question, clicks_of
+from adatoken3d_ros.engine.runtime import Runtime
+from adatoken3d_ros.engine.scene_memory import SceneMemory, ViewError
+from adatoken3d_ros.lmm.interface import PromptIds, Spliced, SpliceError
+from adatoken3d_ros.lmm.text_places import PromptError
+from adatoken3d_ros.pruning.policies import make_policy
+from adatoken3d_ros.pruning.strategy import Strategy, default_strategy
+from adatoken3d_ros.pruning.view import Policy
+from adatoken3d_ros.scene.frames import PosedFrame
+from adatoken3d_ros.scene.keyframes import Verdict
+from adatoken3d_ros.scene.token_map import SpatialTokens
+
+logger = logging.getLogger(__name__)
+
+
+class NoScene(Exception):
+    """There is nothing yet that a question could be about; the message says why."""
+
+
+class Scene:
+    """One robot's views and their tokens, its strategy and what is known of its answers.
+
+    `observe` decides whether a frame is kept, `encode_pending` turns kept frames into spatial tokens (once each),
+    `prepare` does what can be done before a question, and the engine answers. None of them is thread safe.
+    Budgets are kept by `controller`, which needs a runtime that has warmed up to do more than end an answer at its
+    deadline.
+
+    Args:
+        runtime: the engine that answers its questions.
+        config: what the scene may be told.
+        strategy: of pruning; the model's own default without one.
+
+    Raises:
+        StrategyError: if the strategy was made for another model.
+        ScheduleError: if the strategy has a gate outside the model.
+    """
+
+    def __init__(
+        self, runtime: Runtime, config: SessionConfig | None = None, *, strategy: Strategy | None = None
+    ) -> None:
+        self.runtime = runtime
+        self.config = config or SessionConfig()
+        self.memory = SceneMemory(runtime.model, self.config)
+        self.prepared = Prepared(
+            runtime.model, self.memory, self.config.seed if self.config.upstream_numerics else None
+        )
+        self.controller = Controller(runtime.n_layers, self.config.budget, runtime.latency)
+        self.set_strategy(strategy or default_strategy("ours", runtime.n_layers))
+
+    def set_strategy(self, strategy: Strategy) -> None:
+        """Uses another pruning strategy from the next question on; raises as the constructor does."""
+        strategy.check(self.runtime.model.identity)
+        strategy.schedule.check(self.runtime.n_layers)
+        self.make_policy(strategy)  # refuses options that there are not
+        self.strategy = strategy
+        fitted = [one for one in self.runtime.fitted.values() if one.policy == strategy.policy]
+        self.controller.set_strategy(strategy, fitted)
+
+    def make_policy(self, strategy: Strategy) -> Policy:
+        """The strategy's policy; what draws random numbers draws them from the configured seed."""
+        draws = strategy.policy == "random" and "seed" not in strategy.options
+        return make_policy(strategy.policy, **strategy.options, **({"seed": self.config.seed} if draws else {}))
+
+    # --- frames ---
+
+    @property
+    def poses(self) -> dict[int, NDArray[np.float64]]:
+        """{stamp in nanoseconds: T_world_camera (4, 4)} of the encoded views."""
+        return self.memory.poses
+
+    @property
+    def stamp_ns(self) -> int:
+        """Acquisition time of the newest view, the last to arrive, 0 while there is none."""
+        return self.memory.stamp_ns
+
+    def foresee(self, stamp_ns: int, T_world_camera: NDArray[np.float64]) -> Verdict | None:
+        """What `observe` would say of a frame as far as its stamp and pose (4, 4) tell; None: it has to be seen."""
+        return self.memory.foresee(stamp_ns, T_world_camera)
+
+    def observe(self, frame: PosedFrame) -> Verdict:
+        """Decides whether `frame` becomes a view of the scene; if so it waits for `encode_pending`."""
+        return self.memory.observe(frame)
+
+    def encode_pending(self, limit: int | None = None, should_stop: Callable[[], bool] | None = None) -> int:
+        """Encodes the newest `limit` of the frames that wait and returns how many; raises as `SceneMemory.encode`."""
+        began = self.runtime.clock()
+        views = self._encode(limit, should_stop)
+        self.controller.learn("encode", encode_terms(views), self.runtime.clock() - began)
+        return views
+
+    def encode_usable(self, limit: int | None = None, should_stop: Callable[[], bool] | None = None) -> int:
+        """As `encode_pending`, but teaches no times, and a view that is given up costs no more than a line of the log.
+
+        Returns how many views no longer wait.
+        """
+        before = len(self.memory.pending)
+        try:
+            return self._encode(limit, should_stop)
+        except ViewError as error:
+            logger.warning("%s", error)
+            return before - len(self.memory.pending)
+
+    def _encode(self, limit: int | None, should_stop: Callable[[], bool] | None = None) -> int:
+        should_stop = should_stop and synchronised(should_stop, self.runtime.model.device)
+        before = len(self.memory.pending), len(self.memory)
+        try:
+            return self.memory.encode(limit, should_stop)
+        finally:
+            if (len(self.memory.pending), len(self.memory)) != before:
+                self.prepared.forget()
+
+    def tokens(self) -> SpatialTokens | None:
+        """The whole token map, or None while nothing has been seen."""
+        return self.memory.tokens()
+
+    def clear(self) -> None:
+        """Forgets everything that was seen."""
+        self.memory.clear()
+        self.prepared.forget()
+
+    def save(self, path: str | Path, frame_id: str = "map") -> None:
+        """Writes the scene, frames that wait included, to a file; raises as `scene.storage.save_scene`."""
+        self.encode_usable()
+        self.memory.save(path, frame_id)
+
+    def load(self, path: str | Path, frame_id: str = "map") -> int:
+        """Replaces the scene by a saved one and returns its number of views; see `SceneMemory.load`."""
+        views = self.memory.load(path, frame_id)
+        self.prepared.forget()
+        return views
+
+    # --- ahead of a question ---
+
+    @property
+    def work_ahead(self) -> bool:
+        """Whether there is something left that `prepare` could do."""
+        if self.memory.pending:
+            return True
+        size = self.prepared.size(None) if len(self.memory) else 0
+        wants_prefix = self.config.budget.reuse is Reuse.PREFIX and self.prepared.prefix is None
+        return size > 0 and (size not in self.prepared.built or wants_prefix)
+
+    def prepare(self, should_stop: Callable[[], bool] | None = None) -> None:
+        """Does ahead of the next question what does not depend on it: new views, tokens, the scene's prefix.
+
+        Ends within a layer of a model where should_stop() is true; what was finished by then is kept.
+        """
+        while self.memory.pending:
+            try:
+                if not self.encode_pending(1, should_stop):
+                    return
+            except ViewError as error:
+                logger.warning("%s", error)
+        if not self.work_ahead:
+            return
+        block = self.prepared.block(None)
+        if self.config.budget.reuse is Reuse.PREFIX:
+            spliced = self.splice(*self.prompt(Question("What is this?")), block)
+            with suppress(Cancelled):
+                should_stop = should_stop and synchronised(should_stop, self.runtime.model.device)
+                self.prepared.read_prefix(spliced, should_stop)
+
+    # --- a question about the scene as it is ---
+
+    def prompt(self, question: Question) -> tuple[PromptIds, NDArray[np.float64]]:
+        """The question's token ids, and its clicks (n, 3) in the scene frame, metres.
+
+        Raises:
+            InvalidRequest: for a question that cannot be asked (see `check_question`).
+        """
+        check_question(question)
+        try:
+            model, tokenizer, template = self.runtime.model, self.runtime.tokenizer, self.config.template
+            text, clicks = clicks_of(question, model.takes_clicks)
+            check_points(clicks)
+            return model.prompt(tokenizer, text, n_clicks=len(clicks), template=template), clicks
+        except PromptError as error:
+            raise InvalidRequest(str(error)) from error
+
+    def check(self, clicks: NDArray[np.float64]) -> None:
+        """Raises NoScene if the scene is empty, InvalidRequest for a click (n, 3) that is farther than FAR_CLICK from
+        all that has been seen.
+        """
+        if not len(self.memory):
+            why = self.memory.problem or "no key frame with valid depth has been seen yet"
+            raise NoScene(f"the scene is empty: {why}")
+        far = self.memory.distance(clicks)
+        worst = int(far.argmax()) if len(far) else -1
+        if worst >= 0 and far[worst] > FAR_CLICK:
+            raise InvalidRequest(
+                f"the point {clicks[worst].tolist()} is {far[worst]:.6g} m from what has been seen, more than "
+                f"{FAR_CLICK:g} m"
+            )
+
+    @torch.inference_mode()
+    def splice(self, prompt: PromptIds, clicks: NDArray[np.float64], block: Block) -> Spliced:
+        """The model's input, [system | tokens of `block` | question].
+
+        Raises:
+            InvalidRequest: if it is too long for the context.
+        """
+        model = self.runtime.model
+        click_xyz = torch.from_numpy(clicks - self.memory.origin).float().to(model.device)
+        published = self.config.upstream_numerics
+        vectors = model.embed_clicks(click_xyz, published=published) if model.takes_clicks else None
+        try:
+            return model.splice(prompt, block.spatial, vectors)
+        except SpliceError as error:
+            raise InvalidRequest(str(error)) from error
+
+    def spliced(self, question: Question) -> tuple[Spliced, Block]:
+        """The model's input for a question with all tokens that the model takes, and the scene's part of it, one object
+        as long as the scene stays the same.
+
+        Raises:
+            InvalidRequest, NoScene: as `prompt`, `check` and `splice`.
+        """
+        prompt, clicks = self.prompt(question)
+        self.check(clicks)
+        block = self.prepared.block(None)
+        return self.splice(prompt, clicks, block), block
+
+    def plans(self, question: Question) -> Table:
+        """The plans that a question would have at this moment.
+
+        Raises:
+            InvalidRequest: for a question that cannot be asked.
+            ValueError: without a latency model.
+        """
+        situation = self.situation(question, self.prompt(question)[0], pending=len(self.memory.pending))
+        return self.controller.table(situation)
+
+    def situation(
+        self, question: Question, prompt: PromptIds, block: Block | None = None, *, pending: int = 0
+    ) -> Situation:
+        """What is to be planned for: `pending` views may still be encoded, and `block` is built already."""
+        views, voxels = len(self.memory.asked), self.memory.asked.n_voxels
+        limit = question.max_new_tokens or self.config.max_new_tokens
+        n_system, lengths = prompt.n_system, self.controller.lengths
+        return Situation(
+            n_spatial=voxels if block is None else len(block.tokens),
+            max_spatial=self.runtime.model.sizes.max_spatial_tokens,
+            views=views,
+            pending=pending,
+            tokens_per_view=voxels / views if views else float(self.memory.patches_per_view),
+            n_system=n_system,
+            n_question=prompt.n_tokens - n_system,
+            answer_limit=limit,
+            answer_expected=lengths.of(question.text, limit, 95),
+            answer_typical=lengths.of(question.text, limit, 50),
+            built=self.prepared.built,
+            # The prefix is that of all tokens: it does not go with fewer.
+            reuse=self.config.budget.reuse is Reuse.PREFIX
+            and (block is None or len(block.tokens) == self.prepared.size(None)),
+            prefix_ready=self.prepared.prefix is not None,
+            prunable=block is None,
+        )
