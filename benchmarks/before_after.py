@@ -29,6 +29,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -42,7 +43,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "adatoken3d_ros"
 PROBE = Path(__file__).with_name("_before_after_probe.py")
 BOUND = 1.05  # of times; 1 of lines
-ROOM = 3  # seed of the room that is walked through
+APART = 12.0  # metres between two rooms
 SIDES = ("base", "new")
 
 Figures = dict[str, float]
@@ -156,13 +157,18 @@ class Programs:
 
 
 def make_bag(path: Path, frames: int) -> Path:
-    """So many views of a furnished room, each of which is a key frame."""
+    """One view of each of so many furnished rooms, side by side, so that each is a key frame."""
     from adatoken3d_ros.lab.synthetic.furnished import make_room
     from adatoken3d_ros.lab.synthetic.views import render_views
     from benchmarks._bags import write_bag
 
-    views = render_views(make_room(ROOM, "test"), seed=ROOM, count=frames, width=640, height=480)
-    return write_bag(path, (view.frame for view in views))
+    shown = []
+    for number in range(frames):
+        (view,) = render_views(make_room(number, "test"), seed=number, count=1, width=640, height=480)
+        T = view.frame.T_world_camera.copy()
+        T[0, 3] += APART * number
+        shown.append(replace(view.frame, T_world_camera=T, stamp_ns=(1 + number) * 10**9))
+    return write_bag(path, shown)
 
 
 def measure(trees: Mapping[str, Path], programs: Mapping[str, Callable[[Path], Figures]], rounds: int) -> Runs:

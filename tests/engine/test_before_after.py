@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 
 import adatoken3d_ros
+from adatoken3d_ros.cli import ask
 from benchmarks import _before_after_probe, before_after
 from benchmarks._bags import write_bag
 
@@ -79,12 +80,19 @@ def test_a_worktree_holds_the_commit_and_goes_again(repository: Path) -> None:
 
 
 def test_the_probe_times_messages_and_key_frames(
-    tiny_directory: Path, wall_frame: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_directory: Path,
+    wall_frame: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(ask, "frames", ask.frames)  # the probe, whose process ends with it, replaces it
     bag = write_bag(tmp_path / "bag", [wall_frame(index) for index in range(3)])
     threads = torch.get_num_threads()
     _before_after_probe.main(str(tiny_directory), str(bag), passes=2, threads=threads, warm=1)
-    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    lines = capsys.readouterr().out.splitlines()
+    assert "frames: 3 key_frame" in lines[-2]
+    figures = json.loads(lines[-1])
     assert figures["package"] == adatoken3d_ros.__file__
     assert len(figures["ingest_ms"]) == 2 and min(figures["ingest_ms"]) > 0
     assert len(figures["key_frame_ms"]) == 2 and min(figures["key_frame_ms"]) > 0
