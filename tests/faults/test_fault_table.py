@@ -42,10 +42,15 @@ SIGKILL during an answer; every order; two nodes of the same name; never reads; 
 
 
 @cache
+def _body(path: str) -> list[ast.stmt]:
+    return ast.parse((ROOT / path).read_text(encoding="utf-8")).body
+
+
+@cache
 def written_tests(path: str) -> dict[str, set[str]]:
     """{test: ids of its parameters, as far as they are written down} of a file."""
     found = {}
-    for node in ast.parse((ROOT / path).read_text(encoding="utf-8")).body:
+    for node in _body(path):
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
             names = {
                 inner.id
@@ -61,10 +66,9 @@ def written_tests(path: str) -> dict[str, set[str]]:
 
 def _assigned(path: str, names: set[str]) -> str:
     """What is assigned to these names at the top of the file."""
-    body = ast.parse((ROOT / path).read_text(encoding="utf-8")).body
     return " ".join(
         ast.unparse(node.value)
-        for node in body
+        for node in _body(path)
         if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id in names for t in node.targets)
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -598,20 +599,19 @@ def test_a_kept_prefix_answers_as_the_unpruned_model_does(make_session: Any, fra
 @pytest.mark.parametrize("slower", [1.0, 3.0])
 def test_a_prefix_goes_with_all_of_its_tokens(make_session: Any, frames: Frames, slower: float) -> None:
     """Also where long answers over many tokens cost so much that fewer tokens without the prefix are faster."""
-    now = [0.0]
     budget = BudgetConfig(reuse=Reuse.PREFIX, reserve_ms=0.0)
-    session = make_session(SessionConfig(max_new_tokens=16, budget=budget), clock=lambda: now[0])
+    session = make_session(SessionConfig(max_new_tokens=16, budget=budget), clock=lambda: 0.0)
     session.observe(frames[0])
     session.prepare()
-    ways = set()
-    for budget_ms in range(20, 600, 6):
-        session.controller.latency = LatencyModel({**COEFFICIENTS, "decode": [0.01, 1e-5]})
-        session.controller.latency.ratios["follow_up"].value = slower
-        session.controller.forget_tables()
-        answer = ask(session, Question("What is this?", latency_budget_ms=float(budget_ms)))
-        full = answer.spatial_tokens == len(session.tokens() or ())
-        ways.add((answer.strategy == "scene-prefix", full))
+    session.controller.latency = LatencyModel({**COEFFICIENTS, "decode": [0.01, 1e-5]})
+    session.controller.latency.ratios["follow_up"].value = slower
+    question = Question("What is this?")
+    table = session.plans(question)
+    chosen = [table.choose(budget_ms / 1000) for budget_ms in range(20, 600, 6)]
+    ways = {(plan.reuse, plan.max_tokens is None) for plan in chosen if plan is not None}
     assert (True, True) in ways and (False, False) in ways and (True, False) not in ways
+    answer = ask(session, replace(question, latency_budget_ms=580.0))
+    assert answer.strategy == "scene-prefix" and answer.spatial_tokens == len(session.tokens())
 
 
 def test_a_new_view_makes_the_prefix_stale(make_world: Any, frames: Frames) -> None:
