@@ -77,7 +77,6 @@ NOT_YET: dict[str, set[str]] = {
     "circles": set(),
     "too long": {
         "adatoken3d_ros/cli/calibrate.py",
-        "adatoken3d_ros/engine/budget/plans.py",
         "adatoken3d_ros/lmm/llava3d/checkpoint.py",
         "adatoken3d_ros/ros/client.py",
         "adatoken3d_ros/scene/token_map.py",

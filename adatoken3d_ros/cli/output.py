@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from adatoken3d_ros.engine.answer import Answer, Status
+from adatoken3d_ros.engine.stages import STAGES
 
-STAGES = ("queue", "encode", "tokens", "prefill", "decode", "total")
 Record = dict[str, Any]
 
 
@@ -28,7 +28,7 @@ def record_of_answer(answer: Answer) -> Record:
         "stamp_ns": answer.stamp_ns,
         "boxes": [{"center": list(box.centre), "size": list(box.size)} for box in answer.boxes],
         "data_age": None,
-        **{f"{stage}_ms": getattr(answer.times, stage) for stage in STAGES},
+        **{f"{stage}_ms": getattr(answer.times, stage) for stage in (*STAGES, "total")},
         "latency_budget_ms": answer.question.latency_budget_ms or 0.0,
         "budget_met": answer.budget_met,
         "spatial_tokens": answer.spatial_tokens,
@@ -46,7 +46,7 @@ def record_of_message(message: Any) -> Record:
     same = (
         *("question", "text", "status_message", "latency_budget_ms", "budget_met", "spatial_tokens", "retained_tokens"),
         *("prefill_flops", "prefill_flops_unpruned", "strategy", "model_id", "seed"),
-        *(f"{stage}_ms" for stage in STAGES),
+        *(f"{stage}_ms" for stage in (*STAGES, "total")),
     )
     boxes = [
         {
@@ -82,7 +82,7 @@ def rows(record: Record) -> list[tuple[str, str]]:
     before, after = record["spatial_tokens"], record["retained_tokens"]
     full, run = record["prefill_flops_unpruned"], record["prefill_flops"]
     age, budget = record["data_age"], record["latency_budget_ms"]
-    stages = ", ".join(f"{stage} {record[f'{stage}_ms']:.1f}" for stage in STAGES[:-1])
+    stages = ", ".join(f"{stage} {record[f'{stage}_ms']:.1f}" for stage in STAGES)
     boxes = "; ".join(f"centre {_triple(box['center'])} size {_triple(box['size'])}" for box in record["boxes"])
     return [
         ("question", record["question"]),

@@ -11,7 +11,7 @@ from adatoken3d_ros.engine.budget.latency import LatencyModel, decode_terms, rea
 
 FACTORS = (0.5, 0.25, 0.0)  # of the tokens that are there, from the mildest drop to withdrawal
 MOST = 3.0  # a layer that took more than this many times the median layer was interrupted, and counts as so many
-MARGIN = 1.1  # on what this prefill's own pace predicts
+MARGIN = 1.1  # on what how slow this prefill has been predicts
 
 
 class Hurry:
@@ -23,7 +23,7 @@ class Hurry:
     enough, since that can be decided before the next one. What only may turn out late is thus not dropped before it has
     to be. If one does not hold, the mildest of FACTORS for which both do is chosen, the strongest where none is.
 
-    A layer that was interrupted once says little of the others, so the pace is a mean of what each layer took over its
+    A layer that was interrupted once says little of the others, so how slow it is is a mean of what each layer took over its
     prediction in which none counts more than MOST times the (lower) median; an imagined layer that took what was
     predicted is one of them. The first layer is never held back: the plan has just been made, and no layer was measured
     since.
@@ -89,7 +89,7 @@ class Hurry:
         return kept
 
     @property
-    def pace(self) -> float:
+    def slower(self) -> float:
         """How many times slower than predicted the layers have been so far."""
         most = MOST * median_low(self._ratios)
         return fmean(min(ratio, most) for ratio in self._ratios)
@@ -102,9 +102,9 @@ class Hurry:
     def _in_time(self, g: int, kept: int, now: float) -> bool:
         """Whether layers from g on may see so many tokens."""
         planned = [min(kept, count) for count in self._counts[g + 1 :]]
-        pace = MARGIN * self.pace
-        likely = self._rest(g, planned, max(MARGIN, pace))
-        safe = self._rest(g, [planned[0], *[0] * (len(planned) - 1)], max(self._latency.ratios["prefill"].guard, pace))
+        slower = MARGIN * self.slower
+        likely = self._rest(g, planned, max(MARGIN, slower))
+        safe = self._rest(g, [planned[0], *[0] * (len(planned) - 1)], max(self._latency.ratios["prefill"].guard, slower))
         return now + max(likely, safe) <= self._until
 
     def _rest(self, g: int, counts: Sequence[int], slower: float) -> float:

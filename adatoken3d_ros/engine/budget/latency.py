@@ -40,7 +40,6 @@ TERMS: Mapping[str, tuple[str, ...]] = {
     "decode": ("step", "kv"),
 }
 FORMULA = {"encode": "encode", "tokens": "tokens", "prefill": "prefill", "follow_up": "prefill", "decode": "decode"}
-STAGES = tuple(FORMULA)
 
 
 class LatencyError(ValueError):
@@ -123,7 +122,7 @@ class Ratio:
     """Measured over fitted time of one stage: an exponentially weighted mean of its logarithm, and how it scatters.
 
     One measurement that is off by more than `outlier` changes nothing; a second one on the same side right after it
-    does at once: then it is not an accident but another pace, as when another program starts. What is known of few
+    does at once: then it is not an accident but another speed, as when another program starts. What is known of few
     measurements only is guarded more widely, but not by the size of an accident among them.
 
     Args:
@@ -134,7 +133,7 @@ class Ratio:
         outlier: factor.
     """
 
-    _EARLY = 0.3  # by how much an unmeasured pace may be off; halved by the first measurement, a third after the second
+    _EARLY = 0.3  # by how much an unmeasured speed may be off; halved by the first measurement, a third after the second
 
     def __init__(
         self,
@@ -160,7 +159,7 @@ class Ratio:
         return self._guard
 
     def observe(self, ratio: float) -> bool:
-        """Takes one measured / fitted time into account; whether it shows another pace, as the first one does.
+        """Takes one measured / fitted time into account; whether it shows another speed, as the first one does.
 
         Raises:
             LatencyError: for a ratio that is not positive and finite.
@@ -179,7 +178,7 @@ class Ratio:
                 self._guard = self._percentile()
                 return False
             step = (held + off) / 2
-            # What the old pace scattered by says nothing of the new one, nor do the two that led here.
+            # What the old speed scattered by says nothing of the new one, nor do the two that led here.
             self._scatter = deque([1.0], maxlen=self._scatter.maxlen)
         else:
             step = max(self._weight, 1 / (self.count + 1)) * off
@@ -276,7 +275,7 @@ class LatencyModel:
     def observe(self, stage: str, terms: FloatArray, seconds: float) -> bool:
         """Takes into account that a stage took `seconds`; one with nothing to do says nothing.
 
-        Returns whether the stage has another pace from now on.
+        Returns whether the stage has another speed from now on.
         """
         expected = float(self.fitted_seconds(stage, terms))
         if not (expected > 0 and seconds > 0):

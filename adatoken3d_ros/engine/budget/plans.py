@@ -279,7 +279,7 @@ class Table:
 
 @dataclass(frozen=True, eq=False)
 class _Grid:
-    """All plans: knobs, rung, loss and p95 (P,), and p50 seconds of STAGES (P, 5); option -1 is the prefix."""
+    """All plans: knobs, rung, loss and p95 (P,), and p50 seconds of each stage (P, 5); option -1 is the prefix."""
 
     option: NDArray[np.int64]
     views: NDArray[np.int64]
@@ -354,7 +354,7 @@ def _with_answers(
         for tokens in (typical, s.answer_expected)
     )
     decode50 = latency.p50("decode", usual)
-    # What varies on its own adds up in squares: the pace of each stage, and how long the answer is.
+    # What varies on its own adds up in squares: the speed of each stage, and how long the answer is.
     p50 = once50.sum(axis=1)[:, None] + decode50
     squares = np.square(once95 - once50).sum(axis=1)[:, None] + np.square(latency.p95("decode", usual) - decode50)
     slower = latency.p95_answer(p50, p50 + np.sqrt(squares)) - p50
@@ -362,15 +362,10 @@ def _with_answers(
     wide = {name: np.repeat(np.asarray(values), m) for name, values in columns.items()}
     shorter = np.tile(1 - limits / limits[0], n)
     return _Grid(
-        option=wide["option"],
-        views=wide["views"],
-        tokens=wide["tokens"],
-        capped=wide["capped"],
+        **{name: wide[name] for name in ("option", "views", "tokens", "capped", "views_loss", "tokens_loss")},
         answer=np.tile(limits, n),
         rung=np.where(shorter > 0, 4, wide["rung"]),
         loss=wide["loss"] + unit * shorter,
-        views_loss=wide["views_loss"],
-        tokens_loss=wide["tokens_loss"],
         stages=np.concatenate([np.repeat(once50, m, axis=0), decode50.reshape(-1, 1)], axis=1),
         p95=p95.reshape(-1),
     )

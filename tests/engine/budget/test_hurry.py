@@ -42,7 +42,7 @@ def test_one_that_is_in_time_is_left_alone() -> None:
     # At layer 1: 12 ms were spent, 7 layers of 12 ms with a margin of a tenth are 92.4 ms, three more tokens 30 ms.
     run = Run(135.0)
     assert run.layers(*[12.0] * 8) == [None] * 8
-    assert run.hurry.drops == [] and run.hurry.pace == pytest.approx(1.0) and run.hurry.removed_share == 0.0
+    assert run.hurry.drops == [] and run.hurry.slower == pytest.approx(1.0) and run.hurry.removed_share == 0.0
 
 
 def test_a_slow_layer_leads_to_the_mildest_drop_that_is_in_time() -> None:
@@ -72,10 +72,10 @@ def test_it_may_have_to_drop_more_than_once() -> None:
 def test_a_stall_is_not_a_pace() -> None:
     run = Run(1e6)
     run.layers(12.0, 12.0, 12.0, 1200.0)
-    assert run.hurry.pace == pytest.approx((4 + 3) / 5)
+    assert run.hurry.slower == pytest.approx((4 + 3) / 5)
     steady = Run(1e6)
     steady.layers(*[36.0] * 7)
-    assert steady.hurry.pace == pytest.approx((1 + 7 * 3) / 8)
+    assert steady.hurry.slower == pytest.approx((1 + 7 * 3) / 8)
 
 
 def test_a_policy_that_cannot_choose_withdraws() -> None:
