@@ -102,7 +102,6 @@ NOT_YET: dict[str, set[str]] = {
         "cli/train.py",
         "engine/loading.py",
         "lab/training/language.py",
-        "lab/training/objective.py",
         "lab/training/packing.py",
         "lab/training/pretrained.py",
         "lab/training/train.py",

@@ -104,7 +104,9 @@ class Hurry:
         planned = [min(kept, count) for count in self._counts[g + 1 :]]
         slower = MARGIN * self.slower
         likely = self._rest(g, planned, max(MARGIN, slower))
-        safe = self._rest(g, [planned[0], *[0] * (len(planned) - 1)], max(self._latency.ratios["prefill"].guard, slower))
+        safe = self._rest(
+            g, [planned[0], *[0] * (len(planned) - 1)], max(self._latency.ratios["prefill"].guard, slower)
+        )
         return now + max(likely, safe) <= self._until
 
     def _rest(self, g: int, counts: Sequence[int], slower: float) -> float:

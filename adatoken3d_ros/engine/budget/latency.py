@@ -133,7 +133,9 @@ class Ratio:
         outlier: factor.
     """
 
-    _EARLY = 0.3  # by how much an unmeasured speed may be off; halved by the first measurement, a third after the second
+    _EARLY = (
+        0.3  # by how much an unmeasured speed may be off; halved by the first measurement, a third after the second
+    )
 
     def __init__(
         self,
