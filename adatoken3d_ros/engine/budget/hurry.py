@@ -23,7 +23,7 @@ class Hurry:
     enough, since that can be decided before the next one. What only may turn out late is thus not dropped before it has
     to be. If one does not hold, the mildest of FACTORS for which both do is chosen, the strongest where none is.
 
-    A layer that was interrupted once says little of the others, so how slow it is is a mean of what each layer took over its
+    A layer that was interrupted once says little of the others, so `slower` is a mean of what each layer took over its
     prediction in which none counts more than MOST times the (lower) median; an imagined layer that took what was
     predicted is one of them. The first layer is never held back: the plan has just been made, and no layer was measured
     since.

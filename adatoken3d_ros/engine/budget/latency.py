@@ -133,9 +133,7 @@ class Ratio:
         outlier: factor.
     """
 
-    _EARLY = (
-        0.3  # by how much an unmeasured speed may be off; halved by the first measurement, a third after the second
-    )
+    _EARLY = 0.3  # by how much an unmeasured speed may be off; half after a measurement, a third after two
 
     def __init__(
         self,
