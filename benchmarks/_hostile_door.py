@@ -19,7 +19,7 @@ from adatoken3d_ros.engine.config import SessionConfig
 from adatoken3d_ros.engine.engine import Engine
 from adatoken3d_ros.engine.events import FrameTaken, Listeners
 from adatoken3d_ros.engine.worker import Worker
-from adatoken3d_ros.lmm.llava3d.checkpoint import load
+from adatoken3d_ros.lmm.registry import load
 from adatoken3d_ros.ros.inputs.conversions import ConversionError
 from adatoken3d_ros.ros.questions import question_of
 from adatoken3d_ros.scene.frames import PosedFrame

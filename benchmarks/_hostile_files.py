@@ -24,7 +24,7 @@ from adatoken3d_ros.engine.budget.latency import TERMS, LatencyModel
 from adatoken3d_ros.engine.config import SessionConfig
 from adatoken3d_ros.engine.engine import Engine
 from adatoken3d_ros.engine.scene import Scene
-from adatoken3d_ros.lmm.llava3d.checkpoint import load
+from adatoken3d_ros.lmm.registry import load
 from adatoken3d_ros.pruning.policies import POLICY_NAMES
 from adatoken3d_ros.pruning.strategy import Strategy, default_strategy
 from adatoken3d_ros.ros.bag import read_bag

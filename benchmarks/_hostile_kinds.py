@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from adatoken3d_ros.engine.budget.latency import LatencyError, LatencyModel
 from adatoken3d_ros.engine.scene_queue import SceneQueue
-from adatoken3d_ros.lmm.llava3d.checkpoint import CheckpointError, load
+from adatoken3d_ros.lmm.registry import load
+from adatoken3d_ros.lmm.safetensors_files import CheckpointError
 from adatoken3d_ros.pruning.strategy import Strategy, StrategyError
 from adatoken3d_ros.ros.bag import BagError, read_bag
 from adatoken3d_ros.ros.inputs.conversions import ConversionError

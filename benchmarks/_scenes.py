@@ -33,8 +33,7 @@ from adatoken3d_ros.lab.synthetic.wordings import QA
 from adatoken3d_ros.lab.training.data import Scene, SceneConfig, prepare, read_scene
 from adatoken3d_ros.lab.training.packing import spatial_tokens
 from adatoken3d_ros.lab.training.pretrained import fingerprint
-from adatoken3d_ros.lmm.llava3d.checkpoint import load
-from adatoken3d_ros.lmm.llava3d.prompt import build_prompt
+from adatoken3d_ros.lmm.registry import load
 from adatoken3d_ros.lmm.text_places import parse_clicks
 from adatoken3d_ros.pruning.view import SceneTokens
 
@@ -93,13 +92,13 @@ class Reader:
 
     def scene_config(self) -> SceneConfig:
         """How this model's rooms become scenes."""
-        config = self.model.config
+        sizes = self.model.sizes
         return SceneConfig(
-            views=config.num_views,
-            image_size=config.image_size,
-            grid=config.grid,
-            voxel_size=config.voxel_size,
-            max_tokens=config.max_spatial_tokens,
+            views=sizes.num_views,
+            image_size=sizes.image_size,
+            grid=sizes.grid,
+            voxel_size=sizes.voxel_size,
+            max_tokens=sizes.max_spatial_tokens,
             vision=fingerprint(self.model.vision),
         )
 
@@ -115,7 +114,7 @@ class Reader:
     def sample(self, spatial: torch.Tensor, tokens: SceneTokens, qa: QA) -> Sample:
         """The prompt of one question about spatial tokens (M, D)."""
         text, points = parse_clicks(qa.question)
-        prompt = build_prompt(self.tokenizer, text, n_clicks=len(points))
+        prompt = self.model.prompt(self.tokenizer, text, n_clicks=len(points))
         clicks = self.model.embed_clicks(torch.tensor(points, dtype=torch.float32).reshape(-1, 3))
         spliced = self.model.splice(prompt, spatial, clicks)
         return Sample(spliced.embeds, spliced.spatial_start, spliced.n_spatial, tokens)

@@ -64,7 +64,7 @@ from adatoken3d_ros.lab.synthetic.furnished import make_room
 from adatoken3d_ros.lab.synthetic.questions import generate
 from adatoken3d_ros.lab.synthetic.views import render_views
 from adatoken3d_ros.lab.synthetic.wordings import QA
-from adatoken3d_ros.lmm.llava3d import checkpoint
+from adatoken3d_ros.lmm import registry
 from adatoken3d_ros.lmm.llava3d.tiny import write_tiny_checkpoint
 from adatoken3d_ros.pruning.policies import POLICY_NAMES, make_policy
 from adatoken3d_ros.pruning.schedule import Schedule, scaled
@@ -172,7 +172,7 @@ class Bench:
                     image_size=args.image,
                 )
         self.name = "embedded" if self.trained and args.model is None else "random" if not self.trained else str(path)
-        self.model, self.tokenizer, _ = checkpoint.load(path, dtype=torch.float32)
+        self.model, self.tokenizer, _ = registry.load(path, dtype=torch.float32)
         self.n_layers = len(self.model.decoder)
         model_hash = self.model.identity
         self.fitted = fitted_strategies(path, model_hash)

@@ -45,7 +45,7 @@ from adatoken3d_ros.engine.config import SessionConfig
 from adatoken3d_ros.engine.engine import Engine
 from adatoken3d_ros.engine.scene import Scene
 from adatoken3d_ros.lab.synthetic.questions import FAMILIES
-from adatoken3d_ros.lmm.llava3d.checkpoint import load
+from adatoken3d_ros.lmm.registry import load
 from adatoken3d_ros.scene.folder import read_folder
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.weights import embedded_path
@@ -239,7 +239,7 @@ def blind_answers(path: Path, questions: Sequence[Checked], frame: PosedFrame, o
     scene.observe(frame)
     scene.encode_pending()
     # It was trained with one empty token in place of the scene.
-    empty = model.project(torch.zeros(1, model.sizes.feature_width))[None]
+    empty = model.scene_tokens(torch.zeros(1, model.sizes.feature_width), torch.zeros(1, 0))[None]
     texts = []
     for asked in questions:
         with torch.inference_mode():

@@ -13,13 +13,13 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from adatoken3d_ros.lmm.llava3d import checkpoint
+from adatoken3d_ros.lmm.registry import load
 from adatoken3d_ros.pruning.strategy import Strategy
 
 
 def adopt(directory: Path) -> list[Path]:
     """Rewrites the strategies in `directory`/strategies that name only the shape of the model; returns their files."""
-    model, _, _ = checkpoint.load(directory)
+    model, _, _ = load(directory)
     adopted = []
     for path in sorted((directory / "strategies").glob("*.yaml")):
         strategy = Strategy.load(path)

@@ -102,28 +102,21 @@ def model_facts(path: Path) -> list[tuple[str, str]]:
     Raises:
         CheckpointError: for a config.json that is missing or describes no model we can build.
     """
-    import torch
+    from adatoken3d_ros.lmm.registry import outline
 
-    from adatoken3d_ros.lmm.llava3d.checkpoint import load_config
-    from adatoken3d_ros.lmm.llava3d.model import Llava3D
-
-    config = load_config(path)
-    with torch.device("meta"):
-        model = Llava3D(config)
+    model = outline(path)
+    decoder, sizes = model.decoder.size, model.sizes
     parts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
     parameters = sum(p.numel() for p in model.parameters())
-    language = config.language
-    head = getattr(language, "head_dim", None) or language.hidden_size // language.num_attention_heads
     # Keys and values of every layer, for a prompt with every spatial token and no pruning, filling the context.
-    heads = language.num_key_value_heads or language.num_attention_heads
-    cache = 2 * language.num_hidden_layers * heads * head * config.context_length
+    cache = 2 * decoder.n_layers * decoder.keys * sizes.context_length
     stored = sum(file.stat().st_size for file in path.glob("*.safetensors"))
     return [
         ("directory", str(path)),
-        ("shape", f"{language.num_hidden_layers} layers of {language.hidden_size}, hash {config.hash()}"),
-        ("vision", f"{config.image_size}x{config.image_size} pixels, {config.grid}x{config.grid} patches a view"),
-        ("spatial tokens", f"at most {config.max_spatial_tokens}, voxels of {config.voxel_size:g} m"),
-        ("context", f"{config.context_length} tokens"),
+        ("shape", f"{decoder.n_layers} layers of {decoder.hidden}, hash {model.shape_hash}"),
+        ("vision", f"{sizes.image_size}x{sizes.image_size} pixels, {sizes.grid}x{sizes.grid} patches a view"),
+        ("spatial tokens", f"at most {sizes.max_spatial_tokens}, voxels of {sizes.voxel_size:g} m"),
+        ("context", f"{sizes.context_length} tokens"),
         ("parameters", f"{parameters:,} ({', '.join(f'{name} {count:,}' for name, count in parts.items())})"),
         ("weight files", f"{_size(stored)}" if stored else "missing: no safetensors file"),
         *(

@@ -209,12 +209,11 @@ def scenes(args: argparse.Namespace, size: ModelSize, console: Console) -> tuple
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from adatoken3d_ros.lab.training.data import SceneConfig, prepare, read_scene
-    from adatoken3d_ros.lab.training.language import config_content
+    from adatoken3d_ros.lab.training.language import sizes_of
     from adatoken3d_ros.lab.training.pretrained import fingerprint, load_vision
-    from adatoken3d_ros.lmm.llava3d.config import Llava3DConfig
 
-    sizes = Llava3DConfig.from_dict(config_content(size, 512))
-    vision = load_vision(_vision_source(args), sizes)
+    sizes = sizes_of(size)
+    vision = load_vision(_vision_source(args), sizes.make_tower())
     settings = SceneConfig(
         size.views, size.image_size, sizes.grid, size.voxel_size, size.max_tokens, fingerprint(vision)
     )

@@ -69,8 +69,7 @@ class Layer:
         heads = self._heads(kind, rows)
         norm = getattr(self.module.self_attn, f"{kind}_norm", None)  # Qwen3 normalises queries and keys of each head
         heads = (heads if norm is None else norm(heads)).transpose(0, 1)
-        left, right = heads.chunk(2, dim=-1)
-        return heads * cos + torch.cat([-right, left], dim=-1) * sin
+        return turned(heads, cos, sin)
 
 
 class Decoder:
@@ -144,6 +143,12 @@ class Decoder:
         """Float32 logits (..., V) of rows (..., D) that have left the last layer."""
         scores: Tensor = self.language.lm_head(self.language.model.norm(hidden)).float()
         return scores
+
+
+def turned(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Queries or keys (..., head_dim) turned to the positions whose cosines and sines (..., head_dim) are given."""
+    left, right = heads.chunk(2, dim=-1)
+    return heads * cos + torch.cat([-right, left], dim=-1) * sin
 
 
 def size_of(config: Any) -> DecoderSize:

@@ -115,7 +115,7 @@ def load_engine(settings: ModelSettings, progress: Callable[[float, str], None] 
     import torch
 
     from adatoken3d_ros.engine.engine import Engine
-    from adatoken3d_ros.lmm.llava3d.checkpoint import load
+    from adatoken3d_ros.lmm.registry import load
 
     device = device_of(settings.device)
     if settings.dtype == "auto":

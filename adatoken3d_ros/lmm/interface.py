@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from adatoken3d_ros.decoder.adapter import Decoder
+from adatoken3d_ros.lmm.identity import model_identity, tensor_digest, weights_identity
 from adatoken3d_ros.lmm.vision.tower import VisionTower
 
 
@@ -112,21 +113,33 @@ class SpatialLMM(nn.Module, ABC):
 
     Attributes:
         sizes: see there.
-        identity: tells models of other shape or other weights apart; it goes with every saved scene, strategy and
-            latency fit, and is the same for weights that were loaded in another dtype.
+        shape_hash: 16 hexadecimal digits that tell models of another shape apart.
+        loaded_identity: `identity` of the weights as they lie in the files, set by who loads them.
         vision: the tower.
         decoder: the language model, layer by layer.
         takes_clicks: whether a question may have points of the scene in it (`embed_clicks`).
     """
 
     takes_clicks: bool = False
+    loaded_identity: str | None = None
+    shape_hash: str
     sizes: ModelSizes
     vision: VisionTower
     decoder: Decoder
 
     @property
-    @abstractmethod
-    def identity(self) -> str: ...
+    def identity(self) -> str:
+        """Tells models of other shape or other weights apart; the same for weights that were loaded in another dtype.
+
+        It goes with every saved scene, strategy and latency fit. Without a checkpoint it is computed anew each time:
+        such a model may be in training.
+        """
+        if self.loaded_identity is not None:
+            return self.loaded_identity
+        # Tied weights count once, by their first name, as they do in files.
+        named = {tensor.data_ptr(): (name, tensor) for name, tensor in reversed(self.state_dict().items())}
+        weights = weights_identity((name, tensor_digest(tensor)) for name, tensor in named.values())
+        return model_identity(self.shape_hash, weights)
 
     @property
     def device(self) -> torch.device:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def embedded_path() -> Path:
-    """Directory of the small model that comes with the package, as `lmm.llava3d.checkpoint.load` takes it.
+    """Directory of the small model that comes with the package, as `lmm.registry.load` takes it.
 
     Raises:
         FileNotFoundError: if this version carries no weights.

@@ -13,7 +13,7 @@ from adatoken3d_ros.cli.calibrate import parse_gates, read_questions
 from adatoken3d_ros.cli.main import main
 from adatoken3d_ros.engine.answer import Question, Status
 from adatoken3d_ros.lab.information import InformationSet
-from adatoken3d_ros.lmm.llava3d import checkpoint
+from adatoken3d_ros.lmm import registry
 from adatoken3d_ros.lmm.llava3d.tiny import write_tiny_checkpoint
 from adatoken3d_ros.pruning.schedule import Schedule
 from adatoken3d_ros.pruning.strategy import Strategy, StrategyError
@@ -88,7 +88,7 @@ def test_the_strategy_runs_on_its_model_and_on_no_other(
     shown = capsys.readouterr().out
     assert "adatoken-ours" in shown and "projection" in shown
 
-    loaded, tokenizer, _ = checkpoint.load(model)
+    loaded, tokenizer, _ = registry.load(model)
     session = new_scene(loaded, tokenizer, strategy=strategy)
     for frame in read_folder(scenes[0]):
         session.observe(frame)

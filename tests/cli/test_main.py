@@ -151,7 +151,7 @@ def test_info_about_a_model(tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     monkeypatch.setenv("COLUMNS", "300")
     assert command_line.main(["info", "--model", str(tiny)]) == 0
     text = capsys.readouterr().out
-    from adatoken3d_ros.lmm.llava3d.checkpoint import load
+    from adatoken3d_ros.lmm.registry import load
 
     report = load(tiny)[2]
     assert f"{report.parameters:,} (" in text

@@ -15,7 +15,7 @@ import torch
 
 from adatoken3d_ros.cli.main import INTERRUPTED, main
 from adatoken3d_ros.lab.training.language import ModelSize, config_content, new_model, save_model, tokenizer
-from adatoken3d_ros.lmm.llava3d import checkpoint
+from adatoken3d_ros.lmm import registry
 from adatoken3d_ros.lmm.llava3d.config import Llava3DConfig
 
 
@@ -58,7 +58,7 @@ def test_trains_saves_and_goes_on(tmp_path: Path, tower: Path, capsys: pytest.Ca
     rest = ["--resume", "--steps", "3", "--batches", "1", "--rooms", "2", "--validation-rooms", "0"]
     assert main(["train", "--out", str(out), "--scenes", str(tmp_path / "scenes"), *rest]) == 0
     assert [line["step"] for line in _log(out)] == [1, 2, 2, 3]
-    model, _, report = checkpoint.load(out)
+    model, _, report = registry.load(out)
     assert model.config.voxel_size == 0.5 and model.config.language.num_hidden_layers == 3
     assert model.config.image_size == 64 and report.ignored == []
     recipe = json.loads((out / "config.json").read_text())["training"]
@@ -71,7 +71,7 @@ def test_processes_share_the_steps(tmp_path: Path, tower: Path, capsys: pytest.C
     assert _train(out, tower, "--steps", "2", "--evaluate-every", "2", "--processes", "2") == 0
     assert [line["step"] for line in _log(out)] == [1, 2, 2]
     assert json.loads((out / "config.json").read_text())["training"]["step"] == 2
-    assert checkpoint.load(out)[2].ignored == []
+    assert registry.load(out)[2].ignored == []
     assert _train(tmp_path / "other", tower, "--steps", "2", "--processes", "3") == 2
     assert "2 batches a step cannot be shared by 3 processes" in capsys.readouterr().err
 

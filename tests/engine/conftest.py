@@ -12,7 +12,7 @@ import pytest
 
 from adatoken3d_ros.engine.config import SessionConfig
 from adatoken3d_ros.engine.scene import Scene
-from adatoken3d_ros.lmm.llava3d import checkpoint
+from adatoken3d_ros.lmm import registry
 from adatoken3d_ros.lmm.llava3d.tiny import write_tiny_checkpoint
 from adatoken3d_ros.scene.frames import PosedFrame
 from tests.engine.scenes import new_scene
@@ -25,7 +25,7 @@ def tiny_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny(tiny_directory: Path) -> tuple[Any, Any]:
-    model, tokenizer, _ = checkpoint.load(tiny_directory)
+    model, tokenizer, _ = registry.load(tiny_directory)
     return model, tokenizer
 
 

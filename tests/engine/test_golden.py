@@ -22,7 +22,7 @@ from adatoken3d_ros.engine.loading import fitted_strategies, make_strategy
 from adatoken3d_ros.lab.synthetic.furnished import make_room
 from adatoken3d_ros.lab.synthetic.questions import generate
 from adatoken3d_ros.lab.synthetic.views import render_views, sights
-from adatoken3d_ros.lmm.llava3d import checkpoint
+from adatoken3d_ros.lmm import registry
 from adatoken3d_ros.scene.keyframes import KeyFrameConfig
 from adatoken3d_ros.weights import embedded_path
 from tests.engine.scenes import ask, new_scene
@@ -43,7 +43,7 @@ def fingerprint(model: Path) -> str:
 
 def answers(path: Path) -> dict[str, Any]:
     """One question of each family about the room, and what the model says with each strategy."""
-    model, tokenizer, _ = checkpoint.load(path, dtype=torch.float32)
+    model, tokenizer, _ = registry.load(path, dtype=torch.float32)
     model_hash = model.identity
     fitted = fitted_strategies(path, model_hash)
     room = make_room(SEED, "test")

@@ -22,7 +22,7 @@ from adatoken3d_ros.engine.config import SessionConfig
 from adatoken3d_ros.engine.report import lorenz_share
 from adatoken3d_ros.engine.requests import clicks_of
 from adatoken3d_ros.engine.scene import Scene
-from adatoken3d_ros.lmm.llava3d import checkpoint
+from adatoken3d_ros.lmm import registry
 from adatoken3d_ros.lmm.llava3d.tiny import write_tiny_checkpoint
 from adatoken3d_ros.pruning.schedule import Schedule, ScheduleError
 from adatoken3d_ros.pruning.strategy import Strategy, StrategyError, default_strategy
@@ -143,7 +143,7 @@ def test_other_weights_of_the_same_shape_are_another_model(
     """Neither a scene nor a strategy nor a fit of yesterday's weights passes for one of today's."""
     session = looked(make_session(), frames)
     session.save(tmp_path / "scene")
-    model, tokenizer, _ = checkpoint.load(write_tiny_checkpoint(tmp_path / "other", seed=1))
+    model, tokenizer, _ = registry.load(write_tiny_checkpoint(tmp_path / "other", seed=1))
     other = new_scene(model, tokenizer)
     assert model.config.hash() == session.runtime.model.config.hash()
     with pytest.raises(ValueError, match=f"{session.runtime.model.identity}.*{model.identity}"):

@@ -30,7 +30,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def loaded(tiny_model: Path) -> tuple[Any, Any]:
     """Model and tokenizer."""
-    from adatoken3d_ros.lmm.llava3d.checkpoint import load
+    from adatoken3d_ros.lmm.registry import load
 
     model, tokenizer, _ = load(tiny_model)
     return model, tokenizer

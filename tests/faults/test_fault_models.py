@@ -18,7 +18,7 @@ pytest.importorskip("rclpy")
 from adatoken3d_ros.engine.answer import Question, Status
 from adatoken3d_ros.engine.loading import ModelSettings, load_engine, open_scene
 from adatoken3d_ros.engine.worker import Worker
-from adatoken3d_ros.lmm.llava3d import checkpoint
+from adatoken3d_ros.lmm import safetensors_files
 from adatoken3d_ros.pruning.strategy import default_strategy
 from adatoken3d_ros.ros.parameters import SPECS
 from adatoken3d_ros.scene.frames import PosedFrame
@@ -55,7 +55,7 @@ def another_models_strategy(path: Path) -> dict[str, Any]:
 
 
 def no_memory(path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    monkeypatch.setattr(checkpoint, "free_bytes", lambda device: 1000)
+    monkeypatch.setattr(safetensors_files, "free_bytes", lambda device: 1000)
     return {}
 
 

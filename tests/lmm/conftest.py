@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from adatoken3d_ros.lmm.llava3d import checkpoint
 from adatoken3d_ros.lmm.llava3d.model import Llava3D
 from adatoken3d_ros.lmm.llava3d.tiny import write_tiny_checkpoint
+from adatoken3d_ros.lmm.safetensors_files import LoadReport
 
 
 @pytest.fixture(scope="session")
@@ -19,7 +20,7 @@ def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def loaded(tiny_path: Path) -> tuple[Llava3D, PreTrainedTokenizerFast, checkpoint.LoadReport]:
+def loaded(tiny_path: Path) -> tuple[Llava3D, PreTrainedTokenizerFast, LoadReport]:
     return checkpoint.load(tiny_path)
 
 

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from adatoken3d_ros.lmm.llava3d import checkpoint
-from adatoken3d_ros.lmm.llava3d.checkpoint import CheckpointError
 from adatoken3d_ros.lmm.llava3d.model import Llava3D
 from adatoken3d_ros.lmm.llava3d.tiny import write_tiny_checkpoint
+from adatoken3d_ros.lmm.safetensors_files import MAX_JSON_BYTES, CheckpointError, free_bytes
 
 TOWER = "model.vision_tower.vision_tower.vision_model."
 NORM = "model.norm.weight"
@@ -367,7 +367,7 @@ def test_too_little_memory(path, loaded):
 
 
 def test_free_memory_of_this_machine():
-    assert checkpoint.free_bytes(torch.device("cpu")) > 0
+    assert free_bytes(torch.device("cpu")) > 0
 
 
 def test_more_layers_than_the_files_hold_are_refused_before_any_is_built(path, monkeypatch):
@@ -413,6 +413,6 @@ def test_json_that_is_none_is_refused(path, text, named):
 
 def test_a_large_config_is_not_read(path):
     with (path / "config.json").open("r+b") as file:
-        file.truncate(checkpoint.MAX_JSON_BYTES + 1)
-    with pytest.raises(CheckpointError, match=f"more than {checkpoint.MAX_JSON_BYTES}"):
+        file.truncate(MAX_JSON_BYTES + 1)
+    with pytest.raises(CheckpointError, match=f"more than {MAX_JSON_BYTES}"):
         checkpoint.load(path)

@@ -20,11 +20,12 @@ from adatoken3d_ros.lab.training.losses import Truth
 from adatoken3d_ros.lab.training.pretrained import fingerprint, load_vision
 from adatoken3d_ros.lmm.llava3d import checkpoint
 from adatoken3d_ros.lmm.llava3d.model import Llava3D
+from adatoken3d_ros.lmm.safetensors_files import LoadReport
 from adatoken3d_ros.scene.keyframes import KeyFrameConfig
 from adatoken3d_ros.weights import embedded_path
 from tests.engine.scenes import ask, new_scene
 
-Loaded = tuple[Llava3D, PreTrainedTokenizerFast, checkpoint.LoadReport]
+Loaded = tuple[Llava3D, PreTrainedTokenizerFast, LoadReport]
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def test_the_vision_tower_is_the_published_one_to_stored_numbers(embedded: Loade
 
 
 def test_its_features_have_one_scale_on_rooms_it_was_not_scaled_on(embedded: Loaded) -> None:
-    vision = load_vision(embedded_path(), embedded[0].config)
+    vision = load_vision(embedded_path(), embedded[0].config.make_tower())
     assert fingerprint(vision) == fingerprint(embedded[0].vision)
     views = render_views(make_room(0, "test"), seed=0, count=4)
     features = vision([view.frame.rgb for view in views]).flatten(0, 1)

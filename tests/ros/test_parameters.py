@@ -40,7 +40,7 @@ from adatoken3d_ros.engine.answer import Question
 from adatoken3d_ros.engine.budget.latency import LatencyModel
 from adatoken3d_ros.engine.events import Answered
 from adatoken3d_ros.engine.loading import ModelSettings
-from adatoken3d_ros.lmm.llava3d import checkpoint
+from adatoken3d_ros.lmm import registry
 from adatoken3d_ros.ros.demo_camera import DemoCamera
 from adatoken3d_ros.ros.inputs.topics import Inputs
 from adatoken3d_ros.ros.node import SceneNode
@@ -200,7 +200,7 @@ SESSION: dict[str, tuple[Any, str, dict[str, Any]]] = {
 
 @pytest.fixture(scope="module")
 def loaded(tiny_model: Path) -> Any:
-    return checkpoint.load(tiny_model)
+    return registry.load(tiny_model)
 
 
 @pytest.fixture
@@ -213,7 +213,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, loaded: Any) -> None:
         seconds = {"encode": [1.0], "tokens": [1.0, 0.0, 0.0], "prefill": [1.0, 0, 0, 0, 0], "decode": [1.0, 0.0]}
         return LatencyModel(seconds), False
 
-    monkeypatch.setattr(checkpoint, "load", lambda *_, **__: loaded)
+    monkeypatch.setattr(registry, "load", lambda *_, **__: loaded)
     monkeypatch.setattr(runtime, "latency_model", made_up)
 
 

@@ -18,11 +18,12 @@ from transformers import PreTrainedTokenizerFast
 from adatoken3d_ros.lab.synthetic.facts import DIRECTIONS
 from adatoken3d_ros.lab.synthetic.furniture import COLOURS, KINDS
 from adatoken3d_ros.lab.synthetic.wordings import STANDPOINTS, WORDINGS, article, plural
+from adatoken3d_ros.lmm.interface import PromptIds
 from adatoken3d_ros.lmm.llava3d.checkpoint import official_names
 from adatoken3d_ros.lmm.llava3d.config import Llava3DConfig
 from adatoken3d_ros.lmm.llava3d.model import Llava3D
 from adatoken3d_ros.lmm.llava3d.position import PositionMLP
-from adatoken3d_ros.lmm.llava3d.prompt import TEMPLATES
+from adatoken3d_ros.lmm.llava3d.prompt import TEMPLATES, build_prompt
 from adatoken3d_ros.lmm.llava3d.tokenizer import llama_tokenizer, word_vocabulary
 from adatoken3d_ros.lmm.vision.efficientnet import EfficientNetLiteConfig
 from adatoken3d_ros.lmm.vision.tower import VisionTower
@@ -78,6 +79,11 @@ def words() -> Iterator[str]:
         yield from (f"{sign}{digit}." for digit in range(10))
 
 
+def prompt_of(tokenizer: Any, question: str, *, n_clicks: int = 0) -> PromptIds:
+    """As the model will be asked; raises PromptError."""
+    return build_prompt(tokenizer, question, n_clicks=n_clicks)
+
+
 def tokenizer() -> PreTrainedTokenizerFast:
     """Words as single tokens, digits after the decimal point one by one, letters and bytes for the rest."""
     return llama_tokenizer(*word_vocabulary(words()))
@@ -116,6 +122,11 @@ def config_content(size: ModelSize, vocab_size: int) -> dict[str, Any]:
         "max_spatial_tokens": size.max_tokens,
         "vision_config": vision.to_dict(),
     }
+
+
+def sizes_of(size: ModelSize) -> Llava3DConfig:
+    """What scenes and the vision tower depend on."""
+    return Llava3DConfig.from_dict(config_content(size, vocab_size=512))
 
 
 def new_model(content: Mapping[str, Any], vision: VisionTower, seed: int) -> Llava3D:

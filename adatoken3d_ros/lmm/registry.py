@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which architecture a checkpoint is of: its config.json says it, and the architecture's own loader does the rest.
+
+A new one is a folder beside this file and a line in `ARCHITECTURES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, cast
+
+import torch
+
+from adatoken3d_ros.lmm.interface import SpatialLMM
+from adatoken3d_ros.lmm.safetensors_files import CheckpointError, LoadReport, Progress, local_directory, read_json
+from adatoken3d_ros.text import quoted
+
+
+class LoadedModel(NamedTuple):
+    """A model in evaluation mode without gradients, its tokenizer, and what was read."""
+
+    model: SpatialLMM
+    tokenizer: Any
+    report: LoadReport
+
+
+class Loader(Protocol):
+    """What an architecture's module has; both raise CheckpointError, naming the file, tensor or size that is wrong."""
+
+    def load(
+        self,
+        path: Path,
+        *,
+        dtype: torch.dtype | None,
+        device: torch.device | str,
+        vision_path: str | Path | None,
+        progress: Progress | None,
+        free_memory: Callable[[torch.device], int] | None,
+    ) -> tuple[SpatialLMM, Any, LoadReport]:
+        """See `load` of this file."""
+        ...
+
+    def outline(self, path: Path, vision_path: str | Path | None) -> SpatialLMM:
+        """The model on the meta device, of its config.json alone."""
+        ...
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How a checkpoint of it is known, and what loads it.
+
+    Attributes:
+        model_type: of its config.json. class_name: among the `architectures` there.
+        loader: name of the module, which is imported when the first such checkpoint is met.
+    """
+
+    model_type: str
+    class_name: str
+    loader: str
+
+    def made(self, content: dict[str, Any]) -> bool:
+        """Whether a config.json is of this architecture; what it says in `model_type` counts more."""
+        if "model_type" in content:
+            return bool(content["model_type"] == self.model_type)
+        classes = content.get("architectures")
+        return isinstance(classes, list) and self.class_name in classes
+
+    def import_loader(self) -> Loader:
+        return cast(Loader, import_module(self.loader))
+
+
+ARCHITECTURES = (Architecture("llava_llama", "LlavaLlamaForCausalLM", "adatoken3d_ros.lmm.llava3d.checkpoint"),)
+
+
+def architecture_of(path: str | Path, known: Sequence[Architecture] = ARCHITECTURES) -> Architecture:
+    """The architecture of the checkpoint in a local directory.
+
+    Raises:
+        CheckpointError: if config.json is missing or damaged, or names none that is known; the message lists those.
+    """
+    file = local_directory(path) / "config.json"
+    content = read_json(file)
+    for one in known:
+        if one.made(content):
+            return one
+    says = ", ".join(f"{k} is {quoted(content[k], 200)}" for k in ("model_type", "architectures") if k in content)
+    names = ", ".join(f"{one.model_type} ({one.class_name})" for one in known)
+    raise CheckpointError(f"{file}: {says or 'neither model_type nor architectures'}; known are {names}")
+
+
+def load(
+    path: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    vision_path: str | Path | None = None,
+    progress: Progress | None = None,
+    free_memory: Callable[[torch.device], int] | None = None,
+    known: Sequence[Architecture] = ARCHITECTURES,
+) -> LoadedModel:
+    """Loads model and tokenizer from a local directory; nothing is downloaded and no pickle is opened.
+
+    Args:
+        path: directory with config.json, the tokenizer and safetensors files.
+        dtype: of all weights; None keeps what is stored.
+        device: where the weights go.
+        vision_path: directory of the vision tower, where the checkpoint carries none.
+        progress: called with (fraction of the bytes, name of the file) as loading goes on.
+        free_memory: bytes free on a device; the machine's own answer if None.
+        known: the architectures to look among.
+
+    Raises:
+        CheckpointError: if anything is missing, damaged, misshapen or does not fit into memory, or the architecture is
+            not known.
+    """
+    path = local_directory(path)
+    found = architecture_of(path, known).import_loader()
+    model, tokenizer, report = found.load(
+        path, dtype=dtype, device=device, vision_path=vision_path, progress=progress, free_memory=free_memory
+    )
+    return LoadedModel(model, tokenizer, report)
+
+
+def outline(path: str | Path, vision_path: str | Path | None = None) -> SpatialLMM:
+    """The model of a checkpoint without its weights (on the meta device): its parts and sizes; raises as `load`."""
+    path = local_directory(path)
+    return architecture_of(path).import_loader().outline(path, vision_path)
