@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
-import rclpy
 from action_msgs.msg import GoalStatus
 from adatoken3d.action import AskSceneStream
 from adatoken3d.msg import Answer
@@ -28,21 +27,19 @@ from adatoken3d.srv import AskScene
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import Point
 from lifecycle_msgs.msg import Transition
-from lifecycle_msgs.srv import ChangeState, GetState
+from lifecycle_msgs.srv import ChangeState
 from rclpy.action import ActionClient
 from rclpy.context import Context
-from rclpy.exceptions import InvalidHandle
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
-from rclpy.node import Node
 from rclpy.qos import QoSProfile
 from std_srvs.srv import Trigger
+
+from adatoken3d_ros.ros.connection import POLL_SECONDS, Connection, deadline_of
 
 Clicks = Iterable[Sequence[float]]
 T = TypeVar("T")
 
 # Questions that one client may have open at once, and pieces of answers that may come before they are read.
 DEEP = QoSProfile(depth=1000)
-POLL_SECONDS = 0.2  # how often a waiting call looks whether the node and ROS are still there
 
 
 class LifecycleError(RuntimeError):
@@ -63,23 +60,11 @@ class SceneClient:
     """
 
     def __init__(self, node_name: str = "adatoken3d", namespace: str = "", context: Context | None = None) -> None:
-        self._namespace = "/" + namespace.strip("/")
-        self._name = f"{self._namespace.rstrip('/')}/{node_name}"
-        self._owns_context = context is None
-        if context is None:
-            context = Context()
-            rclpy.init(args=[], context=context)
-        self._context = context
-        self.node = Node(
-            f"{node_name}_client_{os.getpid()}_{threading.get_native_id()}",
-            context=context,
-            use_global_arguments=False,
-            enable_rosout=False,
-            start_parameter_services=False,
-        )
+        self._name = f"{('/' + namespace.strip('/')).rstrip('/')}/{node_name}"
+        self._connection = Connection(self._name, context)
+        self.node = self._connection.node
         self._ask: Any = self.node.create_client(AskScene, f"{self._name}/ask", qos_profile=DEEP)
         self._clear: Any = self.node.create_client(Trigger, f"{self._name}/clear_scene")
-        self._get_state: Any = self.node.create_client(GetState, f"{self._name}/get_state")
         self._change_state: Any = self.node.create_client(ChangeState, f"{self._name}/change_state")
         self._streaming: Any = ActionClient(
             self.node,
@@ -93,13 +78,10 @@ class SceneClient:
         self._streams: set[AnswerStream] = set()
         self._diagnostics: dict[str, dict[str, str]] = {}
         self._listening = False
-        self._executor: Any = SingleThreadedExecutor(context=context)
-        self._executor.add_node(self.node)
         self._closed = False
-        # A daemon thread does not keep a process alive that forgot to close; atexit joins it in time, because a
-        # spinning thread that is cut off by the end of the interpreter aborts the process.
-        self._thread = threading.Thread(target=self._spin, name=f"{node_name}_client", daemon=True)
-        self._thread.start()
+        # The connection's thread is a daemon, which does not keep a process alive that forgot to close; atexit joins it
+        # in time, because a spinning thread that is cut off by the end of the interpreter aborts the process.
+        self._connection.start()
         atexit.register(self.close)
 
     def __enter__(self) -> SceneClient:
@@ -112,16 +94,11 @@ class SceneClient:
         """Ends the client's thread and node; cancels streams that are still open. Safe to call twice."""
         if self._closed:
             return
-        if self._alive():
-            self.cancel()
         self._closed = True
+        if self._connection.alive():
+            self.cancel()
         atexit.unregister(self.close)
-        self._executor.shutdown()
-        self._thread.join()
-        self._streaming.destroy()
-        self.node.destroy_node()
-        if self._owns_context:
-            self._context.try_shutdown()
+        self._connection.close(self._streaming)
 
     # --- questions -------------------------------------------------------------------------------------------------
 
@@ -150,7 +127,7 @@ class SceneClient:
             ValueError: a click that is not three numbers, or a negative number of tokens.
         """
         request = _fill(AskScene.Request(), question, clicks, latency_budget_ms, max_new_tokens)
-        return self._call(self._ask, request, timeout, "answer").answer
+        return self._connection.call(self._ask, request, timeout, "answer").answer
 
     def stream(
         self,
@@ -167,11 +144,13 @@ class SceneClient:
         that runs out of time is cancelled.
         """
         goal = _fill(AskSceneStream.Goal(), question, clicks, latency_budget_ms, max_new_tokens)
-        deadline = _deadline(timeout)
-        self._wait(self._streaming.server_is_ready, deadline, f"no answer within {timeout} s")
-        stream = AnswerStream(self, deadline, f"no answer within {timeout} s")
+        deadline = deadline_of(timeout)
+        self._connection.wait(self._streaming.server_is_ready, deadline, f"no answer within {timeout} s")
+        stream = AnswerStream(
+            self._connection, self._streaming, self._streams.discard, deadline, f"no answer within {timeout} s"
+        )
         self._streams.add(stream)
-        self._send(
+        self._connection.send(
             lambda: self._streaming.send_goal_async(goal, feedback_callback=stream._on_feedback), stream._on_goal
         )
         return stream
@@ -185,7 +164,7 @@ class SceneClient:
 
     def clear(self, *, timeout: float | None = 10.0) -> None:
         """Forgets the scene. Raises RuntimeError with the node's reason if it does not, TimeoutError as `ask`."""
-        response = self._call(self._clear, Trigger.Request(), timeout, "reply")
+        response = self._connection.call(self._clear, Trigger.Request(), timeout, "reply")
         if not response.success:
             raise RuntimeError(f"{self._name} did not clear the scene: {response.message}")
 
@@ -207,7 +186,7 @@ class SceneClient:
 
     def state(self, *, timeout: float | None = 10.0) -> str:
         """The node's lifecycle state: unconfigured, inactive, active or finalized (or a transition's name)."""
-        return str(self._call(self._get_state, GetState.Request(), timeout, "reply").current_state.label)
+        return self._connection.state(timeout)
 
     def configure(self, *, timeout: float | None = 600.0) -> None:
         """Loads the model. Raises LifecycleError when the node refuses (its log says why), TimeoutError as `ask`."""
@@ -228,105 +207,8 @@ class SceneClient:
     def _transition(self, transition: int, label: str, timeout: float | None) -> None:
         request = ChangeState.Request()
         request.transition.id = transition
-        if not self._call(self._change_state, request, timeout, "reply").success:
+        if not self._connection.call(self._change_state, request, timeout, "reply").success:
             raise LifecycleError(f"{self._name} could not {label}: it is {self.state()!r}; its log says why")
-
-    # --- waiting ---------------------------------------------------------------------------------------------------
-
-    def _spin(self) -> None:
-        # Another thread may shut ROS down at any moment; then the wait set, a handle or the context is gone.
-        try:
-            self._executor.spin()
-        except (ExternalShutdownException, InvalidHandle):
-            return
-        except RuntimeError:
-            if self._context.ok() and not self._closed:
-                raise
-
-    def _alive(self) -> bool:
-        return not self._closed and self._thread.is_alive() and self._context.ok()
-
-    def _send(self, send: Callable[[], Any], on_done: Callable[[Any], object]) -> None:
-        """Calls `send` in the spinning thread, so that a fast reply cannot overtake the bookkeeping of its request."""
-        if not self._alive():
-            raise ConnectionError(f"the connection to {self._name} is closed, or ROS was shut down")
-        self._executor.create_task(lambda: send().add_done_callback(on_done))
-
-    def _call(self, client: Any, request: Any, timeout: float | None, reply: str) -> Any:
-        deadline = _deadline(timeout)
-        self._wait(client.service_is_ready, deadline, f"no {reply} within {timeout} s")
-        done = threading.Event()
-        futures: list[Any] = []
-
-        def send() -> Any:
-            futures.append(client.call_async(request))
-            return futures[0]
-
-        self._send(send, lambda _: done.set())
-        try:
-            self._wait(
-                done.is_set, deadline, f"no {reply} within {timeout} s", wait=done.wait, present=client.service_is_ready
-            )
-        except BaseException:
-            for future in futures:
-                client.remove_pending_request(future)
-            raise
-        return futures[0].result()
-
-    def _wait(
-        self,
-        ready: Callable[[], bool],
-        deadline: float,
-        failure: str,
-        *,
-        wait: Callable[[float], object] = time.sleep,
-        present: Callable[[], bool] | None = None,
-    ) -> None:
-        """Returns once ready(). `present` says whether the other side is still there: then it is only slow."""
-        while not self._looked(ready):
-            remaining = deadline - time.monotonic()
-            if present is not None and not self._looked(present):
-                raise ConnectionError(f"{self._name} went away before it replied")
-            if remaining <= 0:
-                raise TimeoutError(f"{failure}: {self._diagnose(present is not None)}")
-            wait(min(remaining, POLL_SECONDS if present is not None else POLL_SECONDS / 10))
-
-    def _looked(self, condition: Callable[[], bool]) -> bool:
-        """condition(), which looks at handles that another thread may be closing."""
-        closed = f"the connection to {self._name} is closed, or ROS was shut down"
-        if not self._alive():
-            raise ConnectionError(closed)
-        try:
-            return condition()
-        except (InvalidHandle, RuntimeError) as error:
-            if self._alive():
-                raise
-            raise ConnectionError(closed) from error
-
-    def _diagnose(self, sent: bool) -> str:
-        """Why nothing came back, as far as this side can see, and what to do about it."""
-        if sent:
-            return (
-                f"{self._name} has the request and is still busy with it; give a longer timeout or a latency budget, "
-                "or use stream(), which can be cancelled"
-            )
-        domain = self._context.get_domain_id()
-        nodes = [f"{ns.rstrip('/')}/{name}" for name, ns in self.node.get_node_names_and_namespaces()]
-        others = sorted({name for name in nodes if "_client_" not in name and not name.startswith("/_")})
-        if self._name not in nodes:
-            seen = f"the nodes there are {', '.join(others)}" if others else "no node is there"
-            return (
-                f"no node {self._name} on ROS_DOMAIN_ID {domain}, {seen}; start it "
-                "(ros2 launch adatoken3d adatoken3d.launch.py), or check its name, namespace and domain"
-            )
-        if self._get_state.service_is_ready():
-            state = self.state(timeout=2.0)
-            if state != "active":
-                return (
-                    f"{self._name} is {state!r}, not 'active'; use configure() and activate(), or "
-                    f"ros2 lifecycle set {self._name} {'configure' if state == 'unconfigured' else 'activate'}"
-                )
-        return f"{self._name} is there, but it does not offer what was asked for (yet)"
 
 
 class AnswerStream(Iterator[str]):
@@ -339,11 +221,20 @@ class AnswerStream(Iterator[str]):
             may have been corrected after it was yielded, and cancelling cuts the text.
     """
 
-    def __init__(self, client: SceneClient, deadline: float, failure: str) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        server: Any,
+        forget: Callable[[AnswerStream], object],
+        deadline: float,
+        failure: str,
+    ) -> None:
         self.text = ""
         self.stage = ""
         self.answer: Answer | None = None
-        self._client = client
+        self._connection = connection
+        self._server = server
+        self._forget = forget
         self._deadline = deadline
         self._failure = failure
         self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -364,10 +255,10 @@ class AnswerStream(Iterator[str]):
             event = self._next_event()
             if isinstance(event, Answer):
                 self.answer = event
-                self._client._streams.discard(self)
+                self._forget(self)
                 piece = self._advance(event.text)
             elif isinstance(event, Exception):
-                self._client._streams.discard(self)
+                self._forget(self)
                 raise event
             else:
                 self.stage = event.stage
@@ -388,8 +279,8 @@ class AnswerStream(Iterator[str]):
         with self._lock:
             self._cancelled = True
             goal = self._goal
-        if goal is not None and self._client._alive():
-            self._client._send(goal.cancel_goal_async, lambda _: None)
+        if goal is not None and self._connection.alive():
+            self._connection.send(goal.cancel_goal_async, lambda _: None)
 
     def _advance(self, text: str) -> str:
         kept = len(os.path.commonprefix([self.text, text]))
@@ -402,12 +293,12 @@ class AnswerStream(Iterator[str]):
             try:
                 return self._events.get(timeout=max(0.0, min(remaining, POLL_SECONDS)))
             except queue.Empty:
-                if not self._client._looked(self._client._streaming.server_is_ready):
-                    raise ConnectionError(f"{self._client._name} went away before it replied") from None
+                if not self._connection.looked(self._server.server_is_ready):
+                    raise ConnectionError(f"{self._connection.name} went away before it replied") from None
                 if remaining <= 0:
                     self.cancel()
-                    self._client._streams.discard(self)
-                    raise TimeoutError(f"{self._failure}: {self._client._diagnose(True)}") from None
+                    self._forget(self)
+                    raise TimeoutError(f"{self._failure}: {self._connection.diagnose(True)}") from None
 
     # In the client's thread:
 
@@ -417,7 +308,7 @@ class AnswerStream(Iterator[str]):
     def _on_goal(self, future: Any) -> None:
         goal = future.result()
         if not goal.accepted:
-            self._events.put(RuntimeError(f"{self._client._name} refused the question"))
+            self._events.put(RuntimeError(f"{self._connection.name} refused the question"))
             return
         with self._lock:
             self._goal = goal
@@ -429,13 +320,9 @@ class AnswerStream(Iterator[str]):
     def _on_result(self, future: Any) -> None:
         response = future.result()
         if response.status == GoalStatus.STATUS_UNKNOWN:
-            self._events.put(RuntimeError(f"{self._client._name} no longer knows the question"))
+            self._events.put(RuntimeError(f"{self._connection.name} no longer knows the question"))
         else:
             self._events.put(response.result.answer)
-
-
-def _deadline(timeout: float | None) -> float:
-    return float("inf") if timeout is None else time.monotonic() + timeout
 
 
 def _fill(request: T, question: str, clicks: Clicks, latency_budget_ms: float, max_new_tokens: int) -> T:

@@ -12,7 +12,7 @@ from rclpy.qos import QoSProfile
 from ros_graph import synthetic_frame
 from ros_messages import cloud_message, image, info, pose_message
 
-from adatoken3d_ros.engine.answer import Answer, Question
+from adatoken3d_ros.engine.answer import Answer, Question, Status
 from adatoken3d_ros.engine.config import SessionConfig
 from adatoken3d_ros.engine.events import FrameTaken, Listeners
 from adatoken3d_ros.ros.inputs.topics import Inputs
@@ -25,6 +25,7 @@ LIMIT = 30.0  # seconds until a test that hangs fails
 START_NS = 1_700_000_000_000_000_000
 STEP_NS = 100_000_000
 STALE_AFTER = 5.0
+SECOND = 1_000_000_000
 TOPICS = {"rgb_info": "rgb/camera_info", "depth_info": "depth/camera_info", "pose": "pose", "rgb": "rgb/image",
           "depth": "depth/image", "points": "points",
           "odom": "odom", "tf": "/tf", "tf_static": "/tf_static"}  # fmt: skip
@@ -194,6 +195,39 @@ class Rig:
         return {name: value for name, value in self.report().values.items() if isinstance(value, int)}
 
 
+MakeRig = Callable[..., Rig]
+
+
 def set_header(message: Any, stamp_ns: int, frame: str) -> Any:
     message.header = SimpleNamespace(stamp=ns_to_stamp(SimpleNamespace(), stamp_ns), frame_id=frame)
     return message
+
+
+def check_that_all_is_well(rig: Rig, before: Any, send: Callable[[int], dict[str, Any]] | None = None) -> None:
+    """What was seen before is there, the next good frame becomes a view, questions are answered, counts add up."""
+    views, xyz = rig.scene()
+    assert set(before[0]) <= set(views) and len(xyz) >= len(before[1])
+    assert rig.ask().status == Status.TRUNCATED
+    rig.send((send or rig.messages)(20))
+    assert rig.fates[-1] == "key_frame" and len(rig.scene()[0]) == len(views) + 1
+    assert rig.ask().stamp_ns == START_NS + 20 * STEP_NS
+    assert rig.report().level == diagnostics.OK, rig.report().message
+    counts = rig.counts()
+    for name in [
+        name.removeprefix("received.") for name in counts if f"paired.{name.removeprefix('received.')}" in counts
+    ]:
+        dropped = sum(count for key, count in counts.items() if key.startswith(f"dropped.{name}."))
+        assert counts[f"received.{name}"] == counts[f"paired.{name}"] + counts[f"pending.{name}"] + dropped
+    lost = sum(count for key, count in counts.items() if key.startswith("pairs.dropped."))
+    assert counts["pairs.matched"] == counts["pairs.handed_over"] + counts["pairs.waiting"] + lost
+
+
+def all_around(stamp_ns: int) -> Any:
+    """A coloured cloud of a ball around the sensor: four pictures."""
+    directions = np.random.default_rng(0).normal(size=(20_000, 3))
+    ball = 2 * directions / np.linalg.norm(directions, axis=1, keepdims=True)
+    points = np.zeros(len(ball), np.dtype([("xyz", "<f4", 3), ("pad", "<u4"), ("rgb", "<u4")]))
+    points["xyz"], points["rgb"] = ball, 0xFF8040
+    cloud = cloud_message(np.zeros((2, 2, 3), np.uint8), np.ones((2, 2), np.float32), np.eye(3))
+    cloud.height, cloud.width, cloud.row_step, cloud.data = 1, len(ball), 20 * len(ball), points.tobytes()
+    return set_header(cloud, stamp_ns, "lidar")

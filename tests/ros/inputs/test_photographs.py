@@ -12,12 +12,12 @@ import pytest
 from adatoken3d.msg import Answer
 from adatoken3d.srv import AskScene
 from diagnostic_msgs.msg import DiagnosticArray
+from ros_bags import T as TYPES
+from ros_bags import header, write
 from ros_graph import ROOT, Graph
 from ros_photographs import DESK, FIRST_NS, STEP_NS, distortion, read_photographs
 from scipy.spatial import cKDTree
 from sensor_msgs.msg import PointCloud2
-from test_bag import T as TYPES
-from test_bag import header, write
 from visualization_msgs.msg import MarkerArray
 
 from adatoken3d_ros.cli.main import main
