@@ -75,8 +75,6 @@ NOT_YET: dict[str, set[str]] = {
         "adatoken3d_ros/scene/token_map.py",
         "benchmarks/budget.py",
         "benchmarks/frontier.py",
-        "tests/decoder/test_prefill.py",
-        "tests/engine/budget/test_controller.py",
         "tests/engine/test_worker.py",
         "tests/lmm/test_checkpoint.py",
         "tests/ros/test_parameters.py",

@@ -15,7 +15,6 @@ from adatoken3d_ros.decoder.prefill import (
     Cancelled,
     GateError,
     Layout,
-    Prefill,
     prefill,
 )
 from adatoken3d_ros.pruning.policies import POLICY_NAMES, make_policy
@@ -27,37 +26,7 @@ from adatoken3d_ros.pruning.view import (
     Selection,
 )
 from tests.decoder.oracle import N_LAYERS, Prompt, make_prompt, oracle_logits, tiny_decoder
-
-SINGLE = make_prompt(5, 40, 7)
-# Others, and some without a spatial token, with one, and with no text before the scene.
-PROMPTS = [SINGLE, *(make_prompt(*sizes) for sizes in ((3, 31, 1), (9, 12, 11), (5, 0, 7), (0, 31, 1), (2, 1, 3)))]
-SCHEDULES = {
-    "no gate": Schedule(),
-    "one": Schedule.of([2], [0.5]),
-    "before the model": Schedule.of([0], [0.4]),
-    "two": Schedule.of([1, 4], [0.6, 0.2]),
-    "three": Schedule.of([1, 2, 5], [0.9, 0.5, 0.1]),
-    "four": Schedule.of([1, 2, 3, 5], [0.8, 0.6, 0.3, 0.05]),
-    "two, then none": Schedule.of([1, 3], [0.6, 0.2], withdraw_layer=5),
-    "only withdrawal": Schedule((), withdraw_layer=3),
-    "nothing from the start": Schedule.of([0, 2], [0.5, 0.1], withdraw_layer=0),
-    "withdrawn before the second gate": Schedule.of([1, 4], [0.5, 0.1], withdraw_layer=2),
-    "before the first and after the last layer": Schedule.of([0, N_LAYERS], [0.5, 0.1]),
-}
-
-
-def run(decoder: Decoder, prompt: Prompt, schedule: Schedule, policy: str, rope: Rope = "original") -> Prefill:
-    scene = prompt.scene
-    return prefill(decoder, prompt.embeds, prompt.layout, schedule, make_policy(policy), scene=scene, rope=rope)
-
-
-def assert_equals_oracle(
-    decoder: Decoder, prompt: Prompt, result: Prefill, n_steps: int, rope: Rope = "original"
-) -> None:
-    tokens = torch.randint(0, 199, (n_steps,), generator=torch.Generator().manual_seed(3)).tolist()
-    expected = oracle_logits(decoder, prompt, result.trace, tokens, renumber=rope == "renumber")
-    actual = torch.stack([result.logits] + [decode(decoder, result, token) for token in tokens])
-    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
+from tests.decoder.prompts import PROMPTS, SCHEDULES, SINGLE, assert_equals_oracle, run
 
 
 @pytest.mark.parametrize("prompt", PROMPTS, ids=lambda prompt: str(prompt.layout.n_spatial))
@@ -228,24 +197,6 @@ def test_layers_get_no_position_ids_and_no_mask(mha: Decoder) -> None:
         assert call["attention_mask"] is None and call["n"] in (length, 1)
 
 
-def test_stock_forward_decodes_over_the_ragged_cache(decoder: Decoder) -> None:
-    ours, stock = (run(decoder, SINGLE, SCHEDULES["two"], "ours") for _ in range(2))
-    for token in (3, 141, 59):
-        expected = decode(decoder, ours, token)
-        with torch.no_grad():
-            actual = decoder.language(input_ids=torch.tensor([[token]]), past_key_values=stock.cache).logits[0, -1]
-        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
-
-
-def test_stock_generate_decodes_over_the_ragged_cache(decoder: Decoder) -> None:
-    ours, stock = (run(decoder, SINGLE, SCHEDULES["two"], "ours") for _ in range(2))
-    expected = list(generate(decoder, ours, max_new_tokens=6, eos_ids=()))
-    seen = torch.zeros(1, 53, dtype=torch.long)  # 52 cached tokens, whose ids do not matter, and the first new one
-    seen[0, -1] = expected[0]
-    out = decoder.language.generate(input_ids=seen, past_key_values=stock.cache, max_new_tokens=5, do_sample=False)
-    assert out[0, 52:].tolist() == expected
-
-
 def test_positions_do_not_shrink_when_tokens_go_before_the_model(mha: Decoder) -> None:
     # transformers would take the next position from layer 0's length.
     result = run(mha, SINGLE, Schedule.of([0], [0.25]), "random")
@@ -254,47 +205,7 @@ def test_positions_do_not_shrink_when_tokens_go_before_the_model(mha: Decoder) -
     assert_equals_oracle(mha, SINGLE, result, n_steps=3)
 
 
-def test_the_ragged_cache_rolls_back(mha: Decoder) -> None:
-    result = run(mha, SINGLE, SCHEDULES["two"], "ours")
-    mark, position = result.cache.lengths, result.next_position
-    first = [decode(mha, result, token) for token in (5, 6, 7)]
-    result.cache.crop(-1)
-    result.cache.roll_back(mark)
-    result.next_position = position
-    again = [decode(mha, result, token) for token in (5, 6, 7)]
-    assert torch.equal(torch.stack(first), torch.stack(again))
-
-
-# Decoding
-
-
-def test_greedy_ids_equal_the_stock_model(decoder: Decoder) -> None:
-    ids = list(generate(decoder, run(decoder, SINGLE, Schedule(), "none"), max_new_tokens=10, eos_ids=()))
-    expected = decoder.language.generate(
-        inputs_embeds=SINGLE.embeds, max_new_tokens=10, do_sample=False, eos_token_id=None
-    )
-    assert ids == expected[0].tolist()
-
-
-def test_generation_ends_at_eos_and_at_the_limit(mha: Decoder) -> None:
-    def ids(**options: object) -> list[int]:
-        return list(generate(mha, run(mha, SINGLE, SCHEDULES["one"], "ours"), **options))
-
-    full = ids(max_new_tokens=9, eos_ids=())
-    assert len(full) == 9
-    end = next(i for i in range(1, 9) if full[i] not in full[:i])
-    assert ids(max_new_tokens=9, eos_ids={full[end]}) == full[:end]
-    assert ids(max_new_tokens=0, eos_ids=()) == []
-
-
-def test_generation_stops_within_one_step(mha: Decoder) -> None:
-    stop = False
-    stream = generate(
-        mha, run(mha, SINGLE, SCHEDULES["one"], "ours"), max_new_tokens=50, eos_ids=(), should_stop=lambda: stop
-    )
-    got = [next(stream), next(stream)]
-    stop = True
-    assert len(got + list(stream)) == 2
+# Cancelling
 
 
 def test_prefill_is_cancelled_between_layers(mha: Decoder) -> None:
