@@ -2,8 +2,8 @@
 """The one place that knows the inside of a decoder: transformers' own modules, driven layer by layer.
 
 Fits every causal language model of Llama's shape in transformers (Llama, Mistral, Qwen2, Qwen3 and their text models
-inside a multimodal one): grouped queries, biases, norms on queries and keys. Rotary positions have one axis; a model
-whose positions have several (M-RoPE) gives `rotary` and `Rows.positions` of `prefill` one more dimension.
+inside a multimodal one): grouped queries, biases, norms on queries and keys. Rotary positions have one axis, or several
+(M-RoPE), of which text has the same number in each.
 """
 
 from __future__ import annotations
@@ -135,8 +135,8 @@ class Decoder:
         return rows
 
     def rotary(self, hidden: Tensor, positions: Tensor) -> CosSin:
-        """Cosines and sines (1, n, head_dim) of positions (n,) in the dtype of `hidden`."""
-        cos, sin = self.language.model.rotary_emb(hidden, positions[None])
+        """Cosines and sines (1, n, head_dim) of positions (n,), or (axes, n), in the dtype of `hidden`."""
+        cos, sin = self.language.model.rotary_emb(hidden, positions.unsqueeze(-2))
         return cos, sin
 
     def logits(self, hidden: Tensor) -> Tensor:

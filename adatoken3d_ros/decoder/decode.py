@@ -13,6 +13,7 @@ from adatoken3d_ros.decoder.cache import RaggedCache
 from adatoken3d_ros.decoder.prefill import Cancelled, Prefill, ShouldStop, check_context
 
 BeforeLayer = Callable[[int, Tensor, CosSin], None]
+AfterLayer = Callable[[int, Tensor], None]
 
 
 def generate(
@@ -73,11 +74,13 @@ def read_chunk(
     positions: Tensor,
     *,
     before_layer: BeforeLayer | None = None,
+    after_layer: AfterLayer | None = None,
     should_stop: ShouldStop | None = None,
 ) -> Tensor:
     """Appends rows (1, q, D) at original `positions` (q,) to what each layer has cached; the last layer's output.
 
-    `before_layer(i, hidden, cos_sin)` is called before layer i, which then sees what its cache holds after the call.
+    `before_layer(i, hidden, cos_sin)` is called before layer i, which then sees what its cache holds after the call,
+    `after_layer(i, hidden)` with what leaves it, to be changed in place.
 
     Raises:
         Cancelled: should_stop() was true before a layer.
@@ -96,4 +99,6 @@ def read_chunk(
         if n not in masks:
             masks[n] = causal_chunk(n, q, hidden.device)
         hidden = layer.run(hidden, rotary[shift], masks[n], cache)
+        if after_layer is not None:
+            after_layer(i, hidden)
     return hidden

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -34,7 +34,7 @@ class Cancelled(Exception):
     """`should_stop` asked for an end between two layers of a prefill."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Layout:
     """Where the spatial tokens of a prompt are: [system | spatial tokens | question].
 
@@ -42,13 +42,24 @@ class Layout:
         spatial_start: row of the first spatial token.
         n_spatial: spatial tokens N, 0 or more.
         n_tokens: rows in all, S; those after the spatial tokens are the question.
+        rows: (N,) int64 rows of the spatial tokens, rising; rows between them stay at every gate. None: one after the
+            other from `spatial_start` on.
+        positions: (S,) rotary positions, or (axes, S) of a model whose positions have several; None: the rows' numbers.
+        next_position: rotary position of the first token after the prompt; -1: S.
+        added: (N, D) vectors for each of the first layers, added to the spatial tokens that leave it.
     """
 
     spatial_start: int
     n_spatial: int
     n_tokens: int
+    rows: Tensor | None = None
+    positions: Tensor | None = None
+    next_position: int = -1
+    added: tuple[Tensor, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.next_position < 0:
+            object.__setattr__(self, "next_position", self.n_tokens)
         if self.spatial_start < 0 or self.n_spatial < 0 or self.n_tokens < 1:
             raise GateError(f"{self.n_spatial} spatial tokens from row {self.spatial_start} of {self.n_tokens}")
         if self.n_question < (1 if self.n_spatial else 0):
@@ -60,7 +71,14 @@ class Layout:
     @property
     def n_question(self) -> int:
         """Rows after the last spatial token."""
-        return self.n_tokens - self.spatial_start - self.n_spatial
+        return self.n_tokens - self.spatial_end
+
+    @property
+    def spatial_end(self) -> int:
+        """The row after the last spatial token."""
+        if self.rows is None or not self.n_spatial:
+            return self.spatial_start + self.n_spatial
+        return int(self.rows[-1]) + 1
 
 
 @dataclass
@@ -161,7 +179,9 @@ def prefill(
             question = hidden[0, -layout.n_question :].clone()  # a view would keep all of `hidden` alive
         cache.shifts[g] = rows.shift
         hidden = layer.run(hidden, cos_sin, cache=cache)
-    return Prefill(decoder.logits(hidden[0, -1]), cache, layout.n_tokens, journal.trace(tuple(counts)))
+        if rows.added:
+            rows = rows.add(hidden)
+    return Prefill(decoder.logits(hidden[0, -1]), cache, layout.next_position, journal.trace(tuple(counts)))
 
 
 def _most(at_most: AtMost, g: int, n: int) -> int | None:
@@ -186,32 +206,58 @@ class _Rows:
     """The S' rows that are left.
 
     Attributes:
-        positions: (S',) int64 rotary positions.
+        positions: (S',) or (axes, S') int64 rotary positions.
         alive: (n,) int64 original indices of the spatial tokens, rising.
+        spatial: the rows of these. fixed: the others' rows, where the spatial tokens do not follow one another.
+        added: (n, D) vectors that the next layers add to them.
         shift: how far positions after the spatial tokens have moved down.
     """
 
     positions: Tensor
     alive: Tensor
-    shift: int
+    spatial: slice | Tensor
+    fixed: Tensor | None
+    added: tuple[Tensor, ...]
+    shift: int = 0
 
     @classmethod
     def at_start(cls, layout: Layout, device: torch.device) -> _Rows:
-        return cls(torch.arange(layout.n_tokens, device=device), torch.arange(layout.n_spatial, device=device), 0)
+        every, alive = torch.arange(layout.n_tokens, device=device), torch.arange(layout.n_spatial, device=device)
+        positions = every if layout.positions is None else layout.positions.to(device)
+        if layout.rows is None:
+            spatial: slice | Tensor = slice(layout.spatial_start, layout.spatial_end)
+            return cls(positions, alive, spatial, None, layout.added)
+        spatial = layout.rows.to(device)
+        return cls(positions, alive, spatial, fixed_rows(every, spatial), layout.added)
+
+    def add(self, hidden: Tensor) -> _Rows:
+        """Adds, in place, what is added to the rows (1, S', D) that leave a layer."""
+        hidden[0, self.spatial] += self.added[0].to(hidden.device, hidden.dtype)
+        return replace(self, added=self.added[1:])
 
     def drop(self, chosen: Selection, hidden: Tensor, layout: Layout, *, renumber: bool) -> tuple[Tensor, _Rows]:
         """Removes what was not chosen: hidden states (1, S'', D) and their rows."""
-        start, n_old, device = layout.spatial_start, hidden.shape[1], hidden.device
-        system = torch.arange(start, device=device)
-        question = torch.arange(start + len(self.alive), n_old, device=device)
-        index = torch.cat([system, start + chosen.keep, question])
+        device = hidden.device
+        if isinstance(self.spatial, slice):
+            start, kept = self.spatial.start, len(chosen.keep)
+            system = torch.arange(start, device=device)
+            question = torch.arange(start + len(self.alive), hidden.shape[1], device=device)
+            index = torch.cat([system, start + chosen.keep, question])
+            spatial: slice | Tensor = slice(start, start + kept)
+            fixed = None
+        else:
+            assert self.fixed is not None
+            index = torch.cat([self.fixed, self.spatial[chosen.keep]]).sort().values
+            spatial = torch.searchsorted(index, self.spatial[chosen.keep])
+            fixed = torch.searchsorted(index, self.fixed)
         hidden = hidden.index_select(1, index)
         if chosen.merged is not None:
-            hidden[0, start : start + len(chosen.keep)] = chosen.merged
-        alive = self.alive[chosen.keep]
+            hidden[0, spatial] = chosen.merged
+        alive, added = self.alive[chosen.keep], tuple(chosen.of(vectors) for vectors in self.added)
         if not renumber:
-            return hidden, _Rows(self.positions[index], alive, self.shift)
-        return hidden, _Rows(torch.arange(len(index), device=device), alive, layout.n_spatial - len(alive))
+            return hidden, _Rows(self.positions[..., index], alive, spatial, fixed, added, self.shift)
+        shift = layout.next_position - len(index)
+        return hidden, _Rows(torch.arange(len(index), device=device), alive, spatial, fixed, added, shift)
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,7 +282,7 @@ class _Gates:
             n_keep=n_keep,
             n_total=self.layout.n_spatial,
             alive=rows.alive,
-            start=self.layout.spatial_start,
+            spatial=rows.spatial,
             n_question=self.layout.n_question,
             hidden=hidden[0],
             question=question if g else None,
@@ -254,6 +300,11 @@ class _Gates:
                 f"the schedule {n_keep}"
             )
         return selection
+
+
+def fixed_rows(every: Tensor, spatial: Tensor) -> Tensor:
+    """Those of the rows (S,) from 0 on that are not `spatial` (N,), rising."""
+    return every[torch.ones_like(every, dtype=torch.bool).index_fill(0, spatial, False)]
 
 
 class _Journal:

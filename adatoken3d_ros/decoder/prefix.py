@@ -20,9 +20,11 @@ from adatoken3d_ros.decoder.decode import read_chunk
 from adatoken3d_ros.decoder.prefill import (
     GateError,
     GateTrace,
+    Layout,
     Prefill,
     ShouldStop,
     check_context,
+    fixed_rows,
 )
 from adatoken3d_ros.pruning.scores import attention_of_last_rows, keep_top
 
@@ -32,7 +34,12 @@ class PrefixError(GateError):
 
 
 class ScenePrefix:
-    """The cached prefix of one scene; questions are asked one at a time, each forgotten when its `asking` ends."""
+    """The cached prefix of one scene; questions are asked one at a time, each forgotten when its `asking` ends.
+
+    Attributes:
+        n_tokens: rows of the prefix before any was left out.
+        next_position: rotary position of the question's first row.
+    """
 
     @torch.no_grad()
     def __init__(
@@ -41,6 +48,7 @@ class ScenePrefix:
         embeds: Tensor,
         spatial_start: int,
         *,
+        layout: Layout | None = None,
         keep: Tensor | None = None,
         top_k: int | None = None,
         measure: bool = False,
@@ -52,6 +60,7 @@ class ScenePrefix:
             decoder: a language model with SDPA attention, in eval mode.
             embeds: (1, P, D) embeddings of the prompt up to and with the last spatial token.
             spatial_start: row of the first spatial token; N = P - spatial_start.
+            layout: of the whole prompt, where it says more than that: its first P rows are read.
             keep: (k,) which of the N tokens to keep, in any order; None for all. They keep their positions.
             top_k: how many of them a question sees in each layer, those it pays most attention there; None for all.
             measure: record the question's attention to the scene where `top_k` does not measure it anyway, at the cost
@@ -63,27 +72,40 @@ class ScenePrefix:
             GateError: the prefix does not fit the context, or the model does not use SDPA.
             Cancelled: should_stop() was true.
         """
-        n_spatial = embeds.shape[1] - spatial_start if embeds.ndim == 3 else 0
+        n_rows = embeds.shape[1] if embeds.ndim == 3 else 0
+        n_spatial = n_rows - spatial_start if layout is None else layout.n_spatial
         if embeds.ndim != 3 or len(embeds) != 1 or spatial_start < 0 or n_spatial < 1:
             raise PrefixError(f"a prefix of shape {tuple(embeds.shape)} with spatial tokens from row {spatial_start}")
+        if layout is not None and layout.spatial_end != n_rows:
+            raise PrefixError(f"a prefix of {n_rows} rows, the spatial tokens end at row {layout.spatial_end}")
         if top_k is not None and top_k < 1:
             raise PrefixError(f"top_k is {top_k}")
         check_context(decoder, embeds.shape[1], 0)
-        self.decoder, self.spatial_start, self.n_spatial = decoder, spatial_start, n_spatial
+        self.decoder, self.n_tokens, self.n_spatial = decoder, n_rows, n_spatial
+        self.next_position = n_rows if layout is None else layout.next_position - layout.n_question
         self.keep = self._checked(keep, embeds.device)
         self.top_k = None if top_k is None else min(top_k, len(self.keep))
         self.measure = measure or self.top_k is not None
-        system = torch.arange(spatial_start, device=embeds.device)
-        rows = torch.cat([system, spatial_start + self.keep])
+        every, added = torch.arange(n_rows, device=embeds.device), () if layout is None else layout.added
+        if layout is None or layout.rows is None:
+            spatial, self._fixed = spatial_start + self.keep, every[:spatial_start]
+            rows = torch.cat([self._fixed, spatial])
+            self._columns: slice | Tensor = slice(spatial_start, spatial_start + len(self.keep))
+        else:
+            spatial, fixed = layout.rows.to(embeds.device), fixed_rows(every, layout.rows.to(embeds.device))
+            spatial = spatial[self.keep]
+            rows = torch.cat([fixed, spatial]).sort().values
+            self._columns, self._fixed = torch.searchsorted(rows, spatial), torch.searchsorted(rows, fixed)
+        positions = rows if layout is None or layout.positions is None else layout.positions.to(rows.device)[..., rows]
+
+        def add(i: int, hidden: Tensor) -> None:
+            if i < len(added):
+                hidden[0, self._columns] += added[i][self.keep].to(hidden.dtype)
+
         self.cache = RaggedCache(len(decoder))
-        read_chunk(decoder, self.cache, embeds[:, rows], rows, should_stop=should_stop)
+        read_chunk(decoder, self.cache, embeds[:, rows], positions, after_layer=add, should_stop=should_stop)
         self._mark = self.cache.lengths
         self._asking = False
-
-    @property
-    def n_tokens(self) -> int:
-        """Tokens of the prefix before any was left out: the position of the question's first row."""
-        return self.spatial_start + self.n_spatial
 
     @contextmanager
     def asking(
@@ -113,7 +135,7 @@ class ScenePrefix:
 
     @torch.no_grad()
     def _read(self, question: Tensor, should_stop: ShouldStop | None) -> Prefill:
-        positions = self.n_tokens + torch.arange(question.shape[1], device=question.device)
+        positions = self.next_position + torch.arange(question.shape[1], device=question.device)
         cache = self.cache if self.top_k is None else RaggedCache(len(self.decoder))
         n_layers, device = len(cache.layers), question.device
         contribution = torch.zeros(self.n_spatial, device=device)
@@ -135,7 +157,7 @@ class ScenePrefix:
             raise PrefixError("the question's attention to the scene is not finite (NaN or infinite)")
         n_seen = len(self.keep) if self.top_k is None else self.top_k
         trace = GateTrace((n_seen,) * n_layers, last_layer, contribution, last_layer == n_layers - 1)
-        return Prefill(self.decoder.logits(hidden[0, -1]), cache, self.n_tokens + question.shape[1], trace)
+        return Prefill(self.decoder.logits(hidden[0, -1]), cache, self.next_position + question.shape[1], trace)
 
     def _attention(self, i: int, question: Tensor, cos_sin: CosSin) -> Tensor:
         """Attention (k,) that the question's rows (Q, D), as they enter layer i, pay each kept spatial token there."""
@@ -143,11 +165,12 @@ class ScenePrefix:
         keys = torch.cat([self._prefix(i)[0], layer.keys(question, cos[0], sin[0])], dim=1)
         queries = layer.queries(question, cos[0], sin[0])
         attention = attention_of_last_rows(queries, keys, layer.scaling)
-        return attention[self.spatial_start : self._mark[i]]
+        return attention[self._columns]
 
     def _copy_seen(self, i: int, best: Tensor, cache: RaggedCache) -> None:
-        """Fills layer i of a question's own cache with the system rows and the spatial tokens `best` (top_k,)."""
-        columns = torch.cat([torch.arange(self.spatial_start, device=best.device), self.spatial_start + best])
+        """Fills layer i of a question's own cache with the fixed rows and the spatial tokens `best` (top_k,)."""
+        every = torch.arange(self._mark[i], device=best.device)
+        columns = torch.cat([self._fixed, every[self._columns][best]])
         keys, values = self._prefix(i)
         cache.layers[i].update(keys[None, :, columns], values[None, :, columns])
 

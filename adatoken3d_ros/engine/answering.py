@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from adatoken3d_ros.decoder.decode import generate
-from adatoken3d_ros.decoder.prefill import Cancelled, Layout, Prefill, prefill
+from adatoken3d_ros.decoder.prefill import Cancelled, Prefill, prefill
 from adatoken3d_ros.engine.answer import Answer, Box, Question, Status
 from adatoken3d_ros.engine.budget.deadline import BudgetInfeasible, DeadlineGuard
 from adatoken3d_ros.engine.budget.latency import decode_terms, encode_terms, follow_up_terms, read_terms, token_terms
@@ -172,7 +172,7 @@ class _Answering:
         filled = prefill(
             decoder,
             spliced.embeds,
-            Layout(spliced.spatial_start, spliced.n_spatial, spliced.n_tokens),
+            spliced.layout,
             plan.strategy.schedule,
             policy,
             scene=block.scene,

@@ -76,8 +76,13 @@ class Prepared:
             Cancelled: should_stop() was true before a layer.
         """
         if self.prefix is None:
-            rows = spliced.embeds[:, : spliced.spatial_start + spliced.n_spatial]
+            rows, layout = spliced.embeds[:, : spliced.layout.spatial_end], spliced.layout
             self.prefix = ScenePrefix(
-                self._model.decoder, rows, spliced.spatial_start, measure=True, should_stop=should_stop
+                self._model.decoder,
+                rows,
+                spliced.spatial_start,
+                layout=layout,
+                measure=True,
+                should_stop=should_stop,
             )
         return self.prefix

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from adatoken3d_ros.decoder.adapter import Decoder
+from adatoken3d_ros.decoder.prefill import Layout
 from adatoken3d_ros.lmm.identity import model_identity, tensor_digest, weights_identity
 from adatoken3d_ros.lmm.vision.tower import VisionTower
 
@@ -65,19 +66,30 @@ class PromptIds:
 
 @dataclass(frozen=True, eq=False)
 class Spliced:
-    """One input of the language model, [system | spatial block | question].
+    """One input of the language model, [system | spatial tokens | question].
 
     Attributes:
         embeds: (1, S, D) in the language model's dtype.
-        spatial_start: row of the first spatial token.
-        n_spatial: rows of the spatial block.
-        n_question: rows after the spatial block.
+        layout: where the spatial tokens are, and their positions.
     """
 
     embeds: Tensor
-    spatial_start: int
-    n_spatial: int
-    n_question: int
+    layout: Layout
+
+    @property
+    def spatial_start(self) -> int:
+        """Row of the first spatial token."""
+        return self.layout.spatial_start
+
+    @property
+    def n_spatial(self) -> int:
+        """Spatial tokens."""
+        return self.layout.n_spatial
+
+    @property
+    def n_question(self) -> int:
+        """Rows after the last spatial token."""
+        return self.layout.n_question
 
     @property
     def n_tokens(self) -> int:

@@ -74,7 +74,7 @@ class GateView:
         n_keep: spatial tokens to keep, 0 < n_keep < n.
         n_total: spatial tokens at the start, N.
         alive: (n,) int64 original indices of the spatial tokens still there, rising.
-        start: row of the first spatial token.
+        spatial: rows of these tokens.
         n_question: rows after the last spatial token, at least 1.
         hidden: (S, D) states that would enter layer g.
         question: (n_question, D) states of the question rows that entered layer g-1; None at g = 0.
@@ -88,7 +88,7 @@ class GateView:
     n_keep: int
     n_total: int
     alive: Tensor
-    start: int
+    spatial: slice | Tensor
     n_question: int
     hidden: Tensor
     question: Tensor | None
@@ -98,11 +98,6 @@ class GateView:
     below: LayerView | None
     above: LayerView
     scene: SceneTokens | None
-
-    @property
-    def spatial(self) -> slice:
-        """Rows of the spatial tokens."""
-        return slice(self.start, self.start + len(self.alive))
 
     def scene_for(self, policy: str) -> SceneTokens:
         """The scene.
@@ -136,11 +131,20 @@ class Selection:
         keep: (n_keep,) int64 rising indices into `GateView.alive`.
         scores: (n,) attention that the question paid to each token, not negative; None if it was not measured.
         merged: (n_keep, D) states that replace the kept rows; None to keep them as they are.
+        groups: (n,) int64, of which kept token each is part then; it says how to merge what later layers add to them.
     """
 
     keep: Tensor
     scores: Tensor | None = None
     merged: Tensor | None = None
+    groups: Tensor | None = None
+
+    def of(self, vectors: Tensor) -> Tensor:
+        """What is left of (n, D) vectors of the tokens: rows of the kept ones, or their groups' means."""
+        if self.groups is None:
+            return vectors[self.keep]
+        sums = vectors.new_zeros(len(self.keep), vectors.shape[1]).index_add_(0, self.groups, vectors)
+        return sums / self.groups.bincount(minlength=len(self.keep))[:, None]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from adatoken3d_ros.decoder.decode import decode
-from adatoken3d_ros.decoder.prefill import Layout, prefill
+from adatoken3d_ros.decoder.prefill import prefill
 from adatoken3d_ros.decoder.prefix import ScenePrefix
 from adatoken3d_ros.engine.budget.latency import (
     TERMS,
@@ -185,7 +185,7 @@ def _measure_size(
 
     log.add("tokens", token_terms(n), _times(build, clock))
     spliced, scene = build()
-    layout = Layout(spliced.spatial_start, n, spliced.n_tokens)
+    layout = spliced.layout
     n_layers, n_text = len(model.decoder), spliced.n_tokens - n
     policy = make_policy(strategy.policy, **strategy.options)
     for schedule in dict.fromkeys((Schedule(), strategy.schedule)):
@@ -202,9 +202,9 @@ def _measure_size(
             if step:
                 times.append(clock() - began)
         log.add("decode", decode_terms(1, cached, n_layers), times)
-    start = spliced.spatial_start
-    prefix = ScenePrefix(model.decoder, spliced.embeds[:, : start + n], start, measure=True)
-    rows = spliced.embeds[:, start + n :]
+    end = layout.spatial_end
+    prefix = ScenePrefix(model.decoder, spliced.embeds[:, :end], spliced.spatial_start, layout=layout, measure=True)
+    rows = spliced.embeds[:, end:]
 
     def follow_up() -> None:
         with prefix.asking(rows):

@@ -20,6 +20,7 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 from adatoken3d_ros.decoder.adapter import Decoder
+from adatoken3d_ros.decoder.prefill import Layout
 from adatoken3d_ros.lmm.interface import ModelSizes, Placeholder, PromptIds, SpatialLMM, Spliced, SpliceError
 from adatoken3d_ros.lmm.llava3d.config import Llava3DConfig
 from adatoken3d_ros.lmm.llava3d.position import PositionMLP
@@ -146,4 +147,4 @@ class Llava3D(SpatialLMM):
                     rows.append(clicks[piece.index : piece.index + 1].to(self.device, self.dtype))
             else:
                 rows.append(self.decoder.embed(torch.tensor(piece, dtype=torch.int64, device=self.device)))
-        return Spliced(torch.cat(rows)[None], start, n_spatial, total - start - n_spatial)
+        return Spliced(torch.cat(rows)[None], Layout(start, n_spatial, total))

@@ -37,7 +37,7 @@ class CoarseVoxel:
         states = view.hidden[view.spatial].float()
         sums = torch.zeros(view.n_keep, states.shape[-1], device=states.device).index_add_(0, cell, states)
         means = sums / cell.bincount(minlength=view.n_keep)[:, None]
-        return Selection(keep, merged=means[by_row].to(view.hidden.dtype))
+        return Selection(keep, merged=means[by_row].to(view.hidden.dtype), groups=by_row.argsort()[cell])
 
     def default_schedule(self, n_layers: int) -> Schedule:
         return Schedule.of([0], [0.36])
