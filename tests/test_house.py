@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The house: which folder may import which, no circles, the sizes of files, and who may name an architecture.
+"""The house: which folder may import which, no circles, sizes of files, who may name an architecture, and the walk.
 
 All of it is read from the sources; nothing is imported. Imports count wherever they stand: at the top, inside a
 function, under TYPE_CHECKING.
@@ -253,6 +253,45 @@ def test_nothing_outside_its_folder_names_an_architecture() -> None:
                 found.setdefault(own, []).append(f"line {line}: {text[:60]!r}")
     settle("architectures", found)
     assert {own for own in NAMING if not (ROOT / PACKAGE / own).is_file()} == set()
+
+
+def walk() -> list[tuple[str, Path, str]]:
+    """(number, file, text) of the steps in docs/architecture.md, from its top to the table of folders."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").partition("## Folders")[0]
+    steps = re.findall(r"^(\d+)\. `([\w/]+\.py)`: (.+?)(?=^\d+\. |^#|\Z)", text, re.MULTILINE | re.DOTALL)
+    return [(number, ROOT / file, " ".join(told.split())) for number, file, told in steps]
+
+
+def test_the_walk_through_the_house_is_true() -> None:
+    """At most fifteen files, each once; what a step says is in its file is defined there, and its other files exist."""
+    steps = walk()
+    assert [number for number, _, _ in steps] == [str(n) for n in range(1, len(steps) + 1)] and 10 < len(steps) <= 15
+    assert len({file for _, file, _ in steps}) == len(steps)
+    wrong = []
+    for number, file, told in steps:
+        if not file.is_file():
+            wrong.append(f"{number}: there is no {file.relative_to(ROOT)}")
+            continue
+        defined = set(definitions(tree(file)))
+        for name in re.findall(r"`([\w./]+)`", told):
+            if name.endswith((".py", "/")):
+                if not (file.parent / name).exists() and not (ROOT / PACKAGE / name).exists():
+                    wrong.append(f"{number}: there is no {name}")
+            elif name not in defined:
+                wrong.append(f"{number}: {file.relative_to(ROOT)} does not define {name}")
+    assert wrong == []
+
+
+def definitions(source: ast.Module) -> Iterator[str]:
+    """Functions, classes, and `Class.method` and `Class.field` of a file."""
+    for node in source.body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            yield node.name
+        for inner in node.body if isinstance(node, ast.ClassDef) else ():
+            if isinstance(inner, ast.FunctionDef):
+                yield f"{node.name}.{inner.name}"
+            elif isinstance(inner, ast.AnnAssign):
+                yield f"{node.name}.{ast.unparse(inner.target)}"
 
 
 def path_in_package(module: str) -> str:
