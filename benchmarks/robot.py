@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from adatoken3d_ros.cli.ask import open_scene, watch_all
+from adatoken3d_ros.cli.ask import watch_all
 from adatoken3d_ros.engine.answer import Question, Status
+from adatoken3d_ros.engine.loading import load_engine, open_scene
 from adatoken3d_ros.lab.synthetic.furnished import FurnishedRoom, make_room
 from adatoken3d_ros.lab.synthetic.render import Renderer
 from adatoken3d_ros.ros.bag import read_bag
+from adatoken3d_ros.settings import Settings
 from adatoken3d_ros.weights import embedded_path
 from benchmarks._ros import argument_parser, setting, write
 from benchmarks._ros_robot import of_node
@@ -45,9 +47,10 @@ def distances(room: FurnishedRoom, xyz: NDArray[np.float32], source: str) -> dic
 
 def of_bag(room: FurnishedRoom, bag: Path, model: Path, source: str) -> dict[str, Any]:
     """The bag read without ROS; `auto` for TF, which it must choose."""
-    settings = argparse.Namespace(model=model, device="auto", dtype="auto", max_views=20, strategy="")
+    settings = Settings({"model.path": str(model), "budget.warm_up": False})
     began = time.monotonic()
-    engine, scene = open_scene(settings)
+    engine = load_engine(settings)
+    scene = open_scene(engine, settings)
     watch_all(scene, read_bag(bag, pose_source="auto" if source == "tf" else source))
     answer = engine.ask(scene, Question(QUESTION))
     tokens = scene.tokens()

@@ -23,6 +23,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from adatoken3d_ros.cli.options import add_settings
 from adatoken3d_ros.cli.processes import ProcessError, Processes
 from adatoken3d_ros.weights import embedded_path
 
@@ -54,7 +55,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--model", type=Path, metavar="DIR", help="checkpoint (the one in the package, else a tiny random one)"
     )
-    parser.add_argument("--budget-ms", type=float, default=0.0, metavar="MS", help="latency budget of each question")
+    add_settings(parser, "--budget-ms")
     parser.add_argument("--views", type=int, default=6, metavar="N", help="key frames to wait for (%(default)s)")
     parser.add_argument("--seconds", type=float, default=0.0, metavar="S", help="keep asking for this long")
     parser.add_argument("--interactive", action="store_true", help="then ask what you type, until an empty line")

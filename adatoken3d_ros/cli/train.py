@@ -21,6 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adatoken3d_ros.cli.options import add_settings
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -57,7 +59,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--decay", type=float, default=0.25, metavar="P", help="last part of the steps, rate falling")
     parser.add_argument("--blind", action="store_true", help="without spatial tokens: what can be guessed")
     parser.add_argument("--no-autocast", action="store_true", help="float32 throughout, not bfloat16 matrix products")
-    parser.add_argument("--device", default="auto", metavar="D", help="cpu, cuda, or auto: a GPU where one is (auto)")
+    add_settings(parser, "--device")
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="that share a step's batches (1)")
     parser.add_argument("--compile", action="store_true", help="compile the layers, which needs a C++ compiler")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes that render rooms (1)")

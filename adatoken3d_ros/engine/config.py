@@ -3,38 +3,48 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
-from adatoken3d_ros.engine.budget.controller import BudgetConfig
+from adatoken3d_ros.engine.budget.controller import BudgetConfig, Infeasible, Reuse
+from adatoken3d_ros.scene.carving import CarvingConfig
 from adatoken3d_ros.scene.keyframes import KeyFrameConfig
 from adatoken3d_ros.scene.window import OriginMode
+from adatoken3d_ros.settings import OF_CHOSEN_FRAMES, Settings
 
 
 @dataclass(frozen=True)
 class SessionConfig:
-    """What a scene may be told.
+    """What a scene may be told: `settings.py` says what each field means.
 
     Attributes:
-        key_frames: which frames are encoded, and how many views are kept.
-        max_depth: metres; depth beyond it is not used.
-        origin: scene-frame point that the model sees as its origin (the floor in the middle of the room), metres; where
-            the origin follows what is seen, where it is until then.
-        origin_mode: whether it does.
-        question_views: views that a question is about where there are more; 0: as many as the model was trained with.
-        max_new_tokens: longest answer, unless the question says otherwise.
         template: name of one of the model's prompt templates; empty: its own choice.
-        upstream_numerics: reproduce the bf16 geometry and unmasked depth of the original implementation.
-        seed: of everything that draws random numbers (the random policy).
-        budget: how latency budgets are kept, and whether a scene's prefix is kept for the next question.
     """
 
     key_frames: KeyFrameConfig = field(default_factory=KeyFrameConfig)
-    max_depth: float = 10.0
-    origin: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    origin_mode: OriginMode = OriginMode.FIXED
-    question_views: int = 0
-    max_new_tokens: int = 64
+    max_depth: float = OF_CHOSEN_FRAMES["scene.max_depth"]
+    origin: tuple[float, float, float] = OF_CHOSEN_FRAMES["scene.origin"]
+    origin_mode: OriginMode = OriginMode(OF_CHOSEN_FRAMES["scene.origin_mode"])
+    question_views: int = OF_CHOSEN_FRAMES["scene.question_views"]
+    max_new_tokens: int = OF_CHOSEN_FRAMES["max_new_tokens"]
     template: str = ""
-    upstream_numerics: bool = False
-    seed: int = 0
+    upstream_numerics: bool = OF_CHOSEN_FRAMES["model.upstream_numerics"]
+    seed: int = OF_CHOSEN_FRAMES["seed"]
     budget: BudgetConfig = field(default_factory=BudgetConfig)
+
+
+def session_config(settings: Settings) -> SessionConfig:
+    """What the settings say of a session; the fields of key frames are called as their settings are."""
+    frames = {field.name: settings[f"scene.{field.name}"] for field in fields(KeyFrameConfig)}
+    frames["carving"] = CarvingConfig() if frames["carving"] else None
+    return SessionConfig(
+        key_frames=KeyFrameConfig(**frames),
+        max_depth=settings["scene.max_depth"],
+        origin=settings["scene.origin"],
+        origin_mode=OriginMode(settings["scene.origin_mode"]),
+        question_views=settings["scene.question_views"],
+        max_new_tokens=settings["max_new_tokens"],
+        template=settings["model.template"],
+        upstream_numerics=settings["model.upstream_numerics"],
+        seed=settings["seed"],
+        budget=BudgetConfig(Infeasible(settings["budget.infeasible"]), Reuse(settings["budget.reuse"])),
+    )

@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from adatoken3d_ros.settings import Settings
 from adatoken3d_ros.text import quoted
 from adatoken3d_ros.weights import embedded_path
 
@@ -17,124 +16,45 @@ if TYPE_CHECKING:
     from adatoken3d_ros.engine.engine import Engine
     from adatoken3d_ros.engine.scene import Scene
     from adatoken3d_ros.pruning.strategy import Strategy
-    from adatoken3d_ros.scene.keyframes import KeyFrameConfig
-
 
 logger = logging.getLogger(__name__)
 
 STRATEGIES = "strategies"  # folder of a checkpoint with those that were fitted to it
 
-# Fields that are called as their parameters are.
-_OF_THE_SCENE = (
-    "origin_mode",
-    "question_views",
-    "max_voxels",
-    "near",
-    "far",
-    "max_age",
-    "min_gain",
-    "min_sharpness",
-    "sharpness_wait",
-    "change_interval",
-    "min_change",
-    "carving",
-)
 
-
-@dataclass(frozen=True)
-class ModelSettings:
-    """What `configure` reads; see the table of parameters for meaning and units."""
-
-    path: str
-    vision_path: str
-    dtype: str
-    device: str
-    template: str
-    upstream_numerics: bool
-    seed: int
-    strategy: str
-    max_views: int
-    min_translation: float
-    min_rotation: float
-    max_depth: float
-    origin: tuple[float, float, float]
-    infeasible: str = "best_effort"
-    reuse: str = "off"
-    warm_up: bool = False
-    latency_cache: str = ""
-    origin_mode: str = "auto"
-    question_views: int = 0
-    max_voxels: int = 20_000
-    near: float = 5.0
-    far: float = 0.0
-    max_age: float = 0.0
-    min_gain: float = 0.02
-    min_sharpness: float = 0.5
-    sharpness_wait: float = 0.5
-    change_interval: float = 1.0
-    min_change: int = 8
-    carving: bool = True
-
-    @classmethod
-    def from_parameters(cls, values: Mapping[str, Any] | Any) -> ModelSettings:
-        """Reads them by their parameters' names."""
-        x, y, z = values["scene.origin"]
-        return cls(
-            path=values["model.path"],
-            vision_path=values["model.vision_path"],
-            dtype=values["model.dtype"],
-            device=values["model.device"],
-            template=values["model.template"],
-            upstream_numerics=values["model.upstream_numerics"],
-            seed=values["seed"],
-            strategy=values["strategy"],
-            max_views=values["scene.max_views"],
-            min_translation=values["scene.min_translation"],
-            min_rotation=values["scene.min_rotation"],
-            max_depth=values["scene.max_depth"],
-            origin=(x, y, z),
-            infeasible=values["budget.infeasible"],
-            reuse=values["budget.reuse"],
-            warm_up=values["budget.warm_up"],
-            latency_cache=values["budget.cache"],
-            **{name: values[f"scene.{name}"] for name in _OF_THE_SCENE},
-        )
-
-
-def load_engine(settings: ModelSettings, progress: Callable[[float, str], None] | None = None) -> Engine:
+def load_engine(settings: Settings, progress: Callable[[float, str], None] | None = None) -> Engine:
     """Loads the checkpoint, and measures how fast it runs if that is asked for.
 
     Args:
-        settings: what to load.
+        settings: what to load, and how the session is to be.
         progress: told (share of the present step that is done, what it is), from 0 to 1 for each step.
 
     Raises:
         ValueError, OSError: for a path, device, checkpoint or strategy that cannot be used; the text names it.
     """
-    path = checkpoint_path(settings.path)
+    path = checkpoint_path(settings["model.path"])
     import torch
 
     from adatoken3d_ros.engine.engine import Engine
     from adatoken3d_ros.lmm.registry import load
 
-    device = device_of(settings.device)
-    if settings.dtype == "auto":
-        dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    else:
-        dtype = getattr(torch, settings.dtype)
+    device = device_of(settings["model.device"])
+    dtype_name = settings["model.dtype"]
+    if dtype_name == "auto":
+        dtype_name = "float32" if device == "cpu" else "bfloat16"
     model, tokenizer, _ = load(
         path,
-        dtype=dtype,
+        dtype=getattr(torch, dtype_name),
         device=device,
-        vision_path=Path(settings.vision_path) if settings.vision_path else None,
+        vision_path=Path(settings["model.vision_path"]) if settings["model.vision_path"] else None,
         progress=None if progress is None else lambda share, file: progress(share, f"reading {file}"),
     )
     identity = model.identity
     fitted = fitted_strategies(path, identity)
     engine = Engine(model, tokenizer, model_id=f"{path.resolve().name}@{identity}", fitted=fitted)
-    strategy = make_strategy(settings.strategy, engine.n_layers, identity, fitted)  # a wrong one is told at once
-    if settings.warm_up:
-        cache = Path(settings.latency_cache) if settings.latency_cache else None
+    strategy = make_strategy(settings["strategy"], engine.n_layers, identity, fitted)  # a wrong one is told at once
+    if settings["budget.warm_up"]:
+        cache = Path(settings["budget.cache"]) if settings["budget.cache"] else None
         known = engine.warm_up(
             strategy,
             cache,
@@ -144,49 +64,16 @@ def load_engine(settings: ModelSettings, progress: Callable[[float, str], None] 
     return engine
 
 
-def open_scene(engine: Engine, settings: ModelSettings) -> Scene:
+def open_scene(engine: Engine, settings: Settings) -> Scene:
     """An empty scene as the settings want it.
 
     Raises:
         ValueError, OSError: for a strategy or a setting that cannot be used; the text names it.
     """
-    from adatoken3d_ros.engine.budget.controller import BudgetConfig, Infeasible, Reuse
-    from adatoken3d_ros.engine.config import SessionConfig
-    from adatoken3d_ros.scene.window import OriginMode
+    from adatoken3d_ros.engine.config import session_config
 
-    config = SessionConfig(
-        key_frames=_key_frames(settings),
-        max_depth=settings.max_depth,
-        origin=settings.origin,
-        origin_mode=OriginMode(settings.origin_mode),
-        question_views=settings.question_views,
-        template=settings.template,
-        upstream_numerics=settings.upstream_numerics,
-        seed=settings.seed,
-        budget=BudgetConfig(Infeasible(settings.infeasible), Reuse(settings.reuse)),
-    )
-    return engine.open(config, make_strategy(settings.strategy, engine.n_layers, engine.model.identity, engine.fitted))
-
-
-def _key_frames(settings: ModelSettings) -> KeyFrameConfig:
-    from adatoken3d_ros.scene.carving import CarvingConfig
-    from adatoken3d_ros.scene.keyframes import KeyFrameConfig
-
-    return KeyFrameConfig(
-        settings.min_translation,
-        settings.min_rotation,
-        settings.max_views,
-        settings.max_voxels,
-        near=settings.near,
-        far=settings.far or math.inf,
-        max_age=settings.max_age or math.inf,
-        min_gain=settings.min_gain,
-        min_sharpness=settings.min_sharpness,
-        sharpness_wait=settings.sharpness_wait,
-        change_interval=settings.change_interval,
-        min_change=settings.min_change,
-        carving=CarvingConfig() if settings.carving else None,
-    )
+    strategy = make_strategy(settings["strategy"], engine.n_layers, engine.model.identity, engine.fitted)
+    return engine.open(session_config(settings), strategy)
 
 
 def device_of(name: str) -> str:

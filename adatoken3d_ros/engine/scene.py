@@ -31,6 +31,7 @@ from adatoken3d_ros.pruning.view import Policy
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.keyframes import Verdict
 from adatoken3d_ros.scene.token_map import SpatialTokens
+from adatoken3d_ros.settings import DEFAULTS
 
 logger = logging.getLogger(__name__)
 
@@ -140,12 +141,12 @@ class Scene:
         self.memory.clear()
         self.prepared.forget()
 
-    def save(self, path: str | Path, frame_id: str = "map") -> None:
+    def save(self, path: str | Path, frame_id: str = DEFAULTS["scene.frame_id"]) -> None:
         """Writes the scene, frames that wait included, to a file; raises as `scene.storage.save_scene`."""
         self.encode_usable()
         self.memory.save(path, frame_id)
 
-    def load(self, path: str | Path, frame_id: str = "map") -> int:
+    def load(self, path: str | Path, frame_id: str = DEFAULTS["scene.frame_id"]) -> int:
         """Replaces the scene by a saved one and returns its number of views; see `SceneMemory.load`."""
         views = self.memory.load(path, frame_id)
         self.prepared.forget()

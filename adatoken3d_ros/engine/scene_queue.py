@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from adatoken3d_ros.engine.answer import Answer, Question, Status
 from adatoken3d_ros.engine.events import FrameTaken, Listeners, StageBegan, TextSoFar
 from adatoken3d_ros.engine.tickets import QuestionPolicy, Ticket
+from adatoken3d_ros.settings import DEFAULTS
 
 if TYPE_CHECKING:  # the scene brings torch with it, seconds of importing
     import numpy as np
@@ -52,7 +53,7 @@ class SceneQueue:
         clock: Callable[[], float],
         *,
         policy: QuestionPolicy = QuestionPolicy.QUEUE,
-        queue_limit: int = 8,
+        queue_limit: int = DEFAULTS["queue_limit"],
         events: Listeners | None = None,
         refuse_late: bool = False,
     ) -> None:

@@ -17,6 +17,7 @@ from adatoken3d_ros.engine.answer import Answer, Status
 from adatoken3d_ros.engine.out_of_memory import describe, free_cached, is_out_of_memory
 from adatoken3d_ros.engine.scene_queue import STOPPING, SceneQueue
 from adatoken3d_ros.engine.tickets import Ticket
+from adatoken3d_ros.settings import DEFAULTS
 from adatoken3d_ros.text import described, quoted, shown
 
 if TYPE_CHECKING:  # the engine brings torch with it, seconds of importing
@@ -28,11 +29,7 @@ T = TypeVar("T")
 
 
 class DutyCycle:
-    """Bounds the share of time that background work takes: after each piece it rests as long as that asks for.
-
-    Args:
-        share: 0 (never) to 1 (always).
-    """
+    """Bounds the share of time, 0 to 1, that background work takes: after each piece it rests as that asks for."""
 
     def __init__(self, share: float) -> None:
         if not 0 <= share <= 1:
@@ -73,7 +70,7 @@ class Worker:
         self,
         make_engine: Callable[[], Engine],
         *,
-        ahead: float = 0.5,
+        ahead: float = DEFAULTS["budget.background"],
         clock: Callable[[], float] = time.monotonic,
         changed: threading.Condition | None = None,
     ) -> None:

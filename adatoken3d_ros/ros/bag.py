@@ -21,6 +21,7 @@ from adatoken3d_ros.ros.inputs.pictures import DEPTH, DEPTH_INFO, POINTS, RGB, R
 from adatoken3d_ros.ros.inputs.poses import BufferedPose, PoseError, PoseSource, TfPose
 from adatoken3d_ros.ros.inputs.transforms import TransformTree
 from adatoken3d_ros.scene.frames import FrameError, PosedFrame
+from adatoken3d_ros.settings import DEFAULTS
 
 logger = logging.getLogger(__name__)
 
@@ -63,8 +64,8 @@ def read_bag(
     scene_frame: str = "",
     T_base_camera: NDArray[np.float64] | None = None,
     T_camera_depth: NDArray[np.float64] | None = None,
-    slop: float = 0.01,
-    pose_tolerance: float = 0.02,
+    slop: float = DEFAULTS["sync.slop"],
+    pose_tolerance: float = DEFAULTS["pose.tolerance"],
     rectified: bool = False,
     on_drop: Callable[[str, str], None] | None = None,
 ) -> Iterator[PosedFrame]:
@@ -229,11 +230,11 @@ class _Poses:
         return next((name for name in ("odometry", "pose_topic", "tf") if name in there), "")
 
     def _from_tf(self) -> TfPose:
-        return TfPose(self._scene_frame or "map", self._T_base_camera, self._tree)
+        return TfPose(self._scene_frame or DEFAULTS["scene.frame_id"], self._T_base_camera, self._tree)
 
     def _missing_in_tf(self) -> str:
         """Why TF does not lead from the camera to the scene, with both names; empty if it does."""
-        scene, frames = self._scene_frame or "map", self._tree.frames()
+        scene, frames = self._scene_frame or DEFAULTS["scene.frame_id"], self._tree.frames()
         if scene not in frames:
             return f"the bag's TF has no frame {scene!r}, only {', '.join(frames)}"
         if self._tree.connected(scene, self._camera):

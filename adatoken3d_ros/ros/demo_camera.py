@@ -23,7 +23,6 @@ import numpy as np
 from geometry_msgs.msg import Pose, PoseStamped, TransformStamped, Vector3
 from nav_msgs.msg import Odometry
 from numpy.typing import NDArray
-from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.exceptions import InvalidParameterValueException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
@@ -34,16 +33,29 @@ from std_msgs.msg import Header, String
 from tf2_msgs.msg import TFMessage
 
 from adatoken3d_ros.ros.outputs.fill import fill_camera_info, fill_image, fill_pose
+from adatoken3d_ros.ros.parameters import descriptor
 from adatoken3d_ros.ros.signals import leave
 from adatoken3d_ros.ros.spinning import run
 from adatoken3d_ros.ros.suggestions import LATCHED, to_message
 from adatoken3d_ros.scene.frames import PosedFrame
+from adatoken3d_ros.settings import START, Setting
 
 RELIABILITY = {
     "reliable": QoSReliabilityPolicy.RELIABLE,
     "best_effort": QoSReliabilityPolicy.BEST_EFFORT,
 }
-DEPTH_ENCODINGS = ("16UC1", "32FC1")
+PARAMETERS = (
+    Setting("rate", 10.0, START, "Views a second, hertz.", 0.1, 60.0),
+    Setting("width", 320, START, "Width of both images, pixels.", 32, 1920),
+    Setting("height", 240, START, "Height of both images, pixels.", 32, 1080),
+    Setting("field_of_view", 69.0, START, "Horizontal field of view, degrees.", 20.0, 120.0),
+    Setting("seed", 0, START, "Seed of the room: the same seed furnishes the same room.", 0, 2**31 - 1),
+    Setting("depth_encoding", "16UC1", START, "Encoding of depth: millimetres with 0 for invalid, or metres with NaN.",
+            choices=("16UC1", "32FC1")),
+    Setting("reliability", "reliable", START, "Reliability of the image topics.", choices=tuple(RELIABILITY)),
+    Setting("world_frame", "map", START, "Frame in which the poses are given."),
+    Setting("camera_frame", "camera_optical_frame", START, "Optical frame of both images: x right, y down, z front."),
+)  # fmt: skip
 _ASK_PERIOD = 1.0  # seconds between two lists of questions
 
 
@@ -52,24 +64,14 @@ class DemoCamera(Node):
 
     def __init__(self) -> None:
         super().__init__("demo_camera")
-        rate = self._number("rate", 10.0, 0.1, 60.0, "Views a second, hertz.")
-        self._width = self._integer("width", 320, 32, 1920, "Width of both images, pixels.")
-        self._height = self._integer("height", 240, 32, 1080, "Height of both images, pixels.")
-        view = self._number("field_of_view", 69.0, 20.0, 120.0, "Horizontal field of view, degrees.")
-        seed = self._integer("seed", 0, 0, 2**31 - 1, "Seed of the room: the same seed furnishes the same room.")
-        self._depth_encoding = self._choice(
-            "depth_encoding",
-            "16UC1",
-            DEPTH_ENCODINGS,
-            "Depth as 16UC1 (millimetres, 0 invalid) or 32FC1 (metres, NaN).",
-        )
-        reliability = self._choice(
-            "reliability", "reliable", tuple(RELIABILITY), "Reliability of the image topics: reliable or best_effort."
-        )
-        self._world_frame = self._text("world_frame", "map", "Frame in which the poses are given.")
-        self._camera_frame = self._text(
-            "camera_frame", "camera_optical_frame", "Optical frame of both images (x right, y down, z forward)."
-        )
+        self.declare_parameters("", [(one.name, one.default, descriptor(one)) for one in PARAMETERS])
+        value = {one.name: self.get_parameter(one.name).value for one in PARAMETERS}
+        for one in PARAMETERS:
+            if problem := one.problem(value[one.name]):
+                raise InvalidParameterValueException(one.name, value[one.name], problem)
+        self._width, self._height, seed = value["width"], value["height"], value["seed"]
+        self._depth_encoding, rate = value["depth_encoding"], value["rate"]
+        self._world_frame, self._camera_frame = value["world_frame"], value["camera_frame"]
 
         # Open3D takes a second or two to import: by now a signal is answered.
         furnished = importlib.import_module("adatoken3d_ros.lab.synthetic.furnished")
@@ -83,10 +85,10 @@ class DemoCamera(Node):
         # How common each class is takes a second to count, once; until then nothing is asked.
         self._counting = threading.Thread(target=facts.presence, args=(False,), daemon=True)
         self._counting.start()
-        focal = self._width / 2 / math.tan(math.radians(view) / 2)
+        focal = self._width / 2 / math.tan(math.radians(value["field_of_view"]) / 2)
         self._K = np.array([[focal, 0.0, (self._width - 1) / 2], [0.0, focal, (self._height - 1) / 2], [0.0, 0.0, 1.0]])
 
-        images = QoSProfile(depth=2, reliability=RELIABILITY[reliability])
+        images = QoSProfile(depth=2, reliability=RELIABILITY[value["reliability"]])
         self._rgb = self.create_publisher(Image, "rgb/image", images)
         self._depth = self.create_publisher(Image, "depth/image", images)
         self._rgb_info = self.create_publisher(CameraInfo, "rgb/camera_info", images)
@@ -135,31 +137,6 @@ class DemoCamera(Node):
             self._guide.show(self._views.View(PosedFrame(rgb, depth, self._K, T_world_camera, now.nanoseconds), ids))
             if not self._counting.is_alive():
                 self._questions.publish(to_message(self._guide.questions()))
-
-    # --- parameters: all described, ranged and fixed at the start ---------------------------------------------------
-
-    def _number(self, name: str, default: float, low: float, high: float, description: str) -> float:
-        limits = [FloatingPointRange(from_value=low, to_value=high)]
-        descriptor = ParameterDescriptor(description=description, floating_point_range=limits, read_only=True)
-        return float(self.declare_parameter(name, default, descriptor).value)
-
-    def _integer(self, name: str, default: int, low: int, high: int, description: str) -> int:
-        limits = [IntegerRange(from_value=low, to_value=high, step=1)]
-        descriptor = ParameterDescriptor(description=description, integer_range=limits, read_only=True)
-        return int(self.declare_parameter(name, default, descriptor).value)
-
-    def _text(self, name: str, default: str, description: str) -> str:
-        descriptor = ParameterDescriptor(description=description, read_only=True)
-        return str(self.declare_parameter(name, default, descriptor).value)
-
-    def _choice(self, name: str, default: str, choices: tuple[str, ...], description: str) -> str:
-        descriptor = ParameterDescriptor(
-            description=description, additional_constraints=f"One of: {', '.join(choices)}.", read_only=True
-        )
-        value = str(self.declare_parameter(name, default, descriptor).value)
-        if value not in choices:
-            raise InvalidParameterValueException(name, value, f"must be one of {', '.join(choices)}")
-        return value
 
 
 def encode_depth(depth: NDArray[np.float32], encoding: str) -> NDArray[np.uint16] | NDArray[np.float32]:

@@ -12,9 +12,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from adatoken3d_ros.engine.events import FrameTaken, Listeners, SceneReplaced, SceneView, StageBegan, TextSoFar
-from adatoken3d_ros.engine.loading import ModelSettings, load_engine, make_strategy, open_scene
+from adatoken3d_ros.engine.loading import load_engine, make_strategy, open_scene
 from adatoken3d_ros.engine.out_of_memory import free_cached, trim_heap
 from adatoken3d_ros.requirements import advice, missing
+from adatoken3d_ros.settings import Settings
 from adatoken3d_ros.text import shown
 
 if TYPE_CHECKING:  # the engine brings torch with it, seconds of importing
@@ -82,7 +83,7 @@ class EngineOwner:
         self,
         events: Listeners,
         load: Callable[..., Engine] = load_engine,
-        open: Callable[[Engine, ModelSettings], Scene] = open_scene,
+        open: Callable[[Engine, Settings], Scene] = open_scene,
     ) -> None:
         self._events = events.add(FrameTaken, self._look_again)
         self._load = load
@@ -102,21 +103,20 @@ class EngineOwner:
         """Imports the engine and torch, for seconds: not in the executor's thread. Raises ImportError."""
         importlib.import_module("adatoken3d_ros.engine.worker")
 
-    def start(self, values: Mapping[str, Any] | Any) -> Future[Scene]:
-        """Begins to load what the parameters say, unless that was done; the future is done when the model is there."""
+    def start(self, settings: Settings) -> Future[Scene]:
+        """Begins to load what the settings say, unless that was done; the future is done when the model is there."""
         if self.worker is None:
             from adatoken3d_ros.engine.worker import Worker
 
-            settings = ModelSettings.from_parameters(values)
             self.problem = ""
-            self._frame_id = values["scene.frame_id"]
+            self._frame_id = settings["scene.frame_id"]
             self._began = time.monotonic()
             self._loading = Loading(0.0)
-            self.thread = Worker(partial(self._make_engine, settings), ahead=values["budget.background"])
+            self.thread = Worker(partial(self._make_engine, settings), ahead=settings["budget.background"])
             self.worker = self.thread.open(
                 partial(self._make_scene, settings),
                 events=self._events,
-                refuse_late=values["budget.infeasible"] == "refuse",
+                refuse_late=settings["budget.infeasible"] == "refuse",
             )
             self.thread.start()
         return self.worker.ready
@@ -154,7 +154,7 @@ class EngineOwner:
         """Of the model that is loaded; empty without one."""
         return "" if self.model is None else self.model.model_id
 
-    def _make_engine(self, settings: ModelSettings) -> Engine:
+    def _make_engine(self, settings: Settings) -> Engine:
         """Runs in the worker's thread."""
 
         def progress(share: float, step: str) -> None:
@@ -165,10 +165,10 @@ class EngineOwner:
         finally:
             self._loading = None
 
-    def _make_scene(self, settings: ModelSettings, engine: Engine) -> Scene:
+    def _make_scene(self, settings: Settings, engine: Engine) -> Scene:
         """Runs in the worker's thread."""
         scene = self._open(engine, settings)
-        self.strategy = settings.strategy
+        self.strategy = settings["strategy"]
         self.model = Loaded(
             engine.model_id,
             engine.model.identity,

@@ -115,13 +115,13 @@ class SceneNode(LifecycleNodeMixin, Node):
         if self.engine.worker is None:
             path = self.parameters["model.path"] or "in the package"
             self.get_logger().info(f"loading the model {path}: seconds to minutes, the progress is on /diagnostics")
-        await finished(self, self.engine.start(self.parameters))
+        await finished(self, self.engine.start(self.parameters.settings()))
 
     def on_configure(self, state: Any) -> TransitionCallbackReturn:
         """SUCCESS with a model that is loaded; FAILURE (back to unconfigured) with the reason in the log."""
         try:
             self.inputs.check()
-            self.engine.start(self.parameters).result()
+            self.engine.start(self.parameters.settings()).result()
         except Exception as error:
             self.engine.failed(error)
             self.get_logger().error(f"configure failed: {self.engine.problem}")

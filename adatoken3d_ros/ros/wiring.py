@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from adatoken3d_ros.files import read_file
+from adatoken3d_ros.settings import BY_NAME, DEFAULTS
 from adatoken3d_ros.text import described
 
 NODE = "adatoken3d"
@@ -62,6 +63,16 @@ PARAMETERS = {
     "base_to_camera": "pose.base_to_camera",
 }
 BOOLEAN = ("true", "false")
+
+
+def _of_setting(argument: str) -> Argument:
+    setting = BY_NAME[PARAMETERS[argument]]
+    unless = "compressed if a topic ends so, else " if argument == "transport" else ""
+    choices = ("", *(BOOLEAN if setting.default is False else setting.choices))
+    description = f"Parameter {setting.name}; empty: {unless}as the parameter file says. {setting.description}"
+    return Argument(argument, description, choices if len(choices) > 1 else ())
+
+
 ARGUMENTS = (
     Argument("namespace", "Namespace of the node and of its topics."),
     Argument(
@@ -71,39 +82,7 @@ ARGUMENTS = (
         ("", *CAMERAS),
     ),
     Argument("params_file", "Parameter file of the node; empty: the package's config/adatoken3d.yaml."),
-    Argument("model", "Directory of the model's checkpoint (safetensors); empty: model.path of the parameter file."),
-    Argument(
-        "pose_source",
-        "Where camera poses come from; empty: pose.source of the parameter file.",
-        ("", "tf", "odometry", "pose_topic", "static"),
-    ),
-    Argument(
-        "input_source",
-        "What frames are made of, images or clouds; empty: input.source of the parameter file.",
-        ("", "rgbd", "organised_points", "points_with_camera", "points"),
-    ),
-    Argument(
-        "transport",
-        "Whether both images come raw or compressed; empty: compressed if a topic ends so, else input.transport of the "
-        "parameter file.",
-        ("", "raw", "compressed"),
-    ),
-    Argument(
-        "rectified",
-        "Whether the images are rectified already; empty: input.rectified of the parameter file.",
-        ("", *BOOLEAN),
-    ),
-    Argument(
-        "reliability",
-        "Quality of service that is asked of cameras; empty: qos.reliability of the parameter file.",
-        ("", "auto", "reliable", "best_effort"),
-    ),
-    Argument("scene_frame", "Frame of the scene, z up; empty: scene.frame_id of the parameter file."),
-    Argument(
-        "base_to_camera",
-        "Camera optical frame in the frame whose pose the source gives: 'x y z roll pitch yaw' or 'x y z qx qy qz qw', "
-        "metres and radians; empty: pose.base_to_camera of the parameter file.",
-    ),
+    *map(_of_setting, PARAMETERS),
     Argument(
         "namespaced_tf",
         "Listen to tf and tf_static in the namespace, where namespaced robots publish them, instead of /tf.",
@@ -212,7 +191,7 @@ def wire(given: Mapping[str, str], config: Path, pushed_namespace: str = "") -> 
         parameters=parameters,
         remappings=tuple(remappings),
         view_remappings=tuple(view),
-        scene_frame=str(parameters.get("scene.frame_id", settings.get("scene.frame_id", "map"))),
+        scene_frame=str({**DEFAULTS, **settings, **parameters}["scene.frame_id"]),
         compressed=topics.compressed or settings.get("input.transport") == "compressed",
         logger=".".join([*namespace, NODE]),
         sim_time=sim_time,

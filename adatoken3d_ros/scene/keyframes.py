@@ -20,6 +20,7 @@ from adatoken3d_ros.scene.geometry import sample_pixels
 from adatoken3d_ros.scene.patches import PatchConfig, patch_points, valid_depth
 from adatoken3d_ros.scene.sharpness import MOMENT_NS, BlurFilter
 from adatoken3d_ros.scene.token_map import TokenMap
+from adatoken3d_ros.settings import BY_NAME, OF_CHOSEN_FRAMES
 
 
 class Verdict(str, Enum):
@@ -38,55 +39,31 @@ class Verdict(str, Enum):
 
 @dataclass(frozen=True)
 class KeyFrameConfig:
-    """When a frame adds to the scene.
+    """When a frame adds to the scene, and which views go: the settings `scene.*` of the same names say what each means.
 
     Attributes:
-        min_translation: metres. min_rotation: degrees. A frame is new if it differs by one of them from each kept view.
-        max_views: views that are kept. max_voxels: occupied voxels that are kept, as far as dropping views can do it.
-        near: metres; a view so far away from the newest one is worth half of what it would be worth there.
-        far: metres from the newest view beyond which no view is kept.
-        max_age: seconds that views are kept; those from before stamps jumped back are not if it is finite.
-        min_gain: share of a frame's patches that must lie where nothing was seen yet, unless the scene has changed.
-        min_sharpness: share of the recent frames' median sharpness below which a frame counts as blurred; 0: never.
-        sharpness_wait: seconds for which a sharper frame is waited for.
-        change_interval: seconds of the stamps between two looks at whether the scene has changed before a camera that
-            sees nothing new; infinite: never.
-        min_change: a frame from a known place is a key frame if it sees so many patches where nothing was, or looks
-            through so many voxels where something was.
+        max_age: with a limit, views from before stamps jumped back go, too.
         carving: when something that was there has gone; None: nothing ever does.
     """
 
-    min_translation: float = 0.15
-    min_rotation: float = 10.0
-    max_views: int = 20
-    max_voxels: int = 20_000
-    near: float = 5.0
-    far: float = math.inf
-    max_age: float = math.inf
-    min_gain: float = 0.0
-    min_sharpness: float = 0.0
-    sharpness_wait: float = 0.5
-    change_interval: float = 1.0
-    min_change: int = 8
+    min_translation: float = OF_CHOSEN_FRAMES["scene.min_translation"]
+    min_rotation: float = OF_CHOSEN_FRAMES["scene.min_rotation"]
+    max_views: int = OF_CHOSEN_FRAMES["scene.max_views"]
+    max_voxels: int = OF_CHOSEN_FRAMES["scene.max_voxels"]
+    near: float = OF_CHOSEN_FRAMES["scene.near"]
+    far: float = OF_CHOSEN_FRAMES["scene.far"]
+    max_age: float = OF_CHOSEN_FRAMES["scene.max_age"]
+    min_gain: float = OF_CHOSEN_FRAMES["scene.min_gain"]
+    min_sharpness: float = OF_CHOSEN_FRAMES["scene.min_sharpness"]
+    sharpness_wait: float = OF_CHOSEN_FRAMES["scene.sharpness_wait"]
+    change_interval: float = OF_CHOSEN_FRAMES["scene.change_interval"]
+    min_change: int = OF_CHOSEN_FRAMES["scene.min_change"]
     carving: CarvingConfig | None = field(default_factory=CarvingConfig)
 
     def __post_init__(self) -> None:
-        if not self.min_translation >= 0 or not 0 <= self.min_rotation <= 180:
-            raise ValueError(
-                f"min_translation {self.min_translation} m or min_rotation {self.min_rotation} deg is invalid"
-            )
-        for name in ("max_views", "max_voxels", "min_change"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)} must be at least 1")
-        if not self.change_interval >= 0 or not self.near > 0:
-            raise ValueError(f"change_interval {self.change_interval} s or near {self.near} m is invalid")
-        if not self.far > 0 or not self.max_age > 0:
-            raise ValueError(f"far {self.far} m or max_age {self.max_age} s is not positive")
-        if not 0 <= self.min_gain <= 1 or not 0 <= self.min_sharpness <= 1 or not self.sharpness_wait >= 0:
-            raise ValueError(
-                f"min_gain {self.min_gain}, min_sharpness {self.min_sharpness} or sharpness_wait "
-                f"{self.sharpness_wait} s is invalid"
-            )
+        for name, value in vars(self).items():
+            if name != "carving" and (problem := BY_NAME[f"scene.{name}"].problem(value)):
+                raise ValueError(problem)
 
 
 class _View(NamedTuple):
@@ -225,11 +202,11 @@ class KeyFrameSelector:
         *others, newest = self._views
         places = np.array([view.T_world_camera[:3, 3] for view in self._views.values()])
         away = dict(zip(others, np.linalg.norm(places[:-1] - places[-1], axis=1).tolist(), strict=True))
-        max_age = self.config.max_age * 1e9
+        max_age = (self.config.max_age or math.inf) * 1e9
         for stamp in others:
             # An older view with a later stamp is from before time jumped back: nobody knows how old it is.
             too_old = math.isfinite(max_age) and not 0 <= newest - stamp <= max_age
-            if away[stamp] > self.config.far or too_old:
+            if away[stamp] > (self.config.far or math.inf) or too_old:
                 del self._views[stamp]
                 return stamp
         scene = self._map if held is None else held

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.geometry import backproject, crop_transform, cropped_intrinsics, sample_pixels
+from adatoken3d_ros.settings import DEFAULTS
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class PatchConfig:
 
     image_size: int = 336
     grid: int = 24
-    max_depth: float = 10.0
+    max_depth: float = DEFAULTS["scene.max_depth"]
     upstream_numerics: bool = False
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ import pytest
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
-from adatoken3d_ros.cli.ask import frames
+from adatoken3d_ros.cli.ask import frames, open_scene
 from adatoken3d_ros.cli.main import main, parser
 from adatoken3d_ros.scene.folder import read_folder
 
@@ -151,9 +151,8 @@ def test_options_reach_the_session(tiny: Path, folder: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("options", [[], ["--upstream-numerics"]])
 def test_upstream_numerics_reach_the_session(options: list[str], tiny: Path, folder: Path) -> None:
-    top, modules = parser()
-    args = top.parse_args(["ask", "--model", str(tiny), "--folder", str(folder), "What?", *options])
-    assert modules["ask"].open_scene(args)[1].config.upstream_numerics == bool(options)
+    args = parser()[0].parse_args(["ask", "--model", str(tiny), "--folder", str(folder), "What?", *options])
+    assert open_scene(args)[1].config.upstream_numerics == bool(options)
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,12 @@ from typing import Any
 from adatoken3d_ros.engine.answer import Answer
 from adatoken3d_ros.engine.config import SessionConfig
 from adatoken3d_ros.engine.engine import Engine
-from adatoken3d_ros.engine.loading import ModelSettings, load_engine, open_scene
+from adatoken3d_ros.engine.loading import load_engine, open_scene
 from adatoken3d_ros.engine.scene import Scene
 from adatoken3d_ros.engine.scene_queue import SceneQueue
 from adatoken3d_ros.engine.worker import Worker
 from adatoken3d_ros.pruning.strategy import Strategy
+from adatoken3d_ros.settings import Settings
 
 
 def new_scene(
@@ -28,7 +29,7 @@ def ask(scene: Any, *args: Any, **options: Any) -> Answer:
     return answer
 
 
-def load_scene(settings: ModelSettings) -> Scene:
+def load_scene(settings: Settings) -> Scene:
     """An empty one on the model that the settings name."""
     return open_scene(load_engine(settings), settings)
 

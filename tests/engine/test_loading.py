@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,53 +12,56 @@ import pytest
 import torch
 
 from adatoken3d_ros.engine import loading
+from adatoken3d_ros.engine.budget.controller import BudgetConfig, Infeasible, Reuse
 from adatoken3d_ros.engine.config import SessionConfig
-from adatoken3d_ros.engine.loading import ModelSettings, make_strategy
+from adatoken3d_ros.engine.loading import make_strategy
 from adatoken3d_ros.pruning.schedule import Schedule
 from adatoken3d_ros.pruning.strategy import Strategy, StrategyError, default_strategy
 from adatoken3d_ros.scene.keyframes import KeyFrameConfig
+from adatoken3d_ros.settings import Settings
 from tests.engine.scenes import load_scene
 
-SETTINGS = ModelSettings(
-    path="",
-    vision_path="",
-    dtype="auto",
-    device="cpu",
-    template="vicuna_v1",
-    upstream_numerics=True,
-    seed=7,
-    strategy="random",
-    max_views=5,
-    min_translation=0.3,
-    min_rotation=20.0,
-    max_depth=4.0,
-    origin=(1.0, 2.0, 0.5),
-    origin_mode="fixed",
-    question_views=7,
-    max_voxels=9,
-    near=2.0,
-    far=3.0,
-    min_gain=0.1,
-    min_sharpness=0.2,
-    sharpness_wait=0.3,
-    change_interval=4.0,
-    min_change=5,
-    carving=False,
+SETTINGS = Settings(
+    {
+        "model.device": "cpu",
+        "model.template": "vicuna_v1",
+        "model.upstream_numerics": True,
+        "seed": 7,
+        "strategy": "random",
+        "budget.infeasible": "refuse",
+        "budget.reuse": "prefix",
+        "budget.warm_up": False,
+        "scene.max_views": 5,
+        "scene.min_translation": 0.3,
+        "scene.min_rotation": 20.0,
+        "scene.max_depth": 4.0,
+        "scene.origin": (1.0, 2.0, 0.5),
+        "scene.origin_mode": "fixed",
+        "scene.question_views": 7,
+        "scene.max_voxels": 9,
+        "scene.near": 2.0,
+        "scene.far": 3.0,
+        "scene.min_gain": 0.1,
+        "scene.min_sharpness": 0.2,
+        "scene.sharpness_wait": 0.3,
+        "scene.change_interval": 4.0,
+        "scene.min_change": 5,
+        "scene.carving": False,
+    }
 )
 
 
 def test_every_setting_arrives(tiny_directory: Path) -> None:
-    session = load_scene(replace(SETTINGS, path=str(tiny_directory), dtype="bfloat16"))
+    session = load_scene(SETTINGS | {"model.path": str(tiny_directory), "model.dtype": "bfloat16"})
     assert session.config == SessionConfig(
-        key_frames=KeyFrameConfig(
-            0.3, 20.0, 5, 9, 2.0, 3.0, math.inf, 0.1, 0.2, 0.3, 4.0, 5, None
-        ),  # far: 3 m, max_age: 0 is for ever
+        key_frames=KeyFrameConfig(0.3, 20.0, 5, 9, 2.0, 3.0, 0.0, 0.1, 0.2, 0.3, 4.0, 5, None),
         max_depth=4.0,
         origin=(1.0, 2.0, 0.5),
         question_views=7,
         template="vicuna_v1",
         upstream_numerics=True,
         seed=7,
+        budget=BudgetConfig(Infeasible.REFUSE, Reuse.PREFIX),
     )
     assert session.strategy.policy == "random"
     assert session.runtime.model_id == f"{tiny_directory.name}@{session.runtime.model.identity}"
@@ -68,7 +70,7 @@ def test_every_setting_arrives(tiny_directory: Path) -> None:
 
 def test_no_path_is_the_model_in_the_package(monkeypatch: pytest.MonkeyPatch, tiny_directory: Path) -> None:
     monkeypatch.setattr(loading, "embedded_path", lambda: tiny_directory)
-    session = load_scene(replace(SETTINGS, path=""))
+    session = load_scene(SETTINGS | {"model.path": ""})
     assert session.runtime.model_id == f"{tiny_directory.name}@{session.runtime.model.identity}"
 
     def missing() -> Path:
@@ -76,13 +78,13 @@ def test_no_path_is_the_model_in_the_package(monkeypatch: pytest.MonkeyPatch, ti
 
     monkeypatch.setattr(loading, "embedded_path", missing)
     with pytest.raises(ValueError, match="model.path is empty.*the package has none"):
-        load_scene(replace(SETTINGS, path=""))
+        load_scene(SETTINGS | {"model.path": ""})
 
 
 @pytest.mark.parametrize(
     ("change", "kind", "named"),
     [
-        ({"path": "/no/such/model"}, FileNotFoundError, "/no/such/model"),
+        ({"model.path": "/no/such/model"}, FileNotFoundError, "/no/such/model"),
         ({"strategy": "best"}, ValueError, "'best'"),
         ({"strategy": "/no/such/strategy.yaml"}, OSError, "/no/such/strategy.yaml"),
     ],
@@ -91,18 +93,18 @@ def test_what_cannot_be_used_is_named(
     change: dict[str, Any], kind: type[Exception], named: str, tiny_directory: Path
 ) -> None:
     with pytest.raises(kind, match=named):
-        load_scene(replace(SETTINGS, **{"path": str(tiny_directory), **change}))
+        load_scene(SETTINGS | {"model.path": str(tiny_directory), **change})
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")
 def test_a_device_that_is_not_there(tiny_directory: Path) -> None:
     with pytest.raises(ValueError, match="'cuda:1'"):
-        load_scene(replace(SETTINGS, path=str(tiny_directory), device="cuda:1"))
+        load_scene(SETTINGS | {"model.path": str(tiny_directory), "model.device": "cuda:1"})
 
 
 def test_a_checkpoint_brings_its_fitted_strategies(tiny_directory: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_directory, tmp_path / "model")
-    settings = replace(SETTINGS, path=str(tmp_path / "model"), strategy="ours")
+    settings = SETTINGS | {"model.path": str(tmp_path / "model"), "strategy": "ours"}
     plain = load_scene(settings)
     assert plain.runtime.fitted == {} and plain.strategy.name == "ours-default"
     own = plain.runtime.model.identity
@@ -116,11 +118,11 @@ def test_a_checkpoint_brings_its_fitted_strategies(tiny_directory: Path, tmp_pat
     assert session.strategy == made and session.runtime.fitted == {"ours": made, "ours-0.2": strong}
     losses = {option.strategy.name: option.loss for option in session.controller.options}
     assert losses["ours"] == 0.02 and losses["ours-0.2"] == 0.3
-    assert load_scene(replace(settings, strategy="ours-0.2")).strategy == strong
+    assert load_scene(settings | {"strategy": "ours-0.2"}).strategy == strong
     with pytest.raises(ValueError, match="'mine' is none of none, random.* ours, ours-0.2 and no .yaml file"):
-        load_scene(replace(settings, strategy="mine"))
+        load_scene(settings | {"strategy": "mine"})
     # A policy with the same name as no fitted strategy is as ever, and plans with its own schedules alone.
-    assert load_scene(replace(settings, strategy="fastv")).strategy.name == "fastv-default"
+    assert load_scene(settings | {"strategy": "fastv"}).strategy.name == "fastv-default"
     session.set_strategy(default_strategy("fastv", session.runtime.n_layers))
     assert {option.strategy.policy for option in session.controller.options} == {"fastv"}
 

@@ -18,7 +18,7 @@ from adatoken3d_ros.engine.events import FrameTaken, Listeners
 from adatoken3d_ros.ros.inputs.topics import Inputs
 from adatoken3d_ros.ros.outputs import diagnostics
 from adatoken3d_ros.ros.outputs.fill import ns_to_stamp
-from adatoken3d_ros.ros.parameters import SPECS
+from adatoken3d_ros.settings import DEFAULTS
 from tests.engine.scenes import new_scene, working
 
 LIMIT = 30.0  # seconds until a test that hangs fails
@@ -100,7 +100,7 @@ class Rig:
     def __init__(self, loaded: tuple[Any, Any], **parameters: Any) -> None:
         given = {name.replace("__", "."): value for name, value in parameters.items()}
         self.parameters: dict[str, Any] = {
-            **{spec.name: spec.default for spec in SPECS}, "pose.source": "pose_topic", "max_new_tokens": 4, **given
+            **DEFAULTS, "pose.source": "pose_topic", "max_new_tokens": 4, **given
         }  # fmt: skip
         self.seconds = 1000.0
         self.node = FakeNode()

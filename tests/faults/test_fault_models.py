@@ -16,16 +16,16 @@ import pytest
 pytest.importorskip("rclpy")
 
 from adatoken3d_ros.engine.answer import Question, Status
-from adatoken3d_ros.engine.loading import ModelSettings, load_engine, open_scene
+from adatoken3d_ros.engine.loading import load_engine, open_scene
 from adatoken3d_ros.engine.worker import Worker
 from adatoken3d_ros.lmm import safetensors_files
 from adatoken3d_ros.pruning.strategy import default_strategy
-from adatoken3d_ros.ros.parameters import SPECS
 from adatoken3d_ros.scene.frames import PosedFrame
+from adatoken3d_ros.settings import Settings
 from tests.engine.scenes import load_scene, working
 
 LIMIT = 60.0
-GOOD = ModelSettings.from_parameters({spec.name: spec.default for spec in SPECS} | {"budget.warm_up": False})
+GOOD = Settings({"budget.warm_up": False})
 
 
 def truncated(path: Path) -> dict[str, Any]:
@@ -62,7 +62,9 @@ def no_memory(path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("spoil", "named"),
     [
-        pytest.param(lambda path: {"path": "/no/such/model"}, "/no/such/model is no directory", id="unknown-model"),
+        pytest.param(
+            lambda path: {"model.path": "/no/such/model"}, "/no/such/model is no directory", id="unknown-model"
+        ),
         pytest.param(another_architecture, "gpt2", id="another-architecture"),
         pytest.param(truncated, "model.safetensors is truncated or damaged", id="truncated-weights"),
         pytest.param(wrong_shape, "lm_head.weight in", id="wrong-shape-weights"),
@@ -77,7 +79,7 @@ def test_a_bad_model(
     shutil.copytree(tiny_model, path)
     with monkeypatch.context() as patch:
         changes = spoil(path, patch) if spoil is no_memory else spoil(path)
-        bad = replace(GOOD, **{"path": str(path), **changes})
+        bad = GOOD | {"model.path": str(path), **changes}
         worker = Worker(lambda: load_engine(bad))
         queue = worker.open(lambda engine: open_scene(engine, bad))
         early = queue.submit(Question("What?"))
@@ -89,7 +91,7 @@ def test_a_bad_model(
     assert answer.status == Status.ERROR and "could not be loaded" in answer.status_message
     assert named in answer.status_message and worker.stop(LIMIT)
 
-    worker, queue = working(load_scene(replace(GOOD, path=str(tiny_model))))
+    worker, queue = working(load_scene(GOOD | {"model.path": str(tiny_model)}))
     worker.start()
     assert queue.submit(Question("What?")).result.result(LIMIT).status == Status.NO_SCENE
     assert worker.stop(LIMIT)
@@ -103,7 +105,8 @@ def test_folders_that_cannot_be_written(
 
     monkeypatch.setattr(warmup, "SIZES", (1 / 64, 1 / 48, 1 / 32))
     (tmp_path / "file").touch()
-    session = load_scene(replace(GOOD, path=str(tiny_model), warm_up=True, latency_cache=str(tmp_path / "file")))
+    changes = {"model.path": str(tiny_model), "budget.warm_up": True, "budget.cache": str(tmp_path / "file")}
+    session = load_scene(GOOD | changes)
     assert "could not be kept" in caplog.text and str(tmp_path / "file") in caplog.text
     assert session.controller.latency is not None
     rgb, K = np.zeros((48, 64, 3), np.uint8), np.array([[50.0, 0, 31.5], [0, 50.0, 23.5], [0, 0, 1]])

@@ -18,6 +18,19 @@ from ros_graph import DEADLINE
 
 from adatoken3d_ros.ros.node import SceneNode
 
+CAMERA = {  # what the demo's camera is given, other than its defaults
+    "rate": 20.0,
+    "width": 64,
+    "height": 48,
+    "field_of_view": 90.0,
+    "seed": 3,
+    "depth_encoding": "32FC1",
+    "reliability": "best_effort",
+    "world_frame": "world",
+    "camera_frame": "eye",
+}
+OVERRIDE = "qos_overrides./rgb/image.subscription."
+
 
 @dataclass
 class Live:
@@ -28,7 +41,6 @@ class Live:
     executor: SingleThreadedExecutor
     model: Path
     started: dict[str, Any] = field(default_factory=dict)
-    behaved: dict[str, dict[str, Any]] = field(default_factory=dict)  # by what was set
     camera: Any = None
 
     def wait(self, condition: Callable[[], Any], what: str) -> Any:

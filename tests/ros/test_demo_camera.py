@@ -165,7 +165,9 @@ def test_parameters_are_described_ranged_and_fixed(camera: Any, shared_graph: An
         assert descriptor.description.endswith("."), descriptor.name
         assert descriptor.read_only
         text = descriptor.name in ("world_frame", "camera_frame")
-        assert text or descriptor.additional_constraints or descriptor.integer_range or descriptor.floating_point_range
+        assert (
+            text or "One of: " in descriptor.description or descriptor.integer_range or descriptor.floating_point_range
+        )
     change = SetParameters.Request(parameters=[Parameter("rate", value=5.0).to_parameter_msg()])
     assert not shared_graph.call(SetParameters, "/demo_camera/set_parameters", change).results[0].successful
 

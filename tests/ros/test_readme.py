@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The README says what the node has: names and parameters are compared with the code."""
+"""The README says what the node has: names are compared with the running node."""
 
 from __future__ import annotations
 
@@ -15,27 +15,7 @@ from rcl_interfaces.srv import SetParameters
 from rclpy.action import get_action_server_names_and_types_by_node
 from ros_graph import Graph
 
-from adatoken3d_ros.ros.parameters import SPECS, Spec
-
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-
-
-def row(spec: Spec) -> str:
-    default = f"`{spec.default}`" if spec.default != "" else ""
-    limits = ", ".join(f"`{c}`" for c in spec.choices) if spec.choices else ""
-    if spec.low is not None and spec.high is not None:
-        limits = f"{spec.low:g} to {spec.high:g}"
-    return f"| `{spec.name}` | {default} | {limits} | {spec.description} | {spec.read} |"
-
-
-def table() -> str:
-    head = ["| parameter | default | allowed | | may change until |", "|---|---|---|---|---|"]
-    return "\n".join([*head, *map(row, SPECS)])
-
-
-def test_the_parameter_table_is_the_nodes() -> None:
-    found = re.search(r"<!-- parameters: begin.*?-->\n(.*?)\n<!-- parameters: end -->", README, re.DOTALL)
-    assert found is not None and found[1].strip() == table(), f"the table should be:\n{table()}"
 
 
 # What every lifecycle node has.
@@ -109,7 +89,3 @@ def test_the_table_of_names_is_the_running_nodes(graph: Graph, tiny_model: Path)
 def test_the_files_that_it_points_to_exist() -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (Path(__file__).parents[2] / target).exists(), target
-
-
-if __name__ == "__main__":
-    print(table())

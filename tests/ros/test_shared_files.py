@@ -20,7 +20,6 @@ from sensor_msgs.msg import Image
 from visualization_msgs.msg import MarkerArray
 
 from adatoken3d_ros.ros import wiring
-from adatoken3d_ros.ros.parameters import SPECS
 from adatoken3d_ros.ros.wiring import ARGUMENTS, TOPICS, read_parameters
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,21 +45,6 @@ def test_launch_file_runs_nothing_but_nodes_and_the_bag_player(path: Path) -> No
         assert word not in text, word
 
 
-@pytest.mark.parametrize("path", [path for path in PARAMETERS if path.name not in NODES], ids=by_name)
-def test_parameters_of_the_scene_node_are_declared_and_valid(path: Path) -> None:
-    specs = {spec.name: spec for spec in SPECS}
-    for name, value in read_parameters(path, "adatoken3d").items():
-        assert name in specs, f"{path.name}: {name} is no parameter of the node"
-        assert type(value) is type(specs[name].default), f"{path.name}: {name} is a {type(value).__name__}"
-        assert specs[name].problem(value) == ""
-
-
-def test_default_file_holds_defaults() -> None:
-    defaults = {spec.name: spec.default for spec in SPECS}
-    given = read_parameters(ROOT / "config" / "adatoken3d.yaml", "adatoken3d")
-    assert given == {name: defaults[name] for name in given}
-
-
 @pytest.mark.parametrize("path", [path for path in PARAMETERS if path.name != "nav2.yaml"], ids=by_name)
 def test_a_parameter_file_loads_by_param_load(path: Path) -> None:
     """By what `ros2 param load` calls, for a node in any namespace.
@@ -80,11 +64,6 @@ def test_a_parameter_file_loads_by_param_load(path: Path) -> None:
     client.load_parameter_file(str(path), use_wildcard=True)
     own = set(read_parameters(path, "adatoken3d"))
     assert own and own <= client.loaded <= own | set(read_parameters(path, wiring.LAUNCH))
-
-
-def test_nav2_s_manager_waits_for_no_bond() -> None:
-    content = read_parameters(ROOT / "config" / "nav2.yaml", "lifecycle_manager")
-    assert content == {"node_names": ["adatoken3d"], "autostart": True, "bond_timeout": 0.0}
 
 
 def test_both_nodes_of_the_demo_take_their_files(graph: Any, tmp_path: Path) -> None:

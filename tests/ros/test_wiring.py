@@ -21,6 +21,7 @@ from adatoken3d_ros.ros.wiring import (
     read_parameters,
     wire,
 )
+from adatoken3d_ros.settings import BY_NAME
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "config"
@@ -218,15 +219,12 @@ def test_tf_of_a_namespaced_robot() -> None:
     assert wired(namespace="robot1", namespaced_tf="true").remappings == (("/tf", "tf"), ("/tf_static", "tf_static"))
 
 
-def test_arguments_fit_the_node_s_parameters() -> None:
-    pytest.importorskip("rclpy")
-    from adatoken3d_ros.ros.parameters import SPECS
-
-    specs = {spec.name: spec for spec in SPECS}
-    choices = {argument.name: argument.choices for argument in ARGUMENTS}
-    for argument, name in PARAMETERS.items():
-        if specs[name].choices:
-            assert choices[argument] == ("", *specs[name].choices), argument
+def test_arguments_say_what_the_parameters_say() -> None:
+    given = {argument.name: argument for argument in ARGUMENTS}
+    assert given["pose_source"].choices == ("", *BY_NAME["pose.source"].choices)
+    assert given["rectified"].choices == ("", "true", "false") and given["base_to_camera"].choices == ()
+    for name, parameter in PARAMETERS.items():
+        assert parameter in given[name].description and BY_NAME[parameter].description in given[name].description
 
 
 # --- the README -------------------------------------------------------------------------------------------------------

@@ -201,7 +201,7 @@ def test_a_change_is_looked_for_once_in_an_interval_and_not_for_ever() -> None:
     memory.see(room(10 * SECOND, chair=-0.5))
     assert memory.see(room(11 * SECOND, chair=0.5)) == Verdict.TOO_SIMILAR
     assert memory.see(room(13 * SECOND, chair=0.5)) == Verdict.KEY_FRAME
-    never = Memory(change_interval=math.inf)
+    never = Memory(change_interval=1e6)
     never.see(room(10 * SECOND, chair=-0.5))
     assert never.see(room(99 * SECOND, chair=0.5)) == Verdict.TOO_SIMILAR
     small = Memory(min_change=10_000)
@@ -236,7 +236,7 @@ def test_a_robot_that_drives_on_remembers_where_it_is() -> None:
         f.T_world_camera[1, 3] = 0.5 * i
         return f
 
-    memory, forgetful = Memory(max_views=5), Memory(max_views=5, near=math.inf)
+    memory, forgetful = Memory(max_views=5), Memory(max_views=5, near=1e6)
     for i in range(60):
         memory.see(along(i))
         forgetful.see(along(i))

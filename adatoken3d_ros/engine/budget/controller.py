@@ -13,6 +13,7 @@ from adatoken3d_ros.engine.budget.latency import FloatArray, LatencyModel
 from adatoken3d_ros.engine.budget.lengths import AnswerLengths
 from adatoken3d_ros.engine.budget.plans import Situation, Table, options
 from adatoken3d_ros.pruning.strategy import Strategy
+from adatoken3d_ros.settings import DEFAULTS
 
 
 class Infeasible(str, Enum):
@@ -39,8 +40,8 @@ class BudgetConfig:
         reserve_ms: of each budget, for what is in no stage: handing the answer over.
     """
 
-    infeasible: Infeasible = Infeasible.BEST_EFFORT
-    reuse: Reuse = Reuse.OFF
+    infeasible: Infeasible = Infeasible(DEFAULTS["budget.infeasible"])
+    reuse: Reuse = Reuse(DEFAULTS["budget.reuse"])
     reserve_ms: float = 2.0
 
     def __post_init__(self) -> None:

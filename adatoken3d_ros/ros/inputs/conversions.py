@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adatoken3d_ros.scene import frames
+from adatoken3d_ros.settings import QUATERNION_TOLERANCE
 from adatoken3d_ros.text import quoted
 
 
@@ -45,7 +46,6 @@ DISTORTION_MODELS: dict[str, tuple[int, ...]] = {
     "rational_polynomial": (8, 12, 14),
     "equidistant": (4,),
 }
-QUATERNION_TOLERANCE = 0.02
 MAX_COEFFICIENTS = max(max(counts) for counts in DISTORTION_MODELS.values())
 
 

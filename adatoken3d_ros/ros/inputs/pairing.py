@@ -32,6 +32,7 @@ from adatoken3d_ros.ros.inputs.pictures import (
 from adatoken3d_ros.ros.inputs.poses import PoseError, PoseSource, PoseUnavailable
 from adatoken3d_ros.ros.inputs.transforms import MAX_NAME
 from adatoken3d_ros.scene.frames import FrameError, check_position
+from adatoken3d_ros.settings import DEFAULTS
 from adatoken3d_ros.text import quoted
 
 
@@ -191,7 +192,7 @@ class Assembler:
         *,
         source: str = RGBD,
         slop_ns: int = 0,
-        timeout_ns: int = 500_000_000,
+        timeout_ns: int = round(DEFAULTS["pose.timeout"] * 1e9),
         rectified: bool = False,
         T_camera_depth: NDArray[np.float64] | None = None,
         capacity: int = 30,

@@ -21,7 +21,9 @@ from adatoken3d_ros.ros.inputs.conversions import (
     stamp_to_ns,
 )
 from adatoken3d_ros.ros.inputs.transforms import JUMP_BACK_NS, PoseError, PoseUnavailable, TransformTree
-from adatoken3d_ros.text import quoted
+from adatoken3d_ros.settings import DEFAULTS, check_pose
+
+TOLERANCE_NS = round(DEFAULTS["pose.tolerance"] * 1e9)
 
 
 class PoseSource(Protocol):
@@ -54,7 +56,7 @@ class PoseBuffer:
         capacity: poses that are remembered, the newest ones; None for all.
     """
 
-    def __init__(self, tolerance_ns: int = 20_000_000, capacity: int | None = 2000) -> None:
+    def __init__(self, tolerance_ns: int = TOLERANCE_NS, capacity: int | None = 2000) -> None:
         self.tolerance_ns = tolerance_ns
         self.capacity = capacity
         self._stamps: list[int] = []
@@ -163,7 +165,7 @@ class BufferedPose:
         T_base_camera: NDArray[np.float64] | None = None,
         *,
         tree: TransformTree | None = None,
-        tolerance_ns: int = 20_000_000,
+        tolerance_ns: int = TOLERANCE_NS,
         capacity: int | None = 2000,
     ) -> None:
         self.scene_frame = scene_frame
@@ -276,8 +278,7 @@ def pose_from_numbers(numbers: Sequence[float]) -> NDArray[np.float64]:
     Raises:
         ValueError: for another count, for numbers that are not finite and for a quaternion that is not a rotation.
     """
-    if len(numbers) not in (6, 7) or not np.isfinite(numbers).all():
-        raise ValueError(f"a pose is x y z roll pitch yaw or x y z qx qy qz qw, got {quoted(list(numbers))}")
+    check_pose(numbers)
     T = np.eye(4)
     T[:3, 3] = numbers[:3]
     if len(numbers) == 7:

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options that several commands share: those that give a setting, and those that say where frames come from."""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from adatoken3d_ros.settings import BY_NAME, DEFAULTS, OF_CHOSEN_FRAMES, Setting, Settings
+
+# Option -> the setting that it gives.
+OPTIONS = {
+    "--base-to-camera": "pose.base_to_camera",
+    "--budget-ms": "latency_budget_ms",
+    "--device": "model.device",
+    "--dtype": "model.dtype",
+    "--max-new-tokens": "max_new_tokens",
+    "--max-views": "scene.max_views",
+    "--strategy": "strategy",
+    "--upstream-numerics": "model.upstream_numerics",
+}
+_METAVARS = {int: "N", float: "X", str: "NAME", tuple: "'X Y Z ROLL PITCH YAW'"}
+
+
+def add_settings(parser: argparse.ArgumentParser, *options: str) -> None:
+    """Adds some of OPTIONS, with the default, the choices and the description of their settings."""
+    for option in options:
+        setting = BY_NAME[OPTIONS[option]]
+        text, kind = setting.description.replace("%", "%%"), type(setting.default)
+        if kind is bool:
+            parser.add_argument(option, action="store_true", help=text)
+            continue
+        parser.add_argument(
+            option,
+            type=partial(_pose, setting) if kind is tuple else kind,
+            default=setting.default,
+            choices=setting.choices or None,
+            metavar=None if setting.choices else _METAVARS[kind],
+            help=text if kind is tuple else f"{text} (%(default)s)",
+        )
+
+
+def _pose(setting: Setting, text: str) -> tuple[float, ...]:
+    """Numbers between spaces or commas. Raises argparse.ArgumentTypeError, with the text."""
+    try:
+        numbers: tuple[float, ...] = setting.plain([float(word) for word in text.replace(",", " ").split()])
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text[:200]!r} is no pose: {error}") from error
+    return numbers
+
+
+def add_scenes(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """Adds the model's checkpoint, and bags or folders of frames: one, or several that are a scene each."""
+    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="the model's checkpoint")
+    source = parser.add_mutually_exclusive_group(required=True)
+    for option, metavar, what in (
+        ("--bag", "PATH", "ROS 2 bag: an .mcap or .db3 file, or a bag's folder"),
+        ("--folder", "DIR", "color/, depth/, pose/ and intrinsics.json"),
+    ):
+        what += ", one scene each" if several else ""
+        source.add_argument(option, type=Path, metavar=metavar, help=what, nargs="+" if several else None)
+    parser.add_argument(
+        "--pose-source", default="auto", choices=["auto", "pose_topic", "odometry", "tf"], help="poses in the bag"
+    )
+    parser.add_argument(
+        "--scene-frame", default="", metavar="NAME",
+        help=f"frame of the scene (what the bag's poses are in; for TF {DEFAULTS['scene.frame_id']})",
+    )  # fmt: skip
+    for name in ("rgb", "depth", "pose"):
+        parser.add_argument(f"--{name}-topic", default="", metavar="NAME", help="in the bag, if it has several")
+    parser.add_argument("--stride", type=int, default=1, metavar="N", help="use every N-th frame (%(default)s)")
+    add_settings(parser, "--base-to-camera", "--max-views", "--device", "--dtype")
+
+
+def settings_of(args: argparse.Namespace) -> Settings:
+    """What a command's options give; all else is as in the node, with these exceptions:
+
+    Frames of a folder were chosen, so each of them counts, however blurred. Upstream's numbers round positions into the
+    features, so the origin cannot follow what is seen. How fast the machine is is measured only for who has a budget.
+
+    Raises:
+        ValueError: for a value that cannot be used; names option, setting, value and range.
+    """
+    given: dict[str, Any] = {"model.path": str(args.model)}
+    for option, name in OPTIONS.items():
+        if (value := getattr(args, option.strip("-").replace("-", "_"), None)) is not None:
+            if problem := BY_NAME[name].problem(value):
+                raise ValueError(f"{option}: {problem}")
+            given[name] = value
+    if getattr(args, "folder", None):
+        given["scene.min_sharpness"] = OF_CHOSEN_FRAMES["scene.min_sharpness"]
+    if given.get("model.upstream_numerics"):
+        given["scene.origin_mode"] = "fixed"
+    given["budget.warm_up"] = given.get("latency_budget_ms", 0.0) > 0
+    return Settings(given)
