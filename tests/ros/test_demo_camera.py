@@ -126,7 +126,7 @@ def test_picture_depth_and_pose_agree_with_the_room(frames: list[dict[str, Any]]
         K = camera_info_to_camera(frame["rgb/camera_info"]).K
         T = pose_to_matrix(frame["pose"].pose)
         posed = PosedFrame(image_to_rgb(frame["rgb/image"]), depth_to_metres(frame["depth/image"]), K, T, 1)
-        rgb, depth = Renderer(room).render(K, 160, 120, T)
+        rgb, depth, _ = Renderer(room).render(K, 160, 120, T)
         assert np.mean(rgb == posed.rgb) > 0.999
         np.testing.assert_allclose(posed.depth, depth, atol=0.0006)
         rows, columns = np.nonzero(np.isfinite(posed.depth))
