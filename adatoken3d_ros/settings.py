@@ -124,7 +124,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("model.dtype", "auto", CONFIGURE, "Number type of the weights; auto: float32 on a CPU, bfloat16 on a GPU.",
             choices=("auto", "float32", "float16", "bfloat16")),
     Setting("model.device", "auto", CONFIGURE, "Where the model runs: auto, cpu, cuda or cuda:<n>.", check=_device),
-    Setting("model.template", "llava_v1", CONFIGURE, "Prompt template.", choices=("llava_v1", "vicuna_v1")),
+    Setting("model.template", "", CONFIGURE, "Name of one of the model's prompt templates; empty: its own choice."),
     Setting("model.upstream_numerics", False, CONFIGURE, "Compute as the model was published: geometry, positions and "
             "clicks in bfloat16, missing depth kept as a point at the camera, a random cap on the tokens."),
     Setting("seed", 0, CONFIGURE, "Seed of everything random in an answer.", low=0, high=2**31 - 1),

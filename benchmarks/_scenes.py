@@ -95,8 +95,8 @@ class Reader:
         sizes = self.model.sizes
         return SceneConfig(
             views=sizes.num_views,
-            image_size=sizes.image_size,
-            grid=sizes.grid,
+            image_size=sizes.patches.height,
+            grid=sizes.patches.rows,
             voxel_size=sizes.voxel_size,
             max_tokens=sizes.max_spatial_tokens,
             vision=fingerprint(self.model.vision),

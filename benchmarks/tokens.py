@@ -78,10 +78,11 @@ def make_case(views: int, channels: int, seed: int) -> Case:
         frame = PosedFrame(rgb, depth, K, T, index)
         quotient = patch_points(frame, config).xyz.astype(np.float64) / VOXEL_SIZE
         on_border = (np.abs(quotient - np.floor(quotient) - 0.5) * VOXEL_SIZE < BORDER).any(axis=1)
-        rows, cols = sample_pixels(WIDTH, HEIGHT, config.image_size, config.grid)
-        depth[np.ix_(rows, cols)] = np.where(on_border.reshape(config.grid, -1), np.nan, depth[np.ix_(rows, cols)])
+        rows, cols = sample_pixels(WIDTH, HEIGHT, config.geometry)
+        at = np.ix_(rows, cols)
+        depth[at] = np.where(on_border.reshape(depth[at].shape), np.nan, depth[at])
         frames.append(frame)
-    features = torch.randn(views, config.grid**2, channels, generator=torch.Generator().manual_seed(seed))
+    features = torch.randn(views, config.geometry.patches, channels, generator=torch.Generator().manual_seed(seed))
     return Case(frames, features, config)
 
 
@@ -94,7 +95,7 @@ def ours(case: Case) -> Pooled:
 
 
 def upstream(case: Case) -> Pooled:
-    size, grid = case.config.image_size, case.config.grid
+    size, grid = case.config.geometry.height, case.config.geometry.rows
     xyz, depth = patch_points_upstream(
         [f.depth for f in case.frames], [f.K for f in case.frames], [f.T_world_camera for f in case.frames], size, grid
     )
@@ -119,7 +120,7 @@ def upstream(case: Case) -> Pooled:
 
 def upstream_points(case: Case) -> Tensor:
     """Only the geometry of upstream's way."""
-    size, grid = case.config.image_size, case.config.grid
+    size, grid = case.config.geometry.height, case.config.geometry.rows
     return patch_points_upstream(
         [f.depth for f in case.frames], [f.K for f in case.frames], [f.T_world_camera for f in case.frames], size, grid
     )[0]

@@ -54,7 +54,6 @@ ARCHITECTURES = re.compile(
 NAMING = {  # file that names an architecture -> why it may
     "decoder/adapter.py": "transformers keeps the rotary turn of all these decoders in a file of Llama's",
     "lmm/vision/tower.py": "transformers' image processor that resizes, crops and normalises bears CLIP's name",
-    "settings.py": "the prompt templates that may be chosen bear the names under which they were published",
 }
 
 MOST_LINES, FEWEST_LINES = 400, 30

@@ -109,7 +109,7 @@ def test_the_engine_s_defaults_are_the_settings() -> None:
     from adatoken3d_ros.scene.patches import PatchConfig
 
     made = session_config(OF_CHOSEN_FRAMES)
-    assert made == SessionConfig(template=DEFAULTS["model.template"])  # by itself it takes the model's own
+    assert made == SessionConfig()
     assert PatchConfig().max_depth == DEFAULTS["scene.max_depth"]
     differing = {name for name in DEFAULTS if DEFAULTS[name] != OF_CHOSEN_FRAMES[name]}
     assert differing == {"scene.min_gain", "scene.min_sharpness", "scene.origin_mode"}
@@ -118,7 +118,6 @@ def test_the_engine_s_defaults_are_the_settings() -> None:
 def test_choices_are_what_there_is() -> None:
     from adatoken3d_ros.engine.budget.controller import Infeasible, Reuse
     from adatoken3d_ros.engine.tickets import QuestionPolicy
-    from adatoken3d_ros.lmm.llava3d.prompt import TEMPLATES
     from adatoken3d_ros.ros.inputs.pictures import STREAMS
     from adatoken3d_ros.scene.window import OriginMode
 
@@ -129,7 +128,6 @@ def test_choices_are_what_there_is() -> None:
         ("scene.origin_mode", OriginMode),
     ):
         assert {member.value for member in found} == set(BY_NAME[name].choices)  # type: ignore[attr-defined]
-    assert set(BY_NAME["model.template"].choices) == set(TEMPLATES)
     assert set(BY_NAME["input.source"].choices) == set(STREAMS)
 
 

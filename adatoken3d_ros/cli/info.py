@@ -105,7 +105,7 @@ def model_facts(path: Path) -> list[tuple[str, str]]:
     from adatoken3d_ros.lmm.registry import outline
 
     model = outline(path)
-    decoder, sizes = model.decoder.size, model.sizes
+    decoder, sizes, cut = model.decoder.size, model.sizes, model.sizes.patches
     parts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
     parameters = sum(p.numel() for p in model.parameters())
     # Keys and values of every layer, for a prompt with every spatial token and no pruning, filling the context.
@@ -114,7 +114,7 @@ def model_facts(path: Path) -> list[tuple[str, str]]:
     return [
         ("directory", str(path)),
         ("shape", f"{decoder.n_layers} layers of {decoder.hidden}, hash {model.shape_hash}"),
-        ("vision", f"{sizes.image_size}x{sizes.image_size} pixels, {sizes.grid}x{sizes.grid} patches a view"),
+        ("vision", f"{cut.width}x{cut.height} pixels, {cut.columns}x{cut.rows} patches a view"),
         ("spatial tokens", f"at most {sizes.max_spatial_tokens}, voxels of {sizes.voxel_size:g} m"),
         ("context", f"{sizes.context_length} tokens"),
         ("parameters", f"{parameters:,} ({', '.join(f'{name} {count:,}' for name, count in parts.items())})"),

@@ -77,6 +77,7 @@ class Decoder:
 
     Args:
         language: transformers' model with a language-modelling head, in evaluation mode.
+        first_gate: the first layer before which spatial tokens may be dropped; layers before it need them all.
 
     Raises:
         DecoderError: the model is of another shape.
@@ -86,9 +87,10 @@ class Decoder:
         layers: its decoder layers.
         size: what its operations depend on.
         context: most tokens that it was made for.
+        first_gate: as given.
     """
 
-    def __init__(self, language: Any) -> None:
+    def __init__(self, language: Any, first_gate: int = 0) -> None:
         body: Any = getattr(language, "model", None)
         if missing := [name for name in _PARTS if not hasattr(body, name)]:
             raise DecoderError(f"{type(language).__name__} has no model.{', model.'.join(missing)}")
@@ -96,7 +98,7 @@ class Decoder:
             for name in _PROJECTIONS:
                 if not hasattr(layer.self_attn, name):
                     raise DecoderError(f"layer {index} ({type(layer.self_attn).__name__}) has no {name}")
-        self.language = language
+        self.language, self.first_gate = language, first_gate
         self.layers = tuple(Layer(module) for module in body.layers)
         self.size = size_of(language.config)
         self.context = int(language.config.max_position_embeddings)

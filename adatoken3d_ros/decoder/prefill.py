@@ -150,13 +150,14 @@ def prefill(
     Raises:
         GateError: the prompt does not fit the layout or the context, the model lacks SDPA, a score is not finite, or
             `at_most` asks for more tokens than there are.
-        ScheduleError: the schedule does not fit the model.
+        ScheduleError: the schedule does not fit the model, or has a gate before the model's first.
         PolicyError: the policy cannot score at one of the gates.
         Cancelled: should_stop() was true.
     """
     if embeds.ndim != 3 or embeds.shape[:2] != (1, layout.n_tokens):
         raise GateError(f"embeddings {tuple(embeds.shape)} for a prompt of {layout.n_tokens} rows")
     check_context(decoder, layout.n_tokens, max_new_tokens)
+    schedule.check(len(decoder), decoder.first_gate)
     counts = list(schedule.counts(layout.n_spatial, len(decoder), policy.kept))
     cache, journal = RaggedCache(len(decoder)), _Journal(layout, len(decoder), embeds.device)
     gates = _Gates(decoder, layout, policy, scene, cache)
@@ -166,7 +167,7 @@ def prefill(
     for g, layer in enumerate(decoder.layers):
         if should_stop is not None and should_stop():
             raise Cancelled(f"stopped before layer {g} of {len(decoder)}")
-        if at_most is not None and (most := _most(at_most, g, counts[g])) is not None:
+        if at_most is not None and (most := _most(at_most, g, counts[g], decoder)) is not None:
             counts[g:] = [min(n, most) for n in counts[g:]]
         if counts[g] != len(rows.alive):
             with journal.clock:
@@ -184,8 +185,10 @@ def prefill(
     return Prefill(decoder.logits(hidden[0, -1]), cache, layout.next_position, journal.trace(tuple(counts)))
 
 
-def _most(at_most: AtMost, g: int, n: int) -> int | None:
+def _most(at_most: AtMost, g: int, n: int, decoder: Decoder) -> int | None:
     most = at_most(g, n)
+    if most is not None and g < decoder.first_gate:
+        raise GateError(f"{most} of {n} spatial tokens are asked for before layer {g}, where this model needs them all")
     if most is not None and not 0 <= most <= n:
         raise GateError(f"{most} of {n} spatial tokens are asked for before layer {g}")
     return most

@@ -80,6 +80,8 @@ class ScenePrefix:
             raise PrefixError(f"a prefix of {n_rows} rows, the spatial tokens end at row {layout.spatial_end}")
         if top_k is not None and top_k < 1:
             raise PrefixError(f"top_k is {top_k}")
+        if decoder.first_gate and (keep is not None or top_k is not None):
+            raise PrefixError(f"tokens cannot be left out before layer {decoder.first_gate} of this model")
         check_context(decoder, embeds.shape[1], 0)
         self.decoder, self.n_tokens, self.n_spatial = decoder, n_rows, n_spatial
         self.next_position = n_rows if layout is None else layout.next_position - layout.n_question

@@ -52,7 +52,9 @@ def load_engine(settings: Settings, progress: Callable[[float, str], None] | Non
     identity = model.identity
     fitted = fitted_strategies(path, identity)
     engine = Engine(model, tokenizer, model_id=f"{path.resolve().name}@{identity}", fitted=fitted)
-    strategy = make_strategy(settings["strategy"], engine.n_layers, identity, fitted)  # a wrong one is told at once
+    # A wrong strategy or template is told at once.
+    strategy = make_strategy(settings["strategy"], engine.n_layers, identity, fitted, model.decoder.first_gate)
+    model.prompt(tokenizer, "What is this?", template=settings["model.template"])
     if settings["budget.warm_up"]:
         cache = Path(settings["budget.cache"]) if settings["budget.cache"] else None
         known = engine.warm_up(
@@ -72,7 +74,10 @@ def open_scene(engine: Engine, settings: Settings) -> Scene:
     """
     from adatoken3d_ros.engine.config import session_config
 
-    strategy = make_strategy(settings["strategy"], engine.n_layers, engine.model.identity, engine.fitted)
+    model = engine.model
+    strategy = make_strategy(
+        settings["strategy"], engine.n_layers, model.identity, engine.fitted, model.decoder.first_gate
+    )
     return engine.open(session_config(settings), strategy)
 
 
@@ -125,7 +130,13 @@ def fitted_strategies(path: Path, model_hash: str) -> dict[str, Strategy]:
     return fitted
 
 
-def make_strategy(name: str, n_layers: int, model_hash: str, fitted: Mapping[str, Strategy] | None = None) -> Strategy:
+def make_strategy(
+    name: str,
+    n_layers: int,
+    model_hash: str,
+    fitted: Mapping[str, Strategy] | None = None,
+    first_gate: int = 0,
+) -> Strategy:
     """A strategy from a .yaml file or by name: one that was fitted to the model, else a policy with its own schedule.
 
     Raises:
@@ -137,12 +148,12 @@ def make_strategy(name: str, n_layers: int, model_hash: str, fitted: Mapping[str
     if Path(name).suffix in (".yaml", ".yml"):
         strategy = Strategy.load(name)
         strategy.check(model_hash)
-        strategy.schedule.check(n_layers)
+        strategy.schedule.check(n_layers, first_gate)
         return strategy
     if fitted and name in fitted:
-        fitted[name].schedule.check(n_layers)
+        fitted[name].schedule.check(n_layers, first_gate)
         return fitted[name]
     if name not in POLICY_NAMES:
         known = dict.fromkeys((*POLICY_NAMES, *(fitted or ())))
         raise ValueError(f"strategy {quoted(name)} is none of {', '.join(known)} and no .yaml file")
-    return default_strategy(name, n_layers)
+    return default_strategy(name, n_layers, first_gate)

@@ -67,13 +67,14 @@ class Scene:
         self.prepared = Prepared(
             runtime.model, self.memory, self.config.seed if self.config.upstream_numerics else None
         )
-        self.controller = Controller(runtime.n_layers, self.config.budget, runtime.latency)
-        self.set_strategy(strategy or default_strategy("ours", runtime.n_layers))
+        first_gate = runtime.model.decoder.first_gate
+        self.controller = Controller(runtime.n_layers, self.config.budget, runtime.latency, first_gate=first_gate)
+        self.set_strategy(strategy or default_strategy("ours", runtime.n_layers, first_gate))
 
     def set_strategy(self, strategy: Strategy) -> None:
         """Uses another pruning strategy from the next question on; raises as the constructor does."""
         strategy.check(self.runtime.model.identity)
-        strategy.schedule.check(self.runtime.n_layers)
+        strategy.schedule.check(self.runtime.n_layers, self.runtime.model.decoder.first_gate)
         self.make_policy(strategy)  # refuses options that there are not
         self.strategy = strategy
         fitted = [one for one in self.runtime.fitted.values() if one.policy == strategy.policy]

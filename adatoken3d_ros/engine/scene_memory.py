@@ -57,8 +57,7 @@ class SceneMemory:
         self._model = model
         self._config = config
         self._patches = PatchConfig(
-            image_size=model.sizes.image_size,
-            grid=model.sizes.grid,
+            geometry=model.sizes.patches,
             max_depth=config.max_depth,
             upstream_numerics=config.upstream_numerics,
         )
@@ -93,7 +92,7 @@ class SceneMemory:
     @property
     def patches_per_view(self) -> int:
         """How many patches a view has."""
-        return self._patches.grid**2
+        return self._patches.geometry.patches
 
     # --- frames in ---
 
@@ -188,7 +187,7 @@ class SceneMemory:
     def _add(self, frame: PosedFrame, points: PatchPoints, features: Tensor) -> None:
         level, first = None, not len(self._map)
         if self._config.origin_mode is OriginMode.AUTO:
-            level = level_patches(points.xyz)
+            level = level_patches(points.xyz, self._patches.geometry.columns)
             if first and (floor := floor_height(points.xyz[level])) is not None:
                 # Voxels that begin on the floor hold it in one layer.
                 self._map.clear((*self._config.origin[:2], floor))

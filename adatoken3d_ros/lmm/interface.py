@@ -28,6 +28,7 @@ from adatoken3d_ros.decoder.adapter import Decoder
 from adatoken3d_ros.decoder.prefill import Layout
 from adatoken3d_ros.lmm.identity import model_identity, tensor_digest, weights_identity
 from adatoken3d_ros.lmm.vision.tower import VisionTower
+from adatoken3d_ros.scene.geometry import PatchGeometry
 
 
 class SpliceError(ValueError):
@@ -102,8 +103,7 @@ class ModelSizes:
     """What the scene's memory and the budgets need to know of a model.
 
     Attributes:
-        image_size: edge of the square image that the vision tower sees, pixels.
-        grid: patches along an edge.
+        patches: what preprocessing makes of a picture, and which pixel each patch stands for.
         feature_width: C.
         voxel_size: edge of the voxels in which patches are averaged, metres.
         num_views: views of a scene that the model was trained with.
@@ -111,8 +111,7 @@ class ModelSizes:
         context_length: most tokens of prompt and answer together.
     """
 
-    image_size: int
-    grid: int
+    patches: PatchGeometry
     feature_width: int
     voxel_size: float
     num_views: int
@@ -128,7 +127,7 @@ class SpatialLMM(nn.Module, ABC):
         shape_hash: 16 hexadecimal digits that tell models of another shape apart.
         loaded_identity: `identity` of the weights as they lie in the files, set by who loads them.
         vision: the tower.
-        decoder: the language model, layer by layer.
+        decoder: the language model, layer by layer, and its first legal gate.
         takes_clicks: whether a question may have points of the scene in it (`embed_clicks`).
     """
 
@@ -217,7 +216,7 @@ class SpatialLMM(nn.Module, ABC):
 
     @abstractmethod
     def splice(self, prompt: PromptIds, spatial: Tensor, clicks: Tensor | None = None) -> Spliced:
-        """Puts spatial tokens (M, D) and click vectors (n, D) into the embedded text.
+        """Puts spatial tokens (M, D) and click vectors (n, D) into the embedded text; no clicks where none are taken.
 
         Raises:
             SpliceError: for wrong shapes, another number of clicks than the prompt has, or a sequence that is longer

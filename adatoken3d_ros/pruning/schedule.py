@@ -75,11 +75,22 @@ class Schedule:
             raise ScheduleError(f"{len(layers)} gate layers but {len(ratios)} keep ratios")
         return cls(tuple(Stage(layer, ratio) for layer, ratio in zip(layers, ratios, strict=True)), withdraw_layer)
 
-    def check(self, n_layers: int) -> None:
-        """Raises ScheduleError if a gate lies past the end of a model with `n_layers` (n_layers itself: a no-op)."""
-        for layer in [s.layer for s in self.stages] + [self.withdraw_layer or 0]:
+    def check(self, n_layers: int, first_gate: int = 0) -> None:
+        """Raises ScheduleError if a gate lies past the end of a model with `n_layers` (n_layers itself: a no-op), or
+        before `first_gate`, the first layer before which the model lets tokens go.
+        """
+        gates = [s.layer for s in self.stages if s.ratio < 1.0 or s.layer > n_layers]
+        for layer in [*gates, *([] if self.withdraw_layer is None else [self.withdraw_layer])]:
             if layer > n_layers:
                 raise ScheduleError(f"gate layer {layer} is outside a model of {n_layers} layers")
+            if layer < first_gate:
+                raise ScheduleError(f"gate layer {layer} is before layer {first_gate}, this model's first for a gate")
+
+    def not_before(self, first_gate: int) -> Schedule:
+        """With earlier gates moved to layer `first_gate`; of those that fall together the last one counts."""
+        ratios = {max(first_gate, stage.layer): stage.ratio for stage in self.stages}
+        withdraw = None if self.withdraw_layer is None else max(first_gate, self.withdraw_layer)
+        return Schedule.of(list(ratios), list(ratios.values()), withdraw)
 
     def counts(self, n_spatial: int, n_layers: int, kept: KeepCount = at_least_one) -> tuple[int, ...]:
         """Spatial tokens seen by each of `n_layers` layers, of `n_spatial` at the start, as `kept` counts them."""

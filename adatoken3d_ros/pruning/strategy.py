@@ -250,7 +250,9 @@ def _check_unique(node: Any) -> None:
             _check_unique(value)
 
 
-def default_strategy(policy: str, n_layers: int) -> Strategy:
-    """A policy with its own schedule, scaled to `n_layers`: for a model that was not calibrated."""
-    schedule = make_policy(policy).default_schedule(n_layers)
+def default_strategy(policy: str, n_layers: int, first_gate: int = 0) -> Strategy:
+    """A policy with its own schedule, scaled to `n_layers` and not before `first_gate`: for a model that was not
+    calibrated.
+    """
+    schedule = make_policy(policy).default_schedule(n_layers).not_before(first_gate)
     return Strategy(f"{policy}-default", policy, schedule, info={"kind": "default"})

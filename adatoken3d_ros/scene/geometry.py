@@ -75,24 +75,72 @@ def cropped_intrinsics(K: NDArray[np.float64], crop: CropTransform) -> NDArray[n
     return cropped
 
 
-@lru_cache(maxsize=64)
-def sample_pixels(
-    width: int, height: int, size: int, grid: int, *, upstream_numerics: bool = False
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Source rows (grid,) and columns (grid,) of the top-left pixel of each patch of the resized and cropped image.
+@dataclass(frozen=True)
+class PatchGeometry:
+    """What a model's preprocessing makes of a picture, and which of its pixels each patch stands for.
 
-    Patch (i, j) is sampled at pixel (i * size // grid, j * size // grid) of the crop, which is what nearest
-    interpolation from `size` to `grid` picks (14 * i for 336 and 24). The arrays are shared and read-only.
+    Attributes:
+        height, width: of the image that the vision tower sees, pixels.
+        rows, columns: of patches on it, row-major; they divide height and width.
+        crop: the short side is scaled to the image's and the middle is cut out (square images only); else the whole
+            picture is stretched to the image.
 
     Raises:
-        GeometryError: if `size` is not a multiple of `grid`.
+        GeometryError: for sizes that do not go together.
     """
-    crop = crop_transform(width, height, size, upstream_numerics=upstream_numerics)
-    if grid < 1 or size % grid:
-        raise GeometryError(f"an image of {size} pixels cannot be cut into {grid} patches of equal size")
-    picked = np.arange(grid) * (size // grid)
-    rows = _nearest(height, crop.resized_height)[picked + crop.y0]
-    cols = _nearest(width, crop.resized_width)[picked + crop.x0]
+
+    height: int
+    width: int
+    rows: int
+    columns: int
+    crop: bool = True
+
+    def __post_init__(self) -> None:
+        for size, patches in ((self.height, self.rows), (self.width, self.columns)):
+            if patches < 1 or size < 1 or size % patches:
+                raise GeometryError(f"an image of {size} pixels cannot be cut into {patches} patches of equal size")
+        if self.crop and self.height != self.width:
+            raise GeometryError(f"a crop of {self.width}x{self.height} pixels is no square")
+
+    @classmethod
+    def square(cls, size: int, grid: int) -> PatchGeometry:
+        """grid x grid patches on the central square, scaled to size x size pixels."""
+        return cls(size, size, grid, grid)
+
+    @property
+    def patches(self) -> int:
+        """P, of a picture."""
+        return self.rows * self.columns
+
+    def transform(self, width: int, height: int, *, upstream_numerics: bool = False) -> CropTransform:
+        """Of a picture of width x height pixels; raises GeometryError for one without pixels."""
+        if self.crop:
+            return crop_transform(width, height, self.width, upstream_numerics=upstream_numerics)
+        if width < 1 or height < 1:
+            raise GeometryError(f"cannot stretch a {width}x{height} image to {self.width}x{self.height}")
+        return CropTransform(self.width / width, self.height / height, 0, 0, self.width, self.height, 0.0, 0.0)
+
+    def corners(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows (rows,) and columns (columns,) of the top-left pixel of each patch of the image."""
+        return (
+            np.arange(self.rows) * (self.height // self.rows),
+            np.arange(self.columns) * (self.width // self.columns),
+        )
+
+
+@lru_cache(maxsize=64)
+def sample_pixels(
+    width: int, height: int, geometry: PatchGeometry, *, upstream_numerics: bool = False
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Source rows (rows,) and columns (columns,) of the top-left pixel of each patch of a picture.
+
+    Of a square crop patch (i, j) is sampled at pixel (i * size // grid, j * size // grid), which is what nearest
+    interpolation from `size` to `grid` picks (14 * i for 336 and 24). The arrays are shared and read-only.
+    """
+    crop = geometry.transform(width, height, upstream_numerics=upstream_numerics)
+    down, right = geometry.corners()
+    rows = _nearest(height, crop.resized_height)[down + crop.y0]
+    cols = _nearest(width, crop.resized_width)[right + crop.x0]
     rows.setflags(write=False)
     cols.setflags(write=False)
     return rows, cols

@@ -163,7 +163,7 @@ class KeyFrameSelector:
         if similar and not self._changed(frame):
             return Verdict.TOO_SIMILAR
         height, width = frame.depth.shape
-        rows, cols = sample_pixels(width, height, self._patches.image_size, self._patches.grid)
+        rows, cols = sample_pixels(width, height, self._patches.geometry)
         if not valid_depth(frame.depth[np.ix_(rows, cols)], self._patches.max_depth).any():
             return Verdict.NO_DEPTH
         if not similar and self._gain(frame) < self.config.min_gain and not self._changed(frame):

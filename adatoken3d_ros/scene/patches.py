@@ -13,7 +13,13 @@ from PIL import Image
 from torch import Tensor
 
 from adatoken3d_ros.scene.frames import PosedFrame
-from adatoken3d_ros.scene.geometry import backproject, crop_transform, cropped_intrinsics, sample_pixels
+from adatoken3d_ros.scene.geometry import (
+    PatchGeometry,
+    backproject,
+    crop_transform,
+    cropped_intrinsics,
+    sample_pixels,
+)
 from adatoken3d_ros.settings import DEFAULTS
 
 
@@ -22,28 +28,24 @@ class PatchConfig:
     """How patches are sampled.
 
     Attributes:
-        image_size: pixels of the square that the vision tower sees.
-        grid: patches along one side; divides `image_size`.
+        geometry: which pixels of a picture its patches stand for.
         max_depth: metres; a patch that is farther away is not valid.
         upstream_numerics: reproduce LLaVA-3D's published numbers: geometry in bfloat16, no depth refused, a missing
             depth is 0 and lands on the camera centre.
     """
 
-    image_size: int = 336
-    grid: int = 24
+    geometry: PatchGeometry = PatchGeometry.square(336, 24)
     max_depth: float = DEFAULTS["scene.max_depth"]
     upstream_numerics: bool = False
 
     def __post_init__(self) -> None:
-        if self.grid < 1 or self.image_size < 1 or self.image_size % self.grid:
-            raise ValueError(f"image_size {self.image_size} is not a multiple of grid {self.grid}")
         if not self.max_depth > 0:
             raise ValueError(f"max_depth {self.max_depth} m must be positive")
 
 
 @dataclass(frozen=True, eq=False)
 class PatchPoints:
-    """One sample per patch, row-major, P = grid * grid.
+    """One sample per patch, row-major, P = rows * columns.
 
     Attributes:
         xyz: (P, 3) float32, scene frame, metres; NaN where not valid.
@@ -57,22 +59,23 @@ class PatchPoints:
 
 
 def patch_points(frame: PosedFrame, config: PatchConfig | None = None) -> PatchPoints:
-    """The point of each patch's top-left pixel; touches only grid * grid pixels of the frame."""
+    """The point of each patch's top-left pixel; touches only P pixels of the frame."""
     config = config or PatchConfig()
+    geometry = config.geometry
     height, width = frame.depth.shape
     compat = config.upstream_numerics
-    rows, cols = sample_pixels(width, height, config.image_size, config.grid, upstream_numerics=compat)
+    rows, cols = sample_pixels(width, height, geometry, upstream_numerics=compat)
     depth = frame.depth[np.ix_(rows, cols)]
     rgb = frame.rgb[np.ix_(rows, cols)].reshape(-1, 3)
-    K = cropped_intrinsics(frame.K, crop_transform(width, height, config.image_size, upstream_numerics=compat))
-    picked = np.arange(config.grid) * (config.image_size // config.grid)
+    K = cropped_intrinsics(frame.K, geometry.transform(width, height, upstream_numerics=compat))
+    down, right = geometry.corners()
     if compat:
         depth = np.where(np.isfinite(depth), depth, np.float32(0))
-        xyz = _backproject_bf16(depth, picked, K, frame.T_world_camera)
+        xyz = _backproject_bf16(depth, down, right, K, frame.T_world_camera)
         return PatchPoints(xyz.reshape(-1, 3), np.ones(depth.size, dtype=bool), rgb)
     valid = valid_depth(depth, config.max_depth)
     depth = np.where(valid, depth, np.float32(np.nan))
-    xyz = backproject(depth, picked[None, :], picked[:, None], K, frame.T_world_camera)
+    xyz = backproject(depth, right[None, :], down[:, None], K, frame.T_world_camera)
     return PatchPoints(xyz.reshape(-1, 3), valid.reshape(-1), rgb)
 
 
@@ -82,13 +85,17 @@ def valid_depth(depth: NDArray[np.float32], max_depth: float) -> NDArray[np.bool
 
 
 def _backproject_bf16(
-    depth: NDArray[np.float32], picked: NDArray[np.int64], K: NDArray[np.float64], T: NDArray[np.float64]
+    depth: NDArray[np.float32],
+    down: NDArray[np.int64],
+    right: NDArray[np.int64],
+    K: NDArray[np.float64],
+    T: NDArray[np.float64],
 ) -> NDArray[np.float32]:
-    """(grid, grid, 3) points in bfloat16 arithmetic from bfloat16 inputs, widened to float32 without loss."""
+    """(rows, columns, 3) points in bfloat16 arithmetic from bfloat16 inputs, widened to float32 without loss."""
     z, k, pose = (torch.as_tensor(a).to(torch.bfloat16) for a in (depth, K, T))
-    pixel = torch.as_tensor(picked).to(torch.bfloat16)
-    x = (pixel[None, :] - k[0, 2]) * z / k[0, 0]
-    y = (pixel[:, None] - k[1, 2]) * z / k[1, 1]
+    v, u = (torch.as_tensor(a).to(torch.bfloat16) for a in (down, right))
+    x = (u[None, :] - k[0, 2]) * z / k[0, 0]
+    y = (v[:, None] - k[1, 2]) * z / k[1, 1]
     camera = torch.stack([x, y, z, torch.ones_like(z)], dim=-1)
     world = camera @ pose.T
     return (world[..., :3] / world[..., 3:]).float().numpy()

@@ -29,19 +29,19 @@ class OriginMode(str, Enum):
     AUTO = "auto"  # on the floor under the middle of what has been seen
 
 
-def level_patches(xyz: NDArray[np.float32]) -> NDArray[np.bool_]:
+def level_patches(xyz: NDArray[np.float32], columns: int) -> NDArray[np.bool_]:
     """Whether the surface faces up at each patch.
 
     Args:
-        xyz: (G * G, 3) points of a square grid of patches, row-major, scene frame (z up); NaN where there is none.
+        xyz: (P, 3) points of a grid of patches, row-major, scene frame (z up); NaN where there is none.
+        columns: of the grid.
 
     Returns:
-        (G * G,) bool; False where the patch or one beside it has no point.
+        (P,) bool; False where the patch or one beside it has no point.
     """
-    side = round(len(xyz) ** 0.5)
-    if side < 2:
+    grid = xyz.reshape(-1, columns, 3).astype(np.float64)
+    if min(grid.shape[:2]) < 2:
         return np.zeros(len(xyz), bool)
-    grid = xyz.reshape(side, side, 3).astype(np.float64)
     # Columns go to the right and rows down: this order makes the normal face the camera.
     normal = np.cross(np.gradient(grid, axis=0), np.gradient(grid, axis=1))
     level: NDArray[np.bool_] = normal[..., 2] > LEVEL * np.linalg.norm(normal, axis=2)

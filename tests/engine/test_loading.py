@@ -14,7 +14,7 @@ import torch
 from adatoken3d_ros.engine import loading
 from adatoken3d_ros.engine.budget.controller import BudgetConfig, Infeasible, Reuse
 from adatoken3d_ros.engine.config import SessionConfig
-from adatoken3d_ros.engine.loading import make_strategy
+from adatoken3d_ros.engine.loading import load_engine, make_strategy
 from adatoken3d_ros.pruning.schedule import Schedule
 from adatoken3d_ros.pruning.strategy import Strategy, StrategyError, default_strategy
 from adatoken3d_ros.scene.keyframes import KeyFrameConfig
@@ -66,6 +66,11 @@ def test_every_setting_arrives(tiny_directory: Path) -> None:
     assert session.strategy.policy == "random"
     assert session.runtime.model_id == f"{tiny_directory.name}@{session.runtime.model.identity}"
     assert {parameter.dtype for parameter in session.runtime.model.parameters()} == {torch.bfloat16}
+
+
+def test_a_template_that_the_model_has_not_is_told_at_once(tiny_directory: Path) -> None:
+    with pytest.raises(ValueError, match="'chatml' is unknown, known: llava_v1, vicuna_v1"):
+        load_engine(SETTINGS | {"model.path": str(tiny_directory), "model.template": "chatml"})
 
 
 def test_no_path_is_the_model_in_the_package(monkeypatch: pytest.MonkeyPatch, tiny_directory: Path) -> None:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adatoken3d_ros.scene.coverage import Coverage
+from adatoken3d_ros.scene.geometry import PatchGeometry
 from adatoken3d_ros.scene.keyframes import KeyFrameConfig, KeyFrameSelector
 from adatoken3d_ros.scene.patches import PatchConfig
 from adatoken3d_ros.scene.token_map import TokenMap
@@ -45,7 +46,8 @@ def test_equals_counting_anew_after_each_view_that_goes(sets: list[set[int]], ra
 def test_views_that_go_by_the_coverage_are_those_that_go_from_the_map() -> None:
     def scene() -> tuple[TokenMap, KeyFrameSelector]:
         token_map, g = TokenMap(0.2), torch.Generator().manual_seed(0)
-        selector = KeyFrameSelector(KeyFrameConfig(max_views=5, max_voxels=150), PatchConfig(112, 14), token_map)
+        patches = PatchConfig(PatchGeometry.square(112, 14))
+        selector = KeyFrameSelector(KeyFrameConfig(max_views=5, max_voxels=150), patches, token_map)
         poses = {}
         for stamp in range(1, 31):
             where = 3 * torch.rand(3, generator=g)

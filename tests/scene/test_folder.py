@@ -15,6 +15,7 @@ from scipy.spatial import cKDTree
 
 from adatoken3d_ros.scene.folder import FolderError, read_folder
 from adatoken3d_ros.scene.frames import PosedFrame
+from adatoken3d_ros.scene.geometry import PatchGeometry
 from adatoken3d_ros.scene.patches import PatchConfig, patch_points
 
 DESK = Path(__file__).resolve().parents[3] / "shared" / "data" / "tum_fr1_desk"
@@ -198,7 +199,7 @@ def test_the_desk_is_read(desk: list[PosedFrame]) -> None:
 
 def test_points_agree_with_the_depth_of_other_frames(desk: list[PosedFrame]) -> None:
     # The sensor's noise grows with the distance: compared is what lies within 4 m.
-    dense = [patch_points(frame, PatchConfig(grid=112, max_depth=4.0)) for frame in desk]
+    dense = [patch_points(frame, PatchConfig(PatchGeometry.square(336, 112), max_depth=4.0)) for frame in desk]
     distances = []
     for index in range(0, len(desk), 5):
         points = patch_points(desk[index], PatchConfig(max_depth=4.0))

@@ -10,6 +10,7 @@ from PIL import Image
 
 from adatoken3d_ros.scene.geometry import (
     GeometryError,
+    PatchGeometry,
     backproject,
     crop_transform,
     cropped_intrinsics,
@@ -48,8 +49,8 @@ def test_portrait_is_the_transpose() -> None:
     K = np.array([[500.0, 0, 320], [0, 510, 240], [0, 0, 1]])
     turned = cropped_intrinsics(K[[1, 0, 2]][:, [1, 0, 2]], crop_transform(480, 640, 336))
     assert_allclose(turned, cropped_intrinsics(K, crop_transform(640, 480, 336))[[1, 0, 2]][:, [1, 0, 2]])
-    rows, cols = sample_pixels(480, 640, 336, 24)
-    other_rows, other_cols = sample_pixels(640, 480, 336, 24)
+    rows, cols = sample_pixels(480, 640, PatchGeometry.square(336, 24))
+    other_rows, other_cols = sample_pixels(640, 480, PatchGeometry.square(336, 24))
     assert_array_equal(rows, other_cols)
     assert_array_equal(cols, other_rows)
 
@@ -68,7 +69,7 @@ def test_scannet_colour_size_by_hand() -> None:
 )
 def test_sampled_pixels_are_those_of_pillow(width: int, height: int) -> None:
     crop = crop_transform(width, height, 336)
-    rows, cols = sample_pixels(width, height, 336, 24)
+    rows, cols = sample_pixels(width, height, PatchGeometry.square(336, 24))
     assert (rows.tolist(), cols.tolist()) == pillow_sample_pixels(width, height, 336, 24, crop.x0, crop.y0)
 
 
@@ -82,7 +83,7 @@ def test_sampled_pixels_are_those_of_pillow_for_any_size(
     crop = crop_transform(width, height, size)
     if crop.resized_width * crop.resized_height > 3_000_000:
         return  # slivers, which Pillow would blow up to gigabytes
-    rows, cols = sample_pixels(width, height, size, grid)
+    rows, cols = sample_pixels(width, height, PatchGeometry.square(size, grid))
     assert (rows.tolist(), cols.tolist()) == pillow_sample_pixels(width, height, size, grid, crop.x0, crop.y0)
 
 
@@ -131,4 +132,31 @@ def test_sizes_that_cannot_be_sampled_are_named() -> None:
     with pytest.raises(GeometryError, match="0x480"):
         crop_transform(0, 480, 336)
     with pytest.raises(GeometryError, match="336 pixels .* 25 patches"):
-        sample_pixels(640, 480, 336, 25)
+        sample_pixels(640, 480, PatchGeometry.square(336, 25))
+
+
+def test_a_stretched_picture_is_sampled_where_its_patches_begin() -> None:
+    """40x20 pixels to 32x48 with 3 rows of 4: every patch is 10 x 6.67 pixels of the picture, of which Pillow's nearest
+    picks the one at floor((k + 0.5) * scale)."""
+    stretched = PatchGeometry(48, 32, 3, 4, crop=False)
+    rows, cols = sample_pixels(40, 20, stretched)
+    assert (rows.tolist(), cols.tolist()) == ([0, 6, 13], [0, 10, 20, 30])
+    K = np.array([[30.0, 0, 19.5], [0, 40.0, 9.5], [0, 0, 1]])
+    cropped = cropped_intrinsics(K, stretched.transform(40, 20))
+    assert_allclose(cropped, [[24.0, 0, 15.6], [0, 96.0, 22.8], [0, 0, 1]])
+    assert stretched.patches == 12
+
+
+@pytest.mark.parametrize(
+    ("sizes", "says"),
+    [
+        ((336, 336, 25, 24), "336 pixels .* 25 patches"),
+        ((336, 336, 24, 0), "336 pixels .* 0 patches"),
+        ((336, 280, 24, 20), "280x336 pixels is no square"),
+    ],
+)
+def test_geometries_that_cannot_be_are_named(sizes: tuple[int, int, int, int], says: str) -> None:
+    with pytest.raises(GeometryError, match=says):
+        PatchGeometry(*sizes)
+    with pytest.raises(GeometryError, match="0x20"):
+        PatchGeometry(48, 32, 3, 4, crop=False).transform(0, 20)

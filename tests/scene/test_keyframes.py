@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from adatoken3d_ros.scene.frames import PosedFrame
+from adatoken3d_ros.scene.geometry import PatchGeometry
 from adatoken3d_ros.scene.keyframes import (
     KeyFrameConfig,
     KeyFrameSelector,
@@ -127,7 +128,7 @@ def test_bad_configurations_are_named(bad: dict) -> None:
 
 # --- a scene that changes --------------------------------------------------------------------------------------------
 
-PATCHES = PatchConfig(image_size=96, grid=24)
+PATCHES = PatchConfig(PatchGeometry.square(96, 24))
 SECOND = 10**9
 
 

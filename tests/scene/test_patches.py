@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 from adatoken3d_ros.scene.frames import PosedFrame
+from adatoken3d_ros.scene.geometry import PatchGeometry
 from adatoken3d_ros.scene.patches import PatchConfig, patch_points, patch_points_upstream
 
 
@@ -36,7 +37,7 @@ def flat_frame(depth: np.ndarray) -> PosedFrame:
     return PosedFrame(np.zeros((56, 56, 3), np.uint8), depth.astype(np.float32), K, np.eye(4), 0)
 
 
-SMALL = PatchConfig(image_size=56, grid=4)
+SMALL = PatchConfig(PatchGeometry.square(56, 4))
 
 
 def test_points_of_a_flat_wall_by_hand() -> None:
@@ -69,7 +70,7 @@ def test_only_the_sampled_pixels_matter() -> None:
 
 
 def test_infinite_depth_is_refused_without_a_limit_too() -> None:
-    config = PatchConfig(image_size=56, grid=4, max_depth=np.inf)
+    config = PatchConfig(PatchGeometry.square(56, 4), max_depth=np.inf)
     assert not patch_points(flat_frame(np.full((56, 56), np.inf)), config).valid.any()
 
 
@@ -115,7 +116,7 @@ def test_upstream_numbers_are_bfloat16_with_ghosts() -> None:
     assert not patch_points(frame).valid.any()
 
 
-@pytest.mark.parametrize("bad", [{"grid": 5}, {"grid": 0}, {"max_depth": 0.0}, {"max_depth": float("nan")}])
+@pytest.mark.parametrize("bad", [{"max_depth": 0.0}, {"max_depth": float("nan")}])
 def test_bad_configurations_are_named(bad: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=str(next(iter(bad.values())))):
         PatchConfig(**bad)  # type: ignore[arg-type]

@@ -25,20 +25,26 @@ def plane(right: tuple[float, float, float], down: tuple[float, float, float], s
 
 def test_only_what_faces_up_is_level() -> None:
     # A camera that looks along +x: right is -y; lower in the picture is nearer on a floor and on the ceiling farther.
-    assert level_patches(plane((0, -0.1, 0), (-0.1, 0, 0))).all()
-    assert not level_patches(plane((0, -0.1, 0), (0.1, 0, 0))).any(), "a ceiling"
-    assert not level_patches(plane((0, -0.1, 0), (0, 0, -0.1))).any(), "a wall"
+    assert level_patches(plane((0, -0.1, 0), (-0.1, 0, 0)), 5).all()
+    assert not level_patches(plane((0, -0.1, 0), (0.1, 0, 0)), 5).any(), "a ceiling"
+    assert not level_patches(plane((0, -0.1, 0), (0, 0, -0.1)), 5).any(), "a wall"
     ten, forty = np.radians((10.0, 40.0))
     for angle, level in ((ten, True), (forty, False)):
         ramp = plane((0, -0.1, 0), (-0.1 * np.cos(angle), 0, -0.1 * np.sin(angle)))
-        assert (level_patches(ramp) == level).all()
-    assert not level_patches(np.zeros((1, 3), np.float32)).any()
+        assert (level_patches(ramp, 5) == level).all()
+    assert not level_patches(np.zeros((1, 3), np.float32), 1).any()
+
+
+def test_grids_need_not_be_square() -> None:
+    wide = plane((0, -0.1, 0), (-0.1, 0, 0)).reshape(5, 5, 3)[:2].reshape(-1, 3)  # two rows of five
+    wide[0] = np.nan
+    assert level_patches(wide, 5).reshape(2, 5).tolist() == [[False, False, *[True] * 3], [False, *[True] * 4]]
 
 
 def test_a_patch_beside_a_hole_is_not_level() -> None:
     floor = plane((0, -0.1, 0), (-0.1, 0, 0))
     floor[12] = np.nan  # the middle of five times five
-    level = level_patches(floor).reshape(5, 5)
+    level = level_patches(floor, 5).reshape(5, 5)
     assert not level[2, 1:4].any() and not level[1:4, 2].any()
     assert level[0].all() and level[4].all() and level.sum() == 20
 
@@ -125,7 +131,7 @@ def test_the_floor_of_a_room_is_found_wherever_its_frame_is() -> None:
         moved = T.copy()
         moved[:3, 3] += away
         points = patch_points(PosedFrame(rgb, depth, K, moved, i), config)
-        level = level_patches(points.xyz)
+        level = level_patches(points.xyz, config.geometry.columns)
         token_map.add_view(i, torch.zeros(len(level), 1), points.xyz, points.rgb, points.valid, level)
     assert floor_height(token_map.level_points()) == pytest.approx(away[2], abs=0.03)
     token_map.move_origin(best_shift(token_map))

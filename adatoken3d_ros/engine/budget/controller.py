@@ -71,8 +71,15 @@ class Controller:
 
     strategy: Strategy
 
-    def __init__(self, n_layers: int, config: BudgetConfig | None = None, latency: LatencyModel | None = None) -> None:
-        self.n_layers = n_layers
+    def __init__(
+        self,
+        n_layers: int,
+        config: BudgetConfig | None = None,
+        latency: LatencyModel | None = None,
+        *,
+        first_gate: int = 0,
+    ) -> None:
+        self.n_layers, self.first_gate = n_layers, first_gate
         self.config = config or BudgetConfig()
         self.latency = latency
         self._tables: OrderedDict[tuple[Situation, int], Table] = OrderedDict()
@@ -82,7 +89,7 @@ class Controller:
     def set_strategy(self, strategy: Strategy, calibrated: Sequence[Strategy] = ()) -> None:
         """Plans around a configured strategy, with other `calibrated` ones of its policy."""
         self.strategy = strategy
-        self.options = options(strategy, self.n_layers, tuple(calibrated))
+        self.options = options(strategy, self.n_layers, tuple(calibrated), self.first_gate)
         if self.latency is not None:
             self.latency = self.latency.for_policy(strategy.policy)
         self._tables.clear()

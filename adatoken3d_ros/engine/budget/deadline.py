@@ -177,6 +177,7 @@ class DeadlineGuard:
             # what makes half of the prefills hurry costs more answers than it saves (docs/benchmarks.md).
             steps=max(0, min(plan.answer_tokens, self._expected) - 1),
             may_choose=plan.strategy.policy != "none",
+            first_gate=self._controller.first_gate,
         )
 
     def record_drops(self, hurry: Hurry | None) -> None:

@@ -38,6 +38,7 @@ class Hurry:
         n_spatial, n_text: tokens of the prompt.
         steps: decode steps of the answer that is to be written then.
         may_choose: the policy can drop some of the tokens, not only all.
+        first_gate: the first layer before which the model lets tokens go.
 
     Attributes:
         drops: (layer, tokens that it would have seen, tokens that it sees) of each time that it was late.
@@ -54,6 +55,7 @@ class Hurry:
         *,
         steps: int,
         may_choose: bool = True,
+        first_gate: int = 0,
     ) -> None:
         self.drops: list[tuple[int, int, int]] = []
         self._latency = latency
@@ -64,6 +66,7 @@ class Hurry:
         self._n_text = n_text
         self._steps = steps
         self._factors = FACTORS if may_choose else FACTORS[-1:]
+        self._first_gate = first_gate
         self._began = math.nan
         self._ratios = [1.0]
 
@@ -78,7 +81,7 @@ class Hurry:
         if expected > 0:
             self._ratios.append((now - self._began) / expected)
         self._began = now
-        if n == 0 or self._in_time(g, n, now):
+        if n == 0 or g < self._first_gate or self._in_time(g, n, now):
             return None
         for factor in self._factors:
             kept = math.floor(factor * n)

@@ -61,8 +61,10 @@ class Option:
     loss: float
 
 
-def options(strategy: Strategy, n_layers: int, calibrated: Sequence[Strategy] = ()) -> tuple[Option, ...]:
-    """From no pruning over the configured strategy to hardly any scene, by what they remove.
+def options(
+    strategy: Strategy, n_layers: int, calibrated: Sequence[Strategy] = (), first_gate: int = 0
+) -> tuple[Option, ...]:
+    """From no pruning over the configured strategy to hardly any scene, by what they remove; no gate before first_gate.
 
     `calibrated` are further strategies of the same model; those that remove no more than the configured one are in the
     normal range, and they stand for what would be the same schedule with a loss by the proxy. As far as they reach,
@@ -84,7 +86,7 @@ def options(strategy: Strategy, n_layers: int, calibrated: Sequence[Strategy] = 
         guessed.setdefault(scaled(strategy.schedule, factor), f"{strategy.name} x{factor:g}")
     strongest = scaled(strategy.schedule, STRONGER[-1])
     for share in WITHDRAWALS:
-        layer = max(1, math.floor(share * n_layers + 0.5))
+        layer = max(1, first_gate, math.floor(share * n_layers + 0.5))
         if strategy.schedule.withdraw_layer is not None:
             layer = min(layer, strategy.schedule.withdraw_layer)
         stages = tuple(stage for stage in strongest.stages if stage.layer < layer)

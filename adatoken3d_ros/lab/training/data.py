@@ -31,7 +31,7 @@ from adatoken3d_ros.lab.synthetic.items import FIRST_ITEM, Item
 from adatoken3d_ros.lab.synthetic.render import Renderer
 from adatoken3d_ros.lab.synthetic.views import Sight, View, render_views, sights
 from adatoken3d_ros.lmm.vision.tower import VisionTower
-from adatoken3d_ros.scene.geometry import sample_pixels
+from adatoken3d_ros.scene.geometry import PatchGeometry, sample_pixels
 from adatoken3d_ros.scene.patches import PatchConfig, patch_points
 from adatoken3d_ros.scene.token_map import voxel_keys, voxel_pool
 
@@ -83,14 +83,14 @@ class Scene:
 
 def encode_views(room: FurnishedRoom, views: list[View], vision: VisionTower, config: SceneConfig) -> Scene:
     """The scene that a session makes of these views, position embedding apart."""
-    patches = PatchConfig(config.image_size, config.grid)
+    patches = PatchConfig(PatchGeometry.square(config.image_size, config.grid))
     points = [patch_points(view.frame, patches) for view in views]
     xyz = torch.from_numpy(np.concatenate([p.xyz for p in points]))
     valid = torch.from_numpy(np.concatenate([p.valid for p in points]))
     shown = []
     for view in views:
         height, width = view.ids.shape
-        rows, cols = sample_pixels(width, height, config.image_size, config.grid)
+        rows, cols = sample_pixels(width, height, patches.geometry)
         shown.append(view.ids[np.ix_(rows, cols)].reshape(-1))
     ids = torch.from_numpy(np.concatenate(shown).astype(np.int64))
     features = vision([view.frame.rgb for view in views]).flatten(0, 1)

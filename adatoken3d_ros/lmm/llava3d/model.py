@@ -48,8 +48,7 @@ class Llava3D(SpatialLMM):
         self.language = LlamaForCausalLM(config.language)
         self.decoder = Decoder(self.language)
         self.sizes = ModelSizes(
-            image_size=config.image_size,
-            grid=config.grid,
+            patches=self.vision.geometry,
             feature_width=vision_width,
             voxel_size=config.voxel_size,
             num_views=config.num_views,

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from adatoken3d_ros.lmm.vision.tower import VisionTower
+from adatoken3d_ros.scene.geometry import PatchGeometry
 
 
 class ClipTower(VisionTower):
@@ -27,7 +28,8 @@ class ClipTower(VisionTower):
         shallow = copy.deepcopy(config)
         shallow.num_hidden_layers = layers
         size, patch = cast(int, config.image_size), cast(int, config.patch_size)
-        super().__init__(CLIPVisionModel(shallow), image_size=size, grid=size // patch, width=int(config.hidden_size))
+        geometry = PatchGeometry.square(size, size // patch)
+        super().__init__(CLIPVisionModel(shallow), geometry, width=int(config.hidden_size))
 
     @property
     def flops_per_view(self) -> float:

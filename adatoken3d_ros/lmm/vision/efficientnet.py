@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from adatoken3d_ros.lmm.vision.tower import VisionTower
+from adatoken3d_ros.scene.geometry import PatchGeometry
 
 MODEL_TYPE = "efficientnet_lite0"
 PATCH = 16
@@ -157,10 +158,8 @@ class EfficientNetTower(VisionTower):
     tower: EfficientNetLite
 
     def __init__(self, config: EfficientNetLiteConfig) -> None:
-        size = config.image_size
-        super().__init__(
-            EfficientNetLite(config), image_size=size, grid=size // PATCH, width=config.hidden_size, normal=_IMAGENET
-        )
+        geometry = PatchGeometry.square(config.image_size, config.image_size // PATCH)
+        super().__init__(EfficientNetLite(config), geometry, width=config.hidden_size, normal=_IMAGENET)
 
     @property
     def flops_per_view(self) -> float:

@@ -16,30 +16,34 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from adatoken3d_ros.decoder.prefill import Cancelled
 from adatoken3d_ros.scene.frames import check_size
+from adatoken3d_ros.scene.geometry import PatchGeometry
 
 
 class VisionTower(nn.Module, ABC):
-    """A network that gives one feature for each patch of a square image.
+    """A network that gives one feature for each patch of an image.
 
     Args:
         tower: the network.
-        image_size: edge of the image that it sees, pixels.
-        grid: patches along an edge.
+        geometry: of the image that it sees and its patches.
         width: C, the width of a patch's feature.
         normal: mean and deviation of the pixels that it was trained on, by the names of transformers' image processor;
             those of CLIP where there are none.
     """
 
     def __init__(
-        self, tower: nn.Module, *, image_size: int, grid: int, width: int, normal: Mapping[str, Any] | None = None
+        self, tower: nn.Module, geometry: PatchGeometry, *, width: int, normal: Mapping[str, Any] | None = None
     ) -> None:
         super().__init__()
         self.tower = tower
-        self.patches = grid**2
+        self.geometry = geometry
+        self.patches = geometry.patches
         self.width = width
-        crop = {"height": image_size, "width": image_size}
+        seen = {"height": geometry.height, "width": geometry.width}
         self._processor = CLIPImageProcessorPil(
-            size={"shortest_edge": image_size}, crop_size=crop, do_convert_rgb=False, **(normal or {})
+            size={"shortest_edge": geometry.width} if geometry.crop else seen,
+            crop_size=seen,
+            do_convert_rgb=False,
+            **(normal or {}),
         )
 
     @property
@@ -49,17 +53,18 @@ class VisionTower(nn.Module, ABC):
 
     @abstractmethod
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Normalised pixels (V, 3, S, S) -> (V, P, C), row-major over the grid."""
+        """Normalised pixels (V, 3, height, width) -> (V, P, C), row-major over the grid."""
 
     def restore_buffers(self, device: torch.device) -> None:
         """Fills what is computed and in no checkpoint, after the network was made without memory."""
 
     def preprocess(self, rgb: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
-        """V images (H, W, 3) uint8 -> (V, 3, S, S) float32: short side to S (bicubic), centre crop, normalised.
+        """V images (H, W, 3) uint8 -> (V, 3, height, width) float32: scaled (bicubic) and cropped as the geometry says,
+        normalised.
 
         Raises:
             ValueError: for an image of another shape or dtype, or of a size beyond the limits of `scene.frames`: its
-                short side is scaled to S, and a line of 3,000 pixels would become gigabytes.
+                short side is scaled to the image's, and a line of 3,000 pixels would become gigabytes.
         """
         for image in rgb:
             if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
