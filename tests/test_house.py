@@ -72,8 +72,6 @@ NOT_YET: dict[str, set[str]] = {
     "circles": set(),
     "too long": {
         "adatoken3d_ros/scene/token_map.py",
-        "benchmarks/budget.py",
-        "benchmarks/frontier.py",
         "tests/engine/test_worker.py",
         "tests/lmm/test_checkpoint.py",
         "tests/scene/test_token_map.py",

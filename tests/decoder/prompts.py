@@ -19,12 +19,8 @@ from adatoken3d_ros.pruning.view import (
 from tests.decoder.oracle import N_LAYERS, Prompt, make_prompt, oracle_logits
 
 SINGLE = make_prompt(5, 40, 7)
-
-
 # Others, and some without a spatial token, with one, and with no text before the scene.
 PROMPTS = [SINGLE, *(make_prompt(*sizes) for sizes in ((3, 31, 1), (9, 12, 11), (5, 0, 7), (0, 31, 1), (2, 1, 3)))]
-
-
 SCHEDULES = {
     "no gate": Schedule(),
     "one": Schedule.of([2], [0.5]),

@@ -9,7 +9,8 @@ pytest.importorskip("open3d")
 
 from adatoken3d_ros.engine.answer import Answer, Question, Status
 from adatoken3d_ros.engine.stages import StageTimes
-from benchmarks.budget import Row, by_decile, figures, parse
+from benchmarks._budget_report import Row, by_decile, figures
+from benchmarks.budget import parse
 
 
 def row(budget: float, total: float, predicted: float, queue: float = 0.0) -> Row:

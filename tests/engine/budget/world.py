@@ -16,8 +16,6 @@ from adatoken3d_ros.scene.frames import PosedFrame
 from tests.engine.scenes import ask
 
 Frames = list[PosedFrame]
-
-
 # Seconds: 0.1 a view, 0.0001 a row and layer, 0.01 a decode step.
 COEFFICIENTS = {"encode": [0.1], "tokens": [0.0] * 3, "prefill": [0.0, 1e-4, 0.0, 0.0, 0.0], "decode": [0.01, 0.0]}
 
