@@ -18,6 +18,9 @@ from test_package import is_ros, sources
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "adatoken3d_ros"
 
+# Folders of architectures: a new one needs no line here.
+FAMILIES = {f"lmm/{path.parent.name}" for path in (ROOT / PACKAGE / "lmm").glob("*/checkpoint.py")}
+
 # Folder or file of the package -> what its modules may import besides their own folder. `lmm` without more is all of
 # lmm that names no architecture, `engine` all of it but the budget.
 BASE = {"files", "requirements", "settings", "text", "weights"}
@@ -32,14 +35,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "decoder": {"pruning", *BASE},
     "lmm": {"lmm/vision", "decoder", "pruning", "scene", *BASE},
     "lmm/vision": {"decoder", "scene", *BASE},
-    "lmm/llava3d": {"lmm", "lmm/vision", "decoder", "pruning", "scene", *BASE},
+    **{folder: {"lmm", "lmm/vision", "decoder", "pruning", "scene", *BASE} for folder in FAMILIES},
     "engine": {"engine/budget", "lmm", "decoder", "pruning", "scene", *BASE},
     "engine/budget": {"engine", "lmm", "decoder", "pruning", *BASE},
     "lab": {"engine", "engine/budget", "lmm", "lmm/vision", "decoder", "pruning", "scene", *BASE},
     "ros": {"engine", "pruning", "scene", *BASE},
     "cli": {"engine", "engine/budget", "lab", "lmm", "ros", "decoder", "pruning", "scene", *BASE},
 }
-TRANSFORMERS = {"lmm", "lmm/vision", "lmm/llava3d", "decoder", "pruning", "engine", "engine/budget", "lab"}
+TRANSFORMERS = {"lmm", "lmm/vision", *FAMILIES, "decoder", "pruning", "engine", "engine/budget", "lab"}
 # The tables in which an adapter and a tower are found by the words of a config.json.
 TABLES = {"lmm/registry.py", "lmm/vision/registry.py"}
 
@@ -195,7 +198,7 @@ def test_a_layer_imports_only_those_below() -> None:
         assert own in MAY_IMPORT, f"{name} belongs to no layer of MAY_IMPORT"
         allowed = {own, *MAY_IMPORT[own]}
         if path_in_package(name) in TABLES:
-            allowed |= {"lmm/vision", "lmm/llava3d"}
+            allowed |= {"lmm/vision", *FAMILIES}
         for target in targets - {PACKAGE}:
             if layer(target) not in allowed:
                 wrong.setdefault(name.removeprefix(PACKAGE + "."), set()).add(target.removeprefix(PACKAGE + "."))
@@ -238,7 +241,7 @@ def test_nothing_outside_its_folder_names_an_architecture() -> None:
     found: dict[str, list[str]] = {}
     for name, path in modules().items():
         own = path_in_package(name)
-        if own in TABLES or own in NAMING or layer(name) in {"lmm/llava3d"}:
+        if own in TABLES or own in NAMING or layer(name) in FAMILIES:
             continue
         tower = path.stem if layer(name) == "lmm/vision" else None
         for line, text in words(tree(path)):

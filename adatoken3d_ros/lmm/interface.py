@@ -98,6 +98,26 @@ class Spliced:
         return int(self.embeds.shape[1])
 
 
+@dataclass(frozen=True, eq=False)
+class ViewTokens:
+    """Which tokens of which views M spatial tokens are, where a model's tokens are those of its views.
+
+    Attributes:
+        view: (M,) int64 number of the token's view, rising.
+        cell: (M,) int64 its place in the view's grid, row-major.
+        grids: rows and columns of each view.
+    """
+
+    view: Tensor
+    cell: Tensor
+    grids: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of_one_view(cls, n: int) -> ViewTokens:
+        """n tokens in one line."""
+        return cls(torch.zeros(n, dtype=torch.int64), torch.arange(n), ((1, n),))
+
+
 @dataclass(frozen=True)
 class ModelSizes:
     """What the scene's memory and the budgets need to know of a model.
@@ -172,6 +192,12 @@ class SpatialLMM(nn.Module, ABC):
         with self.vision.interruptible(should_stop):
             features: Tensor = self.vision(rgb)
         return features
+
+    def encode_views(
+        self, rgb: Sequence[NDArray[np.uint8]], *, should_stop: Callable[[], bool] | None = None
+    ) -> list[Tensor]:
+        """As `encode_images`, (P, C) of each image; P may differ where a model keeps an image's shape."""
+        return list(self.encode_images(rgb, should_stop=should_stop))
 
     def published_features(
         self,

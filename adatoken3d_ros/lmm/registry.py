@@ -72,7 +72,10 @@ class Architecture:
         return cast(Loader, import_module(self.loader))
 
 
-ARCHITECTURES = (Architecture("llava_llama", "LlavaLlamaForCausalLM", "adatoken3d_ros.lmm.llava3d.checkpoint"),)
+ARCHITECTURES = (
+    Architecture("llava_llama", "LlavaLlamaForCausalLM", "adatoken3d_ros.lmm.llava3d.checkpoint"),
+    Architecture("qwen3_vl", "Qwen3VLForConditionalGeneration", "adatoken3d_ros.lmm.qwen3vl.checkpoint"),
+)
 
 
 def architecture_of(path: str | Path, known: Sequence[Architecture] = ARCHITECTURES) -> Architecture:
