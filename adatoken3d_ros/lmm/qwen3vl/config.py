@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -13,6 +14,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import Qwen3VLTextConfig
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
 
+from adatoken3d_ros.scene.geometry import PatchGeometry
 from adatoken3d_ros.text import quoted, shown
 
 # Not in the files: the original knows nothing of scenes. Views of 640 x 480 pixels are 300 tokens each.
@@ -107,6 +109,13 @@ class Qwen3VLSettings:
     def tokens_per_view(self) -> int:
         """Most tokens of a view."""
         return self.pixels[1] // self.stride**2
+
+    @property
+    def geometry(self) -> PatchGeometry:
+        """Of a view three quarters as high as wide, as most cameras' are, with the most tokens; others keep theirs."""
+        rows = max(1, math.isqrt(self.tokens_per_view * 3 // 4))
+        columns = self.tokens_per_view // rows
+        return PatchGeometry(rows * self.stride, columns * self.stride, rows, columns, crop=False)
 
     def hash(self) -> str:
         """16 hexadecimal digits that tell models of another shape or preprocessing apart."""

@@ -57,15 +57,12 @@ class Qwen3VL(SpatialLMM):
         self.vision = Qwen3VLTower(settings)
         self.language = Language(settings)
         self.decoder = Decoder(self.language)
-        stride, most = settings.stride, settings.tokens_per_view
-        grid = int(most**0.5)
         self.sizes = ModelSizes(
-            image_size=grid * stride,
-            grid=grid,
+            patches=settings.geometry,
             feature_width=self.vision.width,
             voxel_size=settings.voxel_size,
             num_views=settings.num_views,
-            max_spatial_tokens=settings.num_views * most,
+            max_spatial_tokens=settings.num_views * settings.tokens_per_view,
             context_length=settings.context_length,
         )
         self.shape_hash = settings.hash()

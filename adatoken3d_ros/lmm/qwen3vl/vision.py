@@ -29,6 +29,7 @@ class Qwen3VLTower(VisionTower):
         nn.Module.__init__(self)
         self.settings = settings
         self.tower = Qwen3VLVisionModel(settings.vision)
+        self.geometry = settings.geometry
         self.patches = settings.tokens_per_view
         self.width = int(settings.vision.out_hidden_size) * (1 + len(settings.vision.deepstack_visual_indexes))
         self._images = Qwen2VLImageProcessorPil(

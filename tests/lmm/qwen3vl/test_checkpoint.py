@@ -93,6 +93,7 @@ def test_published_sizes_have_the_originals_tensors(size: str, tmp_path: Path) -
         del wanted["lm_head.weight"]
     assert found == wanted
     assert sum(torch.Size(shape).numel() for shape in found.values()) == PUBLISHED[size][3]
+    assert (ours.sizes.patches.rows, ours.sizes.patches.columns) == (15, 20)
     assert ours.settings.stride == 32 and ours.sizes.max_spatial_tokens == 20 * 300
     assert ours.decoder.size.keys == 8 * 128 and len(ours.decoder) == content["text_config"]["num_hidden_layers"]
 
