@@ -22,7 +22,7 @@ PACKAGE = "adatoken3d_ros"
 FAMILIES = {f"lmm/{path.parent.name}" for path in (ROOT / PACKAGE / "lmm").glob("*/checkpoint.py")}
 
 # Folder or file of the package -> what its modules may import besides their own folder. `lmm` without more is all of
-# lmm that names no architecture, `engine` all of it but the budget.
+# lmm that names no architecture, `engine` all of it but the budget; strategies are marked by the model's identity.
 BASE = {"files", "requirements", "settings", "text", "weights"}
 MAY_IMPORT: dict[str, set[str]] = {
     "files": BASE,
@@ -31,11 +31,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "text": BASE,
     "weights": BASE,
     "scene": BASE,
-    "pruning": BASE,
+    "lmm/identity": BASE,
+    "pruning": {"lmm/identity", *BASE},
     "decoder": {"pruning", *BASE},
-    "lmm": {"lmm/vision", "decoder", "pruning", "scene", *BASE},
+    "lmm": {"lmm/identity", "lmm/vision", "decoder", "pruning", "scene", *BASE},
     "lmm/vision": {"decoder", "scene", *BASE},
-    **{folder: {"lmm", "lmm/vision", "decoder", "pruning", "scene", *BASE} for folder in FAMILIES},
+    **{folder: {"lmm", "lmm/identity", "lmm/vision", "decoder", "pruning", "scene", *BASE} for folder in FAMILIES},
     "engine": {"engine/budget", "lmm", "decoder", "pruning", "scene", *BASE},
     "engine/budget": {"engine", "lmm", "decoder", "pruning", *BASE},
     "lab": {"engine", "engine/budget", "lmm", "lmm/vision", "decoder", "pruning", "scene", *BASE},
@@ -70,7 +71,6 @@ NOT_YET: dict[str, set[str]] = {
     "layers": {
         "lab.training.language",
         "lab.training.train",
-        "pruning.strategy",
     },
     "circles": set(),
     "too long": {
@@ -81,7 +81,6 @@ NOT_YET: dict[str, set[str]] = {
     },
     "too short": set(),
     "architectures": {
-        "cli/demo.py",
         "cli/train.py",
         "lab/training/language.py",
         "lab/training/pretrained.py",

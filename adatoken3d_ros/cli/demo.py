@@ -41,7 +41,7 @@ NODE = "adatoken3d"
 SEED = 2  # a bedroom with much in it
 DOMAINS = range(1, 102)  # above, the ports overlap with those that Linux hands out
 POLL_SECONDS = 0.1
-WRITE_TINY = "import sys; from adatoken3d_ros.lmm.llava3d.tiny import write_tiny_checkpoint as w; w(sys.argv[1])"
+WRITE_TINY = "import sys; from adatoken3d_ros.lmm.registry import write_tiny; write_tiny(sys.argv[1])"
 
 
 def add_parser(subparsers: Any) -> None:

@@ -131,3 +131,8 @@ def outline(path: str | Path, vision_path: str | Path | None = None) -> SpatialL
     """The model of a checkpoint without its weights (on the meta device): its parts and sizes; raises as `load`."""
     path = local_directory(path)
     return architecture_of(path).import_loader().outline(path, vision_path)
+
+
+def write_tiny(directory: str | Path) -> None:
+    """Writes a tiny checkpoint of random weights, with which everything can be tried but nothing is known."""
+    import_module("adatoken3d_ros.lmm.llava3d.tiny").write_tiny_checkpoint(directory)

@@ -12,6 +12,7 @@ import pytest
 
 from adatoken3d_ros.cli import demo
 from adatoken3d_ros.cli.main import main
+from adatoken3d_ros.lmm import registry
 
 
 @pytest.mark.parametrize(
@@ -51,6 +52,13 @@ def test_share_is_the_tree_that_runs_else_the_installed_one(monkeypatch: pytest.
         folder.mkdir(parents=True)
         (folder / "package.xml").touch()
         assert demo.share() == folder
+
+
+def test_the_line_that_writes_it_writes_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["-c", str(tmp_path / "tiny")])
+    exec(demo.WRITE_TINY, {})
+    model = registry.load(tmp_path / "tiny").model
+    assert 0 < sum(parameter.numel() for parameter in model.parameters()) < 10**6
 
 
 def test_tiny_checkpoint_is_written_once_and_complete(tmp_path: Path) -> None:
