@@ -97,9 +97,9 @@ class Scene:
         """Acquisition time of the newest view, the last to arrive, 0 while there is none."""
         return self.memory.stamp_ns
 
-    def foresee(self, stamp_ns: int, T_world_camera: NDArray[np.float64]) -> Verdict | None:
+    def announce(self, stamp_ns: int, T_world_camera: NDArray[np.float64]) -> Verdict | None:
         """What `observe` would say of a frame as far as its stamp and pose (4, 4) tell; None: it has to be seen."""
-        return self.memory.foresee(stamp_ns, T_world_camera)
+        return self.memory.announce(stamp_ns, T_world_camera)
 
     def observe(self, frame: PosedFrame) -> Verdict:
         """Decides whether `frame` becomes a view of the scene; if so it waits for `encode_pending`."""

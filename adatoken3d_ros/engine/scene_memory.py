@@ -96,9 +96,9 @@ class SceneMemory:
 
     # --- frames in ---
 
-    def foresee(self, stamp_ns: int, T_world_camera: NDArray[np.float64]) -> Verdict | None:
+    def announce(self, stamp_ns: int, T_world_camera: NDArray[np.float64]) -> Verdict | None:
         """What `observe` would say of a frame as far as its stamp and pose (4, 4) tell; None: it has to be seen."""
-        return self._selector.foresee(stamp_ns, T_world_camera)
+        return self._selector.announce(stamp_ns, T_world_camera)
 
     def observe(self, frame: PosedFrame) -> Verdict:
         """Decides whether `frame` becomes a view of the scene; if so it waits for `encode`."""

@@ -239,7 +239,7 @@ class Worker:
         source, view = offered
         no_memory, verdict, observed = False, None, None
         try:
-            verdict = None if view is None else scene.foresee(*view())
+            verdict = None if view is None else scene.announce(*view())
             if verdict is None:
                 queue.cannot_prepare = False
                 observed = source()

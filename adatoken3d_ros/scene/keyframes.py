@@ -134,8 +134,11 @@ class KeyFrameSelector:
         for stamp, pose in poses.items():
             self._keep(stamp, pose)
 
-    def foresee(self, stamp_ns: int, T_world_camera: NDArray[np.float64]) -> Verdict | None:
-        """What `decide` would say of a frame, as far as its stamp and its pose (4, 4) tell; None: it has to be seen."""
+    def announce(self, stamp_ns: int, T_world_camera: NDArray[np.float64]) -> Verdict | None:
+        """A frame has arrived with this stamp and pose (4, 4): the verdict where they decide, None: it has to be seen.
+
+        The stamp is noted even then: by these it is known how soon a sharper frame may come.
+        """
         if stamp_ns in self._stamps:
             return Verdict.DUPLICATE_STAMP
         self._blur.expect(stamp_ns)

@@ -287,7 +287,7 @@ def test_a_bad_frame_is_counted_with_its_reason_and_the_next_one_works(make_queu
 def test_a_frame_that_would_not_be_kept_is_not_made(make_queue: Any, scene: GatedScene) -> None:
     outcomes: list[str] = []
     queue = make_queue(events=Listeners().add(FrameTaken, lambda told: outcomes.append(told.fate)))
-    scene.foresee = lambda stamp_ns, pose: Verdict.TOO_SIMILAR if pose == "known" else None
+    scene.announce = lambda stamp_ns, pose: Verdict.TOO_SIMILAR if pose == "known" else None
     for stamp, pose in ((1, "known"), (2, "new")):
         queue.submit_frame(lambda stamp=stamp: SimpleNamespace(stamp_ns=stamp), lambda of=(stamp, pose): of)
         queue.call(lambda s: None).result(LIMIT)

@@ -351,7 +351,7 @@ def test_stamp_and_pose_tell_some_of_it() -> None:
     memory = Memory(change_interval=2.0)
     memory.see(room(1 * SECOND))
     pose = room(0).T_world_camera
-    assert memory.selector.foresee(1 * SECOND, pose) == Verdict.DUPLICATE_STAMP
-    assert memory.selector.foresee(2 * SECOND, pose) == Verdict.TOO_SIMILAR
-    assert memory.selector.foresee(3 * SECOND, pose) is None, "the scene may have changed"
-    assert memory.selector.foresee(2 * SECOND, room(0, angle=60).T_world_camera) is None
+    assert memory.selector.announce(1 * SECOND, pose) == Verdict.DUPLICATE_STAMP
+    assert memory.selector.announce(2 * SECOND, pose) == Verdict.TOO_SIMILAR
+    assert memory.selector.announce(3 * SECOND, pose) is None, "the scene may have changed"
+    assert memory.selector.announce(2 * SECOND, room(0, angle=60).T_world_camera) is None
