@@ -125,8 +125,6 @@ SETTINGS: tuple[Setting, ...] = (
             choices=("auto", "float32", "float16", "bfloat16")),
     Setting("model.device", "auto", CONFIGURE, "Where the model runs: auto, cpu, cuda or cuda:<n>.", check=_device),
     Setting("model.template", "", CONFIGURE, "Name of one of the model's prompt templates; empty: its own choice."),
-    Setting("model.upstream_numerics", False, CONFIGURE, "Compute as the model was published: geometry, positions and "
-            "clicks in bfloat16, missing depth kept as a point at the camera, a random cap on the tokens."),
     Setting("seed", 0, CONFIGURE, "Seed of everything random in an answer.", low=0, high=2**31 - 1),
     Setting("strategy", "ours", ANY_TIME, "Pruning strategy: its name, or the path of a strategy file (.yaml). A "
             "name means the file of that name in the model's folder strategies/, where there is one.",

@@ -23,13 +23,15 @@ import platform
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -38,9 +40,10 @@ from adatoken3d_ros.lab.synthetic.furnished import make_room
 from adatoken3d_ros.lab.synthetic.render import Renderer
 from adatoken3d_ros.lab.synthetic.views import orbit
 from adatoken3d_ros.scene.frames import PosedFrame
-from adatoken3d_ros.scene.geometry import sample_pixels
-from adatoken3d_ros.scene.patches import PatchConfig, patch_points, patch_points_upstream, valid_depth
-from adatoken3d_ros.scene.token_map import TokenMap, voxel_pool
+from adatoken3d_ros.scene.geometry import crop_transform, cropped_intrinsics, sample_pixels
+from adatoken3d_ros.scene.patches import PatchConfig, patch_points, valid_depth
+from adatoken3d_ros.scene.token_map import TokenMap
+from adatoken3d_ros.scene.voxels import voxel_pool
 
 K = np.array([[554.0, 0, 319.5], [0, 554.0, 239.5], [0, 0, 1]])
 WIDTH, HEIGHT = 640, 480
@@ -92,6 +95,46 @@ def ours(case: Case) -> Pooled:
     valid = torch.from_numpy(np.concatenate([p.valid for p in points]))
     mean, _, _, voxel = voxel_pool(case.features.flatten(0, 1), xyz, VOXEL_SIZE, valid=valid)
     return mean, voxel
+
+
+def patch_points_upstream(
+    depths: Sequence[NDArray[np.float32]],
+    Ks: Sequence[NDArray[np.float64]],
+    Ts: Sequence[NDArray[np.float64]],
+    image_size: int = 336,
+    grid: int = 24,
+) -> tuple[Tensor, Tensor]:
+    """The published data flow in float32: resize and crop each depth image, back-project every pixel, then pick.
+
+    The oracle of `patch_points` and the other side of `benchmarks.tokens`.
+
+    Args:
+        depths: V images (H, W), metres. Ks: V pinhole matrices (3, 3). Ts: V poses (4, 4), camera to world.
+
+    Returns:
+        xyz (V, grid, grid, 3) float32 and the depth it came from, (V, grid, grid) float32.
+    """
+    crops, intrinsics = [], []
+    for depth, K in zip(depths, Ks, strict=True):
+        crop = crop_transform(depth.shape[1], depth.shape[0], image_size)
+        resized = Image.fromarray(depth).resize((crop.resized_width, crop.resized_height), Image.Resampling.NEAREST)
+        box = (crop.x0, crop.y0, crop.x0 + image_size, crop.y0 + image_size)
+        crops.append(torch.from_numpy(np.array(resized.crop(box))))
+        intrinsics.append(torch.from_numpy(cropped_intrinsics(K, crop)))
+    z = torch.stack(crops)
+    k = torch.stack(intrinsics).float()[:, :, :, None, None]
+    poses = torch.from_numpy(np.stack(list(Ts))).float()
+
+    pixel = torch.arange(image_size, dtype=torch.float32)
+    v, u = torch.meshgrid(pixel, pixel, indexing="ij")
+    x = (u - k[:, 0, 2]) * z / k[:, 0, 0]
+    y = (v - k[:, 1, 2]) * z / k[:, 1, 1]
+    camera = torch.stack([x, y, z, torch.ones_like(z)], dim=-1)
+    world = torch.matmul(camera.flatten(1, 2), poses.transpose(1, 2))
+    xyz = (world[..., :3] / world[..., 3:]).unflatten(1, (image_size, image_size)).permute(0, 3, 1, 2)
+    picked = torch.nn.functional.interpolate(xyz, size=(grid, grid), mode="nearest")
+    picked_depth = torch.nn.functional.interpolate(z[:, None], size=(grid, grid), mode="nearest")[:, 0]
+    return picked.permute(0, 2, 3, 1), picked_depth
 
 
 def upstream(case: Case) -> Pooled:

@@ -74,10 +74,8 @@ NOT_YET: dict[str, set[str]] = {
     },
     "circles": set(),
     "too long": {
-        "adatoken3d_ros/scene/token_map.py",
         "tests/engine/test_worker.py",
         "tests/lmm/test_checkpoint.py",
-        "tests/scene/test_token_map.py",
     },
     "too short": set(),
     "architectures": {

@@ -30,7 +30,7 @@ def add_parser(subparsers: Any) -> None:
         "--click", type=float, nargs=3, action="append", default=[], metavar=("X", "Y", "Z"),
         help="point that the question is about, scene frame, metres; may be repeated",
     )  # fmt: skip
-    add_settings(parser, "--strategy", "--budget-ms", "--max-new-tokens", "--upstream-numerics")
+    add_settings(parser, "--strategy", "--budget-ms", "--max-new-tokens")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the answer as JSON")
 
 

@@ -19,7 +19,6 @@ OPTIONS = {
     "--max-new-tokens": "max_new_tokens",
     "--max-views": "scene.max_views",
     "--strategy": "strategy",
-    "--upstream-numerics": "model.upstream_numerics",
 }
 _METAVARS = {int: "N", float: "X", str: "NAME", tuple: "'X Y Z ROLL PITCH YAW'"}
 
@@ -77,8 +76,8 @@ def add_scenes(parser: argparse.ArgumentParser, *, several: bool = False) -> Non
 def settings_of(args: argparse.Namespace) -> Settings:
     """What a command's options give; all else is as in the node, with these exceptions:
 
-    Frames of a folder were chosen, so each of them counts, however blurred. Upstream's numbers round positions into the
-    features, so the origin cannot follow what is seen. How fast the machine is is measured only for who has a budget.
+    Frames of a folder were chosen, so each of them counts, however blurred. How fast the machine is, is measured only
+    for who has a budget.
 
     Raises:
         ValueError: for a value that cannot be used; names option, setting, value and range.
@@ -91,7 +90,5 @@ def settings_of(args: argparse.Namespace) -> Settings:
             given[name] = value
     if getattr(args, "folder", None):
         given["scene.min_sharpness"] = OF_CHOSEN_FRAMES["scene.min_sharpness"]
-    if given.get("model.upstream_numerics"):
-        given["scene.origin_mode"] = "fixed"
     given["budget.warm_up"] = given.get("latency_budget_ms", 0.0) > 0
     return Settings(given)

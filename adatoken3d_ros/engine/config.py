@@ -27,7 +27,6 @@ class SessionConfig:
     question_views: int = OF_CHOSEN_FRAMES["scene.question_views"]
     max_new_tokens: int = OF_CHOSEN_FRAMES["max_new_tokens"]
     template: str = ""
-    upstream_numerics: bool = OF_CHOSEN_FRAMES["model.upstream_numerics"]
     seed: int = OF_CHOSEN_FRAMES["seed"]
     budget: BudgetConfig = field(default_factory=BudgetConfig)
 
@@ -44,7 +43,6 @@ def session_config(settings: Settings) -> SessionConfig:
         question_views=settings["scene.question_views"],
         max_new_tokens=settings["max_new_tokens"],
         template=settings["model.template"],
-        upstream_numerics=settings["model.upstream_numerics"],
         seed=settings["seed"],
         budget=BudgetConfig(Infeasible(settings["budget.infeasible"]), Reuse(settings["budget.reuse"])),
     )

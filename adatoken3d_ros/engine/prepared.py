@@ -30,13 +30,11 @@ class Prepared:
 
     Args:
         model: the model. memory: the scene.
-        seed: of the random cap on the number of tokens, for upstream's numbers; None for ours.
     """
 
-    def __init__(self, model: SpatialLMM, memory: SceneMemory, seed: int | None = None) -> None:
+    def __init__(self, model: SpatialLMM, memory: SceneMemory) -> None:
         self._model = model
         self._memory = memory
-        self._seed = seed
         self._blocks: dict[int, Block] = {}
         self.prefix: ScenePrefix | None = None
 
@@ -60,8 +58,7 @@ class Prepared:
         """At most `max_tokens` of the scene's tokens, at most as many as the model takes."""
         size = self.size(max_tokens)
         if size not in self._blocks:
-            generator = None if self._seed is None else torch.Generator().manual_seed(self._seed)
-            tokens = self._memory.question_tokens(size, generator)
+            tokens = self._memory.question_tokens(size)
             spatial = self._model.scene_tokens(tokens.features, tokens.position)
             block = Block(tokens, SceneTokens(tokens.xyz, spatial), spatial)
             _ = block.scene.order  # for all questions, and where there is time ahead of them

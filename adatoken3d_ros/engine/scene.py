@@ -64,9 +64,7 @@ class Scene:
         self.runtime = runtime
         self.config = config or SessionConfig()
         self.memory = SceneMemory(runtime.model, self.config)
-        self.prepared = Prepared(
-            runtime.model, self.memory, self.config.seed if self.config.upstream_numerics else None
-        )
+        self.prepared = Prepared(runtime.model, self.memory)
         first_gate = runtime.model.decoder.first_gate
         self.controller = Controller(runtime.n_layers, self.config.budget, runtime.latency, first_gate=first_gate)
         self.set_strategy(strategy or default_strategy("ours", runtime.n_layers, first_gate))
@@ -225,8 +223,7 @@ class Scene:
         """
         model = self.runtime.model
         click_xyz = torch.from_numpy(clicks - self.memory.origin).float().to(model.device)
-        published = self.config.upstream_numerics
-        vectors = model.embed_clicks(click_xyz, published=published) if model.takes_clicks else None
+        vectors = model.embed_clicks(click_xyz) if model.takes_clicks else None
         try:
             return model.splice(prompt, block.spatial, vectors)
         except SpliceError as error:

@@ -41,9 +41,6 @@ class SceneMemory:
     Args:
         model: encodes the frames. config: the scene's.
 
-    Raises:
-        ValueError: if the origin is to follow what is seen while upstream's numbers round it into the features.
-
     Attributes:
         poses: {stamp in nanoseconds: T_world_camera (4, 4)} of the encoded views.
         pending: key frames that wait to be encoded, oldest first.
@@ -52,21 +49,13 @@ class SceneMemory:
     """
 
     def __init__(self, model: SpatialLMM, config: SessionConfig) -> None:
-        if config.upstream_numerics and config.origin_mode is OriginMode.AUTO:
-            raise ValueError("origin_mode is 'auto', but upstream_numerics rounds positions into the features: fix it")
         self._model = model
         self._config = config
         self._patches = PatchConfig(
             geometry=model.sizes.patches,
             max_depth=config.max_depth,
-            upstream_numerics=config.upstream_numerics,
         )
-        self._map = TokenMap(
-            model.sizes.voxel_size,
-            config.origin,
-            embed=None if config.upstream_numerics else self._embed,
-            upstream_numerics=config.upstream_numerics,
-        )
+        self._map = TokenMap(model.sizes.voxel_size, config.origin, embed=model.lift_places)
         self._selector = KeyFrameSelector(config.key_frames, self._patches, self._map)
         self._asked: TokenMap | None = None
         self._later: dict[int, PosedFrame] = {}  # encoded before one that arrived earlier, by their order
@@ -151,7 +140,8 @@ class SceneMemory:
         """The frames' points and features, without those that fail; together where that goes, else one by one."""
         try:
             points = [patch_points(frame, self._patches) for frame in frames]
-            return list(zip(frames, points, self._features(frames, points, should_stop), strict=True))
+            features = self._model.encode_images([frame.rgb for frame in frames], should_stop=should_stop)
+            return list(zip(frames, points, features, strict=True))
         except Exception as error:
             if len(frames) == 1:
                 self._give_up(frames[0], error, problems)
@@ -171,19 +161,6 @@ class SceneMemory:
         self.problem = f"the view at {frame.stamp_ns / 1e9:.6f} s could not be encoded: {describe(error)}"
         problems.append(self.problem)
 
-    def _features(
-        self, frames: list[PosedFrame], points: list[PatchPoints], should_stop: Callable[[], bool] | None
-    ) -> Tensor:
-        """(V, P, C) float32; upstream's numbers hold the position embedding, ours are the vision tower's alone."""
-        rgb = [frame.rgb for frame in frames]
-        if not self._config.upstream_numerics:
-            return self._model.encode_images(rgb, should_stop=should_stop)
-        xyz = torch.stack([torch.from_numpy(p.xyz) for p in points]) - torch.from_numpy(self.origin)
-        return self._model.published_features(rgb, xyz, should_stop=should_stop)
-
-    def _embed(self, xyz: Tensor) -> Tensor:
-        return self._model.lift_places(xyz)
-
     def _add(self, frame: PosedFrame, points: PatchPoints, features: Tensor) -> None:
         level, first = None, not len(self._map)
         if self._config.origin_mode is OriginMode.AUTO:
@@ -201,7 +178,7 @@ class SceneMemory:
                 raise
         self.poses[frame.stamp_ns] = frame.T_world_camera
         carving = self._config.key_frames.carving
-        if carving is not None and not self._config.upstream_numerics:
+        if carving is not None:
             # What a later frame saw through has gone, although this one is encoded after it.
             self._later[order] = frame
             for place in sorted(self._later):
@@ -260,13 +237,13 @@ class SceneMemory:
         return self._asked
 
     @torch.inference_mode()
-    def question_tokens(self, max_tokens: int, generator: torch.Generator | None = None) -> SpatialTokens:
+    def question_tokens(self, max_tokens: int) -> SpatialTokens:
         """At most `max_tokens` of the tokens of `asked`; see `TokenMap.tokens`.
 
         Raises:
             TokenMapError: if nothing has been seen.
         """
-        return self.asked.tokens(max_tokens, generator=generator)
+        return self.asked.tokens(max_tokens)
 
     # --- the whole ---
 

@@ -199,20 +199,6 @@ class SpatialLMM(nn.Module, ABC):
         """As `encode_images`, (P, C) of each image; P may differ where a model keeps an image's shape."""
         return list(self.encode_images(rgb, should_stop=should_stop))
 
-    def published_features(
-        self,
-        rgb: Sequence[NDArray[np.uint8]],
-        xyz: Tensor,
-        *,
-        should_stop: Callable[[], bool] | None = None,
-    ) -> Tensor:
-        """As `encode_images`, with the positions of the patches (V, P, 3) in it, rounded as the original rounds them.
-
-        Raises:
-            NotImplementedError: for an architecture whose original does nothing of the kind.
-        """
-        raise NotImplementedError(f"{type(self).__name__} has no numerics of its original's own")
-
     @abstractmethod
     def lift_places(self, xyz: Tensor) -> Tensor:
         """(..., 3) metres in the model's frame -> (..., C) float32, to be averaged over a voxel's patches."""
@@ -224,8 +210,8 @@ class SpatialLMM(nn.Module, ABC):
         Without columns, places (M, 0) are in the features already.
         """
 
-    def embed_clicks(self, xyz: Tensor, *, published: bool = False) -> Tensor:
-        """(n, 3) metres in the model's frame -> (n, D); n may be 0. `published`: rounded as the original does.
+    def embed_clicks(self, xyz: Tensor) -> Tensor:
+        """(n, 3) metres in the model's frame -> (n, D); n may be 0.
 
         Raises:
             NotImplementedError: for a model that takes no clicks.

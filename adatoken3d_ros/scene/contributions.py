@@ -5,18 +5,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from adatoken3d_ros.scene.voxels import add_in_order
+from adatoken3d_ros.scene.voxels import TokenMapError, group_equal, sum_groups, voxel_keys
 
 
 @dataclass(frozen=True, eq=False)
 class Contribution:
-    """What one view adds: a row per voxel (a row per patch in upstream's numbers), voxels ascending.
+    """What one view adds: a row per voxel, voxels ascending.
 
     Attributes:
-        keys: (R,) int64. features: (R, C) sums on the model's device, float32 (bfloat16 in upstream's numbers).
+        keys: (R,) int64. features: (R, C) sums on the model's device, float32.
         count: (R,) int64, patches. xyz: (R, 3) float64, sums of points, scene frame. rgb: (R, 3) float64, sums of
             colours.
         points: (P, 3) float32, scene frame, the patches of the first row, then those of the next, and so on.
@@ -52,16 +54,57 @@ class Contribution:
         )
 
 
+def reduced(
+    features: Tensor,
+    xyz: Tensor,
+    rgb: Tensor,
+    valid: Tensor | NDArray[np.bool_] | None,
+    level: Tensor | NDArray[np.bool_] | None,
+    origin: Tensor,
+    voxel_size: float,
+) -> Contribution:
+    """One view's patches as a row per voxel, without positions, see `TokenMap.add_view`.
+
+    Args:
+        origin: (3,) float64, centre of voxel (0, 0, 0), scene frame, metres.
+    """
+    n = len(xyz)
+    if xyz.shape != (n, 3) or rgb.shape != (n, 3) or features.ndim != 2 or len(features) != n:
+        raise TokenMapError(
+            f"features {tuple(features.shape)}, points {tuple(xyz.shape)} and colours {tuple(rgb.shape)} disagree"
+        )
+    mask = torch.ones(n, dtype=torch.bool) if valid is None else torch.as_tensor(valid).cpu()
+    up = torch.zeros(n, dtype=torch.bool) if level is None else torch.as_tensor(level).cpu()
+    for name, flags in (("valid", mask), ("level", up)):
+        if flags.shape != (n,) or flags.dtype != torch.bool:
+            raise TokenMapError(f"{name} must be ({n},) bool, got {tuple(flags.shape)} {flags.dtype}")
+    rows = torch.nonzero(mask)[:, 0]
+    if not len(rows):
+        raise TokenMapError(f"none of the {n} patches is valid")
+    features, points, up = features.detach().index_select(0, rows.to(features.device)), xyz[rows].float(), up[rows]
+    xyz, rgb = xyz[rows].double(), rgb[rows].double()
+    # The sum tells quickly that all are finite; only where it does not is it worth looking at each.
+    if not bool(torch.isfinite(features.sum())) and not bool((finite := torch.isfinite(features)).all()):
+        bad = int(rows[int(torch.nonzero(~finite.all(dim=1))[0])])
+        raise TokenMapError(f"the feature of patch {bad} is not finite")
+    order, inverse, keys, count = group_equal(voxel_keys((xyz - origin).float(), voxel_size))
+    device_order = order.to(features.device)
+    xyz, rgb, points, up = xyz[order], rgb[order], points[order], up[order]
+    nothing = features.new_zeros(0, 0, dtype=torch.float32)
+    features = sum_groups(features, device_order, count.to(features.device))
+    sums = torch.zeros(len(keys), 3, dtype=torch.float64)
+    xyz, rgb = sums.index_add(0, inverse, xyz), sums.index_add(0, inverse, rgb)
+    return Contribution(keys, features, count, xyz, rgb, points, up, nothing)
+
+
 class Sums:
     """A growing table of sums, one row a voxel, rows given out and taken back."""
 
-    _TABLES = ("features", "position", "weight", "count", "xyz", "rgb")
+    _TABLES = ("features", "position", "count", "xyz", "rgb")
 
     def __init__(self, like: Contribution) -> None:
         self.features = like.features.new_zeros(0, like.features.shape[1])
         self.position = like.position.new_zeros(0, like.position.shape[1])
-        dtype = like.features.dtype
-        self.weight = torch.zeros(0, dtype=dtype)  # the count that divides the features, in their arithmetic
         self.count = torch.zeros(0, dtype=torch.int64)
         self.xyz = torch.zeros(0, 3, dtype=torch.float64)
         self.rgb = torch.zeros(0, 3, dtype=torch.float64)
@@ -96,12 +139,7 @@ class Sums:
             features, position = (table.index_select(0, on_device) for table in (features, position))
             count, xyz, rgb = (table.index_select(0, chosen) for table in (count, xyz, rgb))
         self.position.index_add_(0, rows.to(self.position.device), position)
-        if self.features.dtype == torch.float32:  # no row comes twice
-            self.features.index_add_(0, rows.to(self.features.device), features)
-            self.weight.index_add_(0, rows, count.to(self.weight.dtype))
-        else:
-            add_in_order(self.features, rows.to(self.features.device), features)
-            add_in_order(self.weight, rows, count.to(self.weight.dtype))
+        self.features.index_add_(0, rows.to(self.features.device), features)
         self.count.index_add_(0, rows, count)
         self.xyz.index_add_(0, rows, xyz)
         self.rgb.index_add_(0, rows, rgb)

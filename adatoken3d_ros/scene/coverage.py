@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which views alone hold which voxels, kept up as views go."""
+"""Which views hold which voxels: what is lost without one, kept up as views go, and which few show most."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -47,3 +47,19 @@ class Coverage:
         left = self._holders[rows]
         self.n_voxels -= int((left == 0).sum())
         self._exclusive += torch.bincount(self._sum[rows[left == 1]], minlength=len(self._exclusive))
+
+    def greedy(self, oldest_first: Sequence[int], limit: int, first: Sequence[int] = ()) -> tuple[int, ...]:
+        """At most `limit` of the views, oldest first: each adds the most new voxels (ties: the newest).
+
+        Those of `first` are chosen before all others.
+        """
+        left, missing = list(oldest_first), torch.ones(len(self._holders), dtype=torch.bool)
+        chosen: list[int] = []
+        while left and len(chosen) < limit:
+            wanted = [view for view in left if view in first] or left
+            gain = {view: int(missing[self._rows[view]].sum()) for view in wanted}
+            best = max(reversed(wanted), key=gain.__getitem__)  # of equal ones the first that comes
+            missing[self._rows[best]] = False
+            left.remove(best)
+            chosen.append(best)
+        return tuple(view for view in oldest_first if view in chosen)

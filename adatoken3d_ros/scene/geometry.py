@@ -21,8 +21,7 @@ class GeometryError(ValueError):
 class CropTransform:
     """Resize to (`resized_width`, `resized_height`), then cut the square that begins at column `x0`, row `y0`.
 
-    A source pixel coordinate (x, y) becomes (scale_x * x - shift_x, scale_y * y - shift_y). The shift is the offset of
-    the crop, except in upstream's numbers, where it keeps the half pixel that an odd margin leaves.
+    A source pixel coordinate (x, y) becomes (scale_x * x - x0, scale_y * y - y0).
     """
 
     scale_x: float
@@ -31,16 +30,12 @@ class CropTransform:
     y0: int
     resized_width: int
     resized_height: int
-    shift_x: float
-    shift_y: float
 
 
-def crop_transform(width: int, height: int, size: int, *, upstream_numerics: bool = False) -> CropTransform:
+def crop_transform(width: int, height: int, size: int) -> CropTransform:
     """Short side to `size`, long side to int(size * long / short), centre crop of size x size pixels.
 
     The crop begins at (long - size) // 2, as CLIP's image preprocessing does, so that depth and colour are cut alike.
-    Upstream rounds the depth's offset half to even and shifts cx by the unrounded half; `upstream_numerics` does too
-    (both differ only where the margin is odd; upstream's wrong cx of portrait images is not reproduced).
 
     Raises:
         GeometryError: for a size below 1.
@@ -51,17 +46,13 @@ def crop_transform(width: int, height: int, size: int, *, upstream_numerics: boo
         resized_width, resized_height = int(size * width / height), size
     else:
         resized_width, resized_height = size, int(size * height / width)
-    margin_x, margin_y = resized_width - size, resized_height - size
-    shift_x, shift_y = (margin_x / 2, margin_y / 2) if upstream_numerics else (margin_x // 2, margin_y // 2)
     return CropTransform(
         scale_x=resized_width / width,
         scale_y=resized_height / height,
-        x0=round(shift_x),
-        y0=round(shift_y),
+        x0=(resized_width - size) // 2,
+        y0=(resized_height - size) // 2,
         resized_width=resized_width,
         resized_height=resized_height,
-        shift_x=shift_x,
-        shift_y=shift_y,
     )
 
 
@@ -70,8 +61,8 @@ def cropped_intrinsics(K: NDArray[np.float64], crop: CropTransform) -> NDArray[n
     cropped = np.array(K, dtype=np.float64)
     cropped[0] *= crop.scale_x
     cropped[1] *= crop.scale_y
-    cropped[0, 2] -= crop.shift_x
-    cropped[1, 2] -= crop.shift_y
+    cropped[0, 2] -= crop.x0
+    cropped[1, 2] -= crop.y0
     return cropped
 
 
@@ -112,13 +103,13 @@ class PatchGeometry:
         """P, of a picture."""
         return self.rows * self.columns
 
-    def transform(self, width: int, height: int, *, upstream_numerics: bool = False) -> CropTransform:
+    def transform(self, width: int, height: int) -> CropTransform:
         """Of a picture of width x height pixels; raises GeometryError for one without pixels."""
         if self.crop:
-            return crop_transform(width, height, self.width, upstream_numerics=upstream_numerics)
+            return crop_transform(width, height, self.width)
         if width < 1 or height < 1:
             raise GeometryError(f"cannot stretch a {width}x{height} image to {self.width}x{self.height}")
-        return CropTransform(self.width / width, self.height / height, 0, 0, self.width, self.height, 0.0, 0.0)
+        return CropTransform(self.width / width, self.height / height, 0, 0, self.width, self.height)
 
     def corners(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Rows (rows,) and columns (columns,) of the top-left pixel of each patch of the image."""
@@ -129,24 +120,22 @@ class PatchGeometry:
 
 
 @lru_cache(maxsize=64)
-def sample_pixels(
-    width: int, height: int, geometry: PatchGeometry, *, upstream_numerics: bool = False
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def sample_pixels(width: int, height: int, geometry: PatchGeometry) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Source rows (rows,) and columns (columns,) of the top-left pixel of each patch of a picture.
 
     Of a square crop patch (i, j) is sampled at pixel (i * size // grid, j * size // grid), which is what nearest
     interpolation from `size` to `grid` picks (14 * i for 336 and 24). The arrays are shared and read-only.
     """
-    crop = geometry.transform(width, height, upstream_numerics=upstream_numerics)
+    crop = geometry.transform(width, height)
     down, right = geometry.corners()
-    rows = _nearest(height, crop.resized_height)[down + crop.y0]
-    cols = _nearest(width, crop.resized_width)[right + crop.x0]
+    rows = nearest(height, crop.resized_height)[down + crop.y0]
+    cols = nearest(width, crop.resized_width)[right + crop.x0]
     rows.setflags(write=False)
     cols.setflags(write=False)
     return rows, cols
 
 
-def _nearest(source: int, resized: int) -> NDArray[np.int64]:
+def nearest(source: int, resized: int) -> NDArray[np.int64]:
     """(resized,) source index of each pixel of Pillow's NEAREST resize: floor((x + 0.5) * source / resized).
 
     Pillow steps along the source by adding the scale, and where (x + 0.5) * scale is a whole number the rounding of

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adatoken3d_ros.files import UnusableFile, parse_json, read_file, replacing
+from adatoken3d_ros.scene.contributions import Contribution
 from adatoken3d_ros.scene.frames import FrameError, check_rigid
-from adatoken3d_ros.scene.token_map import Contribution, TokenMap
+from adatoken3d_ros.scene.token_map import TokenMap
 from adatoken3d_ros.scene.voxels import voxel_indices
 from adatoken3d_ros.text import quoted, shown
 
@@ -41,7 +42,6 @@ _KINDS = {
     torch.int64: "I64",
     torch.float64: "F64",
     torch.float32: "F32",
-    torch.bfloat16: "BF16",
     torch.bool: "BOOL",
 }
 _CONTENT, _CHECKSUM = "adatoken3d_scene", "sha256"
@@ -134,7 +134,7 @@ def load_scene(
         del wanted["origin"]
     _check_identity(path, content, wanted)
     origin, shift = _origins(path, content) if adopt_origin else (None, None)
-    tensors = _tensors(path, header, data, at, channels, token_map.dtype)
+    tensors = _tensors(path, header, data, at, channels)
     _check_tensors(path, tensors, token_map, token_map.origin if origin is None else torch.tensor(origin))
     rows = tensors["rows"].tolist()
     parts = {name: torch.split(tensors[name], rows) for name in _OF_ROWS}
@@ -205,9 +205,7 @@ def _opened(path: Path, data: bytearray) -> tuple[dict[str, Any], dict[str, Any]
     return header, content, 8 + length
 
 
-def _tensors(
-    path: Path, header: dict[str, Any], data: bytearray, at: int, channels: int, dtype: torch.dtype
-) -> dict[str, Tensor]:
+def _tensors(path: Path, header: dict[str, Any], data: bytearray, at: int, channels: int) -> dict[str, Tensor]:
     """Views of the data, of the shapes and kinds that a scene has."""
     names = set(header) - {"__metadata__"}
     if names != set(_NAMES):
@@ -219,7 +217,7 @@ def _tensors(
         "points": ([patches, 3], torch.float32),
         "level": ([patches], torch.bool),
         "keys": ([rows], torch.int64),
-        "features": ([rows, channels], dtype),
+        "features": ([rows, channels], torch.float32),
         "count": ([rows], torch.int64),
         "xyz": ([rows, 3], torch.float64),
         "rgb": ([rows, 3], torch.float64),
@@ -266,7 +264,7 @@ def _identity(token_map: TokenMap, model_hash: str, frame_id: str) -> dict[str, 
         "frame": frame_id,
         "voxel_size": token_map.voxel_size,
         "origin": token_map.origin.tolist(),
-        "numbers": str(token_map.dtype).removeprefix("torch."),
+        "numbers": "float32",
     }
 
 
@@ -307,10 +305,8 @@ def _check_tensors(path: Path, tensors: dict[str, Tensor], token_map: TokenMap, 
         raise SceneFileError(f"{path}: two of its views have the same stamp")
     if bad := [stamp for stamp in stamps if not 0 <= stamp <= MOST_STAMP]:
         raise SceneFileError(f"{path}: a view at {bad[0]} ns, not 0 to {MOST_STAMP}")
-    repeated = token_map.dtype != torch.float32  # upstream's numbers keep a row per patch
     for stamp, held in zip(stamps, torch.split(keys, rows.tolist()), strict=True):
-        steps = held.diff()
-        if bool((steps < 0).any() if repeated else (steps <= 0).any()) or (len(held) and int(held[0]) < 0):
+        if bool((held.diff() <= 0).any()) or (len(held) and int(held[0]) < 0):
             raise SceneFileError(f"{path}: the voxels of the view at {stamp} ns do not ascend")
     _check_places(path, tensors, token_map, origin)
     for stamp, pose in zip(stamps, tensors["poses"].numpy(), strict=True):
@@ -324,9 +320,8 @@ def _check_places(path: Path, tensors: dict[str, Tensor], token_map: TokenMap, o
     """Patches lie in their voxels and have colours that there are."""
     count = tensors["count"][:, None]
     centres = voxel_indices(tensors["keys"]) * token_map.voxel_size + origin
-    # Points are rounded to float32 where they are, and as seen from the origin; there to 8 bits in upstream's numbers.
-    rounding = 1e-6 if token_map.dtype == torch.float32 else 2**-7
-    slack = token_map.voxel_size * 0.5001 + (centres - origin).abs() * rounding + centres.abs() * 1e-6
+    # Points are rounded to float32 where they are, and as seen from the origin.
+    slack = token_map.voxel_size * 0.5001 + ((centres - origin).abs() + centres.abs()) * 1e-6
     patch_voxel = torch.repeat_interleave(torch.arange(len(count)), tensors["count"])
     for name, points, where, reach in (
         ("xyz", tensors["xyz"] / count, centres, slack),

@@ -12,32 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adatoken3d_ros.scene.contributions import Contribution, Sums
+from adatoken3d_ros.scene.contributions import Contribution, Sums, reduced
 from adatoken3d_ros.scene.coverage import Coverage
-from adatoken3d_ros.scene.voxels import (
-    NEIGHBOURS,
-    TokenMapError,
-    group_equal,
-    sum_groups,
-    voxel_indices,
-    voxel_keys,
-    voxel_pool,
-)
-
-__all__ = [
-    "Contribution",
-    "SpatialTokens",
-    "TokenMap",
-    "TokenMapError",
-    "voxel_indices",
-    "voxel_keys",
-    "voxel_pool",
-]
+from adatoken3d_ros.scene.voxels import NEIGHBOURS, TokenMapError, sum_groups, voxel_indices, voxel_keys
 
 
 @dataclass(frozen=True, eq=False)
 class SpatialTokens:
-    """M voxels in lexicographic (x, y, z) order (a random order if the cap was random); tensors on one device.
+    """M voxels in lexicographic (x, y, z) order; tensors on one device.
 
     Attributes:
         features: (M, C) float32, mean of the patches' features.
@@ -78,11 +60,8 @@ class TokenMap:
         origin: scene-frame point, metres, that is the centre of voxel (0, 0, 0), and the model's origin at first.
         embed: makes (P, H) float32, on the device of the features, of (P, 3) float32 points seen from the model's
             origin, metres; None: H is 0.
-        upstream_numerics: reproduce the published numbers: points, sums and the dividing counts in bfloat16, rounded
-            patch by patch.
 
     Attributes:
-        dtype: of the sums, float32 or bfloat16.
         shift: (3,) int64, voxels from the map's origin to the model's.
     """
 
@@ -92,14 +71,12 @@ class TokenMap:
         origin: Sequence[float] | NDArray[np.floating] = (0.0, 0.0, 0.0),
         *,
         embed: Callable[[Tensor], Tensor] | None = None,
-        upstream_numerics: bool = False,
     ) -> None:
         if not 0 < voxel_size < float("inf"):
             raise TokenMapError(f"voxel size {voxel_size} m must be positive and finite")
         self.voxel_size = float(voxel_size)
         self._embed = embed
         self._set_origin(origin)
-        self.dtype = torch.bfloat16 if upstream_numerics else torch.float32
         self.clear()
 
     def _set_origin(self, origin: Sequence[float] | NDArray[np.floating]) -> None:
@@ -167,7 +144,7 @@ class TokenMap:
         if key in self._views:
             raise TokenMapError(f"view {key} is already in the map")
         points, colours = torch.as_tensor(xyz).cpu(), torch.as_tensor(rgb).cpu()
-        view = self._reduce(features, points, colours, valid, level)
+        view = self._seen_from_here(reduced(features, points, colours, valid, level, self.origin, self.voxel_size))
         self._insert(key, replace(view, order=key if order is None else order))
 
     def _insert(self, key: int, view: Contribution) -> None:
@@ -300,7 +277,7 @@ class TokenMap:
         points = torch.as_tensor(xyz).double() - self.origin
         if not len(self._keys):
             return torch.zeros(len(points), dtype=torch.bool)
-        around = voxel_keys(points.to(self.dtype), self.voxel_size)[:, None] + NEIGHBOURS
+        around = voxel_keys(points.float(), self.voxel_size)[:, None] + NEIGHBOURS
         found = self._keys[torch.searchsorted(self._keys, around).clamp_(max=len(self._keys) - 1)]
         return (found == around).any(dim=1)
 
@@ -318,16 +295,7 @@ class TokenMap:
         Those of `first` are chosen before all others. The greedy choice holds at least 1 - 1/e of the voxels that the
         best choice of so many views does. Oldest first.
         """
-        held = {key: torch.unique_consecutive(view.keys) for key, view in self._views.items()}
-        rows = {key: torch.searchsorted(self._keys, keys) for key, keys in held.items()}
-        missing = torch.ones(len(self._keys), dtype=torch.bool)
-        chosen: list[int] = []
-        while rows and len(chosen) < limit:
-            wanted = [key for key in first if key in rows] or rows
-            best = max(wanted, key=lambda key: (int(missing[rows[key]].sum()), self._views[key].order, key))
-            missing[rows.pop(best)] = False
-            chosen.append(best)
-        return tuple(key for key in self.keys() if key in chosen)
+        return self.coverage().greedy(self.keys(), limit, first)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -337,8 +305,7 @@ class TokenMap:
         Raises:
             TokenMapError: if there is no such view.
         """
-        upstream = self.dtype != torch.float32
-        part = TokenMap(self.voxel_size, self.origin.numpy(), embed=self._embed, upstream_numerics=upstream)
+        part = TokenMap(self.voxel_size, self.origin.numpy(), embed=self._embed)
         part.shift = self.shift.clone()
         for key in keys:
             if key not in self._views:
@@ -361,9 +328,7 @@ class TokenMap:
 
         Their points are embedded anew, and all is added up at once. If anything is raised, the map is as it was.
         """
-        upstream = self.dtype != torch.float32
-        where = self.origin.numpy() if origin is None else origin
-        made = TokenMap(self.voxel_size, where, embed=self._embed, upstream_numerics=upstream)
+        made = TokenMap(self.voxel_size, self.origin.numpy() if origin is None else origin, embed=self._embed)
         made.shift = (self.shift if shift is None else shift).clone()
         made._views = {key: made._seen_from_here(view) for key, view in contributions.items()}
         if made._views:
@@ -373,12 +338,11 @@ class TokenMap:
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def tokens(self, max_tokens: int | None = None, *, generator: torch.Generator | None = None) -> SpatialTokens:
+    def tokens(self, max_tokens: int | None = None) -> SpatialTokens:
         """The scene as tokens.
 
         Args:
             max_tokens: at most so many; the voxels with the most patches stay (ties: the first in order), in order.
-            generator: of the CPU; cap as upstream does instead, a random subset in random order.
 
         Raises:
             TokenMapError: if the map is empty or `max_tokens` is below 1.
@@ -390,64 +354,21 @@ class TokenMap:
         sums = self._added_up()
         keys, slots = self._keys, self._slots
         if max_tokens is not None and len(keys) > max_tokens:
-            if generator is not None:
-                kept = torch.randperm(len(keys), generator=generator)[:max_tokens]
-            else:
-                by_count = torch.sort(sums.count[slots], descending=True, stable=True).indices
-                kept = by_count[:max_tokens].sort().values
+            by_count = torch.sort(sums.count[slots], descending=True, stable=True).indices
+            kept = by_count[:max_tokens].sort().values
             keys, slots = keys[kept], slots[kept]
         count = sums.count[slots]
         device = sums.features.device
         features = sums.features.index_select(0, slots.to(device))
-        features /= sums.weight[slots].to(device)[:, None]
+        features /= count.to(device)[:, None]
         return SpatialTokens(
-            features=features.float(),
+            features=features,
             xyz=(sums.xyz[slots] / count[:, None]).float().to(device),
             rgb=(sums.rgb[slots] / count[:, None]).round().to(torch.uint8).to(device),
             count=count.to(device),
             voxel=voxel_indices(keys).to(device),
             position=sums.position.index_select(0, slots.to(device)) / count.to(device)[:, None],
         )
-
-    def _reduce(
-        self,
-        features: Tensor,
-        xyz: Tensor,
-        rgb: Tensor,
-        valid: Tensor | NDArray[np.bool_] | None,
-        level: Tensor | NDArray[np.bool_] | None,
-    ) -> Contribution:
-        n = len(xyz)
-        if xyz.shape != (n, 3) or rgb.shape != (n, 3) or features.ndim != 2 or len(features) != n:
-            raise TokenMapError(
-                f"features {tuple(features.shape)}, points {tuple(xyz.shape)} and colours {tuple(rgb.shape)} disagree"
-            )
-        mask = torch.ones(n, dtype=torch.bool) if valid is None else torch.as_tensor(valid).cpu()
-        up = torch.zeros(n, dtype=torch.bool) if level is None else torch.as_tensor(level).cpu()
-        for name, flags in (("valid", mask), ("level", up)):
-            if flags.shape != (n,) or flags.dtype != torch.bool:
-                raise TokenMapError(f"{name} must be ({n},) bool, got {tuple(flags.shape)} {flags.dtype}")
-        rows = torch.nonzero(mask)[:, 0]
-        if not len(rows):
-            raise TokenMapError(f"none of the {n} patches is valid")
-        features, points, up = features.detach().index_select(0, rows.to(features.device)), xyz[rows].float(), up[rows]
-        xyz, rgb = xyz[rows].double(), rgb[rows].double()
-        # The sum tells quickly that all are finite; only where it does not is it worth looking at each.
-        if not bool(torch.isfinite(features.sum())) and not bool((finite := torch.isfinite(features)).all()):
-            bad = int(rows[int(torch.nonzero(~finite.all(dim=1))[0])])
-            raise TokenMapError(f"the feature of patch {bad} is not finite")
-        order, inverse, keys, count = group_equal(voxel_keys((xyz - self.origin).to(self.dtype), self.voxel_size))
-        device_order = order.to(features.device)
-        xyz, rgb, points, up = xyz[order], rgb[order], points[order], up[order]
-        nothing = features.new_zeros(0, 0, dtype=torch.float32)
-        if self.dtype != torch.float32:
-            each = torch.ones_like(inverse)
-            features = features[device_order].to(self.dtype)
-            return self._seen_from_here(Contribution(keys[inverse], features, each, xyz, rgb, points, up, nothing))
-        features = sum_groups(features, device_order, count.to(features.device))
-        sums = torch.zeros(len(keys), 3, dtype=torch.float64)
-        xyz, rgb = sums.index_add(0, inverse, xyz), sums.index_add(0, inverse, rgb)
-        return self._seen_from_here(Contribution(keys, features, count, xyz, rgb, points, up, nothing))
 
     def _rows_of(self, keys: Tensor) -> Tensor:
         """Rows of the sums of voxels that are all occupied."""

@@ -52,18 +52,15 @@ def voxel_pool(
     voxel_size: float = 0.2,
     *,
     valid: Tensor | None = None,
-    dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Means of the features of the points that share a voxel.
 
     Args:
         features: (P, C). xyz: (P, 3) metres. Both on one device.
         valid: (P,) bool; a row that is not valid belongs to no voxel and is never read as a number.
-        dtype: of the sums, the counts that divide them and the points; bfloat16 gives upstream's numbers, whose counts
-            stop at 256.
 
     Returns:
-        mean (M, C) `dtype`, inverse (P,) int64 (row -> voxel, -1 where not valid), count (M,) int64 and voxel (M, 3)
+        mean (M, C) float32, inverse (P,) int64 (row -> voxel, -1 where not valid), count (M,) int64 and voxel (M, 3)
         int64, voxels in lexicographic order.
 
     Raises:
@@ -75,19 +72,10 @@ def voxel_pool(
     points = xyz if rows is None else xyz[rows]
     if not len(points):
         raise TokenMapError(f"none of the {len(xyz)} points is valid")
-    order, sorted_inverse, keys, count = group_equal(voxel_keys(points.to(dtype), voxel_size))
+    order, sorted_inverse, keys, count = group_equal(voxel_keys(points.float(), voxel_size))
     rows = order if rows is None else rows[order]
-    if dtype == torch.float32:
-        mean = sum_groups(features, rows, count)
-        mean /= count[:, None]
-    else:
-        mean, weight = (
-            features.new_zeros(len(keys), features.shape[1], dtype=dtype),
-            points.new_zeros(len(keys), dtype=dtype),
-        )
-        add_in_order(mean, sorted_inverse, features[rows].to(dtype))
-        add_in_order(weight, sorted_inverse, weight.new_ones(len(rows)))
-        mean /= weight[:, None]
+    mean = sum_groups(features, rows, count)
+    mean /= count[:, None]
     inverse = torch.full((len(xyz),), -1, device=xyz.device).index_copy_(0, rows, sorted_inverse)
     return mean, inverse, count, voxel_indices(keys)
 
@@ -105,15 +93,3 @@ def sum_groups(features: Tensor, rows: Tensor, count: Tensor) -> Tensor:
     A bag of embeddings is exactly this sum, and reads each row once, in place and in order, on CUDA too.
     """
     return torch.nn.functional.embedding_bag(rows, features.float(), count.cumsum(0) - count, mode="sum")
-
-
-def add_in_order(table: Tensor, rows: Tensor, values: Tensor) -> None:
-    """table[rows[i]] += values[i] for i = 0, 1, ... with a rounding to the table's dtype at each step.
-
-    index_add_ may keep wider sums. Here each pass takes the next value of every row.
-    """
-    order, group, _, count = group_equal(rows)
-    turn = torch.arange(len(rows), device=rows.device) - (count.cumsum(0) - count)[group]
-    for i in range(int(count.max())):
-        now = order[turn == i]
-        table.index_add_(0, rows[now], values[now])

@@ -12,7 +12,7 @@ import pytest
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
-from adatoken3d_ros.cli.ask import frames, open_scene
+from adatoken3d_ros.cli.ask import frames
 from adatoken3d_ros.cli.main import main, parser
 from adatoken3d_ros.scene.folder import read_folder
 
@@ -147,12 +147,6 @@ def test_options_reach_the_session(tiny: Path, folder: Path, tmp_path: Path) -> 
     assert ask(tmp_path, *common, "--stride", "2")["stamp_ns"] == 1_200_000_000
     assert ask(tmp_path, *common, "--budget-ms", "60000")["budget_met"]
     assert ask(tmp_path, *common, "--click", "2", "0", "1")["status"] in ("OK", "TRUNCATED")
-
-
-@pytest.mark.parametrize("options", [[], ["--upstream-numerics"]])
-def test_upstream_numerics_reach_the_session(options: list[str], tiny: Path, folder: Path) -> None:
-    args = parser()[0].parse_args(["ask", "--model", str(tiny), "--folder", str(folder), "What?", *options])
-    assert open_scene(args)[1].config.upstream_numerics == bool(options)
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,6 @@ def test_a_command_differs_from_the_node_where_it_says_so(command: tuple[str, ..
          {"scene.max_views": 3, "model.device": "cpu", "model.dtype": "bfloat16"}),
         (["--budget-ms", "250"], {"latency_budget_ms": 250.0, "budget.warm_up": True}),
         (["--strategy", "none", "--max-new-tokens", "5"], {"strategy": "none", "max_new_tokens": 5}),
-        (["--upstream-numerics"], {"model.upstream_numerics": True, "scene.origin_mode": "fixed"}),
         (["--base-to-camera", "0 0 1, 0 0 0 1"], {"pose.base_to_camera": (0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)}),
     ],
 )  # fmt: skip

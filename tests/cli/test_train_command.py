@@ -19,21 +19,23 @@ from adatoken3d_ros.lmm import registry
 from adatoken3d_ros.lmm.llava3d.config import Llava3DConfig
 
 
-@pytest.fixture
-def tower(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint to take the vision tower from, of a size that trains in seconds."""
     size = ModelSize(layers=2, width=32, heads=2, intermediate=32, image_size=64, taps=(0, 2))
     words = tokenizer()
     content = config_content(size, len(words))
     torch.manual_seed(0)
     vision = Llava3DConfig.from_dict(content).make_tower().requires_grad_(False).eval()
-    save_model(new_model(content, vision, 0), content, words, tmp_path / "tower", {"size": {}})
-    return tmp_path / "tower"
+    directory = tmp_path_factory.mktemp("training") / "tower"
+    save_model(new_model(content, vision, 0), content, words, directory, {"size": {}})
+    return directory
 
 
 def _arguments(out: Path, tower: Path) -> list[str]:
+    """The scenes lie beside the tower: they are made once."""
     sizes = ["--layers", "3", "--width", "32", "--heads", "2", "--intermediate", "32", "--views", "2"]
-    rooms = ["--rooms", "2", "--validation-rooms", "1", "--scenes", str(out.parent / "scenes")]
+    rooms = ["--rooms", "2", "--validation-rooms", "1", "--scenes", str(tower.parent / "scenes")]
     return ["--out", str(out), "--vision", str(tower), *sizes, *rooms, "--voxel-size", "0.5"]
 
 
@@ -56,7 +58,7 @@ def test_trains_saves_and_goes_on(tmp_path: Path, tower: Path, capsys: pytest.Ca
     assert "--resume goes on" in capsys.readouterr().err
     # Resumed, the sizes are the checkpoint's own.
     rest = ["--resume", "--steps", "3", "--batches", "1", "--rooms", "2", "--validation-rooms", "0"]
-    assert main(["train", "--out", str(out), "--scenes", str(tmp_path / "scenes"), *rest]) == 0
+    assert main(["train", "--out", str(out), "--scenes", str(tower.parent / "scenes"), *rest]) == 0
     assert [line["step"] for line in _log(out)] == [1, 2, 2, 3]
     model, _, report = registry.load(out)
     assert model.config.voxel_size == 0.5 and model.config.language.num_hidden_layers == 3
@@ -84,7 +86,7 @@ def test_an_interrupt_ends_it_between_steps(tmp_path: Path, tower: Path, process
     more = ["--steps", "100000", "--processes", processes, "--save-every", "100000", "--evaluate-every", "100000"]
     process = subprocess.Popen([*command, *more], stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:
-        while not ((out / "training" / "log.jsonl").is_file() and len(_log(out)) >= 3):
+        while not ((out / "training" / "log.jsonl").is_file() and len(_log(out)) >= 2):
             with suppress(subprocess.TimeoutExpired):
                 raise AssertionError(process.wait(0.05))
         started = psutil.Process(process.pid).children(recursive=True)
@@ -97,12 +99,12 @@ def test_an_interrupt_ends_it_between_steps(tmp_path: Path, tower: Path, process
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == INTERRUPTED
     step = json.loads((out / "config.json").read_text())["training"]["step"]
-    assert step == _log(out)[-1]["step"] >= 3 and f"saved at step {step}" in printed
+    assert step == _log(out)[-1]["step"] >= 2 and f"saved at step {step}" in printed
 
 
 def test_rooms_alone_and_a_time_limit(tmp_path: Path, tower: Path) -> None:
     out = tmp_path / "out"
-    assert _train(out, tower, "--prepare-only") == 0
+    assert _train(out, tower, "--prepare-only", "--scenes", str(tmp_path / "scenes")) == 0
     assert len(list((tmp_path / "scenes" / "train").glob("*.npz"))) == 3 and not out.exists()
     assert _train(out, tower, "--minutes", "0") == 0
     assert not (out / "config.json").exists()

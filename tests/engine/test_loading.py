@@ -25,7 +25,6 @@ SETTINGS = Settings(
     {
         "model.device": "cpu",
         "model.template": "vicuna_v1",
-        "model.upstream_numerics": True,
         "seed": 7,
         "strategy": "random",
         "budget.infeasible": "refuse",
@@ -59,7 +58,6 @@ def test_every_setting_arrives(tiny_directory: Path) -> None:
         origin=(1.0, 2.0, 0.5),
         question_views=7,
         template="vicuna_v1",
-        upstream_numerics=True,
         seed=7,
         budget=BudgetConfig(Infeasible.REFUSE, Reuse.PREFIX),
     )

@@ -25,7 +25,8 @@ from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.keyframes import KeyFrameConfig
 from adatoken3d_ros.scene.patches import patch_points
 from adatoken3d_ros.scene.storage import SceneFileError
-from adatoken3d_ros.scene.token_map import TokenMap, voxel_pool
+from adatoken3d_ros.scene.token_map import TokenMap
+from adatoken3d_ros.scene.voxels import voxel_pool
 from adatoken3d_ros.scene.window import OriginMode
 from tests.engine.scenes import ask, working
 
@@ -152,11 +153,6 @@ def test_a_scene_is_taken_up_with_its_origin(make_session: MakeSession, walk: li
         fixed.load(tmp_path / "scene")
     session.clear()
     assert session.memory.origin.tolist() == [0, 0, 0] and len(session.memory) == 0
-
-
-def test_the_published_numbers_keep_their_origin(make_session: MakeSession) -> None:
-    with pytest.raises(ValueError, match="'auto'.*upstream_numerics"):
-        make_session(replace(AUTO, upstream_numerics=True))
 
 
 # Beside this origin the room has voxels, and what is at the other end of where a pose may be has none.

@@ -85,7 +85,6 @@ def behaviour(settings: Settings, cache: Path) -> dict[str, Any]:
 # Setting: another value, what it changes, and what else is set for both.
 SESSION: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "model.template": ("vicuna_v1", "prompt", {}),
-    "model.upstream_numerics": (True, "tokens", {"scene.origin_mode": "fixed"}),
     "seed": (7, "seed", {}),
     "budget.warm_up": (True, "latency", {}),
     "budget.cache": ("CACHE", "cache", {"budget.warm_up": True}),

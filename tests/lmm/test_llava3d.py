@@ -93,17 +93,6 @@ def test_parts_that_do_not_fit_are_refused(model, spatial, clicks, message):
         model.splice(prompt, spatial, clicks)
 
 
-def test_patch_feature_is_image_feature_plus_position(model):
-    images, xyz = _images(2), torch.randn(2, model.vision.patches, 3)
-    expected = (model.encode_images(images).bfloat16() + model.position.published(xyz)).float()
-    assert torch.equal(model.published_features(images, xyz), expected)
-    assert expected.shape == (2, 64, 32) and expected.dtype == torch.float32
-    moved = model.published_features(images, xyz + torch.tensor([1.0, 0.0, 0.0]))
-    assert not torch.allclose(moved, expected)  # positions are absolute
-    with pytest.raises(ValueError, match=r"xyz must be \(2, 64, 3\).*got \(1, 64, 3\)"):
-        model.published_features(images, xyz[:1])
-
-
 def test_projector_is_linear_gelu_linear(model):
     features = torch.randn(5, 32)
     first, _, last = model.projector

@@ -56,11 +56,9 @@ def test_portrait_is_the_transpose() -> None:
 
 
 def test_scannet_colour_size_by_hand() -> None:
-    # 1296x968 becomes int(336 * 1296 / 968) = 449 wide; an odd margin of 113 is cut at 56, upstream shifts cx by 56.5.
+    # 1296x968 becomes int(336 * 1296 / 968) = 449 wide; an odd margin of 113 is cut at 56.
     crop = crop_transform(1296, 968, 336)
-    assert (crop.resized_width, crop.x0, crop.shift_x) == (449, 56, 56)
-    upstream = crop_transform(1296, 968, 336, upstream_numerics=True)
-    assert (upstream.x0, upstream.shift_x) == (56, 56.5)
+    assert (crop.resized_width, crop.x0) == (449, 56)
 
 
 @pytest.mark.parametrize(
@@ -85,14 +83,6 @@ def test_sampled_pixels_are_those_of_pillow_for_any_size(
         return  # slivers, which Pillow would blow up to gigabytes
     rows, cols = sample_pixels(width, height, PatchGeometry.square(size, grid))
     assert (rows.tolist(), cols.tolist()) == pillow_sample_pixels(width, height, size, grid, crop.x0, crop.y0)
-
-
-def test_upstream_depth_crop_is_pillow_rounding_half_to_even() -> None:
-    for width in range(336, 380):
-        upstream = crop_transform(width, 336, 336, upstream_numerics=True)
-        left = (width - 336) / 2
-        cut = Image.fromarray(np.arange(width, dtype=np.int32)[None]).crop((left, 0, left + 336, 1))
-        assert upstream.x0 == np.asarray(cut)[0, 0]
 
 
 def test_back_projection_by_hand() -> None:

@@ -9,7 +9,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.geometry import PatchGeometry
-from adatoken3d_ros.scene.patches import PatchConfig, patch_points, patch_points_upstream
+from adatoken3d_ros.scene.patches import PatchConfig, patch_points
+from benchmarks.tokens import patch_points_upstream
 
 
 def pose(rng: np.random.Generator) -> np.ndarray:
@@ -96,24 +97,6 @@ def test_equal_to_every_pixel_for_any_size(width: int, height: int, seed: int) -
     frame = random_frame(width, height, seed)
     slow, _ = patch_points_upstream([frame.depth], [frame.K], [frame.T_world_camera], image_size=56, grid=4)
     assert_allclose(patch_points(frame, SMALL).xyz, slow.numpy().reshape(-1, 3), atol=2e-5)
-
-
-def test_upstream_numbers_are_bfloat16_with_ghosts() -> None:
-    config = PatchConfig(upstream_numerics=True)
-    frame = random_frame(640, 480)
-    exact, compat = patch_points(frame), patch_points(frame, config)
-    error = np.abs(compat.xyz - exact.xyz)
-    # bfloat16 keeps 8 bits: up to centimetres off at metres.
-    assert 0.001 < error.mean() < 0.03
-    assert error.max() < 0.3
-    bits = compat.xyz.view(np.uint32)
-    assert not (bits & 0xFFFF).any(), "a bfloat16 number has 16 zero bits when it is widened"
-
-    frame.depth[:] = np.nan
-    ghosts = patch_points(frame, config)
-    assert ghosts.valid.all()
-    assert_allclose(ghosts.xyz, np.broadcast_to(frame.T_world_camera[:3, 3], (576, 3)), rtol=1 / 128)
-    assert not patch_points(frame).valid.any()
 
 
 @pytest.mark.parametrize("bad", [{"max_depth": 0.0}, {"max_depth": float("nan")}])

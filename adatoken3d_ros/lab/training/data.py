@@ -33,7 +33,7 @@ from adatoken3d_ros.lab.synthetic.views import Sight, View, render_views, sights
 from adatoken3d_ros.lmm.vision.tower import VisionTower
 from adatoken3d_ros.scene.geometry import PatchGeometry, sample_pixels
 from adatoken3d_ros.scene.patches import PatchConfig, patch_points
-from adatoken3d_ros.scene.token_map import voxel_keys, voxel_pool
+from adatoken3d_ros.scene.voxels import voxel_keys, voxel_pool
 
 Progress = Callable[[int, int], None]
 

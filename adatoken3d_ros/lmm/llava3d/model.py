@@ -10,12 +10,10 @@ The way of the data, C wide in the vision tower and D wide in the language model
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 from transformers import LlamaForCausalLM
 
@@ -57,26 +55,6 @@ class Llava3D(SpatialLMM):
         )
         self.shape_hash = config.hash()
 
-    def published_features(
-        self,
-        rgb: Sequence[NDArray[np.uint8]],
-        xyz: torch.Tensor,
-        *,
-        should_stop: Callable[[], bool] | None = None,
-    ) -> torch.Tensor:
-        """V images and (V, P, 3) metres in the model's frame -> (V, P, C) float32, feature + position embedding.
-
-        Features, embedding and sum are rounded to bfloat16, as upstream computes them.
-
-        Raises:
-            ValueError: if `xyz` does not have a point for every patch of every image.
-        """
-        expected = (len(rgb), self.vision.patches, 3)
-        if tuple(xyz.shape) != expected:
-            raise ValueError(f"xyz must be {expected}, a point for every patch, got {tuple(xyz.shape)}")
-        features = self.encode_images(rgb, should_stop=should_stop).bfloat16()
-        return (features + self.position.published(xyz.to(self.device))).float()
-
     def lift_places(self, xyz: torch.Tensor) -> torch.Tensor:
         return self.position.hidden(xyz.to(self.device))
 
@@ -91,10 +69,9 @@ class Llava3D(SpatialLMM):
         tokens: torch.Tensor = self.projector(features.to(parameter.device, parameter.dtype))
         return tokens
 
-    def embed_clicks(self, xyz: torch.Tensor, *, published: bool = False) -> torch.Tensor:
-        """(n, 3) metres in the model's frame -> (n, D); n may be 0. `published`: in bfloat16, as upstream does."""
-        xyz = xyz.to(self.device)
-        vectors: torch.Tensor = self.click.published(xyz) if published else self.click(xyz)
+    def embed_clicks(self, xyz: torch.Tensor) -> torch.Tensor:
+        """(n, 3) metres in the model's frame -> (n, D); n may be 0."""
+        vectors: torch.Tensor = self.click(xyz.to(self.device))
         return vectors
 
     def prompt(self, tokenizer: Any, question: str, *, n_clicks: int = 0, template: str = "") -> PromptIds:

@@ -36,17 +36,6 @@ class PositionMLP(nn.Module):
             )
         )
 
-    def published(self, xyz: torch.Tensor) -> torch.Tensor:
-        """As `forward`, but as LLaVA-3D was published: (..., 3) metres -> (..., width), every step in bfloat16, of
-        coordinates in bfloat16, whatever dtype the module has.
-        """
-        low = torch.bfloat16
-        hidden = functional.linear(xyz.to(low), self.lift.weight.to(low), self.lift.bias.to(low))
-        hidden = functional.layer_norm(
-            hidden, self.norm.normalized_shape, self.norm.weight.to(low), self.norm.bias.to(low), self.norm.eps
-        )
-        return functional.linear(functional.relu(hidden), self.out.weight.to(low), self.out.bias.to(low))
-
     def finish(self, mean: torch.Tensor) -> torch.Tensor:
         """(..., width) float32, a mean of `hidden` over points -> the mean of `forward` over them, float32."""
         return functional.linear(mean, self.out.weight.float(), self.out.bias.float())
