@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,13 @@ import pytest
 
 from adatoken3d_ros.engine.config import SessionConfig
 from adatoken3d_ros.engine.scene import Scene
+from adatoken3d_ros.engine.scene_queue import SceneQueue
+from adatoken3d_ros.engine.worker import Worker
 from adatoken3d_ros.lmm import registry
 from adatoken3d_ros.lmm.llava3d.tiny import write_tiny_checkpoint
 from adatoken3d_ros.scene.frames import PosedFrame
-from tests.engine.scenes import new_scene
+from tests.engine.gated import LIMIT, GatedScene
+from tests.engine.scenes import new_scene, working
 
 
 @pytest.fixture(scope="session")
@@ -55,3 +58,25 @@ def wall_frame() -> Callable[..., PosedFrame]:
 @pytest.fixture
 def frames() -> list[PosedFrame]:
     return [_wall_frame(i) for i in range(3)]
+
+
+@pytest.fixture
+def scene() -> GatedScene:
+    return GatedScene()
+
+
+@pytest.fixture
+def make_queue(scene: GatedScene) -> Iterator[Callable[..., SceneQueue]]:
+    workers: list[Worker] = []
+
+    def make(**options: Any) -> SceneQueue:
+        worker, queue = working(scene, **options)
+        worker.start()
+        queue.ready.result(LIMIT)
+        workers.append(worker)
+        return queue
+
+    yield make
+    for worker in workers:
+        scene.release.release(100)
+        assert worker.stop(LIMIT)
