@@ -24,7 +24,7 @@ from adatoken3d_ros.lmm.llava3d.config import Llava3DConfig
 from adatoken3d_ros.lmm.llava3d.model import Llava3D
 from adatoken3d_ros.lmm.llava3d.position import PositionMLP
 from adatoken3d_ros.lmm.llava3d.prompt import TEMPLATES, build_prompt
-from adatoken3d_ros.lmm.llava3d.tokenizer import llama_tokenizer, word_vocabulary
+from adatoken3d_ros.lmm.llava3d.tokenizer import llama_tokenizer, load_tokenizer, word_vocabulary
 from adatoken3d_ros.lmm.vision.efficientnet import EfficientNetLiteConfig
 from adatoken3d_ros.lmm.vision.tower import VisionTower
 
@@ -127,6 +127,21 @@ def config_content(size: ModelSize, vocab_size: int) -> dict[str, Any]:
 def sizes_of(size: ModelSize) -> Llava3DConfig:
     """What scenes and the vision tower depend on."""
     return Llava3DConfig.from_dict(config_content(size, vocab_size=512))
+
+
+def shape_hash_of(content: Mapping[str, Any]) -> str:
+    """Of the model that a config.json describes (`SpatialLMM.shape_hash`); raises ValueError for one of none."""
+    return Llava3DConfig.from_dict(content).hash()
+
+
+def vocabulary_of(directory: Path) -> dict[str, int]:
+    """Of a checkpoint's tokenizer; raises ValueError for a file that is damaged."""
+    return load_tokenizer(directory)[0].get_vocab()
+
+
+def stored_names(model: Llava3D) -> dict[str, str]:
+    """{name in the model: name in the checkpoint} of every tensor."""
+    return official_names(model)
 
 
 def new_model(content: Mapping[str, Any], vision: VisionTower, seed: int) -> Llava3D:

@@ -20,7 +20,16 @@ from torch import Tensor
 
 from adatoken3d_ros.lab.synthetic.questions import FAMILIES, generate
 from adatoken3d_ros.lab.training.data import Scene, thinned, turned
-from adatoken3d_ros.lab.training.language import ModelSize, config_content, new_model, save_model, tokenizer
+from adatoken3d_ros.lab.training.language import (
+    ModelSize,
+    config_content,
+    new_model,
+    save_model,
+    shape_hash_of,
+    stored_names,
+    tokenizer,
+    vocabulary_of,
+)
 from adatoken3d_ros.lab.training.objective import Objective
 from adatoken3d_ros.lab.training.packing import (
     IGNORE,
@@ -35,10 +44,6 @@ from adatoken3d_ros.lab.training.packing import (
     spatial_tokens,
 )
 from adatoken3d_ros.lab.training.recipe import TrainConfig, TrainingError
-from adatoken3d_ros.lmm.llava3d.checkpoint import official_names
-from adatoken3d_ros.lmm.llava3d.config import Llava3DConfig
-from adatoken3d_ros.lmm.llava3d.model import Llava3D
-from adatoken3d_ros.lmm.llava3d.tokenizer import load_tokenizer
 from adatoken3d_ros.lmm.vision.tower import VisionTower
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")  # of AdamW and of Muon
@@ -82,7 +87,7 @@ class Trainer:
         self.config, self.size, self.scenes = config, size, scenes
         self.tokenizer = tokenizer()
         self.content = config_content(size, len(self.tokenizer))
-        self.model: Llava3D = new_model(self.content, vision, config.seed).to(device)
+        self.model = new_model(self.content, vision, config.seed).to(device)
         self.encoder = Encoder(self.tokenizer)
         self.objective = Objective(self.model, self.encoder, config)
         self.parameters = {
@@ -277,13 +282,13 @@ class Trainer:
             raise TrainingError(f"{directory} cannot be resumed: {error}") from error
         if facts["step"] != str(content["training"]["step"]):
             raise TrainingError(f"{path} is of step {facts['step']}, config.json of {content['training']['step']}")
-        if Llava3DConfig.from_dict(content).hash() != self.model.config.hash():
+        if shape_hash_of(content) != self.model.shape_hash:
             raise TrainingError(f"{directory} holds a model of other sizes: {facts['size']}")
-        if load_tokenizer(directory)[0].get_vocab() != self.tokenizer.get_vocab():
+        if vocabulary_of(directory) != self.tokenizer.get_vocab():
             raise TrainingError(f"{directory} has another vocabulary")
         with torch.no_grad():
             ours = self.model.state_dict()
-            for name, official in official_names(self.model).items():
+            for name, official in stored_names(self.model).items():
                 ours[name].copy_(weights[official])
             for name, parameter in self.objective.heads.named_parameters():
                 parameter.copy_(state[f"heads.{name}"])
