@@ -110,8 +110,9 @@ def test_no_gate_before_the_first_legal_one(seen: Callable[..., Scene]) -> None:
     early = replace(scene.strategy, schedule=Schedule.of([1], [0.5]))
     with pytest.raises(ScheduleError, match="gate layer 1 is before layer 2"):
         scene.set_strategy(early)
-    for option in options(scene.strategy, LAYERS, (), FIRST_GATE):
-        option.strategy.schedule.check(LAYERS, FIRST_GATE)
+    for gate in (FIRST_GATE, 4):  # behind some of the layers at which plans would withdraw the scene
+        for option in options(default_strategy("ours", LAYERS, gate), LAYERS, (), gate):
+            option.strategy.schedule.check(LAYERS, gate)
 
 
 def test_a_plan_and_a_hurry_keep_to_it(seen: Callable[..., Scene], tmp_path: Path) -> None:
