@@ -41,28 +41,6 @@ class Loading:
     step: str = ""
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """A model that is there.
-
-    Attributes:
-        model_id: the checkpoint's name and identity. identity: that of the model.
-        layers: of its decoder.
-        fitted: strategies that were fitted to it, by name.
-        on_gpu: whether it is on one.
-        drift: by stage, time that it takes now over time that it took when it was measured.
-        given_up: views that could not be encoded.
-    """
-
-    model_id: str
-    identity: str
-    layers: int
-    fitted: Mapping[str, Strategy]
-    on_gpu: bool
-    drift: Callable[[], Mapping[str, float]]
-    given_up: Callable[[], int]
-
-
 class EngineOwner:
     """Loads a model into a worker's thread, hands it frames and questions, and frees it.
 
@@ -74,7 +52,7 @@ class EngineOwner:
     Attributes:
         thread: owns the engine; None before `start` and after `drop`.
         worker: what waits for the scene; None without a thread.
-        model: None until it is loaded.
+        scene: with the engine behind it, the worker's thread's; others read its counters. None until it is loaded.
         problem: why the last load failed; empty if it did not.
         strategy: name of that in use; empty without a model.
     """
@@ -90,7 +68,7 @@ class EngineOwner:
         self._open = open
         self.thread: Worker | None = None
         self.worker: SceneQueue | None = None
-        self.model: Loaded | None = None
+        self.scene: Scene | None = None
         self.problem = ""
         self.strategy = ""
         self._frame_id = ""
@@ -137,8 +115,7 @@ class EngineOwner:
         if thread is None:
             return
         thread.stop()
-        on_gpu = self.model is not None and self.model.on_gpu
-        self.model = None
+        on_gpu, self.scene = self.on_gpu, None
         self._events.tell(SceneReplaced(self._frame_id))
         self._events.tell(SceneView(self._frame_id))
         free_cached(gpu=on_gpu)
@@ -152,7 +129,17 @@ class EngineOwner:
     @property
     def model_id(self) -> str:
         """Of the model that is loaded; empty without one."""
-        return "" if self.model is None else self.model.model_id
+        return "" if self.scene is None else self.scene.runtime.model_id
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether a model is on one."""
+        return self.scene is not None and self.scene.runtime.model.device.type == "cuda"
+
+    def drift(self) -> Mapping[str, float]:
+        """By stage, time that it takes now over time that it took when it was measured; empty where it was not."""
+        latency = None if self.scene is None else self.scene.controller.latency
+        return {} if latency is None else latency.drift
 
     def _make_engine(self, settings: Settings) -> Engine:
         """Runs in the worker's thread."""
@@ -169,15 +156,7 @@ class EngineOwner:
         """Runs in the worker's thread."""
         scene = self._open(engine, settings)
         self.strategy = settings["strategy"]
-        self.model = Loaded(
-            engine.model_id,
-            engine.model.identity,
-            engine.n_layers,
-            engine.fitted,
-            engine.model.device.type == "cuda",
-            lambda: {} if scene.controller.latency is None else scene.controller.latency.drift,
-            lambda: scene.memory.given_up,
-        )
+        self.scene = scene
         return scene
 
     # --- frames and questions -----------------------------------------------------------------------------------------
@@ -205,7 +184,7 @@ class EngineOwner:
         def use_strategy(scene: Scene) -> None:
             # Travels with the question, whose time runs and whose policy holds from now on, also behind others.
             if strategy != self.strategy:
-                scene.set_strategy(self._strategy(strategy))
+                scene.set_strategy(_strategy(strategy, scene))
                 self.strategy = strategy
 
         self.worker.policy = type(self.worker.policy)(values["question_policy"])
@@ -214,12 +193,8 @@ class EngineOwner:
 
     def check_strategy(self, name: str) -> None:
         """Raises ValueError for a strategy that the loaded model cannot use; without a model all may be set."""
-        if self.model is not None:
-            self._strategy(name)
-
-    def _strategy(self, name: str) -> Strategy:
-        assert self.model is not None
-        return make_strategy(name, self.model.layers, self.model.identity, self.model.fitted)
+        if self.scene is not None:
+            _strategy(name, self.scene)
 
     # --- the scene ----------------------------------------------------------------------------------------------------
 
@@ -256,3 +231,8 @@ class EngineOwner:
     def _look_again(self, event: FrameTaken) -> None:
         if event.fate == "key_frame":
             self.look()
+
+
+def _strategy(name: str, scene: Scene) -> Strategy:
+    engine = scene.runtime
+    return make_strategy(name, engine.n_layers, engine.model.identity, engine.fitted)

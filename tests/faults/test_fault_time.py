@@ -173,7 +173,7 @@ def test_what_is_under_way_when_time_jumps_back(make_rig: MakeRig) -> None:
     rig.send({})
     counts = rig.counts()
     assert rig.fates[-1].startswith("error: ") and rig.inputs.fates == {"key_frame": 1, "time_jump": 1}
-    assert counts["pairs.dropped.time_jump"] == counts["time_jumps"] == 1 and rig.inputs.problem == ""
+    assert counts["pairs.dropped.time_jump"] == counts["time_jumps"] == 1 and rig.inputs.state().problem == ""
     assert not any("not used" in line for line in rig.node.log)
     rig.send({"pose": rig.messages(0)["pose"]})
     assert rig.scene()[0] == [START_NS]

@@ -8,7 +8,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -62,48 +62,20 @@ INFOS = {RGBD: (RGB_INFO, DEPTH_INFO), ORGANISED_POINTS: (RGB_INFO,), POINTS_WIT
 Submit = Callable[[Callable[[], PosedFrame], Callable[[], tuple[int, NDArray[np.float64]]]], object]
 
 
-class Offer:
-    """A frame for the thread that takes it: first when and where it was taken, then, if that is wanted, the frame.
-
-    Args:
-        pick: what is to be converted.
-        on_good: called when the frame passed its checks (with False), and again when it was converted (with True).
-    """
-
-    def __init__(self, pick: Callable[[], Picture], on_good: Callable[[bool], object]) -> None:
-        self._pick = pick
-        self._on_good = on_good
-
-    @cached_property
-    def _picture(self) -> Picture:
-        return self._pick()
-
-    def view(self) -> tuple[int, NDArray[np.float64]]:
-        """Stamp (nanoseconds) and T_world_camera (4, 4); raises ConversionError, which names the value."""
-        view = self._picture.view()
-        self._on_good(False)
-        return view
-
-    def draw(self) -> PosedFrame:
-        """The frame; raises ConversionError or FrameError, which name the value that is wrong."""
-        frame = self._picture.draw()
-        self._on_good(True)
-        return frame
-
-
 class Inputs:
     """The node's subscriptions, from `start` to `stop`.
 
     Args:
         node: carries the subscriptions.
         parameters: the node's.
-        submit: takes each complete frame, as `Offer.draw` and `Offer.view`; called from any thread.
+        submit: takes each complete frame as two functions for the thread that takes it: one that draws the frame, one
+            that only says when and where it was taken: stamp (nanoseconds) and T_world_camera (4, 4). Both raise
+            ConversionError or FrameError, which name the value that is wrong. Called from any thread.
         group: callback group of the subscriptions.
         on_time_jump: called when the inputs' time has jumped back and the scene is to be cleared for it.
         clock: seconds, monotonic.
 
     Attributes:
-        problem: the last frame or message that could not be used, and why; empty if the last one was good.
         warnings: what is wrong with topics whose frames are used all the same.
     """
 
@@ -138,11 +110,6 @@ class Inputs:
     def fates(self) -> Counter[str]:
         """What became of the frames until now."""
         return self.record.fates
-
-    @property
-    def problem(self) -> str:
-        """The last frame or message that could not be used, and why; empty if the last one was good."""
-        return self.record.problem
 
     @property
     def offered(self) -> int:
@@ -330,8 +297,19 @@ class Inputs:
                 self._offer(partial(self._first, frame, self._newest, self._era))
 
     def _offer(self, pick: Callable[[], Picture]) -> None:
-        offer = Offer(pick, self.record.is_well)
-        self._submit(offer.draw, offer.view)
+        picked = cache(pick)
+
+        def view() -> tuple[int, NDArray[np.float64]]:
+            found = picked().view()
+            self.record.is_well(False)
+            return found
+
+        def draw() -> PosedFrame:
+            frame = picked().draw()
+            self.record.is_well(True)
+            return frame
+
+        self._submit(draw, view)
 
     def _first(self, frame: LazyFrame, number: int, era: tuple[int, int]) -> Picture:
         """Runs in the thread that takes the frame. A cloud's further pictures follow one by one, in `frame_done`."""

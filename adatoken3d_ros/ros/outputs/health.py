@@ -69,7 +69,7 @@ class Health:
     def report(self) -> DiagnosticArray:
         """How everything is now."""
         now_ns = self._node.get_clock().now().nanoseconds
-        scene, worker, model = self._outputs.scene, self._engine.worker, self._engine.model
+        seen, worker, scene = self._outputs.scene, self._engine.worker, self._engine.scene
         reports = [
             diagnostics.inputs(
                 self._inputs.state(),
@@ -78,11 +78,11 @@ class Health:
             ),
             diagnostics.scene(
                 self._state() == "active",
-                len(scene.poses),
-                len(scene.xyz),
-                (now_ns - scene.stamp_ns) / 1e9 if scene.stamp_ns and now_ns else None,
+                len(seen.poses),
+                len(seen.xyz),
+                (now_ns - seen.stamp_ns) / 1e9 if seen.stamp_ns and now_ns else None,
                 self._inputs.fates,
-                0 if model is None else model.given_up(),
+                0 if scene is None else scene.memory.given_up,
             ),
             diagnostics.model(
                 self._state(),
@@ -95,8 +95,8 @@ class Health:
                 self._failures.count,
                 self._failures.last,
             ),
-            self.latency.report({} if model is None else model.drift(), self._questions.taken, self._outputs.waiting),
-            diagnostics.memory(self.read_memory(model is not None and model.on_gpu)),
+            self.latency.report(self._engine.drift(), self._questions.taken, self._outputs.waiting),
+            diagnostics.memory(self.read_memory(self._engine.on_gpu)),
         ]
         name = self._node.get_fully_qualified_name().lstrip("/")
         return diagnostics.array(reports, name, self._engine.model_id or "none", now_ns)
