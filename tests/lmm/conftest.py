@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -32,3 +33,9 @@ def model(loaded) -> Llava3D:
 @pytest.fixture(scope="session")
 def tokenizer(loaded) -> PreTrainedTokenizerFast:
     return loaded[1]
+
+
+@pytest.fixture
+def path(tiny_path: Path, tmp_path: Path) -> Path:
+    """A copy of the checkpoint that a test may damage."""
+    return Path(shutil.copytree(tiny_path, tmp_path / "copy"))
