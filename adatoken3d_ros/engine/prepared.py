@@ -11,18 +11,24 @@ from torch import Tensor
 
 from adatoken3d_ros.decoder.prefix import ScenePrefix
 from adatoken3d_ros.engine.scene_memory import SceneMemory
-from adatoken3d_ros.lmm.interface import SpatialLMM, Spliced
+from adatoken3d_ros.lmm.interface import SpatialLMM, Spliced, ViewTokens
 from adatoken3d_ros.pruning.view import SceneTokens
-from adatoken3d_ros.scene.token_map import SpatialTokens
+from adatoken3d_ros.scene.spatial_tokens import SpatialTokens
 
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """M tokens of the scene, what the gate knows of them, and their (M, D) in the language model's space."""
+    """M tokens of the scene, what the gate knows of them, and what `SpatialLMM.scene_tokens` made of them."""
 
     tokens: SpatialTokens
     scene: SceneTokens
     spatial: Tensor
+
+    @property
+    def where(self) -> ViewTokens | None:
+        """Which tokens of which views they are, where tokens are those of views."""
+        view, cell = self.tokens.view, self.tokens.cell
+        return None if view is None or cell is None else ViewTokens(view, cell, self.tokens.grids)
 
 
 class Prepared:
@@ -50,8 +56,8 @@ class Prepared:
 
     def size(self, max_tokens: int | None) -> int:
         """Tokens that `block(max_tokens)` has."""
-        voxels = self._memory.asked.n_voxels
-        return min(voxels, self._model.sizes.max_spatial_tokens, max_tokens or voxels)
+        most = self._memory.asked.n_tokens
+        return min(most, self._model.sizes.max_spatial_tokens, max_tokens or most)
 
     @torch.inference_mode()
     def block(self, max_tokens: int | None) -> Block:
@@ -60,7 +66,7 @@ class Prepared:
         if size not in self._blocks:
             tokens = self._memory.question_tokens(size)
             spatial = self._model.scene_tokens(tokens.features, tokens.position)
-            block = Block(tokens, SceneTokens(tokens.xyz, spatial), spatial)
+            block = Block(tokens, SceneTokens(tokens.xyz, spatial[:, : self._model.decoder.size.hidden]), spatial)
             _ = block.scene.order  # for all questions, and where there is time ahead of them
             self._blocks[size] = block
         return self._blocks[size]

@@ -14,7 +14,7 @@ from adatoken3d_ros.engine.answer import TokenReport
 from adatoken3d_ros.lmm.interface import Spliced
 from adatoken3d_ros.pruning import flops
 from adatoken3d_ros.pruning.view import DecoderSize, Policy
-from adatoken3d_ros.scene.token_map import SpatialTokens
+from adatoken3d_ros.scene.spatial_tokens import SpatialTokens
 
 
 def token_report(decoder: DecoderSize, tokens: SpatialTokens, trace: GateTrace, spliced: Spliced) -> TokenReport:

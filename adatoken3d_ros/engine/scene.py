@@ -30,7 +30,7 @@ from adatoken3d_ros.pruning.strategy import Strategy, default_strategy
 from adatoken3d_ros.pruning.view import Policy
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.keyframes import Verdict
-from adatoken3d_ros.scene.token_map import SpatialTokens
+from adatoken3d_ros.scene.spatial_tokens import SpatialTokens
 from adatoken3d_ros.settings import DEFAULTS
 
 logger = logging.getLogger(__name__)
@@ -225,7 +225,7 @@ class Scene:
         click_xyz = torch.from_numpy(clicks - self.memory.origin).float().to(model.device)
         vectors = model.embed_clicks(click_xyz) if model.takes_clicks else None
         try:
-            return model.splice(prompt, block.spatial, vectors)
+            return model.splice(prompt, block.spatial, vectors, where=block.where)
         except SpliceError as error:
             raise InvalidRequest(str(error)) from error
 
@@ -255,7 +255,7 @@ class Scene:
         self, question: Question, prompt: PromptIds, block: Block | None = None, *, pending: int = 0
     ) -> Situation:
         """What is to be planned for: `pending` views may still be encoded, and `block` is built already."""
-        views, voxels = len(self.memory.asked), self.memory.asked.n_voxels
+        views, voxels = len(self.memory.asked), self.memory.asked.n_tokens
         limit = question.max_new_tokens or self.config.max_new_tokens
         n_system, lengths = prompt.n_system, self.controller.lengths
         return Situation(

@@ -19,9 +19,11 @@ from adatoken3d_ros.engine.out_of_memory import describe, is_out_of_memory
 from adatoken3d_ros.lmm.interface import SpatialLMM
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.keyframes import KeyFrameSelector, Verdict, carve_free_space
-from adatoken3d_ros.scene.patches import PatchConfig, PatchPoints, patch_points
+from adatoken3d_ros.scene.patches import PatchConfig, PatchPoints
+from adatoken3d_ros.scene.spatial_tokens import SpatialTokens
 from adatoken3d_ros.scene.storage import load_scene, save_scene
-from adatoken3d_ros.scene.token_map import SpatialTokens, TokenMap
+from adatoken3d_ros.scene.token_map import TokenMap
+from adatoken3d_ros.scene.view_blocks import ViewTokenMap
 from adatoken3d_ros.scene.window import OriginMode, best_shift, floor_height, level_patches
 
 logger = logging.getLogger(__name__)
@@ -55,7 +57,8 @@ class SceneMemory:
             geometry=model.sizes.patches,
             max_depth=config.max_depth,
         )
-        self._map = TokenMap(model.sizes.voxel_size, config.origin, embed=model.lift_places)
+        kind = ViewTokenMap if model.sizes.tokens == "views" else TokenMap
+        self._map: TokenMap = kind(model.sizes.voxel_size, config.origin, embed=model.lift_places)
         self._selector = KeyFrameSelector(config.key_frames, self._patches, self._map)
         self._asked: TokenMap | None = None
         self._later: dict[int, PosedFrame] = {}  # encoded before one that arrived earlier, by their order
@@ -139,8 +142,8 @@ class SceneMemory:
     ) -> list[tuple[PosedFrame, PatchPoints, Tensor]]:
         """The frames' points and features, without those that fail; together where that goes, else one by one."""
         try:
-            points = [patch_points(frame, self._patches) for frame in frames]
-            features = self._model.encode_images([frame.rgb for frame in frames], should_stop=should_stop)
+            points = [self._model.place_tokens(frame, self._patches) for frame in frames]
+            features = self._model.encode_views([frame.rgb for frame in frames], should_stop=should_stop)
             return list(zip(frames, points, features, strict=True))
         except Exception as error:
             if len(frames) == 1:
@@ -164,14 +167,14 @@ class SceneMemory:
     def _add(self, frame: PosedFrame, points: PatchPoints, features: Tensor) -> None:
         level, first = None, not len(self._map)
         if self._config.origin_mode is OriginMode.AUTO:
-            level = level_patches(points.xyz, self._patches.geometry.columns)
+            level = level_patches(points.xyz, self._model.grid(*frame.depth.shape)[1])
             if first and (floor := floor_height(points.xyz[level])) is not None:
                 # Voxels that begin on the floor hold it in one layer.
                 self._map.clear((*self._config.origin[:2], floor))
         order = self._selector.order(frame.stamp_ns)
         if frame.stamp_ns not in self.poses:  # else it has been added, and carving ran out of memory
             try:
-                self._map.add_view(frame.stamp_ns, features, points.xyz, points.rgb, points.valid, level, order)
+                self._add_to_map(frame, points, features, level, order)
             except BaseException:
                 if first:  # the floor of a view that is none is none
                     self._map.clear(self._config.origin)
@@ -184,6 +187,21 @@ class SceneMemory:
             for place in sorted(self._later):
                 if place >= order:
                     carve_free_space(self._map, self._later[place], carving, place)
+
+    def _add_to_map(
+        self,
+        frame: PosedFrame,
+        points: PatchPoints,
+        features: Tensor,
+        level: NDArray[np.bool_] | None,
+        order: int,
+    ) -> None:
+        stamp, xyz, rgb, valid = frame.stamp_ns, points.xyz, points.rgb, points.valid
+        if isinstance(self._map, ViewTokenMap):
+            grid = self._model.grid(*frame.depth.shape)
+            self._map.add_block(stamp, features, xyz, rgb, valid, grid, level=level, order=order)
+        else:
+            self._map.add_view(stamp, features, xyz, rgb, valid, level, order)
 
     def _forget_later(self) -> None:
         """Keeps the encoded frames that have something to say of one that waits, no more of them than views."""

@@ -28,7 +28,9 @@ from adatoken3d_ros.decoder.adapter import Decoder
 from adatoken3d_ros.decoder.prefill import Layout
 from adatoken3d_ros.lmm.identity import model_identity, tensor_digest, weights_identity
 from adatoken3d_ros.lmm.vision.tower import VisionTower
+from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.geometry import PatchGeometry
+from adatoken3d_ros.scene.patches import PatchConfig, PatchPoints, patch_points
 
 
 class SpliceError(ValueError):
@@ -129,6 +131,7 @@ class ModelSizes:
         num_views: views of a scene that the model was trained with.
         max_spatial_tokens: most of them in a prompt.
         context_length: most tokens of prompt and answer together.
+        tokens: what a spatial token is: the mean of a voxel over all views, or one of a view's own grid.
     """
 
     patches: PatchGeometry
@@ -137,6 +140,7 @@ class ModelSizes:
     num_views: int
     max_spatial_tokens: int
     context_length: int
+    tokens: Literal["voxels", "views"] = "voxels"
 
 
 class SpatialLMM(nn.Module, ABC):
@@ -199,6 +203,14 @@ class SpatialLMM(nn.Module, ABC):
         """As `encode_images`, (P, C) of each image; P may differ where a model keeps an image's shape."""
         return list(self.encode_images(rgb, should_stop=should_stop))
 
+    def place_tokens(self, frame: PosedFrame, config: PatchConfig) -> PatchPoints:
+        """Where the patches of a view are, those of its `grid`."""
+        return patch_points(frame, config)
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the patches of a view of that size."""
+        return self.sizes.patches.rows, self.sizes.patches.columns
+
     @abstractmethod
     def lift_places(self, xyz: Tensor) -> Tensor:
         """(..., 3) metres in the model's frame -> (..., C) float32, to be averaged over a voxel's patches."""
@@ -207,7 +219,8 @@ class SpatialLMM(nn.Module, ABC):
     def scene_tokens(self, features: Tensor, places: Tensor) -> Tensor:
         """Means over voxels of features (M, C) and of `lift_places` (M, C) -> spatial tokens (M, D).
 
-        Without columns, places (M, 0) are in the features already.
+        Without columns, places (M, 0) are in the features already. Columns after the first D are what the splice adds
+        to the tokens in later layers.
         """
 
     def embed_clicks(self, xyz: Tensor) -> Tensor:
@@ -227,8 +240,12 @@ class SpatialLMM(nn.Module, ABC):
         """
 
     @abstractmethod
-    def splice(self, prompt: PromptIds, spatial: Tensor, clicks: Tensor | None = None) -> Spliced:
+    def splice(
+        self, prompt: PromptIds, spatial: Tensor, clicks: Tensor | None = None, *, where: ViewTokens | None = None
+    ) -> Spliced:
         """Puts spatial tokens (M, D) and click vectors (n, D) into the embedded text; no clicks where none are taken.
+
+        `where` is given to a model whose tokens are those of views.
 
         Raises:
             SpliceError: for wrong shapes, another number of clicks than the prompt has, or a sequence that is longer

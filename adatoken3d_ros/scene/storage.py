@@ -23,6 +23,8 @@ from adatoken3d_ros.files import UnusableFile, parse_json, read_file, replacing
 from adatoken3d_ros.scene.contributions import Contribution
 from adatoken3d_ros.scene.frames import FrameError, check_rigid
 from adatoken3d_ros.scene.token_map import TokenMap
+from adatoken3d_ros.scene.view_blocks import ViewTokenMap
+from adatoken3d_ros.scene.view_storage import BlockError, Shapes, block_parts, block_shapes, read_blocks
 from adatoken3d_ros.scene.voxels import voxel_indices
 from adatoken3d_ros.text import quoted, shown
 
@@ -43,6 +45,7 @@ _KINDS = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.bool: "BOOL",
+    torch.uint8: "U8",
 }
 _CONTENT, _CHECKSUM = "adatoken3d_scene", "sha256"
 _UNSEALED = "0" * 64  # stands in the checksum's place while the checksum is taken
@@ -82,6 +85,7 @@ def save_scene(
     parts["rows"] = [torch.tensor([len(view.keys) for view in ordered], dtype=torch.int64)]
     parts["poses"] = [torch.from_numpy(np.stack([poses[stamp] for stamp in stamps]).astype(np.float64))]
     content = {**_identity(token_map, model_hash, frame_id), "shift": token_map.shift.tolist()}
+    parts |= block_parts(token_map)
     # Wide numbers first, so that each lies where its kind may.
     parts = dict(sorted(parts.items(), key=lambda item: -item[1][0].element_size()))
     header = _header(parts, {_CONTENT: json.dumps(content, sort_keys=True), _CHECKSUM: _UNSEALED})
@@ -134,8 +138,10 @@ def load_scene(
         del wanted["origin"]
     _check_identity(path, content, wanted)
     origin, shift = _origins(path, content) if adopt_origin else (None, None)
-    tensors = _tensors(path, header, data, at, channels)
-    _check_tensors(path, tensors, token_map, token_map.origin if origin is None else torch.tensor(origin))
+    shapes = block_shapes(token_map, channels)
+    tensors = _tensors(path, header, data, at, 1 if shapes else channels, shapes)
+    where = token_map.origin if origin is None else torch.tensor(origin, dtype=torch.float64)
+    _check_tensors(path, tensors, token_map, where)
     rows = tensors["rows"].tolist()
     parts = {name: torch.split(tensors[name], rows) for name in _OF_ROWS}
     patches = [int(count.sum()) for count in parts["count"]]
@@ -147,7 +153,15 @@ def load_scene(
         part["features"] = parts["features"][i].to(device, copy=True)
         nothing = part["features"].new_zeros(rows[i], 0, dtype=torch.float32)
         views[stamp] = Contribution(**part, position=nothing, order=i)
-    token_map.restore(views, origin, shift)
+    if isinstance(token_map, ViewTokenMap):
+        keys = {stamp: view.keys for stamp, view in views.items()}
+        try:
+            blocks = read_blocks(path, tensors, keys, token_map, where, device)
+        except BlockError as error:
+            raise SceneFileError(str(error)) from error
+        token_map.restore(views, origin, shift, blocks)
+    else:
+        token_map.restore(views, origin, shift)
     return dict(zip(views, tensors["poses"].numpy().copy(), strict=True))
 
 
@@ -205,10 +219,12 @@ def _opened(path: Path, data: bytearray) -> tuple[dict[str, Any], dict[str, Any]
     return header, content, 8 + length
 
 
-def _tensors(path: Path, header: dict[str, Any], data: bytearray, at: int, channels: int) -> dict[str, Tensor]:
+def _tensors(
+    path: Path, header: dict[str, Any], data: bytearray, at: int, channels: int, more: Shapes
+) -> dict[str, Tensor]:
     """Views of the data, of the shapes and kinds that a scene has."""
     names = set(header) - {"__metadata__"}
-    if names != set(_NAMES):
+    if names != {*_NAMES, *more}:
         raise SceneFileError(f"{path} is no scene: it holds {shown(', '.join(sorted(names)) or 'nothing', 200)}")
     views, rows, patches = (_length(header[name]) for name in ("stamps", "keys", "points"))
     if not 0 < views <= MAX_VIEWS:
@@ -224,6 +240,7 @@ def _tensors(path: Path, header: dict[str, Any], data: bytearray, at: int, chann
         "stamps": ([views], torch.int64),
         "rows": ([views], torch.int64),
         "poses": ([views, 4, 4], torch.float64),
+        **{name: ([_length(header[by]), *shape], kind) for name, (by, shape, kind) in more.items()},
     }
     tensors = {}
     for name, (shape, kind) in wanted.items():

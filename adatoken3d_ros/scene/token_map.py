@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -14,31 +14,8 @@ from torch import Tensor
 
 from adatoken3d_ros.scene.contributions import Contribution, Sums, reduced
 from adatoken3d_ros.scene.coverage import Coverage
+from adatoken3d_ros.scene.spatial_tokens import SpatialTokens
 from adatoken3d_ros.scene.voxels import NEIGHBOURS, TokenMapError, sum_groups, voxel_indices, voxel_keys
-
-
-@dataclass(frozen=True, eq=False)
-class SpatialTokens:
-    """M voxels in lexicographic (x, y, z) order; tensors on one device.
-
-    Attributes:
-        features: (M, C) float32, mean of the patches' features.
-        xyz: (M, 3) float32, mean of the patches' points, scene frame, metres.
-        rgb: (M, 3) uint8, mean colour.
-        count: (M,) int64, patches in the voxel.
-        voxel: (M, 3) int64, index of the voxel: its centre is index * voxel_size + origin of the map.
-        position: (M, H) float32, mean of what the map's `embed` made of the patches' points; H is 0 without one.
-    """
-
-    features: Tensor
-    xyz: Tensor
-    rgb: Tensor
-    count: Tensor
-    voxel: Tensor
-    position: Tensor
-
-    def __len__(self) -> int:
-        return len(self.count)
 
 
 class TokenMap:
@@ -108,8 +85,13 @@ class TokenMap:
 
     @property
     def n_voxels(self) -> int:
-        """Number of occupied voxels: tokens without a cap."""
+        """Number of occupied voxels."""
         return len(self._keys)
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of tokens without a cap."""
+        return self.n_voxels
 
     def keys(self) -> tuple[int, ...]:
         """Keys of the views, oldest first."""
@@ -305,7 +287,7 @@ class TokenMap:
         Raises:
             TokenMapError: if there is no such view.
         """
-        part = TokenMap(self.voxel_size, self.origin.numpy(), embed=self._embed)
+        part = self._like_this(self.origin)
         part.shift = self.shift.clone()
         for key in keys:
             if key not in self._views:
@@ -314,6 +296,10 @@ class TokenMap:
             if key in keys:
                 part._insert(key, self._views[key])
         return part
+
+    def _like_this(self, origin: Tensor) -> TokenMap:
+        """An empty map of the kind of this one."""
+        return TokenMap(self.voxel_size, origin.numpy(), embed=self._embed)
 
     def contributions(self) -> dict[int, Contribution]:
         """What each view adds, by its key: for storing."""
@@ -328,7 +314,7 @@ class TokenMap:
 
         Their points are embedded anew, and all is added up at once. If anything is raised, the map is as it was.
         """
-        made = TokenMap(self.voxel_size, self.origin.numpy() if origin is None else origin, embed=self._embed)
+        made = self._like_this(self.origin if origin is None else torch.tensor(origin, dtype=torch.float64))
         made.shift = (self.shift if shift is None else shift).clone()
         made._views = {key: made._seen_from_here(view) for key, view in contributions.items()}
         if made._views:

@@ -99,7 +99,7 @@ class FakeLMM(SpatialLMM):
         check_text(question.strip(), control_words=["<scene>"])
         return PromptIds((tokenizer("Scene: "), Placeholder("image"), tokenizer(f" {question.strip()} Answer: ")))
 
-    def splice(self, prompt: PromptIds, spatial: Tensor, clicks: Tensor | None = None) -> Spliced:
+    def splice(self, prompt: PromptIds, spatial: Tensor, clicks: Tensor | None = None, *, where: Any = None) -> Spliced:
         assert clicks is None
         before, _, after = prompt.pieces
         tokens = torch.arange(len(spatial)) + torch.arange(len(spatial)) // BREAK_EVERY  # their rows in the block

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from adatoken3d_ros.scene.token_map import SpatialTokens, TokenMap
+from adatoken3d_ros.scene.spatial_tokens import SpatialTokens
+from adatoken3d_ros.scene.token_map import TokenMap
 
 
 def view(seed: int, n: int = 40, channels: int = 5, extent: float = 1.0) -> tuple[int, Tensor, Tensor, Tensor]:

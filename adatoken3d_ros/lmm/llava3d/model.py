@@ -19,7 +19,15 @@ from transformers import LlamaForCausalLM
 
 from adatoken3d_ros.decoder.adapter import Decoder
 from adatoken3d_ros.decoder.prefill import Layout
-from adatoken3d_ros.lmm.interface import ModelSizes, Placeholder, PromptIds, SpatialLMM, Spliced, SpliceError
+from adatoken3d_ros.lmm.interface import (
+    ModelSizes,
+    Placeholder,
+    PromptIds,
+    SpatialLMM,
+    Spliced,
+    SpliceError,
+    ViewTokens,
+)
 from adatoken3d_ros.lmm.llava3d.config import Llava3DConfig
 from adatoken3d_ros.lmm.llava3d.position import PositionMLP
 from adatoken3d_ros.lmm.llava3d.prompt import DEFAULT_TEMPLATE, build_prompt
@@ -83,13 +91,21 @@ class Llava3D(SpatialLMM):
     def move_boxes(self, text: str, by: Sequence[float]) -> str:
         return move_boxes(text, by)
 
-    def splice(self, prompt: PromptIds, spatial: torch.Tensor, clicks: torch.Tensor | None = None) -> Spliced:
+    def splice(
+        self,
+        prompt: PromptIds,
+        spatial: torch.Tensor,
+        clicks: torch.Tensor | None = None,
+        *,
+        where: ViewTokens | None = None,
+    ) -> Spliced:
         """Puts the spatial tokens and click vectors into the embedded text.
 
         Args:
             prompt: from `build_prompt`.
             spatial: (M, D) from `project`, M >= 1.
             clicks: (n, D) from `embed_clicks`, one for every click of the prompt.
+            where: of no use to it.
 
         Raises:
             SpliceError: for wrong shapes, another number of clicks than the prompt has, or a sequence that is longer

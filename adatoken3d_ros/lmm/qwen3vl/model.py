@@ -27,7 +27,7 @@ from adatoken3d_ros.lmm.qwen3vl.geometry import grid_of, token_points
 from adatoken3d_ros.lmm.qwen3vl.prompt import DEFAULT_TEMPLATE, build_prompt
 from adatoken3d_ros.lmm.qwen3vl.vision import Qwen3VLTower
 from adatoken3d_ros.scene.frames import PosedFrame
-from adatoken3d_ros.scene.patches import PatchPoints
+from adatoken3d_ros.scene.patches import PatchConfig, PatchPoints
 
 
 class Language(nn.Module):
@@ -64,6 +64,7 @@ class Qwen3VL(SpatialLMM):
             num_views=settings.num_views,
             max_spatial_tokens=settings.num_views * settings.tokens_per_view,
             context_length=settings.context_length,
+            tokens="views",
         )
         self.shape_hash = settings.hash()
 
@@ -71,9 +72,9 @@ class Qwen3VL(SpatialLMM):
         """Rows and columns of the tokens of a view of that size."""
         return grid_of(height, width, self.settings.stride, self.settings.pixels)
 
-    def token_points(self, frame: PosedFrame, max_depth: float) -> PatchPoints:
+    def place_tokens(self, frame: PosedFrame, config: PatchConfig) -> PatchPoints:
         """The places of a view's tokens; see `geometry.token_points`."""
-        return token_points(frame, self.grid(*frame.depth.shape), max_depth)
+        return token_points(frame, self.grid(*frame.depth.shape), config.max_depth)
 
     def encode_views(
         self, rgb: Sequence[NDArray[np.uint8]], *, should_stop: Callable[[], bool] | None = None
@@ -97,7 +98,7 @@ class Qwen3VL(SpatialLMM):
         return build_prompt(tokenizer, question, n_clicks=n_clicks, template=template or DEFAULT_TEMPLATE)
 
     def splice(
-        self, prompt: PromptIds, spatial: Tensor, clicks: Tensor | None = None, where: ViewTokens | None = None
+        self, prompt: PromptIds, spatial: Tensor, clicks: Tensor | None = None, *, where: ViewTokens | None = None
     ) -> Spliced:
         """Puts the tokens of the views into the embedded text, each view between its marks.
 

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The scene memory of a model whose tokens are those of its views: a block for each view instead of voxels' means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adatoken3d_ros.scene.contributions import Contribution
+from adatoken3d_ros.scene.spatial_tokens import SpatialTokens
+from adatoken3d_ros.scene.token_map import TokenMap
+from adatoken3d_ros.scene.voxels import TokenMapError, voxel_indices, voxel_keys
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """The n tokens of a view that have a place, row-major.
+
+    Attributes:
+        features: (n, C) float32, on the model's device; all others on the CPU.
+        cell: (n,) int64 place in the view's grid, rising. grid: its rows and columns.
+        xyz: (n, 3) float32, scene frame, metres. rgb: (n, 3) uint8. keys: (n,) int64 of their voxels.
+    """
+
+    features: Tensor
+    cell: Tensor
+    grid: tuple[int, int]
+    xyz: Tensor
+    rgb: Tensor
+    keys: Tensor
+
+    def at(self, rows: Tensor) -> Block:
+        """Some of its tokens."""
+        features = self.features.index_select(0, rows.to(self.features.device))
+        return Block(features, self.cell[rows], self.grid, self.xyz[rows], self.rgb[rows], self.keys[rows])
+
+
+class ViewTokenMap(TokenMap):
+    """Voxels say what has been seen, as in its parent: which views are worth their place, and what has gone.
+
+    The tokens are the views' blocks, in the order of the views, without those in voxels that were carved out of a view.
+    """
+
+    def clear(self, origin: Sequence[float] | NDArray[np.floating] | None = None) -> None:
+        super().clear(origin)
+        self._blocks: dict[int, Block] = {}
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def add_block(
+        self,
+        key: int,
+        features: Tensor,
+        xyz: NDArray[np.float32],
+        rgb: NDArray[np.uint8],
+        valid: NDArray[np.bool_],
+        grid: tuple[int, int],
+        *,
+        level: NDArray[np.bool_] | None = None,
+        order: int | None = None,
+    ) -> None:
+        """Adds one view of rows x columns tokens; for the arguments see `TokenMap.add_view`.
+
+        Raises:
+            TokenMapError: as there, and for another number of tokens than the grid has.
+        """
+        if grid[0] * grid[1] != len(features):
+            raise TokenMapError(f"{len(features)} tokens for a grid of {grid[0]} x {grid[1]}")
+        rows = torch.nonzero(torch.as_tensor(valid))[:, 0]
+        kept = features.detach().index_select(0, rows.to(features.device)).float()
+        if not bool((finite := torch.isfinite(kept).all(dim=1)).all()):
+            raise TokenMapError(f"the feature of patch {int(rows[int(finite.long().argmin())])} is not finite")
+        # The parent counts and carves; one column is enough for it.
+        self.add_view(key, kept.new_zeros(len(features), 1), xyz, rgb, valid, level, order)
+        places = torch.as_tensor(xyz)[rows].float()
+        keys = voxel_keys((places.double() - self.origin).float(), self.voxel_size)
+        self._blocks[key] = Block(kept, rows, grid, places, torch.as_tensor(rgb)[rows], keys)
+        self._blocks = {held: block for held, block in self._blocks.items() if held in self._views}
+
+    def _seen_from_here(self, view: Contribution) -> Contribution:
+        """Places are embedded token by token, when tokens are asked for."""
+        return replace(view, position=torch.zeros(len(view.keys), 0, device=view.features.device))
+
+    def _like_this(self, origin: Tensor) -> TokenMap:
+        return ViewTokenMap(self.voxel_size, origin.numpy(), embed=self._embed)
+
+    def subset(self, keys: Sequence[int]) -> TokenMap:
+        part = super().subset(keys)
+        assert isinstance(part, ViewTokenMap)
+        part._blocks = {key: self._blocks[key] for key in keys}
+        return part
+
+    def restore(
+        self,
+        contributions: dict[int, Contribution],
+        origin: Sequence[float] | None = None,
+        shift: Tensor | None = None,
+        blocks: dict[int, Block] | None = None,
+    ) -> None:
+        """As the parent's; `blocks` of these views, the present ones if None."""
+        held = self._blocks if blocks is None else blocks
+        super().restore(contributions, origin, shift)
+        self._blocks = {key: held[key] for key in contributions}
+
+    def blocks(self) -> dict[int, Block]:
+        """What is left of each view's tokens, by its key, oldest first."""
+        return dict(self._left())
+
+    def _left(self) -> Iterator[tuple[int, Block]]:
+        for key in self.keys():
+            block, held = self._blocks[key], self._views[key].keys
+            there = torch.isin(block.keys, held)
+            yield key, block if bool(there.all()) else block.at(there.nonzero()[:, 0])
+
+    @property
+    def n_tokens(self) -> int:
+        return sum(int(torch.isin(self._blocks[key].keys, view.keys).sum()) for key, view in self._views.items())
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def tokens(self, max_tokens: int | None = None) -> SpatialTokens:
+        """The views' tokens, view after view.
+
+        Args:
+            max_tokens: at most so many. Those stay that are the only ones of their voxels, or of the newest view there;
+                then the next in each voxel, fuller voxels first.
+
+        Raises:
+            TokenMapError: if the map is empty or `max_tokens` is below 1.
+        """
+        if max_tokens is not None and max_tokens < 1:
+            raise TokenMapError(f"max_tokens {max_tokens} must be at least 1")
+        blocks = list(self.blocks().values())
+        if not sum(len(block.keys) for block in blocks):
+            raise TokenMapError("the token map is empty: no view was added")
+        view = torch.repeat_interleave(torch.arange(len(blocks)), torch.tensor([len(block.keys) for block in blocks]))
+        keys = torch.cat([block.keys for block in blocks])
+        if max_tokens is not None and len(keys) > max_tokens:
+            kept = first_of_each(keys, max_tokens)
+            parts = [kept[view[kept] == index] for index in range(len(blocks))]
+            starts = torch.tensor([0, *[len(block.keys) for block in blocks[:-1]]]).cumsum(0)
+            blocks = [block.at(rows - start) for block, rows, start in zip(blocks, parts, starts, strict=True)]
+            keys, view = keys[kept], view[kept]
+        features = torch.cat([block.features for block in blocks])
+        xyz, device = torch.cat([block.xyz for block in blocks]), features.device
+        position = torch.zeros(len(keys), 0, device=device)
+        if self._embed is not None:
+            position = self._embed((xyz - torch.from_numpy(self.model_origin)).float())
+        return SpatialTokens(
+            features=features,
+            xyz=xyz.to(device),
+            rgb=torch.cat([block.rgb for block in blocks]).to(device),
+            count=torch.ones_like(keys).to(device),
+            voxel=voxel_indices(keys).to(device),
+            position=position,
+            view=view,
+            cell=torch.cat([block.cell for block in blocks]),
+            grids=tuple(block.grid for block in blocks),
+        )
+
+
+def first_of_each(keys: Tensor, n: int) -> Tensor:
+    """(n,) int64 rising indices into voxels' keys (N,): of each voxel its last, then its last but one, and so on.
+
+    Of what is equal in that, those of fuller voxels come first, and then the earlier ones.
+    """
+    newest = torch.arange(len(keys)).flip(0)
+    order = keys[newest].argsort(stable=True)
+    _, inverse, counts = torch.unique_consecutive(keys[newest][order], return_inverse=True, return_counts=True)
+    rank, fullness = torch.empty_like(keys), torch.empty_like(keys)
+    rank[newest[order]] = torch.arange(len(keys)) - (counts.cumsum(0) - counts)[inverse]
+    fullness[newest[order]] = counts[inverse]
+    return (rank * (len(keys) + 1) + len(keys) - fullness).argsort(stable=True)[:n].sort().values

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model whose tokens are those of its views goes through engine and scene: frames in, answers out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from adatoken3d_ros.engine.answer import Question, Status
+from adatoken3d_ros.engine.budget.controller import BudgetConfig, Reuse
+from adatoken3d_ros.engine.config import SessionConfig
+from adatoken3d_ros.engine.scene import Scene
+from adatoken3d_ros.engine.scene_memory import ViewError
+from adatoken3d_ros.lmm import registry
+from adatoken3d_ros.lmm.qwen3vl.tiny import write_tiny_checkpoint
+from adatoken3d_ros.pruning.policies import POLICY_NAMES
+from adatoken3d_ros.pruning.strategy import StrategyError, default_strategy
+from adatoken3d_ros.scene.frames import PosedFrame
+from tests.engine.scenes import ask, new_scene
+
+LAYERS = 8
+CONFIG = SessionConfig(max_new_tokens=5)
+GRID = (6, 8)  # of views of 160 x 120 pixels
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    path = write_tiny_checkpoint(tmp_path_factory.mktemp("views"), seed=3, layers=LAYERS, tie_word_embeddings=False)
+    return registry.load(path)[:2]
+
+
+@pytest.fixture
+def seen(loaded: tuple[Any, Any], frames: list[PosedFrame]) -> Callable[..., Scene]:
+    def look(policy: str = "ours", config: SessionConfig = CONFIG) -> Scene:
+        scene = new_scene(*loaded, config, strategy=default_strategy(policy, LAYERS))
+        for frame in frames:
+            scene.observe(frame)
+        assert scene.encode_pending() == len(frames)
+        return scene
+
+    return look
+
+
+def test_each_view_is_a_block_at_its_places(seen: Callable[..., Scene], frames: list[PosedFrame]) -> None:
+    """The wall is 2 m away: a token is 20 of 160 pixels wide, a third of a metre."""
+    tokens = seen().tokens()
+    assert tokens is not None and tokens.view is not None and tokens.grids == (GRID,) * len(frames)
+    assert torch.bincount(tokens.view).tolist() == [GRID[0] * GRID[1]] * len(frames)
+    torch.testing.assert_close(tokens.xyz[:, 1], torch.full((len(tokens),), 2.0))
+    row = tokens.xyz[: GRID[1], 0]
+    torch.testing.assert_close(row.diff(), torch.full((GRID[1] - 1,), 20 / 60), rtol=0, atol=0.02)
+    torch.testing.assert_close(tokens.xyz[GRID[0] * GRID[1] :][: GRID[1], 0], row + 0.5, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("policy", POLICY_NAMES)
+def test_it_answers_with_every_policy(seen: Callable[..., Scene], policy: str) -> None:
+    answer = ask(seen(policy), Question("What is red?"))
+    assert answer.status in (Status.OK, Status.TRUNCATED) and answer.spatial_tokens == 3 * GRID[0] * GRID[1]
+    report = answer.report
+    assert report is not None and len(report.xyz) == len(report.retained) == answer.spatial_tokens
+    if policy != "none":
+        assert answer.retained_tokens < answer.spatial_tokens
+        assert answer.prefill_flops < answer.prefill_flops_unpruned
+
+
+def test_the_prefix_gives_the_answer_of_the_whole(seen: Callable[..., Scene]) -> None:
+    whole = [ask(seen("none"), Question(text)) for text in ("What is red?", "Where is the chair?")]
+    scene = seen("none", replace(CONFIG, budget=BudgetConfig(reuse=Reuse.PREFIX)))
+    scene.prepare()
+    for expected in whole:
+        answer = ask(scene, expected.question)
+        assert answer.strategy == "scene-prefix" and answer.text == expected.text
+
+
+def test_a_scene_is_saved_and_fits_this_model_alone(
+    seen: Callable[..., Scene], make_session: Callable[..., Scene], loaded: tuple[Any, Any], tmp_path: Path
+) -> None:
+    scene = seen()
+    scene.save(tmp_path / "scene")
+    again = new_scene(*loaded, CONFIG)
+    assert again.load(tmp_path / "scene") == 3
+    assert ask(again, Question("What is red?")).text == ask(scene, Question("What is red?")).text
+    other = make_session()
+    with pytest.raises(ValueError, match="has model"):
+        other.load(tmp_path / "scene")
+    with pytest.raises(StrategyError):
+        other.set_strategy(replace(scene.strategy, model_hash=loaded[0].identity))
+
+
+def test_a_budget_is_planned_for(loaded: tuple[Any, Any], frames: list[PosedFrame]) -> None:
+    scene = new_scene(*loaded, CONFIG)
+    assert not scene.runtime.warm_up(scene.strategy)
+    scene = scene.runtime.open(CONFIG)  # type: ignore[attr-defined]
+    for frame in frames:
+        scene.observe(frame)
+    rushed = ask(scene, Question("What is red?", latency_budget_ms=1e-3))
+    assert rushed.status is not Status.ERROR and rushed.status_message
+    assert ask(scene, Question("What is red?", latency_budget_ms=1e6)).budget_met
+
+
+def test_a_view_without_depth_or_smaller_than_a_patch_is_told(
+    seen: Callable[..., Scene], frames: list[PosedFrame]
+) -> None:
+    scene = seen()
+    far = replace(frames[0], stamp_ns=10**10, T_world_camera=frames[0].T_world_camera + np.eye(4, k=3) * 9)
+    assert scene.observe(replace(far, depth=np.full_like(far.depth, np.nan))).value == "no_depth"
+    tiny = replace(far, rgb=far.rgb[:12, :12], depth=far.depth[:12, :12], K=np.diag([120.0, 120.0, 1.0]))
+    scene.observe(tiny)
+    with pytest.raises(ViewError, match="12x12 pixels is smaller than a patch of 16x16"):
+        scene.encode_pending()
+    assert ask(scene, Question("What is red?")).status in (Status.OK, Status.TRUNCATED)
+
+
+def test_views_of_other_sizes_keep_their_shape(loaded: tuple[Any, Any], frames: list[PosedFrame]) -> None:
+    scene = new_scene(*loaded, CONFIG)
+    upright = replace(frames[1], rgb=frames[1].rgb[:, :96].copy(), depth=frames[1].depth[:, :96].copy())
+    for frame in (frames[0], upright):
+        scene.observe(frame)
+    scene.encode_pending()
+    tokens = scene.tokens()
+    assert tokens is not None and tokens.grids == (GRID, (8, 6))
+    assert ask(scene, Question("What is red?")).spatial_tokens == 48 + 48
