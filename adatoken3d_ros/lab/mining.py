@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from adatoken3d_ros.decoder.adapter import CosSin, Decoder, Layer
+from adatoken3d_ros.decoder.prefill import Layout
 from adatoken3d_ros.lab.information import Information, InformationError
 
 SYSTEM_WEIGHT = 0.7
@@ -57,28 +58,38 @@ def mine(
     *,
     spatial_start: int,
     n_spatial: int,
+    layout: Layout | None = None,
     progress: Callable[[int, int], None] | None = None,
     chunk_bytes: int = _CHUNK_BYTES,
 ) -> Information:
     """Mines one prompt on a causal language model with SDPA or flash attention.
 
     embeds (1, S, D) in the model's dtype and on its device: rows [0, spatial_start) are the system prompt, the next
-    n_spatial the spatial tokens, the rest the question. `progress(done, total)` is called after every layer;
-    `chunk_bytes` bounds one chunk of fp32 attention weights. Raises InformationError.
+    n_spatial the spatial tokens, the rest the question. `layout` says more, where rows lie between the tokens (which
+    count as scene in the regions, and have no share of their own) or positions are not the rows' numbers.
+    `progress(done, total)` is called after every layer; `chunk_bytes` bounds one chunk of fp32 attention weights.
+    Raises InformationError.
     """
-    n_tokens, n_question = _check_layout(embeds, spatial_start, n_spatial)
+    n_block = n_spatial if layout is None else layout.spatial_end - spatial_start
+    n_tokens, n_question = _check_layout(embeds, spatial_start, n_block)
+    where = layout or Layout(spatial_start, n_spatial, n_tokens)
     _check_attention(decoder)
     if n_tokens > decoder.context:
         raise InformationError(f"{n_tokens} tokens exceed the context of {decoder.context}")
-    cos_sin = decoder.rotary(embeds, torch.arange(n_tokens, device=embeds.device))
+    positions = torch.arange(n_tokens) if where.positions is None else where.positions
+    cos_sin = decoder.rotary(embeds, positions.to(embeds.device))
+    first, end = spatial_start, where.spatial_end
+    rows = None if where.rows is None else where.rows.to(embeds.device)
     mined = []
     hidden = embeds
     for index, layer in enumerate(decoder.layers):
-        mined.append(_mine_layer(layer, hidden, cos_sin, spatial_start, n_spatial, chunk_bytes))
+        mined.append(_mine_layer(layer, hidden, cos_sin, (first, end, rows), chunk_bytes))
         if not all(np.isfinite(value).all() for value in mined[-1]):
             raise InformationError(f"layer {index} gives values that are not finite")
         # No mask: SDPA then runs its causal kernel, and nothing here is padded.
         hidden = layer.run(hidden, cos_sin)
+        if index < len(where.added):
+            hidden[0, slice(first, end) if rows is None else rows] += where.added[index].to(hidden.dtype)
         if progress is not None:
             progress(index + 1, len(decoder))
     intra, inter, residual, attention, norm, projection = (np.stack(values) for values in zip(*mined, strict=True))
@@ -107,9 +118,13 @@ def _check_attention(decoder: Decoder) -> None:
 
 
 def _mine_layer(
-    layer: Layer, hidden: Tensor, cos_sin: CosSin, start: int, n_spatial: int, chunk_bytes: int
+    layer: Layer, hidden: Tensor, cos_sin: CosSin, scene: tuple[int, int, Tensor | None], chunk_bytes: int
 ) -> tuple[Any, ...]:
-    """(intra, inter, residual_weight) scalars and (attention, norm, projection) rows of n_spatial shares."""
+    """(intra, inter, residual_weight) scalars and (attention, norm, projection) rows of n_spatial shares.
+
+    `scene`: first and last + 1 of its rows, and those of the tokens where others lie between them.
+    """
+    start, end, tokens = scene
     rows, cos, sin = hidden[0], cos_sin[0][0], cos_sin[1][0]
     query, key = layer.queries(rows, cos, sin).float(), layer.keys(rows, cos, sin).float()
     value = layer.values(rows).float()
@@ -120,17 +135,16 @@ def _mine_layer(
     value = value.repeat_interleave(heads // len(value), dim=0)
     gram = _head_gram(value, output, chunk_bytes)
     chunk = max(1, chunk_bytes // (4 * heads * n_tokens))
-    end = start + n_spatial
     regions = torch.zeros(3, dtype=torch.float64, device=hidden.device)
     shares = torch.zeros(3, n_tokens, dtype=torch.float64, device=hidden.device)
     residual = torch.zeros((), dtype=torch.float64, device=hidden.device)
     for low, high in _chunks(start, end, chunk):
         weights = attention_rows(query[:, low:high], key, low, layer.scaling)
-        regions += torch.stack(region_sums(weights.mean(0), low, start, n_spatial))
+        regions += torch.stack(region_sums(weights.mean(0), low, start, end - start))
     for low, high in _chunks(end, n_tokens, chunk):
         weights = attention_rows(query[:, low:high], key, low, layer.scaling)
         keys = weights.shape[2]
-        regions += torch.stack(region_sums(weights.mean(0), low, start, n_spatial))
+        regions += torch.stack(region_sums(weights.mean(0), low, start, end - start))
         read = weights @ value[:, :keys]
         update = torch.einsum("hrd,hdo->ro", read, output)
         shares[0, :keys] += weights.mean(0).double().sum(0)
@@ -143,7 +157,7 @@ def _mine_layer(
     n_question = n_tokens - end
     intra, system, question = regions.tolist()
     inter = SYSTEM_WEIGHT * system + QUESTION_WEIGHT * question
-    by_token = (shares[:, start:end] / n_question).cpu().numpy()
+    by_token = (shares[:, slice(start, end) if tokens is None else tokens] / n_question).cpu().numpy()
     return np.float64(intra), np.float64(inter), np.float64(residual.item() / n_question), *by_token
 
 

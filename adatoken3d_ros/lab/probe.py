@@ -38,12 +38,20 @@ class CalibrationError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One calibration prompt: embeds (1, S, D), where its spatial tokens are, and what is known of them."""
+    """One calibration prompt: embeds (1, S, D), where its spatial tokens are, and what is known of them.
+
+    `placed` is its whole layout, where that says more than where the tokens begin and how many they are.
+    """
 
     embeds: Tensor
     spatial_start: int
     n_spatial: int
     scene: SceneTokens | None = None
+    placed: Layout | None = None
+
+    @property
+    def layout(self) -> Layout:
+        return self.placed or Layout(self.spatial_start, self.n_spatial, self.n_tokens)
 
     @property
     def n_tokens(self) -> int:
@@ -130,8 +138,7 @@ class Probe:
         return max(0.0, float(divergence.mean()))
 
     def _prefill(self, sample: Sample, schedule: Schedule) -> Any:
-        layout = Layout(sample.spatial_start, sample.n_spatial, sample.n_tokens)
-        return prefill(self.decoder, sample.embeds, layout, schedule, self._policy, scene=sample.scene)
+        return prefill(self.decoder, sample.embeds, sample.layout, schedule, self._policy, scene=sample.scene)
 
 
 @torch.inference_mode()
@@ -151,8 +158,7 @@ def massive_dims(decoder: Decoder, samples: Sequence[Sample], threshold: float =
 
         hooks = [layer.module.register_forward_pre_hook(look) for layer in decoder.layers]
         try:
-            layout = Layout(sample.spatial_start, sample.n_spatial, sample.n_tokens)
-            prefill(decoder, sample.embeds, layout, Schedule(), make_policy("none"))
+            prefill(decoder, sample.embeds, sample.layout, Schedule(), make_policy("none"))
         finally:
             for hook in hooks:
                 hook.remove()

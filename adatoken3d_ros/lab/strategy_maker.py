@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from adatoken3d_ros.decoder.prefill import Layout, prefill
+from adatoken3d_ros.decoder.prefill import prefill
 from adatoken3d_ros.engine.answer import Question
 from adatoken3d_ros.engine.scene import Scene
 from adatoken3d_ros.lab.calibration import Calibration, calibrate
@@ -95,7 +95,8 @@ def collect(
             raise ValueError(f"{path} has no frame with valid depth")
         for question in questions:
             spliced, block = scene.spliced(Question(question))
-            prompts.samples.append(Sample(spliced.embeds, spliced.spatial_start, spliced.n_spatial, block.scene))
+            start, n_spatial = spliced.spatial_start, spliced.n_spatial
+            prompts.samples.append(Sample(spliced.embeds, start, n_spatial, block.scene, spliced.layout))
             prompts.scenes.append(name)
             prompts.questions.append(question)
             prompts.views.append(len(scene.poses))
@@ -115,6 +116,7 @@ def mine_all(scene: Scene, prompts: Prompts, report: Report) -> InformationSet:
                 sample.embeds,
                 spatial_start=sample.spatial_start,
                 n_spatial=sample.n_spatial,
+                layout=sample.layout,
                 progress=lambda done, _, before=before: report("information", before + done, total),  # type: ignore[misc]
             )
         )
@@ -229,7 +231,7 @@ def measure(scene: Scene, policy: Policy, schedule: Schedule, prompts: Prompts, 
     saved = defaultdict[str, list[float]](list)
     for sample, views in zip(prompts.samples, prompts.views, strict=True):
         encoder = views * scene.runtime.model.vision.flops_per_view
-        n_question = sample.n_text - sample.spatial_start
+        n_question = sample.layout.n_question
         pruned, whole = (
             flops.three_conventions(
                 decoder.size,
@@ -244,12 +246,11 @@ def measure(scene: Scene, policy: Policy, schedule: Schedule, prompts: Prompts, 
         for convention, operations in pruned.items():
             saved[convention].append(flops.reduction(operations, whole[convention]))
     sample = prompts.samples[0]
-    layout = Layout(sample.spatial_start, sample.n_spatial, sample.n_tokens)
     times: dict[str, list[float]] = {"unpruned": [], "pruned": []}
     for index in range(_TIMED_RUNS + 1):
         for name, one in (("unpruned", Schedule()), ("pruned", schedule)):
             start = time.perf_counter()
-            filled = prefill(decoder, sample.embeds, layout, one, policy, scene=sample.scene)
+            filled = prefill(decoder, sample.embeds, sample.layout, one, policy, scene=sample.scene)
             filled.logits.cpu()  # waits for the device
             times[name].append((time.perf_counter() - start) * 1e3)
         report("timing", index + 1, _TIMED_RUNS + 1)

@@ -6,6 +6,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from adatoken3d_ros.decoder.adapter import Decoder
 from adatoken3d_ros.decoder.decode import decode
 from adatoken3d_ros.decoder.prefill import GateError, Layout, prefill
 from adatoken3d_ros.decoder.prefix import PrefixError, ScenePrefix
+from adatoken3d_ros.lab.mining import mine
+from adatoken3d_ros.lab.probe import Probe, Sample
 from adatoken3d_ros.pruning.policies import POLICY_NAMES, make_policy
 from adatoken3d_ros.pruning.schedule import Schedule
 from adatoken3d_ros.pruning.view import SceneTokens, Selection
@@ -229,6 +232,20 @@ def test_merged_tokens_merge_what_is_added_to_them(decoder) -> None:
     small = Layout(6, len(left), len(rows), left, layout.positions[:, rows], layout.next_position, added)
     alone = prefill(decoder, embeds, small, Schedule(), make_policy("none"))
     torch.testing.assert_close(merged.logits, alone.logits, rtol=0, atol=1e-5)
+
+
+def test_mining_knows_the_layout(decoder) -> None:
+    """Its attention by layer is what a prefix measures, layer by layer, of the question."""
+    layout, end = CASE.layout, CASE.layout.spatial_end
+    mined = mine(decoder, CASE.embeds, spatial_start=6, n_spatial=layout.n_spatial, layout=layout)
+    assert mined.attention.shape == (6, layout.n_spatial)
+    prefix = ScenePrefix(decoder, CASE.embeds[:, :end], 6, layout=layout, measure=True)
+    with prefix.asking(CASE.embeds[:, end:]) as filled:
+        expected = (mined.attention / mined.attention.sum(axis=1, keepdims=True)).mean(axis=0)
+        np.testing.assert_allclose(filled.trace.contribution.numpy(), expected, atol=1e-6)
+    sample = Sample(CASE.embeds, 6, layout.n_spatial, CASE.scene, layout)
+    probe = Probe(decoder, [sample], make_policy("ours"), n_tokens=2)
+    assert probe.divergence(Schedule()) < 1e-6 < probe.divergence(Schedule.of([2], [0.2]))
 
 
 def test_no_question_after_the_last_token_is_refused() -> None:
