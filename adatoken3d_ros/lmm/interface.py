@@ -213,11 +213,11 @@ class SpatialLMM(nn.Module, ABC):
 
     @abstractmethod
     def lift_places(self, xyz: Tensor) -> Tensor:
-        """(..., 3) metres in the model's frame -> (..., C) float32, to be averaged over a voxel's patches."""
+        """(..., 3) metres in the model's frame -> (..., H) float32, to be averaged over a voxel's patches."""
 
     @abstractmethod
     def scene_tokens(self, features: Tensor, places: Tensor) -> Tensor:
-        """Means over voxels of features (M, C) and of `lift_places` (M, C) -> spatial tokens (M, D).
+        """Means over voxels of features (M, C) and of `lift_places` (M, H) -> spatial tokens (M, D).
 
         Without columns, places (M, 0) are in the features already. Columns after the first D are what the splice adds
         to the tokens in later layers.

@@ -75,6 +75,7 @@ class Architecture:
 ARCHITECTURES = (
     Architecture("llava_llama", "LlavaLlamaForCausalLM", "adatoken3d_ros.lmm.llava3d.checkpoint"),
     Architecture("qwen3_vl", "Qwen3VLForConditionalGeneration", "adatoken3d_ros.lmm.qwen3vl.checkpoint"),
+    Architecture("llava_qwen", "LlavaQwenForCausalLM", "adatoken3d_ros.lmm.video3d.checkpoint"),
 )
 
 

@@ -72,9 +72,10 @@ class PatchGeometry:
 
     Attributes:
         height, width: of the image that the vision tower sees, pixels.
-        rows, columns: of patches on it, row-major; they divide height and width.
+        rows, columns: of patches on it, row-major; they divide height and width, but for a `rest`.
         crop: the short side is scaled to the image's and the middle is cut out (square images only); else the whole
             picture is stretched to the image.
+        rest: whole patches may leave pixels at the right and at the bottom, which belong to none.
 
     Raises:
         GeometryError: for sizes that do not go together.
@@ -85,10 +86,11 @@ class PatchGeometry:
     rows: int
     columns: int
     crop: bool = True
+    rest: bool = False
 
     def __post_init__(self) -> None:
         for size, patches in ((self.height, self.rows), (self.width, self.columns)):
-            if patches < 1 or size < 1 or size % patches:
+            if patches < 1 or size < patches or (size % patches and not self.rest):
                 raise GeometryError(f"an image of {size} pixels cannot be cut into {patches} patches of equal size")
         if self.crop and self.height != self.width:
             raise GeometryError(f"a crop of {self.width}x{self.height} pixels is no square")

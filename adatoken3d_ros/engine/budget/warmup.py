@@ -175,10 +175,10 @@ def _measure_size(
     generator = torch.Generator().manual_seed(n)
     features = torch.randn(n, model.sizes.feature_width, generator=generator).to(model.device)
     xyz = torch.rand(n, 3, generator=generator) * torch.tensor([8.0, 6.0, 2.5])
-    prompt = _prompt(model, tokenizer)
+    prompt, places = _prompt(model, tokenizer), model.lift_places(xyz)
 
     def build() -> tuple[Spliced, SceneTokens]:
-        spatial = model.scene_tokens(features, features)
+        spatial = model.scene_tokens(features, places)
         scene = SceneTokens(xyz.to(model.device), spatial)
         _ = scene.order
         return model.splice(prompt, spatial), scene

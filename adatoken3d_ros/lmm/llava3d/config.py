@@ -11,8 +11,8 @@ from typing import Any, cast
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CLIPVisionConfig, LlamaConfig
-from transformers.activations import ACT2FN
 
+from adatoken3d_ros.lmm.config_values import ConfigError, check_values
 from adatoken3d_ros.lmm.vision import efficientnet
 from adatoken3d_ros.lmm.vision.clip import ClipTower
 from adatoken3d_ros.lmm.vision.efficientnet import EfficientNetLiteConfig, EfficientNetTower
@@ -71,27 +71,7 @@ _REQUIRED_VISION = (
 )
 _ATTENTION: dict[str, Any] = {"attn_implementation": "sdpa"}
 _REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-# The largest sizes that are built; published models stay far below, and beyond lies only a machine's undoing.
-_MOST = {
-    "vocab_size": 2**22,
-    "hidden_size": 2**16,
-    "intermediate_size": 2**18,
-    "projection_dim": 2**16,
-    "num_hidden_layers": 512,
-    "num_attention_heads": 1024,
-    "num_key_value_heads": 1024,
-    "head_dim": 2**12,
-    "max_position_embeddings": 2**24,
-    "image_size": 2**13,
-    "patch_size": 2**13,
-    "bos_token_id": 2**22,
-    "eos_token_id": 2**22,
-    "pad_token_id": 2**22,
-}
 _MOST_PATCHES = 2**14
-_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
-_EPSILONS = ("rms_norm_eps", "layer_norm_eps", "initializer_range")
-_SWITCHES = ("tie_word_embeddings", "attention_bias", "mlp_bias")
 _MOST_OF_A_SCENE = {"num_views": 10_000, "voxel_size": 100.0, "max_spatial_tokens": 2**20, "context_length": 2**24}
 # Settings under which the published weights were trained; another value would need code that is not here.
 _FIXED = {
@@ -103,10 +83,6 @@ _FIXED = {
     "mm_video_tower": ("SpatialAwareModule",),
     "rope_scaling": (None,),
 }
-
-
-class ConfigError(ValueError):
-    """A config.json that describes no model we can build; the message names the key and its value."""
 
 
 @dataclass(frozen=True)
@@ -259,7 +235,7 @@ def _vision_config(content: Mapping[str, Any], vision: Mapping[str, Any] | None)
         if key not in described:
             raise ConfigError(f"the vision tower's configuration lacks {key}")
     values = {key: described[key] for key in _VISION_KEYS if key in described}
-    _check_values(values, "the vision tower's ")
+    check_values(values, "the vision tower's ")
     return CLIPVisionConfig(**values, **_ATTENTION)
 
 
@@ -273,7 +249,7 @@ def _language_config(content: Mapping[str, Any]) -> LlamaConfig:
     values = {key: content[key] for key in _LANGUAGE_KEYS if content.get(key) is not None}
     values.setdefault("rms_norm_eps", 1e-5)
     values.setdefault("max_position_embeddings", 4096)
-    _check_values(values)
+    check_values(values)
     theta = float(content.get("rope_theta") or rope.get("rope_theta", 10000.0))
     if not 0 < theta <= 1e12:
         raise ConfigError(f"rope_theta is {theta}, not a positive number up to 1e12")
@@ -285,33 +261,3 @@ def _language_config(content: Mapping[str, Any]) -> LlamaConfig:
         rope_parameters={"rope_type": "default", "rope_theta": theta},
         **_ATTENTION,
     )
-
-
-def _check_values(values: Mapping[str, Any], whose: str = "") -> None:
-    """Sizes are whole and within _MOST, the rest of its kind: what follows may build and divide by them."""
-    for key, value in values.items():
-        if key in _MOST:
-            least, most = -1 if key in _TOKENS else 1, _MOST[key]
-            several = value if isinstance(value, list) and key == "eos_token_id" else [value]
-            if not all(type(one) is int and least <= one <= most for one in several):
-                # A pair of sizes is told by name where the square is checked.
-                if key in ("image_size", "patch_size") and not isinstance(value, int | float | str):
-                    raise ConfigError(f"{key} of the vision tower must be one integer, got {quoted(value)}")
-                raise ConfigError(f"{whose}{key} is {quoted(value)}, not a whole number from {least} to {most}")
-        elif key in _EPSILONS:
-            if type(value) not in (int, float) or not 0 <= value <= 1:
-                raise ConfigError(f"{whose}{key} is {quoted(value)}, not a number from 0 to 1")
-        elif key in _SWITCHES:
-            if not isinstance(value, bool):
-                raise ConfigError(f"{whose}{key} is {quoted(value)}, neither true nor false")
-        elif key == "hidden_act" and (not isinstance(value, str) or value not in ACT2FN):
-            raise ConfigError(f"{whose}hidden_act is {quoted(value)}, no activation that is known")
-    width, heads = values["hidden_size"], values["num_attention_heads"]
-    if "head_dim" not in values and width % heads:
-        raise ConfigError(f"{whose}hidden_size {width} is no multiple of num_attention_heads {heads}")
-    if values.get("head_dim", width // heads) % 2:
-        raise ConfigError(f"{whose}heads are {values.get('head_dim', width // heads)} wide, not an even number")
-    if not isinstance(pad := values.get("pad_token_id", 0), int) or pad >= values.get(
-        "vocab_size", _MOST["vocab_size"]
-    ):
-        raise ConfigError(f"pad_token_id is {quoted(pad)}, the vocabulary has {values['vocab_size']} tokens")

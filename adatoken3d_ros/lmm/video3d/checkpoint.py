@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads checkpoints in the layout that Video-3D LLM, 3DRS and Ross3D share: config.json and the names of tensors."""
+
+from __future__ import annotations
+
+import copy
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerFast
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
+
+from adatoken3d_ros.lmm.config_values import ConfigError
+from adatoken3d_ros.lmm.identity import model_identity
+from adatoken3d_ros.lmm.safetensors_files import (
+    CheckpointError,
+    LoadReport,
+    Progress,
+    Stored,
+    check_filled,
+    fill,
+    inventory,
+    local_directory,
+    read_json,
+    some,
+)
+from adatoken3d_ros.lmm.video3d.config import Video3DConfig
+from adatoken3d_ros.lmm.video3d.model import Video3D
+from adatoken3d_ros.lmm.video3d.tokenizer import TokenizerError, load_tokenizer
+
+# Our names and those of the releases. The first prefix that fits counts.
+_OFFICIAL = (
+    ("language.", ""),
+    ("projector.", "model.mm_projector."),
+    ("newline", "model.image_newline"),
+    ("vision.tower.", "model.vision_tower.vision_tower.vision_model."),
+)
+_VISION_PREFIX = _OFFICIAL[-1][1]
+_HEAD, _TABLE = "lm_head.weight", "model.embed_tokens.weight"
+
+# Tensors of the releases that no answer needs: what the tower's output is not taken from, heads that point at given
+# boxes, and what only served training. Anything else that is not the model's is refused.
+_UNUSED = tuple(
+    re.compile(pattern)
+    for pattern in (
+        r"model\.vision_tower\.vision_tower\.vision_model\.(post_layernorm|head)\..+",
+        r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",
+        r"model\.faster_token",
+        r"ground_head(_obj|_query|_score)?\.[0-3]\.(weight|bias)",
+        r"ground_head_(zero_target|temperature)",
+        r"(model\.)?(corres_linear|linear_dc|geometric_linear|proj_3d)(\..+)?",  # 3DRS
+        r"(model\.)?(mask_token|mm_inv_projector(\..+)?)",  # Ross3D
+    )
+)
+
+
+def load(
+    path: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    vision_path: str | Path | None = None,
+    progress: Progress | None = None,
+    free_memory: Callable[[torch.device], int] | None = None,
+) -> tuple[Video3D, PreTrainedTokenizerFast, LoadReport]:
+    """Loads model and tokenizer from a local directory; arguments as `registry.load`.
+
+    Returns:
+        The model in evaluation mode without gradients, its tokenizer, and what was read.
+
+    Raises:
+        CheckpointError: if anything is missing, too much, damaged, misshapen or does not fit into memory.
+    """
+    started = time.monotonic()
+    path, device = local_directory(path), torch.device(device)
+    vision_dir = local_directory(vision_path) if vision_path is not None else None
+    stored = inventory(path)
+    config = _as_stored(_config(path, vision_dir), stored, path)
+    try:
+        tokenizer, tokenizer_file = load_tokenizer(path)
+    except TokenizerError as error:
+        raise CheckpointError(str(error)) from error
+    if len(tokenizer) > config.language.vocab_size:
+        raise CheckpointError(
+            f"{tokenizer_file} has {len(tokenizer)} tokens, the model's table has {config.language.vocab_size}"
+        )
+    if config.coord_token is not None and not 0 <= config.coord_token < config.language.vocab_size:
+        raise CheckpointError(
+            f"{path}: coord_token_ids has {config.coord_token}, the table of tokens {config.language.vocab_size} rows"
+        )
+    with torch.device("meta"):
+        model = Video3D(config)
+    wanted = official_names(model)
+    ignored = sorted(set(stored) - set(wanted.values()))
+    last = f"{_VISION_PREFIX}encoder.layers.{config.vision_layers}."
+    if strange := [n for n in ignored if not n.startswith(last) and not any(p.fullmatch(n) for p in _UNUSED)]:
+        raise CheckpointError(f"{path} has {some(strange)}, which this model has not")
+    sources, vision_source = _locate(wanted, stored, vision_dir, path)
+    tied = {f"language.{_HEAD}": f"language.{_TABLE}"} if config.language.tie_word_embeddings else {}
+    weights = fill(
+        model, sources, wanted, dtype=dtype, device=device, tied=tied, progress=progress, free_memory=free_memory
+    )
+    model.loaded_identity = model_identity(model.shape_hash, weights)
+    # What is computed and not stored: rotary frequencies (float32 whatever the weights are), patch numbers.
+    model.language.model.rotary_emb = Qwen2RotaryEmbedding(config.language).to(device)
+    model.vision.restore_buffers(device)
+    check_filled(model)
+    report = LoadReport(
+        path=path,
+        tensors=len(sources),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        ignored=ignored,
+        files=tuple(sorted({source.file for source in sources.values()})),
+        vision=vision_source,
+        tokenizer=tokenizer_file,
+        seconds=time.monotonic() - started,
+    )
+    return model, tokenizer, report
+
+
+def outline(path: str | Path, vision_path: str | Path | None = None) -> Video3D:
+    """The model of a checkpoint without its weights (on the meta device), from its config.json alone.
+
+    Raises:
+        CheckpointError: if a config.json is missing, damaged or not supported.
+    """
+    config = _config(local_directory(path), local_directory(vision_path) if vision_path is not None else None)
+    with torch.device("meta"):
+        return Video3D(config)
+
+
+def official_names(model: Video3D) -> dict[str, str]:
+    """For each tensor of the model, by our name, its name in the releases; without an output layer that is tied."""
+    names = {}
+    for ours in model.state_dict():
+        if ours != f"language.{_HEAD}" or not model.config.language.tie_word_embeddings:
+            prefix, official = next(pair for pair in _OFFICIAL if ours.startswith(pair[0]))
+            names[ours] = official + ours.removeprefix(prefix)
+    return names
+
+
+def _config(path: Path, vision_dir: Path | None) -> Video3DConfig:
+    vision = read_json(vision_dir / "config.json") if vision_dir is not None else None
+    try:
+        return Video3DConfig.from_dict(read_json(path / "config.json"), vision)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def _as_stored(config: Video3DConfig, stored: Mapping[str, Stored], path: Path) -> Video3DConfig:
+    """With the vocabulary of the files: config.json of the releases has that of the model before tokens were added.
+
+    Raises:
+        CheckpointError: if there are other layers than config.json says.
+    """
+    found = {int(match[1]) for name in stored if (match := re.match(r"model\.layers\.(\d{1,9})\.", name))}
+    said = int(config.language.num_hidden_layers)
+    if len(found) != said:
+        raise CheckpointError(f"{path}: config.json has num_hidden_layers {said}, the files hold {len(found)}")
+    shape = stored[_TABLE].shape if _TABLE in stored else ()
+    if len(shape) != 2 or not shape[0]:
+        return config
+    language = copy.deepcopy(config.language)
+    language.vocab_size = shape[0]
+    language.tie_word_embeddings = _HEAD not in stored and language.tie_word_embeddings
+    return replace(config, language=language)
+
+
+def _locate(
+    wanted: Mapping[str, str], stored: Mapping[str, Stored], vision_dir: Path | None, path: Path
+) -> tuple[dict[str, Stored], str]:
+    """Our name -> stored tensor, for all that were found, and where the vision tower comes from."""
+    sources = {ours: stored[official] for ours, official in wanted.items() if official in stored}
+    tower = {ours: official for ours, official in wanted.items() if official.startswith(_VISION_PREFIX)}
+    missing = [official for ours, official in tower.items() if ours not in sources]
+    if not missing:
+        return sources, "embedded"
+    if vision_dir is None or len(missing) < len(tower):
+        what = f"lacks {some(missing)} of its vision tower" if len(missing) < len(tower) else "carries no vision tower"
+        raise CheckpointError(f"{path} {what}: give the directory of the SigLIP model as vision_path")
+    separate = inventory(vision_dir)
+    for ours, official in tower.items():
+        bare = official.removeprefix(_VISION_PREFIX)
+        found = separate.get(f"vision_model.{bare}") or separate.get(bare)
+        if found is None:
+            raise CheckpointError(f"{vision_dir} lacks vision_model.{bare}")
+        sources[ours] = found
+    return sources, str(vision_dir)
