@@ -300,3 +300,9 @@ def test_the_tools_of_this_file_see_what_they_are_for() -> None:
     assert [text for _, text in words(source) if ARCHITECTURES.search(text)] == ["qwen_size", "llava_v1"]
     assert ARCHITECTURES.search("transformers.CLIPModel") and ARCHITECTURES.search("lmm.vision.clip")
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == [{"b", "c"}]
+
+
+def test_files_of_tests_have_names_of_their_own() -> None:
+    """pytest imports them by their last name."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
