@@ -120,6 +120,8 @@ class _Answering:
             raise Cancelled("stopped while views were encoded")
         guard.record("encode", encode_terms(encoded))
         scene.check(clicks)
+        if encoded and self.runtime.model.writes_clicks and len(clicks):
+            prompt, clicks = scene.prompt(question)  # in words of the views that there are now
         plan = guard.plan(scene.situation(question, prompt))
 
         self.watch.begin("tokens")
@@ -224,6 +226,8 @@ class _Answering:
         boxes = tuple(
             Box(_triple(np.asarray(box[:3]) + origin), _triple(np.asarray(box[3:6]))) for box in model.boxes(text)
         )
+        if (seen := self.scene.memory.seen()) is not None:
+            boxes += tuple(Box(_triple(box[:3]), _triple(box[3:6])) for box in model.lift_boxes(text, seen))
         self.set(status=status, status_message=message, text=model.move_boxes(text, origin), boxes=boxes)
 
 

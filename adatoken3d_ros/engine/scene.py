@@ -195,6 +195,9 @@ class Scene:
             model, tokenizer, template = self.runtime.model, self.runtime.tokenizer, self.config.template
             text, clicks = clicks_of(question, model.takes_clicks)
             check_points(clicks)
+            if model.writes_clicks:
+                text = model.write_clicks(text, clicks, self.memory.seen())
+                return model.prompt(tokenizer, text, template=template), clicks
             return model.prompt(tokenizer, text, n_clicks=len(clicks), template=template), clicks
         except PromptError as error:
             raise InvalidRequest(str(error)) from error
@@ -223,7 +226,7 @@ class Scene:
         """
         model = self.runtime.model
         click_xyz = torch.from_numpy(clicks - self.memory.origin).float().to(model.device)
-        vectors = model.embed_clicks(click_xyz) if model.takes_clicks else None
+        vectors = model.embed_clicks(click_xyz) if model.takes_clicks and not model.writes_clicks else None
         try:
             return model.splice(prompt, block.spatial, vectors, where=block.where)
         except SpliceError as error:

@@ -16,7 +16,7 @@ from torch import Tensor
 from adatoken3d_ros.decoder.prefill import Cancelled
 from adatoken3d_ros.engine.config import SessionConfig
 from adatoken3d_ros.engine.out_of_memory import describe, is_out_of_memory
-from adatoken3d_ros.lmm.interface import SpatialLMM
+from adatoken3d_ros.lmm.interface import SeenViews, SpatialLMM
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.keyframes import KeyFrameSelector, Verdict, carve_free_space
 from adatoken3d_ros.scene.patches import PatchConfig, PatchPoints
@@ -262,6 +262,20 @@ class SceneMemory:
             TokenMapError: if nothing has been seen.
         """
         return self.asked.tokens(max_tokens)
+
+    def seen(self) -> SeenViews | None:
+        """What the views of `asked` show; None where tokens are not those of views, or there is no view."""
+        asked = self.asked
+        if not isinstance(asked, ViewTokenMap) or not len(asked):
+            return None
+        blocks = asked.blocks()
+        return SeenViews(
+            np.concatenate([block.xyz.double().numpy() for block in blocks.values()]),
+            np.repeat(np.arange(len(blocks)), [len(block.cell) for block in blocks.values()]),
+            np.concatenate([block.cell.numpy() for block in blocks.values()]),
+            tuple(block.grid for block in blocks.values()),
+            tuple(self.poses[stamp] for stamp in blocks),
+        )
 
     # --- the whole ---
 

@@ -120,6 +120,22 @@ class ViewTokens:
         return cls(torch.zeros(n, dtype=torch.int64), torch.arange(n), ((1, n),))
 
 
+@dataclass(frozen=True, eq=False)
+class SeenViews:
+    """What the views of a scene show, for a model that says places in words.
+
+    Attributes:
+        xyz: (M, 3) places of the tokens, scene frame, metres. view, cell: (M,) int64, see `ViewTokens`.
+        grids: rows and columns of each view's tokens. poses: T_world_camera (4, 4) of each view.
+    """
+
+    xyz: NDArray[np.float64]
+    view: NDArray[np.int64]
+    cell: NDArray[np.int64]
+    grids: tuple[tuple[int, int], ...]
+    poses: tuple[NDArray[np.float64], ...]
+
+
 @dataclass(frozen=True)
 class ModelSizes:
     """What the scene's memory and the budgets need to know of a model.
@@ -153,9 +169,11 @@ class SpatialLMM(nn.Module, ABC):
         vision: the tower.
         decoder: the language model, layer by layer, and its first legal gate.
         takes_clicks: whether a question may have points of the scene in it (`embed_clicks`).
+        writes_clicks: whether it takes them in words (`write_clicks`) and not as vectors.
     """
 
     takes_clicks: bool = False
+    writes_clicks: bool = False
     loaded_identity: str | None = None
     shape_hash: str
     sizes: ModelSizes
@@ -251,6 +269,20 @@ class SpatialLMM(nn.Module, ABC):
             SpliceError: for wrong shapes, another number of clicks than the prompt has, or a sequence that is longer
                 than the context.
         """
+
+    def write_clicks(self, text: str, clicks: NDArray[np.float64], seen: SeenViews | None) -> str:
+        """A question with a mark for each of its points and these (n, 3), scene frame -> the question in words.
+
+        Before anything has been seen the words are as many as they will be.
+
+        Raises:
+            NotImplementedError: for a model that takes no points in words.
+        """
+        raise NotImplementedError(f"{type(self).__name__} takes no points in words")
+
+    def lift_boxes(self, text: str, seen: SeenViews) -> list[tuple[float, ...]]:
+        """Boxes that an answer gives in its views, in the scene frame: centre and size, metres."""
+        return []
 
     def boxes(self, text: str) -> list[tuple[float, ...]]:
         """Boxes in an answer, in the model's frame: centre and size, metres; none of a model that writes none."""

@@ -126,3 +126,35 @@ def test_views_of_other_sizes_keep_their_shape(loaded: tuple[Any, Any], frames: 
     tokens = scene.tokens()
     assert tokens is not None and tokens.grids == (GRID, (8, 6))
     assert ask(scene, Question("What is red?")).spatial_tokens == 48 + 48
+
+
+def test_points_are_told_in_words_of_the_views_that_there_are(
+    loaded: tuple[Any, Any], frames: list[PosedFrame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the views are encoded while the question is answered."""
+    model, told = loaded[0], []
+
+    def prompt(tokenizer: Any, question: str, **options: Any) -> Any:
+        told.append(question)
+        return type(model).prompt(model, tokenizer, question, **options)
+
+    monkeypatch.setattr(model, "prompt", prompt)
+    scene = new_scene(*loaded, CONFIG)
+    for frame in frames:
+        scene.observe(frame)
+    answer = ask(scene, Question("What is at [-1.1, 2.0, 1.8]?", clicks=np.array([[2.1, 2.0, 0.2]])))
+    assert answer.status in (Status.OK, Status.TRUNCATED)
+    assert told[-1] == (
+        "The question is about the point [938, 917] in image 3. What is at the point [62, 83] in image 1?"
+    )
+    assert ask(scene, Question("What is at [900, 2, 1]?")).status is Status.INVALID_REQUEST
+
+
+def test_boxes_in_an_answer_lie_in_the_scene(seen: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = seen("none")
+    written = '[{"bbox_2d": [0, 0, 500, 1000], "image": 2, "label": "wall"}]'
+    monkeypatch.setattr(scene.runtime, "decode", lambda ids: written)
+    [box] = ask(scene, Question("Where is the wall?")).boxes
+    left = 0.5 - 80 / 60
+    np.testing.assert_allclose(box.centre, [(left + 0.5) / 2, 2.0, 1.0], atol=0.1)
+    np.testing.assert_allclose(box.size, [1.0, 0.0, 5 * 20 / 60], atol=0.05)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which pixels of a view a token stands for, where it is in the room, and the model's own words for places in a view.
+"""Which pixels of a view a token stands for, and where it is in the room.
 
 A view is resized to a multiple of the merged patch along both edges, its aspect kept as closely as that allows; nothing
 is cut off. Pixel centres have integer coordinates.
@@ -16,8 +16,6 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.geometry import GeometryError, backproject
 from adatoken3d_ros.scene.patches import PatchPoints, valid_depth
-
-SCALE = 1000  # the model writes and reads pixels as thousandths of the image's edges
 
 
 def grid_of(height: int, width: int, stride: int, pixels: tuple[int, int]) -> tuple[int, int]:
@@ -47,10 +45,17 @@ def _members(size: int, cells: int) -> NDArray[np.int64]:
     return found
 
 
+def _off_middle(size: int, cells: int) -> NDArray[np.float64]:
+    """(cells, n) how far the pixels of each cell are from its middle, in cells."""
+    off: NDArray[np.float64] = (_members(size, cells) + 0.5) * cells / size - np.arange(cells)[:, None] - 0.5
+    return off
+
+
 def token_points(frame: PosedFrame, grid: tuple[int, int], max_depth: float) -> PatchPoints:
     """For each token, row-major, the point of the pixel with the median depth of its pixels that have a valid one.
 
-    Of an even number it is the nearer of the two in the middle: the point lies on a surface and not between two.
+    Of an even number it is the nearer of the two in the middle: the point lies on a surface and not between two. Of
+    pixels of equal depth it is the one nearest to the middle of the token.
     A token without any valid depth is not valid.
     """
     height, width = frame.depth.shape
@@ -59,24 +64,13 @@ def token_points(frame: PosedFrame, grid: tuple[int, int], max_depth: float) -> 
     shape = (grid[0] * grid[1], -1)
     depth = np.where(inside, frame.depth[rows, columns], np.float32(np.nan)).reshape(shape)
     valid = valid_depth(depth, max_depth)
-    order = np.argsort(np.where(valid, depth, np.float32(np.inf)), axis=1, kind="stable")
     count = valid.sum(axis=1)
-    picked = np.take_along_axis(order, np.maximum(count - 1, 0)[:, None] // 2, axis=1)
+    ordered = np.sort(np.where(valid, depth, np.float32(np.inf)), axis=1)
+    median = np.take_along_axis(ordered, np.maximum(count - 1, 0)[:, None] // 2, axis=1)
+    off = _off_middle(height, grid[0])[:, None, :, None] ** 2 + _off_middle(width, grid[1])[None, :, None, :] ** 2
+    picked = np.where(depth == median, off.reshape(shape), np.inf).argmin(axis=1)[:, None]
     v = np.take_along_axis(np.broadcast_to(rows, inside.shape).reshape(shape), picked, axis=1)[:, 0]
     u = np.take_along_axis(np.broadcast_to(columns, inside.shape).reshape(shape), picked, axis=1)[:, 0]
     z = np.where(count > 0, np.take_along_axis(depth, picked, axis=1)[:, 0], np.float32(np.nan))
     xyz = backproject(z, u, v, frame.K, frame.T_world_camera)
     return PatchPoints(xyz, count > 0, frame.rgb[v, u])
-
-
-def to_thousandths(pixel: NDArray[np.float64], width: int, height: int) -> tuple[int, int]:
-    """Of a pixel (u, v) of an image, as the model writes it: x and y from 0 to 1000."""
-    edges = np.array([width, height])
-    x, y = np.clip(np.round((np.asarray(pixel) + 0.5) / edges * SCALE), 0, SCALE).astype(int)
-    return int(x), int(y)
-
-
-def from_thousandths(xy: NDArray[np.float64], width: int, height: int) -> NDArray[np.float64]:
-    """The reverse: pixels (..., 2) of places (..., 2) in an image that the model wrote."""
-    found: NDArray[np.float64] = np.asarray(xy, dtype=np.float64) / SCALE * np.array([width, height]) - 0.5
-    return found

@@ -21,9 +21,10 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel
 
 from adatoken3d_ros.decoder.adapter import Decoder
 from adatoken3d_ros.decoder.prefill import Layout
-from adatoken3d_ros.lmm.interface import ModelSizes, PromptIds, SpatialLMM, Spliced, SpliceError, ViewTokens
+from adatoken3d_ros.lmm.interface import ModelSizes, PromptIds, SeenViews, SpatialLMM, Spliced, SpliceError, ViewTokens
 from adatoken3d_ros.lmm.qwen3vl.config import Qwen3VLSettings
 from adatoken3d_ros.lmm.qwen3vl.geometry import grid_of, token_points
+from adatoken3d_ros.lmm.qwen3vl.places import lift_boxes, write_clicks
 from adatoken3d_ros.lmm.qwen3vl.prompt import DEFAULT_TEMPLATE, build_prompt
 from adatoken3d_ros.lmm.qwen3vl.vision import Qwen3VLTower
 from adatoken3d_ros.scene.frames import PosedFrame
@@ -49,6 +50,7 @@ class Qwen3VL(SpatialLMM):
     `.to(dtype)`, which would round the rotary frequencies too: `checkpoint.load` takes the dtype.
     """
 
+    takes_clicks = writes_clicks = True
     vision: Qwen3VLTower
 
     def __init__(self, settings: Qwen3VLSettings) -> None:
@@ -96,6 +98,12 @@ class Qwen3VL(SpatialLMM):
 
     def prompt(self, tokenizer: Any, question: str, *, n_clicks: int = 0, template: str = "") -> PromptIds:
         return build_prompt(tokenizer, question, n_clicks=n_clicks, template=template or DEFAULT_TEMPLATE)
+
+    def write_clicks(self, text: str, clicks: NDArray[np.float64], seen: SeenViews | None) -> str:
+        return write_clicks(text, clicks, seen)
+
+    def lift_boxes(self, text: str, seen: SeenViews) -> list[tuple[float, ...]]:
+        return lift_boxes(text, seen)
 
     def splice(
         self, prompt: PromptIds, spatial: Tensor, clicks: Tensor | None = None, *, where: ViewTokens | None = None

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from adatoken3d_ros.lmm.qwen3vl.geometry import from_thousandths, grid_of, to_thousandths, token_points
+from adatoken3d_ros.lmm.qwen3vl.geometry import grid_of, token_points
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.geometry import GeometryError
 
@@ -69,10 +69,11 @@ def test_points_by_hand(size: tuple[int, int], grid: tuple[int, int]) -> None:
     assert not found.valid.all()
 
 
-def test_pixels_as_the_model_writes_them() -> None:
-    assert to_thousandths(np.array([-0.5, -0.5]), 640, 480) == (0, 0)
-    assert to_thousandths(np.array([639.5, 479.5]), 640, 480) == (1000, 1000)
-    assert to_thousandths(np.array([319.5, 119.5]), 640, 480) == (500, 250)
-    np.testing.assert_allclose(
-        from_thousandths(np.array([[500, 250], [0, 1000]]), 640, 480), [[319.5, 119.5], [-0.5, 479.5]]
-    )
+def test_on_a_flat_wall_a_token_is_where_its_middle_is() -> None:
+    frame = make_frame(64, 96)
+    wall = PosedFrame(frame.rgb, np.full((64, 96), 2.0, np.float32), frame.K, frame.T_world_camera, 1)
+    found = token_points(wall, (4, 6), max_depth=10.0)
+    across, up = found.xyz.reshape(4, 6, 3)[0, :, 0], found.xyz.reshape(4, 6, 3)[:, 0, 2]
+    middle = 1.0 + (np.arange(6) * 16 + 7.5 - frame.K[0, 2]) * 2.0 / frame.K[0, 0]
+    np.testing.assert_allclose(across, middle, atol=0.51 * 2.0 / frame.K[0, 0])
+    np.testing.assert_allclose(np.diff(up), -16 * 2.0 / frame.K[1, 1], atol=1e-5)
