@@ -102,7 +102,7 @@ class _Answering:
             self.answer = begun
             self.scene.prepared.forget()
             free_cached()
-            self.guard.out_of_memory()
+            self.guard.small = True
         return replace(begun, status=Status.ERROR, status_message="; ".join(problems), stamp_ns=self.scene.stamp_ns)
 
     def run(self) -> None:

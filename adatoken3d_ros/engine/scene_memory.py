@@ -283,10 +283,15 @@ class SceneMemory:
         """Forgets everything."""
         self._selector.clear()
         self._map.clear(self._config.origin)
+        self._begin({})
+
+    def _begin(self, poses: dict[int, NDArray[np.float64]]) -> None:
+        """The map holds other views, those of `poses`; none waits."""
         self._asked = None
         self._later.clear()
         self.pending.clear()
         self.poses.clear()
+        self.poses.update(poses)
         self.problem = ""
 
     def save(self, path: str | Path, frame_id: str) -> None:
@@ -308,12 +313,7 @@ class SceneMemory:
             adopt_origin=self._config.origin_mode is OriginMode.AUTO,
         )
         self._selector.restore(poses)
-        self._asked = None
-        self._later.clear()
-        self.pending.clear()
-        self.poses.clear()
-        self.poses.update(poses)
-        self.problem = ""
+        self._begin(poses)
         # What may not stay is decided before anything goes: view by view, each would cost a look at the whole map.
         held, gone = self._map.coverage(), set()
         while (stamp := self._selector.evict(held)) is not None:

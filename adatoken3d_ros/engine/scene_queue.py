@@ -67,7 +67,7 @@ class SceneQueue:
         self._changed = changed
         self._clock = clock
         self.refuse_late = refuse_late
-        self._events = events or Listeners()
+        self.events = events or Listeners()
         self._frame: tuple[Callable[[], PosedFrame], Callable[[], View] | None] | None = None
         self._questions: deque[Ticket] = deque()
         self._calls: deque[tuple[Callable[[Scene], Any], Future[Any]]] = deque()
@@ -163,18 +163,15 @@ class SceneQueue:
         """Whether anything waits."""
         return self.wanted or bool(self._chores) or self._frame is not None
 
-    def next_call(self) -> tuple[Callable[[Scene], Any], Future[Any]] | None:
-        """Takes the next call."""
-        return self._calls.popleft() if self._calls else None
+    def next_call(self, *, chore: bool = False) -> tuple[Callable[[Scene], Any], Future[Any]] | None:
+        """Takes the next call, or chore."""
+        calls = self._chores if chore else self._calls
+        return calls.popleft() if calls else None
 
     def next_question(self) -> Ticket | None:
         """Takes the next question, which then counts as running."""
         self.running = self._questions.popleft() if self._questions else None
         return self.running
-
-    def next_chore(self) -> tuple[Callable[[Scene], Any], Future[Any]] | None:
-        """Takes the next chore."""
-        return self._chores.popleft() if self._chores else None
 
     def take_frame(self) -> tuple[Callable[[], PosedFrame], Callable[[], View] | None] | None:
         """Takes the newest frame; without the lock."""
@@ -182,19 +179,12 @@ class SceneQueue:
             offered, self._frame = self._frame, None
         return offered
 
-    def answered(self, answer: Answer) -> None:
-        """The running question has its answer; without the lock."""
+    def answered(self, answer: Answer | None, why: str = "") -> None:
+        """The running question, if any, has its answer; None: it failed, and says `why`. Without the lock."""
         with self._changed:
             ticket, self.running = self.running, None
         if ticket is not None and not ticket.result.done():
-            ticket.result.set_result(answer)
-
-    def fail_running(self, why: str) -> None:
-        """Answers the question that was taken and not answered, if there is one; without the lock."""
-        with self._changed:
-            ticket, self.running = self.running, None
-        if ticket is not None and not ticket.result.done():
-            self.refuse(ticket, Status.ERROR, why)
+            ticket.result.set_result(answer or ticket.unanswered(Status.ERROR, why, self._clock()))
 
     def refuse_expired(self) -> None:
         """Answers the waiting questions whose budgets have run out, if they are not to wait; without the lock."""
@@ -227,20 +217,12 @@ class SceneQueue:
 
     def refuse(self, ticket: Ticket, status: Status, why: str) -> None:
         """Answers a question that no model has seen."""
-        ticket.result.set_result(self.unanswered(ticket, status, why))
-
-    def unanswered(self, ticket: Ticket, status: Status, why: str) -> Answer:
-        """The answer to such a question."""
-        return ticket.unanswered(status, why, self._clock())
-
-    def callbacks(self, ticket: Ticket) -> tuple[Callable[[str, int], None] | None, Callable[[str], None]]:
-        """What tells of a question's text and stages; see Ticket."""
-        return ticket.callbacks(self._events)
+        ticket.result.set_result(ticket.unanswered(status, why, self._clock()))
 
     def count(self, fate: str) -> None:
         """Counts and tells what became of a frame."""
         self.frames[fate.split(":")[0]] += 1
-        self._events.tell(FrameTaken(fate))
+        self.events.tell(FrameTaken(fate))
 
     def _withdraw(self, ticket: Ticket) -> None:
         """Answers a cancelled question that waits; one that runs finds its flag set."""

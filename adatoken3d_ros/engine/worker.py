@@ -143,11 +143,11 @@ class Worker:
                 except Exception as error:  # costs what was done, not the thread
                     logger.exception("the worker failed between questions")
                     for queue in list(self._queues):
-                        queue.fail_running(described(error))
+                        queue.answered(None, described(error))
         finally:
             # However the thread ends, nobody may wait for it, now or later.
             for queue in list(self._queues):
-                queue.fail_running("the worker has ended")
+                queue.answered(None, "the worker has ended")
             self._end(RuntimeError("the worker has ended"), Status.CANCELLED, STOPPING)
 
     def _end(self, error: BaseException, status: Status, why: str) -> None:
@@ -298,7 +298,7 @@ class Worker:
         return self._stopping or bool(self._unbuilt) or any(queue.wanted for queue in tuple(self._queues))
 
     def _answer(self, engine: Engine, queue: SceneQueue, scene: Scene, ticket: Ticket) -> Answer:
-        on_text, on_stage = queue.callbacks(ticket)
+        on_text, on_stage = ticket.callbacks(queue.events)
 
         def should_stop() -> bool:
             for waiting in tuple(self._queues):
@@ -318,7 +318,7 @@ class Worker:
             )
         except Exception as error:
             logger.exception("the question %s failed", quoted(ticket.question.text))
-            return queue.unanswered(ticket, Status.ERROR, described(error))
+            return ticket.unanswered(Status.ERROR, described(error), self._clock())
         if answer.status == Status.CANCELLED:
             answer = replace(answer, status_message=f"{ticket.why}: {answer.status_message}")
         return answer

@@ -27,13 +27,7 @@ class Cost(Protocol):
 
 def cost_share(cost: Cost, schedule: Schedule, n_layers: int) -> float:
     """Mean over the layers: the schedule's cost as a share of the unpruned one."""
-    schedule.check(n_layers)
-    ratios = [1.0] * n_layers
-    for stage in schedule.stages:
-        ratios[stage.layer :] = [stage.ratio] * (n_layers - stage.layer)
-    if schedule.withdraw_layer is not None:
-        ratios[schedule.withdraw_layer :] = [0.0] * (n_layers - schedule.withdraw_layer)
-    return statistics.fmean(cost.of_layer(ratio) for ratio in ratios)
+    return statistics.fmean(cost.of_layer(ratio) for ratio in schedule.ratios(n_layers))
 
 
 class FlopsCost:

@@ -92,15 +92,19 @@ class Schedule:
         withdraw = None if self.withdraw_layer is None else max(first_gate, self.withdraw_layer)
         return Schedule.of(list(ratios), list(ratios.values()), withdraw)
 
+    def ratios(self, n_layers: int) -> tuple[float, ...]:
+        """Share of the spatial tokens that each of `n_layers` layers sees, 0 where they are withdrawn."""
+        self.check(n_layers)
+        ratios = [1.0] * n_layers
+        for stage in self.stages:
+            ratios[stage.layer :] = [stage.ratio] * (n_layers - stage.layer)
+        if self.withdraw_layer is not None:
+            ratios[self.withdraw_layer :] = [0.0] * (n_layers - self.withdraw_layer)
+        return tuple(ratios)
+
     def counts(self, n_spatial: int, n_layers: int, kept: KeepCount = at_least_one) -> tuple[int, ...]:
         """Spatial tokens seen by each of `n_layers` layers, of `n_spatial` at the start, as `kept` counts them."""
-        self.check(n_layers)
-        counts = [n_spatial] * n_layers
-        for stage in self.stages:
-            counts[stage.layer :] = [kept(stage.ratio, n_spatial)] * (n_layers - stage.layer)
-        if self.withdraw_layer is not None:
-            counts[self.withdraw_layer :] = [0] * (n_layers - self.withdraw_layer)
-        return tuple(counts)
+        return tuple(kept(ratio, n_spatial) if ratio > 0 else 0 for ratio in self.ratios(n_layers))
 
 
 def scaled_to_depth(layers_of_32: list[int], ratios: list[float], n_layers: int) -> Schedule:

@@ -33,6 +33,8 @@ class DeadlineGuard:
         warning: that the budget cannot be kept; empty if it can.
         hopeless: from the start: then a short answer is worth more than one that is cut.
         decision: the plan, with what was given up since.
+        predicted: by stage, p50 in milliseconds when it was last planned; None without a latency model.
+        small: set where memory ran out: from then on `plan` gives the smallest plan there is, whatever the budget.
     """
 
     def __init__(self, controller: Controller, budget_ms: float | None, watch: Stopwatch) -> None:
@@ -43,12 +45,12 @@ class DeadlineGuard:
         self.why = ""
         self.warning = ""
         self.hopeless = False
-        self._predicted: StageTimes | None = None
+        self.predicted: StageTimes | None = None
         self.decision: Plan | None = None
         self._given_up = 0  # rung
         self._lost = [0.0, 0.0]  # by views and by tokens
         self._tokens: int | None = None  # the smallest cap so far
-        self._small = False
+        self.small = False
         self._trial = False  # answered although it should be refused
         self._expected = 1  # tokens of the answer
         self._explained = 0.0  # seconds, p50 of what was done
@@ -56,17 +58,13 @@ class DeadlineGuard:
         self._asked: float | None = None  # when the last token was there
         self._steps: list[float] = []
 
-    def out_of_memory(self) -> None:
-        """Memory ran out: from now on `plan` gives the smallest plan there is, whatever the budget."""
-        self._small = True
-
     def plan(self, situation: Situation) -> Plan:
         """The best plan from here on.
 
         Raises:
             BudgetInfeasible: the fastest plan is too slow and the policy is to refuse.
         """
-        if self._small:
+        if self.small:
             return self._smallest(situation)
         plan = self._best(situation)
         self._expected = situation.answer_expected
@@ -81,7 +79,7 @@ class DeadlineGuard:
             tokens = max(1, min(situation.n_spatial, situation.max_spatial, self._tokens or situation.n_spatial) // 2)
         views = 0 if situation.views else min(1, situation.pending)
         plan = Plan(options[-1].strategy, views, tokens, False, situation.answer_limit, options[-1].rung)
-        self._predicted, self.decision = None, plan
+        self.predicted, self.decision = None, plan
         size = situation.n_spatial if tokens is None else tokens
         self.why = f"{plan.strategy.name}, {size} tokens: memory ran out, so half the tokens and the strongest pruning"
         return plan
@@ -122,13 +120,13 @@ class DeadlineGuard:
             self._given_up = 2 if plan.max_tokens is not None else self._given_up
         before = {"queue": 0.0, "encode": self._lost[0]}.get(stage, sum(self._lost))
         rung = max(plan.rung, self._given_up)
-        new, old = plan.predicted, self._predicted
+        new, old = plan.predicted, self.predicted
         assert new is not None
         if old is not None:
             # A stage that is done has no work left in the new plan.
             new = replace(new, encode=old.encode, tokens=old.tokens if stage == "tokens" else new.tokens)
         new = replace(new, total=new.encode + new.tokens + new.prefill + new.decode)
-        self._predicted = new
+        self.predicted = new
         self.decision = replace(plan, rung=rung, loss=plan.loss + before, predicted=new)
         rest = f"predicted {new.total:.0f} ms, p95 of the rest {plan.p95_ms:.0f} ms"
         self.why = f"{plan.knobs}: {RUNGS[rung]}, {why}; {rest}"
@@ -149,14 +147,14 @@ class DeadlineGuard:
 
     def finish(self, times: StageTimes) -> None:
         """The question is answered; teaches how whole answers differ from the sum of their stages."""
-        if self._predicted is not None:
-            stages = ((name, getattr(self._predicted, name), getattr(times, name)) for name in STAGES[1:])
+        if self.predicted is not None:
+            stages = ((name, getattr(self.predicted, name), getattr(times, name)) for name in STAGES[1:])
             told = ", ".join(f"{name} {before:.0f}/{after:.0f}" for name, before, after in stages)
             self.why += f"; predicted/measured ms: {told}"
         latency = self._controller.latency
         # A prefix that had to be read first, and an answer that ended early, are not explained by their stages.
         whole = "decode" in self._done and not self._done.isdisjoint({"prefill", "follow_up"})
-        if latency is not None and whole and not self._small:
+        if latency is not None and whole and not self.small:
             latency.observe_answer(self._explained, (times.total - times.queue) / 1e3)
 
     def hurry(self, plan: Plan, n_spatial: int, n_text: int, kept: KeepCount) -> Hurry | None:
@@ -164,7 +162,7 @@ class DeadlineGuard:
         there is, or is late anyway.
         """
         latency = self._controller.latency
-        if latency is None or self._budget_ms is None or self.hopeless or self._small:
+        if latency is None or self._budget_ms is None or self.hopeless or self.small:
             return None
         return Hurry(
             latency,
@@ -200,8 +198,3 @@ class DeadlineGuard:
         self._asked = now
         step = max(float(latency.p95("decode", next_step)), median_high(self._steps) if self._steps else 0.0)
         return now + step + self._controller.config.reserve_ms / 1e3 >= self.deadline
-
-    @property
-    def predicted(self) -> StageTimes | None:
-        """By stage, what was predicted when it was last planned, p50 in milliseconds; None without a latency model."""
-        return self._predicted

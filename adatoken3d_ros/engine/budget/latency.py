@@ -15,7 +15,6 @@ import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -89,14 +88,6 @@ def decode_terms(steps: Any, cached: Any, n_layers: int) -> FloatArray:
 # The fit ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
-class Measured:
-    """What a warm-up found: by stage of FORMULA, the terms (m, k) and the seconds (m,)."""
-
-    terms: Mapping[str, FloatArray]
-    seconds: Mapping[str, FloatArray]
-
-
 def fit(stage: str, terms: FloatArray, seconds: FloatArray) -> FloatArray:
     """Coefficients (k,) >= 0 with the least sum of squared relative errors (non-negative least squares).
 
@@ -121,42 +112,30 @@ def fit(stage: str, terms: FloatArray, seconds: FloatArray) -> FloatArray:
 class Ratio:
     """Measured over fitted time of one stage: an exponentially weighted mean of its logarithm, and how it scatters.
 
-    One measurement that is off by more than `outlier` changes nothing; a second one on the same side right after it
-    does at once: then it is not an accident but another speed, as when another program starts. What is known of few
+    One measurement that is off by more than a factor of 1.5 changes nothing; a second one on the same side right after
+    it does at once: then it is not an accident but another speed, as when another program starts. What is known of few
     measurements only is guarded more widely, but not by the size of an accident among them.
 
     Args:
         scatter: measured / predicted of the warm-up, the first entries of the window.
         value: before the first measurement.
-        weight: of a new measurement.
-        window: how many measurements the 95th percentile is taken of.
-        outlier: factor.
+
+    Attributes:
+        guard: 95th percentile of measured / predicted, at least 1: p95 over p50.
     """
 
+    _WEIGHT = 0.2  # of a new measurement
+    _WINDOW = 64  # measurements that the percentile is taken of
+    _OUTLIER = math.log(1.5)
     _EARLY = 0.3  # by how much an unmeasured speed may be off; half after a measurement, a third after two
 
-    def __init__(
-        self,
-        scatter: Iterable[float] = (),
-        *,
-        value: float = 1.0,
-        weight: float = 0.2,
-        window: int = 64,
-        outlier: float = 1.5,
-    ) -> None:
+    def __init__(self, scatter: Iterable[float] = (), *, value: float = 1.0) -> None:
         self.value = value
         self.count = 0  # measurements that `value` follows
         self.observed = 0  # all of them
-        self._weight = weight
-        self._outlier = math.log(outlier)
         self._held: float | None = None
-        self._scatter: deque[float] = deque(scatter, maxlen=window)
-        self._guard = self._percentile()
-
-    @property
-    def guard(self) -> float:
-        """95th percentile of measured / predicted, at least 1: p95 over p50."""
-        return self._guard
+        self._scatter: deque[float] = deque(scatter, maxlen=self._WINDOW)
+        self.guard = self._percentile()
 
     def observe(self, ratio: float) -> bool:
         """Takes one measured / fitted time into account; whether it shows another speed, as the first one does.
@@ -171,27 +150,27 @@ class Ratio:
         self._scatter.append(ratio / self.value)
         held, self._held = self._held, None
         # The first measurement of all is no outlier: there is nothing yet that it could be compared with.
-        far, first = abs(off) > self._outlier, not self.count
+        far, first = abs(off) > self._OUTLIER, not self.count
         if far and not first:
             if held is None or held * off < 0:
                 self._held = off
-                self._guard = self._percentile()
+                self.guard = self._percentile()
                 return False
             step = (held + off) / 2
             # What the old speed scattered by says nothing of the new one, nor do the two that led here.
-            self._scatter = deque([1.0], maxlen=self._scatter.maxlen)
+            self._scatter = deque([1.0], maxlen=self._WINDOW)
         else:
-            step = max(self._weight, 1 / (self.count + 1)) * off
+            step = max(self._WEIGHT, 1 / (self.count + 1)) * off
         self.value *= math.exp(step)
         self.count += 1
-        self._guard = self._percentile()
+        self.guard = self._percentile()
         return far or first
 
     def _percentile(self) -> float:
         # Few measurements know little of their tail: as if one more had been somewhat late.
         known = [*self._scatter, 1.1]
         if len(known) <= 20:  # their 95th percentile leans on the largest alone
-            known = [min(ratio, math.exp(self._outlier)) for ratio in known]
+            known = [min(ratio, math.exp(self._OUTLIER)) for ratio in known]
         return max(1.0 + self._EARLY / (1 + self.count), float(np.percentile(known, 95)))
 
 
@@ -233,13 +212,15 @@ class LatencyModel:
         return self.answers.observed + sum(ratio.observed for ratio in self.ratios.values())
 
     @classmethod
-    def fitted(cls, measured: Measured, key: Mapping[str, str] | None = None) -> LatencyModel:
-        """From a warm-up."""
-        coefficients = {name: fit(name, measured.terms[name], measured.seconds[name]) for name in TERMS}
-        scatter = {}
-        for name, values in coefficients.items():
-            predicted = np.maximum(measured.terms[name] @ values, 1e-9)
-            scatter[name] = (measured.seconds[name] / predicted).tolist()
+    def fitted(
+        cls, terms: Mapping[str, FloatArray], seconds: Mapping[str, FloatArray], key: Mapping[str, str] | None = None
+    ) -> LatencyModel:
+        """From what a warm-up measured, by stage of TERMS: the terms (m, k) and the seconds (m,)."""
+        coefficients = {name: fit(name, terms[name], seconds[name]) for name in TERMS}
+        scatter = {
+            name: (seconds[name] / np.maximum(terms[name] @ values, 1e-9)).tolist()
+            for name, values in coefficients.items()
+        }
         return cls(coefficients, key, scatter)
 
     def fitted_seconds(self, stage: str, terms: FloatArray) -> Any:
@@ -347,22 +328,3 @@ class LatencyModel:
             raise LatencyError(str(error)) from error
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise LatencyError(f"{path}: {error}") from error
-
-
-@dataclass(frozen=True)
-class LatencyKey:
-    """What a fit holds for."""
-
-    model: str
-    dtype: str
-    device: str
-    machine: str
-    threads: str
-    policy: str  # what a gate costs is its policy's
-
-    def as_dict(self) -> dict[str, str]:
-        return asdict(self)
-
-    @property
-    def file_name(self) -> str:
-        return f"latency-{self.model}-{self.dtype}-{self.device.replace(':', '')}-{self.threads}-{self.policy}.json"

@@ -15,17 +15,15 @@ class AnswerLengths:
 
     Whether a question asks for one word or for six numbers is seen in its words. Those that share most words with it
     (Jaccard's index, newer ones first) tell; where too few share any, all questions do.
-
-    Args:
-        remembered: answers. nearest: how many of them tell.
     """
 
+    REMEMBERED = 256  # answers
+    NEAREST = 12  # of them tell
     ALIKE = 1 / 3  # of the words of both, so much is common
     FEWEST = 4  # answers that say anything
 
-    def __init__(self, remembered: int = 256, nearest: int = 12) -> None:
-        self._known: deque[tuple[frozenset[str], int]] = deque(maxlen=remembered)
-        self._nearest = nearest
+    def __init__(self) -> None:
+        self._known: deque[tuple[frozenset[str], int]] = deque(maxlen=self.REMEMBERED)
         self._told: tuple[str, list[int]] | None = None  # of the last question, which is planned for several times
 
     def add(self, question: str, n_tokens: int) -> None:
@@ -54,7 +52,7 @@ class AnswerLengths:
             return []
         likeness = [len(words & other) / max(1, len(words | other)) for other, _ in self._known]
         order = sorted(range(len(likeness)), key=lambda i: (-likeness[i], -i))
-        alike = [i for i in order[: self._nearest] if likeness[i] >= self.ALIKE]
+        alike = [i for i in order[: self.NEAREST] if likeness[i] >= self.ALIKE]
         return [self._known[i][1] for i in (alike if len(alike) >= self.FEWEST else order)]
 
 

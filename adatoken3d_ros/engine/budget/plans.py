@@ -107,8 +107,9 @@ def options(
     return tuple(sorted(rows, key=lambda option: (option.removed, option.loss)))
 
 
-def removed_share(schedule: Schedule, n_layers: int, n_spatial: int = 10_000) -> float:
-    """Share of token-layers that a schedule takes away."""
+def removed_share(schedule: Schedule, n_layers: int) -> float:
+    """Share of token-layers that a schedule takes away from 10 000 tokens."""
+    n_spatial = 10_000
     return 1.0 - sum(schedule.counts(n_spatial, n_layers)) / (n_spatial * n_layers)
 
 
@@ -301,11 +302,11 @@ _COLUMNS = ("option", "views", "tokens", "capped", "rung", "loss", "views_loss",
 
 def _grid(s: Situation, options: Sequence[Option], latency: LatencyModel, n_layers: int) -> _Grid:
     unit = loss_per_share(options)
-    answers = _answers(s.answer_limit)
-    columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
+    unit = loss_per_share(options)
+    rows: list[tuple[Any, ...]] = []  # of _COLUMNS
     terms: list[list[FloatArray]] = []
     scene_knobs = [(views, share) for views in _views(s) for share in (TOKEN_SHARES if s.prunable else (1.0,))]
-    ratios = _ratio_matrix(tuple(option.strategy.schedule for option in options), n_layers)
+    ratios = np.array([option.strategy.schedule.ratios(n_layers) for option in options])
     for views, share in scene_knobs:
         whole = s.tokens_after(views)
         tokens = max(1, math.floor(share * whole + 1e-9))
@@ -318,9 +319,7 @@ def _grid(s: Situation, options: Sequence[Option], latency: LatencyModel, n_laye
         rung = 2 if share < 1 else 1 if views < s.pending else 0
         for index, option in enumerate(options):
             terms.append([encode, build, reading[index], np.zeros(5), reading[index][1:2]])
-            row = (index, views, tokens, share < 1, max(rung, option.rung), option.loss + sum(lost), *lost)
-            for name, value in zip(columns, row, strict=True):
-                columns[name].append(value)
+            rows.append((index, views, tokens, share < 1, max(rung, option.rung), option.loss + sum(lost), *lost))
         if s.reuse and share == 1:
             prefix = s.n_system + tokens
             # A prefix that is not there has to be read first, which is an unpruned prefill.
@@ -328,15 +327,13 @@ def _grid(s: Situation, options: Sequence[Option], latency: LatencyModel, n_laye
             read = np.zeros(5) if ready else read_terms(np.full(n_layers, tokens), tokens, s.n_system)
             cached = np.array([n_layers * (prefix + s.n_question)], dtype=np.float64)
             terms.append([encode, build, read, follow_up_terms(s.n_question, prefix, n_layers), cached])
-            for name, value in zip(columns, (-1, views, tokens, False, rung, sum(lost), *lost), strict=True):
-                columns[name].append(value)
-    return _with_answers(columns, terms, answers, s, latency, n_layers, unit)
+            rows.append((-1, views, tokens, False, rung, sum(lost), *lost))
+    return _with_answers(rows, terms, s, latency, n_layers, unit)
 
 
 def _with_answers(
-    columns: dict[str, list[Any]],
+    rows: list[tuple[Any, ...]],
     terms: list[list[FloatArray]],
-    answers: Sequence[int],
     s: Situation,
     latency: LatencyModel,
     n_layers: int,
@@ -347,8 +344,8 @@ def _with_answers(
     stacked = [np.stack([row[i] for row in terms]) for i in range(5)]
     once50 = np.stack([latency.p50(name, stacked[i]) for i, name in enumerate(names)], axis=1)
     once95 = np.stack([latency.p95(name, stacked[i]) for i, name in enumerate(names)], axis=1)
-    n, m = len(terms), len(answers)
-    limits = np.asarray(answers)
+    limits = np.asarray(_answers(s.answer_limit))
+    n, m = len(terms), len(limits)
     # The first token comes out of the prefill; an answer that ends by itself takes one more step to say so.
     typical = s.answer_expected if s.answer_typical is None else s.answer_typical
     usual, long = (
@@ -361,7 +358,8 @@ def _with_answers(
     squares = np.square(once95 - once50).sum(axis=1)[:, None] + np.square(latency.p95("decode", usual) - decode50)
     slower = latency.p95_answer(p50, p50 + np.sqrt(squares)) - p50
     p95 = p50 + np.hypot(slower, latency.p50("decode", long) - decode50)
-    wide = {name: np.repeat(np.asarray(values), m) for name, values in columns.items()}
+    columns = zip(_COLUMNS, zip(*rows, strict=True), strict=True)
+    wide = {name: np.repeat(np.asarray(values), m) for name, values in columns}
     shorter = np.tile(1 - limits / limits[0], n)
     return _Grid(
         **{name: wide[name] for name in ("option", "views", "tokens", "capped", "views_loss", "tokens_loss")},
@@ -387,14 +385,3 @@ def _views(s: Situation) -> list[int]:
 def _answers(limit: int) -> list[int]:
     shortest = min(limit, SHORTEST_ANSWER)
     return sorted({limit, *(max(shortest, limit * k // 8) for k in (1, 2, 3, 4, 6))}, reverse=True)
-
-
-def _ratio_matrix(schedules: tuple[Schedule, ...], n_layers: int) -> FloatArray:
-    """(S, L) keep ratio in each layer."""
-    ratios = np.ones((len(schedules), n_layers))
-    for row, schedule in zip(ratios, schedules, strict=True):
-        for stage in schedule.stages:
-            row[stage.layer :] = stage.ratio
-        if schedule.withdraw_layer is not None:
-            row[schedule.withdraw_layer :] = 0.0
-    return ratios

@@ -6,8 +6,7 @@ from __future__ import annotations
 import logging
 import platform
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -23,9 +22,7 @@ from adatoken3d_ros.engine.budget.latency import (
     TERMS,
     FloatArray,
     LatencyError,
-    LatencyKey,
     LatencyModel,
-    Measured,
     decode_terms,
     encode_terms,
     follow_up_terms,
@@ -70,15 +67,15 @@ def latency_model(
         another model is measured anew; a directory that cannot be written is logged.
     """
     key = key_of(model, strategy)
-    path = None if cache is None else Path(cache).expanduser() / key.file_name
+    path = None if cache is None else Path(cache).expanduser() / file_name(key)
     if path is not None:
         try:
-            return LatencyModel.load(path, key.as_dict()), True
+            return LatencyModel.load(path, key), True
         except FileNotFoundError:
             pass
         except (LatencyError, OSError) as error:
             logger.warning("measuring the latency model anew: %s", error)
-    found = LatencyModel.fitted(measure(model, tokenizer, strategy, progress, clock), key.as_dict())
+    found = LatencyModel.fitted(*measure(model, tokenizer, strategy, progress, clock), key)
     if path is not None:
         try:
             found.save(path)
@@ -100,25 +97,26 @@ def synchronised(look: Callable[[], T], device: torch.device) -> Callable[[], T]
     return done
 
 
-def key_of(model: SpatialLMM, strategy: Strategy) -> LatencyKey:
+def key_of(model: SpatialLMM, strategy: Strategy) -> dict[str, str]:
     """What a fit holds for: this model in this number type on this machine, and gates of this strategy's policy."""
     cuda = model.device.type == "cuda"
-    machine = torch.cuda.get_device_name(model.device) if cuda else f"{platform.node()} {platform.machine()}"
-    threads = str(torch.get_num_threads())
-    dtype = str(model.dtype).removeprefix("torch.")
-    return LatencyKey(model.identity, dtype, str(model.device), machine, threads, strategy.policy)
+    return {
+        "model": model.identity,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+        "machine": torch.cuda.get_device_name(model.device) if cuda else f"{platform.node()} {platform.machine()}",
+        "threads": str(torch.get_num_threads()),
+        "policy": strategy.policy,  # what a gate costs is its policy's
+    }
 
 
-@dataclass(eq=False)
-class _Log:
-    """Terms and times by formula."""
+def file_name(key: Mapping[str, str]) -> str:
+    """Name of the file in the cache."""
+    device = key["device"].replace(":", "")
+    return f"latency-{key['model']}-{key['dtype']}-{device}-{key['threads']}-{key['policy']}.json"
 
-    terms: dict[str, list[FloatArray]]
-    seconds: dict[str, list[float]]
 
-    def add(self, stage: str, terms: FloatArray, times: list[float]) -> None:
-        self.terms[stage].append(terms)
-        self.seconds[stage].append(median(times))
+Log = Callable[[str, FloatArray, float], None]  # told stage, terms and seconds
 
 
 def measure(
@@ -127,9 +125,18 @@ def measure(
     strategy: Strategy,
     progress: Progress | None = None,
     clock: Callable[[], float] = time.perf_counter,
-) -> Measured:
-    """Runs every stage on made-up inputs of several sizes, each REPEATS times after a run that does not count."""
-    log = _Log({name: [] for name in TERMS}, {name: [] for name in TERMS})
+) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
+    """Runs every stage on made-up inputs of several sizes, each REPEATS times after a run that does not count.
+
+    Returns, by stage of TERMS, the terms (m, k) and the seconds (m,).
+    """
+    terms: dict[str, list[FloatArray]] = {name: [] for name in TERMS}
+    seconds: dict[str, list[float]] = {name: [] for name in TERMS}
+
+    def log(stage: str, of: FloatArray, took: float) -> None:
+        terms[stage].append(of)
+        seconds[stage].append(took)
+
     clock = synchronised(clock, model.device)
     steps = _steps(model, tokenizer, strategy, log, clock)
     total, done = 2 + len(SIZES), 0
@@ -146,20 +153,20 @@ def measure(
             last = now
     if progress is not None and done < total:
         progress(total, total)
-    return Measured(
-        {name: np.stack(rows) for name, rows in log.terms.items()},
-        {name: np.maximum(np.array(times), 1e-7) for name, times in log.seconds.items()},
+    return (
+        {name: np.stack(rows) for name, rows in terms.items()},
+        {name: np.maximum(np.array(times), 1e-7) for name, times in seconds.items()},
     )
 
 
 def _steps(
-    model: SpatialLMM, tokenizer: Any, strategy: Strategy, log: _Log, clock: Callable[[], float]
+    model: SpatialLMM, tokenizer: Any, strategy: Strategy, log: Log, clock: Callable[[], float]
 ) -> Iterator[None]:
     """Views one and two, then the sizes from small to large."""
     generator = np.random.default_rng(0)
     for views in (1, 2):
         images = [generator.integers(0, 255, (*IMAGE, 3), dtype=np.uint8) for _ in range(views)]
-        log.add("encode", encode_terms(views), _times(partial(model.encode_images, images), clock))
+        log("encode", encode_terms(views), _median(partial(model.encode_images, images), clock))
         yield
     room = model.sizes.context_length - _prompt(model, tokenizer).n_tokens - DECODE_STEPS - 1
     most = max(8, min(model.sizes.max_spatial_tokens, room))
@@ -169,7 +176,7 @@ def _steps(
 
 
 def _measure_size(
-    model: SpatialLMM, tokenizer: Any, strategy: Strategy, n: int, log: _Log, clock: Callable[[], float]
+    model: SpatialLMM, tokenizer: Any, strategy: Strategy, n: int, log: Log, clock: Callable[[], float]
 ) -> None:
     """Tokens, prefill with and without gates, a follow-up question and decoding, for a scene of n tokens."""
     generator = torch.Generator().manual_seed(n)
@@ -183,7 +190,7 @@ def _measure_size(
         _ = scene.order
         return model.splice(prompt, spatial), scene
 
-    log.add("tokens", token_terms(n), _times(build, clock))
+    log("tokens", token_terms(n), _median(build, clock))
     spliced, scene = build()
     layout = spliced.layout
     n_layers, n_text = len(model.decoder), spliced.n_tokens - n
@@ -194,14 +201,14 @@ def _measure_size(
             return prefill(model.decoder, spliced.embeds, layout, schedule, policy, scene=scene)
 
         counts = schedule.counts(n, n_layers, policy.kept)
-        log.add("prefill", read_terms(counts, n, n_text), _times(read, clock))
+        log("prefill", read_terms(counts, n, n_text), _median(read, clock))
         filled, times, cached = read(), [], sum(counts) + n_layers * n_text
         for step in range(DECODE_STEPS + 1):
             began = clock()
             decode(model.decoder, filled, 0)
             if step:
                 times.append(clock() - began)
-        log.add("decode", decode_terms(1, cached, n_layers), times)
+        log("decode", decode_terms(1, cached, n_layers), median(times))
     end = layout.spatial_end
     prefix = ScenePrefix(model.decoder, spliced.embeds[:, :end], spliced.spatial_start, layout=layout, measure=True)
     rows = spliced.embeds[:, end:]
@@ -210,18 +217,18 @@ def _measure_size(
         with prefix.asking(rows):
             pass
 
-    log.add("prefill", follow_up_terms(rows.shape[1], prefix.n_tokens, n_layers), _times(follow_up, clock))
+    log("prefill", follow_up_terms(rows.shape[1], prefix.n_tokens, n_layers), _median(follow_up, clock))
 
 
 def _prompt(model: SpatialLMM, tokenizer: Any) -> PromptIds:
     return model.prompt(tokenizer, "What is on the table?")
 
 
-def _times(work: Callable[[], Any], clock: Callable[[], float]) -> list[float]:
+def _median(work: Callable[[], Any], clock: Callable[[], float]) -> float:
     work()
     times = []
     for _ in range(REPEATS):
         began = clock()
         work()
         times.append(clock() - began)
-    return times
+    return median(times)

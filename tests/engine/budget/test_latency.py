@@ -7,6 +7,7 @@ import json
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +17,7 @@ from hypothesis import strategies as st
 from adatoken3d_ros.engine.budget.latency import (
     TERMS,
     LatencyError,
-    LatencyKey,
     LatencyModel,
-    Measured,
     Ratio,
     decode_terms,
     encode_terms,
@@ -34,10 +33,10 @@ COEFFICIENTS = {
     "prefill": [2e-4, 3e-6, 4e-10, 1e-3, 1e-6],
     "decode": [5e-3, 2e-7],
 }
-KEY = LatencyKey("0123", "float32", "cpu", "here", "2", "ours").as_dict()
+KEY = {"model": "0123", "dtype": "float32", "device": "cpu", "machine": "here", "threads": "2", "policy": "ours"}
 
 
-def measured(seed: int = 0, noise: float = 0.0) -> Measured:
+def measured(seed: int = 0, noise: float = 0.0) -> tuple[dict[str, Any], dict[str, Any]]:
     """What COEFFICIENTS would show for several sizes."""
     random = np.random.default_rng(seed)
     sizes = (50, 200, 400, 900, 2000)
@@ -52,7 +51,7 @@ def measured(seed: int = 0, noise: float = 0.0) -> Measured:
         "decode": np.stack([decode_terms(1, 8 * n, 8) for n in sizes]),
     }
     seconds = {name: rows @ np.array(COEFFICIENTS[name]) for name, rows in terms.items()}
-    return Measured(terms, {name: t * np.exp(noise * random.standard_normal(len(t))) for name, t in seconds.items()})
+    return terms, {name: t * np.exp(noise * random.standard_normal(len(t))) for name, t in seconds.items()}
 
 
 def test_terms_by_hand() -> None:
@@ -67,7 +66,7 @@ def test_terms_by_hand() -> None:
 
 
 def test_the_fit_recovers_known_coefficients() -> None:
-    model = LatencyModel.fitted(measured(), KEY)
+    model = LatencyModel.fitted(*measured(), KEY)
     for name, expected in COEFFICIENTS.items():
         assert np.allclose(model.coefficients[name], expected, rtol=1e-6), name
         # Nothing was measured at run time yet.
@@ -77,7 +76,7 @@ def test_the_fit_recovers_known_coefficients() -> None:
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 1000))
 def test_a_noisy_fit_is_never_negative_and_predicts_within_the_noise(seed: int) -> None:
-    found = LatencyModel.fitted(measured(seed, noise=0.05), KEY)
+    found = LatencyModel.fitted(*measured(seed, noise=0.05), KEY)
     terms = read_terms([700, 700, 350, 350, 100, 100, 0, 0], 700, 60)
     assert all((values >= 0).all() for values in found.coefficients.values())
     assert found.p50("prefill", terms) == pytest.approx(terms @ np.array(COEFFICIENTS["prefill"]), rel=0.2)
@@ -189,7 +188,7 @@ def test_a_follow_up_has_a_ratio_of_its_own() -> None:
 
 def test_a_fit_is_stored_and_read_back_for_the_same_machine_only(tmp_path: Path) -> None:
     path = tmp_path / "cache" / "fit.json"
-    model = LatencyModel.fitted(measured(noise=0.05), KEY)
+    model = LatencyModel.fitted(*measured(noise=0.05), KEY)
     model.save(path)
     again = LatencyModel.load(path, KEY)
     for name in TERMS:

@@ -37,14 +37,14 @@ def steady(seconds: float) -> Any:
 
 def test_every_stage_is_measured_in_several_sizes(small: tuple[Any, Any]) -> None:
     steps: list[tuple[int, int]] = []
-    found = warmup.measure(*small, STRATEGY, lambda done, of: steps.append((done, of)), steady(1e-3))
+    measured, seconds = warmup.measure(*small, STRATEGY, lambda done, of: steps.append((done, of)), steady(1e-3))
     total = 2 + len(warmup.SIZES)
     assert steps == [(i + 1, total) for i in range(len(steps))] or steps[-1] == (total, total)
     for name, terms in TERMS.items():
-        assert found.terms[name].shape == (len(found.seconds[name]), len(terms))
-        assert (found.seconds[name] > 0).all() and len(np.unique(found.terms[name], axis=0)) >= 2
+        assert measured[name].shape == (len(seconds[name]), len(terms))
+        assert (seconds[name] > 0).all() and len(np.unique(measured[name], axis=0)) >= 2
     # With and without gates, and over a prefix.
-    assert (found.terms["prefill"][:, 3] > 0).any() and (found.terms["prefill"][:, 3] == 0).any()
+    assert (measured["prefill"][:, 3] > 0).any() and (measured["prefill"][:, 3] == 0).any()
 
 
 def test_a_gpu_is_waited_for_before_the_clock_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,8 +61,8 @@ def test_a_gpu_is_waited_for_before_the_clock_is_read(monkeypatch: pytest.Monkey
 
 
 def test_a_slow_machine_stops_early_but_not_before_three_sizes(small: tuple[Any, Any]) -> None:
-    found = warmup.measure(*small, STRATEGY, None, steady(1.0))
-    assert len(found.terms["tokens"]) == 3
+    measured, _ = warmup.measure(*small, STRATEGY, None, steady(1.0))
+    assert len(measured["tokens"]) == 3
 
 
 def test_what_was_measured_is_kept_for_the_same_machine(small: tuple[Any, Any], tmp_path: Path) -> None:
@@ -80,14 +80,14 @@ def test_what_was_measured_is_kept_for_the_same_machine(small: tuple[Any, Any], 
 def test_a_broken_or_unwritable_cache_is_told_and_costs_nothing_but_time(
     small: tuple[Any, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / warmup.key_of(small[0], STRATEGY).file_name).write_text("{}")
+    (tmp_path / warmup.file_name(warmup.key_of(small[0], STRATEGY))).write_text("{}")
     with caplog.at_level(logging.WARNING):
         _, known = warmup.latency_model(*small, STRATEGY, tmp_path, clock=steady(1e-3))
     assert not known and "measuring the latency model anew" in caplog.text
     _, known = warmup.latency_model(*small, STRATEGY, tmp_path, clock=steady(1e-3))
     assert known
     # A number that would make every question fail is none that was measured.
-    file = tmp_path / warmup.key_of(small[0], STRATEGY).file_name
+    file = tmp_path / warmup.file_name(warmup.key_of(small[0], STRATEGY))
     content = json.loads(file.read_text())
     file.write_text(json.dumps({**content, "coefficients": {**content["coefficients"], "encode": [1e308]}}))
     caplog.clear()
