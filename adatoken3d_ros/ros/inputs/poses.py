@@ -7,7 +7,7 @@ frame.
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -15,11 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation, Slerp
 
-from adatoken3d_ros.ros.inputs.conversions import (
-    pose_to_matrix,
-    quaternion_to_rotation,
-    stamp_to_ns,
-)
+from adatoken3d_ros.ros.inputs.conversions import pose_to_matrix, quaternion_to_rotation, stamp_to_ns
 from adatoken3d_ros.ros.inputs.transforms import JUMP_BACK_NS, PoseError, PoseUnavailable, TransformTree
 from adatoken3d_ros.settings import DEFAULTS, check_pose
 
@@ -85,11 +81,6 @@ class PoseBuffer:
         self._poses.insert(at, T)
         if self.capacity is not None and len(self._stamps) > self.capacity:
             del self._stamps[0], self._poses[0]
-
-    def forget_after(self, stamp_ns: int) -> None:
-        """Forgets the poses that are newer than a stamp."""
-        keep = bisect_right(self._stamps, stamp_ns)
-        del self._stamps[keep:], self._poses[keep:]
 
     def at(self, stamp_ns: int, *, final: bool = False) -> NDArray[np.float64]:
         """The pose (4, 4) at a stamp.

@@ -140,22 +140,16 @@ def mismatches(node: Node, topic: str, kind: str, profile: QoSProfile) -> list[s
         who = f"{node.resolve_topic_name(topic)}: {info.node_namespace.rstrip('/')}/{info.node_name}"
         if info.topic_type != kind:
             found.append(f"{who} publishes {info.topic_type}, and {kind} is asked for")
-        elif (
-            offered.reliability == ReliabilityPolicy.BEST_EFFORT
-            and profile.reliability == ReliabilityPolicy.RELIABLE
-            or offered.durability == DurabilityPolicy.VOLATILE
-            and profile.durability == DurabilityPolicy.TRANSIENT_LOCAL
-        ):
+            continue
+        given, wanted = (offered.reliability, offered.durability), (profile.reliability, profile.durability)
+        if (given[1], wanted[1]) == (DurabilityPolicy.VOLATILE, DurabilityPolicy.TRANSIENT_LOCAL):
+            advice = "its publisher has to offer transient_local"
+        elif (given[0], wanted[0]) == (ReliabilityPolicy.BEST_EFFORT, ReliabilityPolicy.RELIABLE):
             advice = f"set qos_overrides.{node.resolve_topic_name(topic)}.subscription.reliability to best_effort"
-            if (
-                offered.durability == DurabilityPolicy.VOLATILE
-                and profile.durability == DurabilityPolicy.TRANSIENT_LOCAL
-            ):
-                advice = "its publisher has to offer transient_local"
-            found.append(
-                f"{who} offers {in_words(offered)}, and {in_words(profile)} is asked for, which do not go together: "
-                f"{advice}"
-            )
+        else:
+            continue
+        asked = f"{in_words(profile)} is asked for, which do not go together"
+        found.append(f"{who} offers {in_words(offered)}, and {asked}: {advice}")
     return sorted(set(found))
 
 

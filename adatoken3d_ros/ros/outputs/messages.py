@@ -18,6 +18,7 @@ from std_msgs.msg import Header
 from adatoken3d_ros.engine.answer import Answer, TokenReport
 from adatoken3d_ros.engine.events import SceneView
 from adatoken3d_ros.engine.requests import LONGEST_TEXT
+from adatoken3d_ros.engine.stages import STAGES
 from adatoken3d_ros.ros.outputs.fill import ns_to_stamp
 from adatoken3d_ros.text import shown
 
@@ -71,11 +72,9 @@ def answer_message(answer: Answer, frame_id: str, now_ns: int) -> AnswerMsg:
     """An Answer as its message.
 
     Args:
-        answer: the answer.
-        frame_id: scene frame.
+        frame_id: of the scene.
         now_ns: the node's time, for the age of the data; 0 if simulated time has not begun.
     """
-    times = answer.times
     message = AnswerMsg(
         header=header(answer.stamp_ns, frame_id),
         # Longer ones were refused, and need not be carried to everybody.
@@ -84,12 +83,7 @@ def answer_message(answer: Answer, frame_id: str, now_ns: int) -> AnswerMsg:
         status=int(answer.status),
         status_message=shown(answer.status_message),
         data_age=(now_ns - answer.stamp_ns) / 1e9 if answer.stamp_ns and now_ns else math.nan,
-        queue_ms=times.queue,
-        encode_ms=times.encode,
-        tokens_ms=times.tokens,
-        prefill_ms=times.prefill,
-        decode_ms=times.decode,
-        total_ms=times.total,
+        **{f"{stage}_ms": getattr(answer.times, stage) for stage in (*STAGES, "total")},
         latency_budget_ms=float(answer.question.latency_budget_ms or 0.0),
         budget_met=answer.budget_met,
         spatial_tokens=answer.spatial_tokens,
