@@ -81,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from adatoken3d_ros.lab import strategy_maker
+    from adatoken3d_ros.lab.picture import draw
     from adatoken3d_ros.pruning.policies import make_policy
     from adatoken3d_ros.pruning.strategy import Strategy
 
@@ -113,7 +114,8 @@ def run(args: argparse.Namespace) -> int:
     information.save(args.report / "information")
     extra.save(args.report / "calibration.json")
     picture = args.report / "information.png"
-    strategy_maker.draw_picture(information, schedule, extra.decay, picture, scene.runtime.n_layers)
+    curve = None if extra.decay is None else extra.decay.curve()
+    draw(information, picture, curve=curve, kept=schedule.ratios(scene.runtime.n_layers))
     print_tables(Console(), strategy, concentration)
     print(f"wrote {args.out} and, in {args.report}, {', '.join(sorted(p.name for p in args.report.iterdir()))}")
     return 0
@@ -210,18 +212,11 @@ def read_questions(path: Path) -> tuple[str, ...]:
 @contextmanager
 def progress_display() -> Iterator[Report]:
     """A progress bar per step; the function that it gives is called with (step, done, total)."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich import progress as shown
 
-    columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (shown.TextColumn("{task.description:<12}"), shown.BarColumn(), shown.MofNCompleteColumn())
     tasks: dict[str, Any] = {}
-    with Progress(*columns, TimeRemainingColumn()) as progress:
+    with shown.Progress(*columns, shown.TimeElapsedColumn(), shown.TimeRemainingColumn()) as progress:
 
         def report(step: str, done: int, total: int | None) -> None:
             if step not in tasks:

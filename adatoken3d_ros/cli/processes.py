@@ -80,18 +80,21 @@ class Processes:
         """Runs `command` to its end. Raises ProcessError if it fails, or if another process ends meanwhile."""
         process = self.start(name, command)
         while process.poll() is None:
-            self._check(set(self._processes) - {name})
+            self.check(besides=name)
             time.sleep(0.05)
         del self._processes[name]
         if process.returncode:
             raise ProcessError(self._obituary(name, process.returncode))
 
-    def check(self) -> None:
-        """Raises ProcessError if a process has ended; the message has the end of what it wrote.
+    def check(self, besides: str = "") -> None:
+        """Raises ProcessError if a process, `besides` apart, has ended; the message has the end of what it wrote.
 
         Raises KeyboardInterrupt if there was an interrupt that got lost.
         """
-        self._check(set(self._processes))
+        interrupts.check()
+        for name, process in sorted(self._processes.items()):
+            if name != besides and (code := process.poll()) is not None:
+                raise ProcessError(self._obituary(name, code))
 
     def log(self, name: str) -> Path:
         """Where the process's output goes."""
@@ -129,13 +132,6 @@ class Processes:
         finally:
             for number, handler in self._handlers.items():
                 signal.signal(number, handler)
-
-    def _check(self, names: set[str]) -> None:
-        interrupts.check()
-        for name in sorted(names):
-            code = self._processes[name].poll()
-            if code is not None:
-                raise ProcessError(self._obituary(name, code))
 
     def _obituary(self, name: str, code: int) -> str:
         return f"the process {name} ended with status {code}{self.last_words(name)}"

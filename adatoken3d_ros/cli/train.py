@@ -25,6 +25,7 @@ from adatoken3d_ros.cli.options import add_settings
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress
 
     from adatoken3d_ros.lab.training.data import Scene
     from adatoken3d_ros.lab.training.language import ModelSize
@@ -58,10 +59,14 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--early", type=int, default=800, metavar="N", help="steps with simple questions next (800)")
     parser.add_argument("--decay", type=float, default=0.25, metavar="P", help="last part of the steps, rate falling")
     parser.add_argument("--blind", action="store_true", help="without spatial tokens: what can be guessed")
-    parser.add_argument("--no-autocast", action="store_true", help="float32 throughout, not bfloat16 matrix products")
+    parser.add_argument(
+        "--no-autocast", dest="autocast", action="store_false", help="float32 throughout, not bfloat16 matrix products"
+    )
     add_settings(parser, "--device")
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="that share a step's batches (1)")
-    parser.add_argument("--compile", action="store_true", help="compile the layers, which needs a C++ compiler")
+    parser.add_argument(
+        "--compile", dest="compiled", action="store_true", help="compile the layers, which needs a C++ compiler"
+    )
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes that render rooms (1)")
     parser.add_argument("--minutes", type=float, metavar="M", help="save and end after so long, whatever the steps")
     parser.add_argument("--save-every", type=int, default=100, metavar="N", help="steps between checkpoints (100)")
@@ -160,22 +165,11 @@ def train(args: argparse.Namespace, *, quiet: bool = False) -> None:
 
 
 def _config(args: argparse.Namespace) -> TrainConfig:
-    """Raises TrainingError for what cannot be trained with."""
+    """The options that are fields of the recipe. Raises TrainingError for what cannot be trained with."""
     from adatoken3d_ros.lab.training.recipe import TrainConfig
 
-    return TrainConfig(
-        steps=args.steps,
-        seed=args.seed,
-        batches=args.batches,
-        processes=args.processes,
-        rate=args.rate,
-        align=0 if args.blind else args.align,
-        early=args.early,
-        decay=args.decay,
-        blind=args.blind,
-        autocast=not args.no_autocast,
-        compiled=args.compile,
-    )
+    given = {field.name: getattr(args, field.name) for field in fields(TrainConfig) if hasattr(args, field.name)}
+    return TrainConfig(**{**given, "align": 0 if args.blind else args.align})
 
 
 def _size(args: argparse.Namespace, kind: type[ModelSize]) -> ModelSize:
@@ -208,8 +202,6 @@ def scenes(args: argparse.Namespace, size: ModelSize, console: Console) -> tuple
     """The vision tower, and the training and validation scenes, made where they are not there yet."""
     from dataclasses import replace
 
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from adatoken3d_ros.lab.training.data import SceneConfig, prepare, read_scene
     from adatoken3d_ros.lab.training.language import sizes_of
     from adatoken3d_ros.lab.training.pretrained import fingerprint, load_vision
@@ -221,8 +213,7 @@ def scenes(args: argparse.Namespace, size: ModelSize, console: Console) -> tuple
     )
     folder = args.scenes or args.out / "scenes"
     found: list[list[Scene]] = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
+    with _progress(console) as bar:
         for what, first, count in (
             ("training rooms", args.first_room, args.rooms),
             ("validation rooms", VALIDATION_SEED, args.validation_rooms),
@@ -244,22 +235,26 @@ def _show(bar: Any, task: Any, done: int, total: int) -> None:
     bar.update(task, completed=done)
 
 
+def _progress(console: Console) -> Progress:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console)
+
+
 def loop(trainer: Trainer, validation: list[Scene], args: argparse.Namespace, console: Console) -> None:
     """Trains to the last step; saves now and then, at the end, and when it is interrupted, which ends it between steps.
 
     Raises:
         KeyboardInterrupt: it was interrupted.
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     log = args.out / "training" / "log.jsonl"
     log.parent.mkdir(parents=True, exist_ok=True)
     until = time.monotonic() + 60 * args.minutes if args.minutes is not None else float("inf")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     saved = trainer.step
     try:
         with (
-            Progress(*columns, console=console) as bar,
+            _progress(console) as bar,
             log.open("a", encoding="utf-8") as lines,
             _between_steps() as interrupts,
         ):

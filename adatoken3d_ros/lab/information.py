@@ -85,9 +85,9 @@ class Information:
         return getattr(self, measure)
 
 
-def accumulate(intra: FloatArray, decay: float = DECAY) -> FloatArray:
-    """(L,) accumulated information m[l] = intra[0] + decay * sum(intra[1..l])."""
-    return intra[0] + decay * np.concatenate([[0.0], np.cumsum(intra[1:])])
+def accumulate(intra: FloatArray) -> FloatArray:
+    """(L,) accumulated information m[l] = intra[0] + DECAY * sum(intra[1..l])."""
+    return intra[0] + DECAY * np.concatenate([[0.0], np.cumsum(intra[1:])])
 
 
 def layer_contribution(intra: FloatArray, inter: FloatArray) -> FloatArray:
@@ -189,16 +189,16 @@ class InformationSet:
         """(L,) mean over the prompts of `intra`, `inter`, `accumulated` or `residual_weight`."""
         return np.mean([getattr(prompt, name) for prompt in self.prompts], axis=0)
 
-    def lorenz(self, measure: str, points: int = 201) -> tuple[FloatArray, FloatArray]:
-        """Mean Lorenz curve of the prompts, on `points` equally spaced shares of tokens."""
-        q = np.linspace(0.0, 1.0, points)
+    def lorenz(self, measure: str) -> tuple[FloatArray, FloatArray]:
+        """Mean Lorenz curve of the prompts, on 201 equally spaced shares of tokens."""
+        q = np.linspace(0.0, 1.0, 201)
         return q, np.mean([np.interp(q, *lorenz(p.token_shares(measure))) for p in self.prompts], axis=0)
 
-    def concentration(self, measure: str, resamples: int = 2000, seed: int = 0) -> dict[str, Estimate]:
+    def concentration(self, measure: str) -> dict[str, Estimate]:
         """`Concentration`'s figures over all layers: prompts averaged within scenes, then over scenes."""
         figures = [Concentration.of(prompt.token_shares(measure)) for prompt in self.prompts]
         names = [field.name for field in fields(Concentration)]
-        return {n: self._estimate([getattr(f, n) for f in figures], resamples, seed) for n in names}
+        return {n: self._estimate([getattr(f, n) for f in figures]) for n in names}
 
     def position_curve(self, points: int) -> list[float]:
         """Mean question attention by relative position of a token, at `points` positions from the first to the last.
@@ -227,14 +227,14 @@ class InformationSet:
             [[Concentration.of(s).lowest_share for s in p.layer_token_shares(measure)] for p in self.prompts], axis=0
         )
 
-    def _estimate(self, values: list[float], resamples: int, seed: int) -> Estimate:
+    def _estimate(self, values: list[float]) -> Estimate:
         by_scene: dict[str, list[float]] = {}
         for scene, value in zip(self.scenes, values, strict=True):
             by_scene.setdefault(scene, []).append(value)
         means = np.array([np.mean(group) for group in by_scene.values()])
         if len(means) < 2:
             return Estimate(float(means[0]), None, None)
-        drawn = np.random.default_rng(seed).integers(len(means), size=(resamples, len(means)))
+        drawn = np.random.default_rng(0).integers(len(means), size=(2000, len(means)))
         low, high = np.quantile(means[drawn].mean(axis=1), [0.025, 0.975])
         return Estimate(float(means.mean()), float(low), float(high))
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ def draw(
     path: Path | str,
     *,
     curve: FloatArray | None = None,
-    kept: FloatArray | None = None,
+    kept: Sequence[float] | None = None,
 ) -> None:
     """A picture (PNG): contribution by layer, and Lorenz curves of the three measures with the paper's claim.
 

@@ -13,8 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from adatoken3d_ros.decoder.prefill import prefill
 from adatoken3d_ros.engine.answer import Question
 from adatoken3d_ros.engine.scene import Scene
@@ -23,7 +21,6 @@ from adatoken3d_ros.lab.cost import FlopsCost, LatencyCost, time_layer
 from adatoken3d_ros.lab.gates import MAX_GATES
 from adatoken3d_ros.lab.information import InformationSet
 from adatoken3d_ros.lab.mining import mine
-from adatoken3d_ros.lab.picture import draw
 from adatoken3d_ros.lab.probe import HORIZON_KL, Probe, Sample, massive_dims
 from adatoken3d_ros.pruning import flops
 from adatoken3d_ros.pruning.decay import Decay, adatoken_schedule
@@ -261,11 +258,3 @@ def measure(scene: Scene, policy: Policy, schedule: Schedule, prompts: Prompts, 
         "spatial_tokens": sample.n_spatial,
         "spatial_tokens_by_layer": list(schedule.counts(sample.n_spatial, scene.runtime.n_layers, policy.kept)),
     }
-
-
-def draw_picture(
-    information: InformationSet, schedule: Schedule, decay: Decay | None, path: Path, n_layers: int
-) -> None:
-    """The picture of `picture.draw` with the fitted curve, where there is one, and what the schedule keeps."""
-    kept = np.array(schedule.counts(10**6, n_layers)) / 1e6
-    draw(information, path, curve=None if decay is None else decay.curve(), kept=kept)
