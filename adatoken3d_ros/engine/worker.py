@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from adatoken3d_ros.engine.answer import Answer, Status
@@ -205,7 +206,7 @@ class Worker:
 
     def _choose(self) -> tuple[SceneQueue | None, Any, Ticket | None]:
         """The queue whose turn it is, with its call or question; neither: its frame is to be taken."""
-        for take in (SceneQueue.next_call, SceneQueue.next_question, SceneQueue.next_chore):
+        for take in (SceneQueue.next_call, SceneQueue.next_question, partial(SceneQueue.next_call, chore=True)):
             for queue in self._queues:
                 taken = take(queue)
                 if taken is not None:

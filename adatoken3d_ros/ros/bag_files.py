@@ -252,14 +252,11 @@ class _Mcap:
         for start, begin, length, chunk in sorted(self._parts):
             while waiting and waiting[0][0] < start:
                 yield heapq.heappop(waiting)[3:]
-            found = self._in_chunk(begin, length, keys) if chunk else self._alone(begin, length, keys)
+            found = self._in_chunk(begin, length, keys) if chunk else _message(self._read(begin, length), keys)
             for number, (time, key, data) in enumerate(found):
                 heapq.heappush(waiting, (time, begin, number, key, data))
         while waiting:
             yield heapq.heappop(waiting)[3:]
-
-    def _alone(self, begin: int, length: int, keys: set[int]) -> Iterator[tuple[int, int, bytes]]:
-        yield from _message(self._read(begin, length), keys)
 
     def _in_chunk(self, begin: int, length: int, keys: set[int]) -> Iterator[tuple[int, int, bytes]]:
         """(time, channel, bytes) of a chunk's messages; its schemas and channels are taken note of."""

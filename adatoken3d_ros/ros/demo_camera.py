@@ -15,7 +15,6 @@ if __name__ == "__main__":  # before the imports, in which a signal may come
 
 import contextlib
 import importlib
-import math
 import threading
 from typing import Any
 
@@ -26,12 +25,13 @@ from numpy.typing import NDArray
 from rclpy.exceptions import InvalidParameterValueException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.qos import QoSProfile, QoSReliabilityPolicy
+from rclpy.qos import QoSProfile
 from rclpy.task import Future
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header, String
 from tf2_msgs.msg import TFMessage
 
+from adatoken3d_ros.ros.inputs.subscriptions import RELIABILITY
 from adatoken3d_ros.ros.outputs.fill import fill_camera_info, fill_image, fill_pose
 from adatoken3d_ros.ros.parameters import descriptor
 from adatoken3d_ros.ros.signals import leave
@@ -40,10 +40,6 @@ from adatoken3d_ros.ros.suggestions import LATCHED, to_message
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.settings import START, Setting
 
-RELIABILITY = {
-    "reliable": QoSReliabilityPolicy.RELIABLE,
-    "best_effort": QoSReliabilityPolicy.BEST_EFFORT,
-}
 PARAMETERS = (
     Setting("rate", 10.0, START, "Views a second, hertz.", 0.1, 60.0),
     Setting("width", 320, START, "Width of both images, pixels.", 32, 1920),
@@ -85,8 +81,8 @@ class DemoCamera(Node):
         # How common each class is takes a second to count, once; until then nothing is asked.
         self._counting = threading.Thread(target=facts.presence, args=(False,), daemon=True)
         self._counting.start()
-        focal = self._width / 2 / math.tan(math.radians(value["field_of_view"]) / 2)
-        self._K = np.array([[focal, 0.0, (self._width - 1) / 2], [0.0, focal, (self._height - 1) / 2], [0.0, 0.0, 1.0]])
+        camera = importlib.import_module("adatoken3d_ros.lab.synthetic.camera")
+        self._K = camera.intrinsics(self._width, self._height, value["field_of_view"])
 
         images = QoSProfile(depth=2, reliability=RELIABILITY[value["reliability"]])
         self._rgb = self.create_publisher(Image, "rgb/image", images)

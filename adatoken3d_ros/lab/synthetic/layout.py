@@ -162,7 +162,7 @@ class Layout:
             return False
         return not any(box.overlaps(other, gap) for other in self.blocked)
 
-    def standing(self, kind: str, like: Item | None = None) -> Item | None:
+    def standing(self, kind: str) -> Item | None:
         """One piece on the floor (or hung on a wall), where its kind belongs."""
         rng = self.rng
         model, scale = self.draw(kind)
@@ -183,7 +183,7 @@ class Layout:
                 y = float(rng.uniform(-1, 1) * (self.size[1] / 2 - min(hx, hy)))
                 gap = 0.08
             if self.fits(Footprint(x, y, hx, hy, yaw, base, base + height), gap):
-                return self.add(model, scale, (x, y, base), yaw, FLOOR if base == 0 else WALL, like)
+                return self.add(model, scale, (x, y, base), yaw, FLOOR if base == 0 else WALL)
         return None
 
     def at_wall(self, hx: float, hy: float) -> tuple[float, float, float]:

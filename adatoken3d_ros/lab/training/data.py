@@ -12,7 +12,6 @@ import hashlib
 import json
 import math
 import multiprocessing
-import os
 import zipfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -26,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from adatoken3d_ros.files import replacing
 from adatoken3d_ros.lab.synthetic.furnished import FurnishedRoom, Split, make_room
 from adatoken3d_ros.lab.synthetic.items import FIRST_ITEM, Item
 from adatoken3d_ros.lab.synthetic.render import Renderer
@@ -126,10 +126,8 @@ def save_scene(scene: Scene, path: Path) -> None:
         "n_points": np.array([len(scene.sights[i].points) for i in seen], np.int16),
         "points": np.concatenate([np.zeros((0, 3), np.float32), *(scene.sights[i].points for i in seen)]),
     }
-    partial = path.with_suffix(".part")
-    with partial.open("wb") as file:
+    with replacing(path) as file:
         np.savez(file, **arrays)
-    os.replace(partial, path)
 
 
 def read_scene(path: Path, split: Split) -> Scene:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from torch.nn import functional
 from adatoken3d_ros.lab.synthetic.furniture import COLOURS, KINDS
 from adatoken3d_ros.lab.synthetic.items import FIRST_ITEM
 from adatoken3d_ros.lab.training.data import Scene
-from adatoken3d_ros.lab.training.packing import Encoder, Packed
+from adatoken3d_ros.lab.training.packing import Encoder, Packed, on_device
 
 _KINDS = {kind: k for k, kind in enumerate(KINDS)}
 _COLOURS = {colour: k for k, colour in enumerate(COLOURS)}
@@ -80,10 +80,7 @@ class Truth:
         }
         return cls(torch.cat([torch.block_diag(*own), rest], dim=1), scenes=sum(t.scenes for t in truths), **columns)
 
-    def to(self, device: torch.device | str) -> Truth:
-        """On another device."""
-        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.type == "Tensor"}
-        return replace(self, **moved)
+    to = on_device
 
 
 class DenseHead(nn.Module):

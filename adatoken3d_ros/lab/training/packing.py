@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,10 @@ from adatoken3d_ros.lab.training.language import prompt_of
 from adatoken3d_ros.lmm.interface import Placeholder, SpatialLMM
 from adatoken3d_ros.lmm.text_places import parse_clicks
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+D = TypeVar("D", bound="DataclassInstance")
 IGNORE = -100
 _STEP = 8  # lengths that questions are padded to, where no shape is asked for
 _DECIMAL_WEIGHT = 0.15  # of a box's hundredths and commas: the former nobody can know, the latter everybody
@@ -116,6 +120,12 @@ class Encoder:
         return found
 
 
+def on_device(self: D, device: torch.device | str) -> D:
+    """A dataclass with its tensors on another device."""
+    moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.type == "Tensor"}
+    return replace(self, **moved)
+
+
 @dataclass(frozen=True)
 class Shape:
     """S scenes, each with N rows of prefix, and groups of questions.
@@ -162,10 +172,7 @@ class Packed:
     click_row: Tensor
     click_xyz: Tensor
 
-    def to(self, device: torch.device | str) -> Packed:
-        """On another device."""
-        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.type == "Tensor"}
-        return replace(self, **moved)
+    to = on_device
 
 
 def shape_of(asked: Sequence[Sequence[Encoded]], n_prefix: Sequence[int]) -> Shape:

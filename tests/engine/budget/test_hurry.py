@@ -21,8 +21,8 @@ class Run:
         self.seen = list(counts)
         latency = LatencyModel(COEFFICIENTS)
         for ratio in latency.ratios.values():
-            ratio._guard = 1.0
-        latency.ratios["prefill"]._guard = guard
+            ratio.guard = 1.0
+        latency.ratios["prefill"].guard = guard
         self.hurry = Hurry(latency, lambda: self.now, until_ms / 1e3, counts, 100, 20, steps=3, **options)
 
     def layers(self, *took: float) -> list[int | None]:

@@ -36,7 +36,7 @@ def exact() -> LatencyModel:
     """Without scatter, so that p95 is p50."""
     model = LatencyModel(LATENCY)
     for ratio in (*model.ratios.values(), model.answers):
-        ratio._guard = 1.0
+        ratio.guard = 1.0
     return model
 
 
@@ -218,13 +218,13 @@ def test_a_strategy_without_gates_still_has_a_ladder() -> None:
 def test_what_varies_on_its_own_adds_up_in_squares() -> None:
     """Unpruned: 3 views 3.0, 1300 tokens 0.13, 8 layers of 1340 rows 10.72, two steps 0.2, six more at most 0.6."""
     model = exact()
-    model.ratios["prefill"]._guard, model.ratios["decode"]._guard = 1.3, 1.4
+    model.ratios["prefill"].guard, model.ratios["decode"].guard = 1.3, 1.4
     situation = replace(HERE, answer_expected=8, answer_typical=2)
     plan = Table(situation, options(STRATEGY, L), model, L).unpruned
     likely = 3.0 + 0.13 + 10.72 + 0.2
     assert plan.predicted is not None and plan.predicted.total == pytest.approx(1e3 * likely)
     assert plan.p95_ms == pytest.approx(1e3 * (likely + math.hypot(0.3 * 10.72, 0.4 * 0.2, 0.6)))
     # Unless whole answers have been seen to vary by more.
-    model.answers._guard = 1.5
+    model.answers.guard = 1.5
     plan = Table(situation, options(STRATEGY, L), model, L).unpruned
     assert plan.p95_ms == pytest.approx(1e3 * (likely + math.hypot(0.5 * likely, 0.6)))

@@ -32,7 +32,7 @@ class World:
         self.session.controller.latency = LatencyModel(COEFFICIENTS)
         latency = self.session.controller.latency
         for ratio in (*latency.ratios.values(), latency.answers):
-            ratio._guard = 1.0
+            ratio.guard = 1.0
         self.reads: list[str] = []
         monkeypatch.setattr(
             self.session.runtime.model, "encode_images", self._timed_features(self.session.runtime.model)
