@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happened, as plain values that can be sent to another process, and a hub that tells them to whoever listens."""
+"""Events as plain values that can be sent to another process, and a hub that passes them to listeners."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class Listeners:
         return self
 
     def wanted(self, kind: type) -> bool:
-        """Whether anybody listens for this kind: what takes time to find out need not be, if nobody does."""
+        """Whether there is a listener for this kind; without one, what an event needs is not computed."""
         return bool(self._listeners.get(kind))
 
     def tell(self, event: object, *also: Callable[[Any], object]) -> None:

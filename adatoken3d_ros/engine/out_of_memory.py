@@ -26,7 +26,7 @@ def describe(error: BaseException) -> str:
 
 
 def free_cached(*, gpu: bool = True) -> None:
-    """Gives what nobody holds any more back to the GPU and to the system.
+    """Gives memory that is no longer referenced back to the GPU and to the system.
 
     Call it outside of the `except` block: the exception holds the variables of every function on its way.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can be done about a scene before anybody asks: its tokens, projected, and its prefix in the language model."""
+"""What is computed of a scene before a question comes: its projected tokens, and its prefix in the language model."""
 
 from __future__ import annotations
 

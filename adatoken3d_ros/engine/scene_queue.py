@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What waits for one scene: the door at which a robot hands in frames and questions and is never kept waiting."""
+"""The queue of one scene: its newest frame, questions and calls, handed in from any thread without waiting."""
 
 from __future__ import annotations
 

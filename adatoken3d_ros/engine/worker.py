@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One thread owns the model. Everybody else hands it frames and questions and is never kept waiting."""
+"""One thread owns the model; other threads hand it frames and questions and do not wait."""
 
 from __future__ import annotations
 

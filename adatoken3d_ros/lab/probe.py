@@ -194,6 +194,6 @@ def horizon(withdrawal: FloatArray, eta: float = HORIZON_KL) -> int | None:
 
 
 def report(progress: Progress | None, done: int, total: int) -> None:
-    """Tells whoever wants to know."""
+    """Calls `progress`, if there is one."""
     if progress is not None:
         progress(done, total)

@@ -18,6 +18,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from action_msgs.msg import GoalStatus
@@ -211,6 +212,7 @@ class SceneClient:
             raise LifecycleError(f"{self._name} could not {label}: it is {self.state()!r}; its log says why")
 
 
+@dataclass(eq=False)
 class AnswerStream(Iterator[str]):
     """An answer while it is written: iterate over pieces of text, then look at `answer`.
 
@@ -221,26 +223,18 @@ class AnswerStream(Iterator[str]):
             may have been corrected after it was yielded, and cancelling cuts the text.
     """
 
-    def __init__(
-        self,
-        connection: Connection,
-        server: Any,
-        forget: Callable[[AnswerStream], object],
-        deadline: float,
-        failure: str,
-    ) -> None:
-        self.text = ""
-        self.stage = ""
-        self.answer: Answer | None = None
-        self._connection = connection
-        self._server = server
-        self._forget = forget
-        self._deadline = deadline
-        self._failure = failure
-        self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._goal: Any = None
-        self._cancelled = False
-        self._lock = threading.Lock()
+    _connection: Connection
+    _server: Any
+    _forget: Callable[[AnswerStream], object]
+    _deadline: float
+    _failure: str
+    text: str = ""
+    stage: str = ""
+    answer: Answer | None = None
+    _events: queue.SimpleQueue[Any] = field(default_factory=queue.SimpleQueue)
+    _goal: Any = None
+    _cancelled: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __enter__(self) -> AnswerStream:
         return self

@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from typing import Any
@@ -73,6 +73,7 @@ def make_question(
     )
 
 
+@dataclass(eq=False)
 class Questions:
     """Takes questions for a node; each is answered exactly once, whatever happens to it, and the answer is told.
 
@@ -91,42 +92,35 @@ class Questions:
         problem: why the last question that the model had was an error; empty if it was none.
     """
 
-    def __init__(
-        self,
-        node: Node,
-        group: CallbackGroup,
-        parameters: Parameters,
-        engine: EngineOwner,
-        inputs: Inputs,
-        events: Listeners,
-        state: Callable[[], str],
-    ) -> None:
-        self._node = node
-        self._parameters = parameters
-        self._engine = engine
-        self._inputs = inputs
-        self._events = events
-        self._state = state
+    _node: Node
+    _group: CallbackGroup
+    _parameters: Parameters
+    _engine: EngineOwner
+    _inputs: Inputs
+    _events: Listeners
+    _state: Callable[[], str]
+
+    def __post_init__(self) -> None:
         self._numbers = count(1)
         self._tickets: dict[bytes, Ticket] = {}
         self.open = 0
         self.taken: Counter[str] = Counter(service=0, action=0, topic=0, click=0)
         self.problem = ""
-        node.create_service(AskScene, "~/ask", self._on_ask, qos_profile=AT_ONCE, callback_group=group)
+        self._node.create_service(AskScene, "~/ask", self._on_ask, qos_profile=AT_ONCE, callback_group=self._group)
         self._stream_server = ActionServer(
-            node,
+            self._node,
             AskSceneStream,
             "~/ask_stream",
             self._on_stream,
             cancel_callback=self._on_cancel,
-            callback_group=group,
+            callback_group=self._group,
             goal_service_qos_profile=AT_ONCE,
             result_service_qos_profile=AT_ONCE,
             cancel_service_qos_profile=AT_ONCE,
             feedback_pub_qos_profile=AT_ONCE,
             result_timeout=RESULT_SECONDS,
         )
-        subscribe: Any = partial(node.create_subscription, qos_profile=AT_ONCE, callback_group=group)
+        subscribe: Any = partial(self._node.create_subscription, qos_profile=AT_ONCE, callback_group=self._group)
         subscribe(String, "question", self._on_question)
         subscribe(PointStamped, "clicked_point", self._on_click)
 

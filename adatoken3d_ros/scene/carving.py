@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which voxels a frame looks through: what was there has gone, for the camera measures something behind it."""
+"""Which voxels a frame looks through: they are empty, since the camera measures something behind them."""
 
 from __future__ import annotations
 

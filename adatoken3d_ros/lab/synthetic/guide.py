@@ -35,7 +35,7 @@ class Guide:
         self._shown.append(dict(sights([view], self._rng)))
 
     def forget(self) -> None:
-        """Whoever looked has gone."""
+        """Forgets all views."""
         self._shown.clear()
 
     def questions(self, per_family: int = 1, families: Sequence[str] = FAMILIES) -> list[QA]:

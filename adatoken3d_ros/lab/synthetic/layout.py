@@ -194,7 +194,7 @@ class Layout:
         depth, width = (self.size[0], self.size[1]) if side % 2 == 0 else (self.size[1], self.size[0])
         back = depth / 2 - hx - float(rng.uniform(0.01, 0.05))
         along = float(rng.uniform(-1, 1)) * max(width / 2 - hy - 0.02, 0.0)
-        if rng.random() < 0.3:  # people like corners
+        if rng.random() < 0.3:  # into a corner
             along = math.copysign(max(width / 2 - hy - 0.03, 0.0), along)
         c, s = round(math.cos(yaw)), round(math.sin(yaw))
         return -back * c - along * s, -back * s + along * c, yaw

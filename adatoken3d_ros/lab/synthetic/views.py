@@ -97,7 +97,7 @@ def choose_views(renderer: Renderer, rng: np.random.Generator, count: int = 8) -
         ids = renderer.instances(K, 40, 30, pose)
         pixels = np.bincount(ids[ids >= 0].astype(np.int64), minlength=FIRST_ITEM + len(room.items)).astype(np.float64)
         if pixels.max() > 0.6 * ids.size and int(pixels.argmax()) >= FIRST_ITEM:
-            continue  # the nose against a wardrobe
+            continue  # one item fills the picture
         poses.append(pose)
         gains.append(pixels / ids.size)
         if len(poses) == 5 * count:

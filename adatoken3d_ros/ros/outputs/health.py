@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.callback_groups import CallbackGroup
@@ -19,6 +20,7 @@ from adatoken3d_ros.ros.questions import Questions
 from adatoken3d_ros.ros.spinning import Failures
 
 
+@dataclass(eq=False)
 class Health:
     """Looks at the parts of a node in a timer.
 
@@ -34,33 +36,25 @@ class Health:
         read_memory: see `diagnostics.read_memory`.
     """
 
-    def __init__(
-        self,
-        node: Node,
-        group: CallbackGroup,
-        parameters: Parameters,
-        engine: EngineOwner,
-        inputs: Inputs,
-        questions: Questions,
-        outputs: Publishers,
-        failures: Failures,
-        state: Callable[[], str],
-    ) -> None:
-        self._node = node
-        self._parameters = parameters
-        self._engine = engine
-        self._inputs = inputs
-        self._questions = questions
-        self._outputs = outputs
-        self._failures = failures
-        self._state = state
+    _node: Node
+    _group: CallbackGroup
+    _parameters: Parameters
+    _engine: EngineOwner
+    _inputs: Inputs
+    _questions: Questions
+    _outputs: Publishers
+    _failures: Failures
+    _state: Callable[[], str]
+
+    def __post_init__(self) -> None:
         self._namesakes = 0
         self.latency = diagnostics.LatencyWindow()
         self.read_memory = diagnostics.read_memory
-        self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        self._publisher = self._node.create_publisher(DiagnosticArray, "/diagnostics", 10)
         # Steady: simulated time may stand still, this must not.
         clock = Clock(clock_type=ClockType.STEADY_TIME)
-        self._timer = node.create_timer(parameters["diagnostics.period"], self._tick, clock=clock, callback_group=group)
+        period = self._parameters["diagnostics.period"]
+        self._timer = self._node.create_timer(period, self._tick, clock=clock, callback_group=self._group)
 
     def _tick(self) -> None:
         self._timer.timer_period_ns = round(self._parameters["diagnostics.period"] * 1e9)
