@@ -196,7 +196,7 @@ class InputRecord:
             self._checked = False
 
     def is_well(self, converted: bool) -> None:
-        """A frame has passed its checks, and its conversion if `converted`; frames of a still camera are not converted."""
+        """A frame has passed its checks, and its conversion if `converted`; frames of a still camera are not."""
         with self.lock:
             self._checked = True
             if converted or not self._hidden:
