@@ -217,7 +217,7 @@ class _Poses:
         return poses
 
     def _choose(self) -> str:
-        """TF if it leads to the camera's frame, else odometry, which must; last a PoseStamped: it names no child frame."""
+        """TF if it leads to the camera's frame, else odometry, which must; last a PoseStamped: it names no body."""
         there = [
             name for name, types in POSES.items()
             if (names := _by_type(self._reader.connections, types)) and (not self._topic or self._topic in names)
