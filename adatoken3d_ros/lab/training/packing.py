@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,10 +26,7 @@ from adatoken3d_ros.lab.training.language import prompt_of
 from adatoken3d_ros.lmm.interface import Placeholder, SpatialLMM
 from adatoken3d_ros.lmm.text_places import parse_clicks
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-D = TypeVar("D", bound="DataclassInstance")
+D = TypeVar("D")
 IGNORE = -100
 _STEP = 8  # lengths that questions are padded to, where no shape is asked for
 _DECIMAL_WEIGHT = 0.15  # of a box's hundredths and commas: the former nobody can know, the latter everybody
@@ -122,8 +119,10 @@ class Encoder:
 
 def on_device(self: D, device: torch.device | str) -> D:
     """A dataclass with its tensors on another device."""
-    moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.type == "Tensor"}
-    return replace(self, **moved)
+    made: Any = self
+    moved = {f.name: getattr(self, f.name).to(device) for f in fields(made) if f.type == "Tensor"}
+    copy: D = replace(made, **moved)
+    return copy
 
 
 @dataclass(frozen=True)
