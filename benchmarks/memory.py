@@ -43,7 +43,7 @@ class Chain:
     def __init__(self, case: Case, views: int, channels: int) -> None:
         self.case, self.shown = case, 0
         self.position = PositionMLP(channels)
-        sizes = SimpleNamespace(patches=case.config.geometry, voxel_size=VOXEL_SIZE, num_views=views)
+        sizes = SimpleNamespace(tokens="voxels", patches=case.config.geometry, voxel_size=VOXEL_SIZE, num_views=views)
         model: Any = SimpleNamespace(
             sizes=sizes,
             lift_places=self.position.hidden,
