@@ -27,6 +27,7 @@ from adatoken3d_ros.engine.config import SessionConfig
 from adatoken3d_ros.engine.scene_memory import SceneMemory
 from adatoken3d_ros.lmm.llava3d.position import PositionMLP
 from adatoken3d_ros.scene.keyframes import KeyFrameConfig
+from adatoken3d_ros.scene.patches import patch_points
 from adatoken3d_ros.scene.token_map import TokenMap
 from adatoken3d_ros.scene.window import OriginMode
 from benchmarks.tokens import REST, VOXEL_SIZE, Case, make_case, measure
@@ -37,7 +38,7 @@ CHAIN = ("decide", "add", "evict", "recentre")
 class Chain:
     """A memory of `views` views that is shown a room again and again, its steps timed one by one.
 
-    The vision tower is left out: `encode_images` hands out the features of the case (twice as many views as are kept).
+    The vision tower is left out: `encode_views` hands out the features of the case (twice as many views as are kept).
     """
 
     def __init__(self, case: Case, views: int, channels: int) -> None:
@@ -48,7 +49,9 @@ class Chain:
             sizes=sizes,
             lift_places=self.position.hidden,
             device="cpu",
-            encode_images=lambda rgb, **_: self.case.features[(self.shown - 1) % len(self.case.frames)][None],
+            place_tokens=patch_points,
+            grid=lambda *_: (case.config.geometry.rows, case.config.geometry.columns),
+            encode_views=lambda rgb, **_: [self.case.features[(self.shown - 1) % len(self.case.frames)]],
         )
         # Each frame is compared with the map in every way that there is, and each is kept.
         key_frames = KeyFrameConfig(max_views=views, min_gain=0.02, min_sharpness=0.5, change_interval=0.0)
