@@ -131,6 +131,11 @@ class Decoder:
         sliding = "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"])
         return window if sliding else None
 
+    def restore_buffers(self, device: torch.device) -> None:
+        """Computes the rotary frequencies, which no checkpoint holds, in float32 whatever the weights are."""
+        kind = type(self.language.model.rotary_emb)
+        self.language.model.rotary_emb = kind(self.language.config).to(device)
+
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids (...) -> (..., D)."""
         rows: Tensor = self.language.model.embed_tokens(ids)

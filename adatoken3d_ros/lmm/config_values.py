@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers.activations import ACT2FN
@@ -64,3 +66,62 @@ def check_values(values: Mapping[str, Any], whose: str = "") -> None:
         "vocab_size", _MOST["vocab_size"]
     ):
         raise ConfigError(f"pad_token_id is {quoted(pad)}, the vocabulary has {values['vocab_size']} tokens")
+
+
+def check_fixed(content: Mapping[str, Any], fixed: Mapping[str, Sequence[Any]]) -> None:
+    """Raises ConfigError for a setting that has another value than those that are supported."""
+    for key, allowed in fixed.items():
+        if key in content and content[key] not in allowed:
+            raise ConfigError(f"{key} is {quoted(content[key], 200)}, supported: {', '.join(map(repr, allowed))}")
+
+
+def described_tower(
+    content: Mapping[str, Any], vision: Mapping[str, Any] | None, known: Mapping[str, Mapping[str, Any]]
+) -> Mapping[str, Any]:
+    """What config.json says of its vision tower: an object `vision_config`, else the name of a known one in
+    `mm_vision_tower`, else `vision`, the content of the vision tower's own config.json.
+
+    Raises:
+        ConfigError: if none of them describes it.
+    """
+    name = str(content.get("mm_vision_tower") or "")
+    described = content.get("vision_config")
+    if described is None:
+        described = known.get(name.rstrip("/").rsplit("/", 1)[-1])
+    if described is None and vision is not None:
+        described = vision.get("vision_config", vision)  # a model of pictures and text keeps it one level down
+    if not isinstance(described, Mapping):
+        raise ConfigError(
+            f"mm_vision_tower is {name!r}, which is not known here, and config.json has no object vision_config: "
+            "give the directory of the vision tower"
+        )
+    return described
+
+
+def chosen(content: Mapping[str, Any], keys: Sequence[str], required: Sequence[str], whose: str) -> dict[str, Any]:
+    """The values of `keys` that there are; raises ConfigError, beginning with `whose`, if a required one is missing."""
+    for key in required:
+        if content.get(key) is None:
+            raise ConfigError(f"{whose} lacks {key}")
+    return {key: content[key] for key in keys if content.get(key) is not None}
+
+
+def rope_theta(content: Mapping[str, Any], default: float) -> float:
+    """Base of the rotary frequencies; raises ConfigError for one that is no positive number up to 1e12."""
+    theta = float(content.get("rope_theta") or (content.get("rope_parameters") or {}).get("rope_theta", default))
+    if not 0 < theta <= 1e12:
+        raise ConfigError(f"rope_theta is {theta}, not a positive number up to 1e12")
+    return theta
+
+
+def check_heads(values: Mapping[str, Any]) -> None:
+    """Raises ConfigError where heads do not share key heads evenly."""
+    heads, keys = values["num_attention_heads"], values.get("num_key_value_heads", values["num_attention_heads"])
+    if heads % keys:
+        raise ConfigError(f"num_attention_heads {heads} is no multiple of {keys} key heads")
+
+
+def shape_hash(shape: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits that tell models of different shape apart (not different weights)."""
+    canonical = json.dumps(shape, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]

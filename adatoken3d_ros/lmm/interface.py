@@ -168,11 +168,13 @@ class SpatialLMM(nn.Module, ABC):
         loaded_identity: `identity` of the weights as they lie in the files, set by who loads them.
         vision: the tower.
         decoder: the language model, layer by layer, and its first legal gate.
+        lifts_boxes: whether it writes boxes of a picture (`lift_boxes`).
         takes_clicks: whether a question may have points of the scene in it (`embed_clicks`).
         writes_clicks: whether it takes them in words (`write_clicks`) and not as vectors.
     """
 
     takes_clicks: bool = False
+    lifts_boxes: bool = False
     writes_clicks: bool = False
     loaded_identity: str | None = None
     shape_hash: str

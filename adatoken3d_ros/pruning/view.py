@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
 
 from adatoken3d_ros.pruning.schedule import Schedule
@@ -143,8 +144,9 @@ class Selection:
         """What is left of (n, D) vectors of the tokens: rows of the kept ones, or their groups' means."""
         if self.groups is None:
             return vectors[self.keep]
-        sums = vectors.new_zeros(len(self.keep), vectors.shape[1]).index_add_(0, self.groups, vectors)
-        return sums / self.groups.bincount(minlength=len(self.keep))[:, None]
+        sums = torch.zeros(len(self.keep), vectors.shape[1], device=vectors.device)
+        sums = sums.index_add_(0, self.groups, vectors.float())
+        return (sums / self.groups.bincount(minlength=len(self.keep))[:, None]).to(vectors.dtype)
 
 
 @dataclass(frozen=True)

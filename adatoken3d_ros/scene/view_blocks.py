@@ -49,6 +49,7 @@ class ViewTokenMap(TokenMap):
     def clear(self, origin: Sequence[float] | NDArray[np.floating] | None = None) -> None:
         super().clear(origin)
         self._blocks: dict[int, Block] = {}
+        self._counts: dict[int, tuple[Tensor, int]] = {}  # tokens of a view that has these voxels
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -75,12 +76,16 @@ class ViewTokenMap(TokenMap):
         kept = features.detach().index_select(0, rows.to(features.device)).float()
         if not bool((finite := torch.isfinite(kept).all(dim=1)).all()):
             raise TokenMapError(f"the feature of patch {int(rows[int(finite.long().argmin())])} is not finite")
-        # The parent counts and carves; one column is enough for it.
-        self.add_view(key, kept.new_zeros(len(features), 1), xyz, rgb, valid, level, order)
         places = torch.as_tensor(xyz)[rows].float()
         keys = voxel_keys((places.double() - self.origin).float(), self.voxel_size)
-        self._blocks[key] = Block(kept, rows, grid, places, torch.as_tensor(rgb)[rows], keys)
-        self._blocks = {held: block for held, block in self._blocks.items() if held in self._views}
+        block = Block(kept, rows, grid, places, torch.as_tensor(rgb)[rows], keys)
+        # The parent counts and carves; one column is enough for it.
+        self.add_view(key, kept.new_zeros(len(features), 1), xyz, rgb, valid, level, order)
+        self._blocks[key] = block
+
+    def remove_view(self, key: int) -> None:
+        super().remove_view(key)
+        self._blocks.pop(key, None)
 
     def _seen_from_here(self, view: Contribution) -> Contribution:
         """Places are embedded token by token, when tokens are asked for."""
@@ -119,7 +124,12 @@ class ViewTokenMap(TokenMap):
 
     @property
     def n_tokens(self) -> int:
-        return sum(int(torch.isin(self._blocks[key].keys, view.keys).sum()) for key, view in self._views.items())
+        # Of what is left of each view, counted once until it loses or gains a voxel: asked for at every turn.
+        for key, view in self._views.items():
+            if (counted := self._counts.get(key)) is None or counted[0] is not view.keys:
+                self._counts[key] = view.keys, int(torch.isin(self._blocks[key].keys, view.keys).sum())
+        self._counts = {key: self._counts[key] for key in self._views}
+        return sum(count for _, count in self._counts.values())
 
     @torch.inference_mode(False)
     @torch.no_grad()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adatoken3d_ros.scene.token_map import TokenMap
 from adatoken3d_ros.scene.view_blocks import Block, ViewTokenMap
-from adatoken3d_ros.scene.voxels import voxel_keys
+from adatoken3d_ros.scene.voxels import TokenMapError, voxel_keys
 
 MOST_SIDE = 4096  # rows or columns of a view's tokens
 MOST_METRES = 1e6
@@ -78,7 +78,10 @@ def read_blocks(
             raise BlockError(f"{path}: the view at {stamp} ns has a grid of {grid[0]} x {grid[1]}")
         if len(cell) and (int(cell[0]) < 0 or int(cell[-1]) >= grid[0] * grid[1] or bool((cell.diff() < 1).any())):
             raise BlockError(f"{path}: the tokens of the view at {stamp} ns do not ascend in its grid")
-        held = voxel_keys((xyz.double() - origin).float(), token_map.voxel_size)
+        try:
+            held = voxel_keys((xyz.double() - origin).float(), token_map.voxel_size)
+        except TokenMapError as error:
+            raise BlockError(f"{path}: the view at {stamp} ns: {error}") from error
         if not bool(torch.isin(held, keys[stamp]).all()) or len(held.unique()) != len(keys[stamp]):
             raise BlockError(f"{path}: the tokens of the view at {stamp} ns are not in the voxels that it holds")
         found[stamp] = Block(features.to(str(device)), cell, (grid[0], grid[1]), xyz, rgb, held)

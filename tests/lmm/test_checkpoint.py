@@ -234,7 +234,7 @@ def test_quantised_weights(path):
 
 def test_vocabulary_larger_than_the_model(path):
     _change_config(path, vocab_size=900)
-    with pytest.raises(CheckpointError, match="has 934 tokens, config.json gives the model 900"):
+    with pytest.raises(CheckpointError, match="has 934 tokens, the model's table has 900"):
         checkpoint.load(path)
 
 

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -12,7 +10,16 @@ from typing import Any, cast
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CLIPVisionConfig, LlamaConfig
 
-from adatoken3d_ros.lmm.config_values import ConfigError, check_values
+from adatoken3d_ros.lmm.config_values import (
+    ConfigError,
+    check_fixed,
+    check_heads,
+    check_values,
+    chosen,
+    described_tower,
+    rope_theta,
+    shape_hash,
+)
 from adatoken3d_ros.lmm.vision import efficientnet
 from adatoken3d_ros.lmm.vision.clip import ClipTower
 from adatoken3d_ros.lmm.vision.efficientnet import EfficientNetLiteConfig, EfficientNetTower
@@ -165,9 +172,7 @@ class Llava3DConfig:
         Raises:
             ConfigError: for a missing key, a value of the wrong kind or a setting that is not supported.
         """
-        for key, allowed in _FIXED.items():
-            if key in content and content[key] not in allowed:
-                raise ConfigError(f"{key} is {quoted(content[key], 200)}, supported: {', '.join(map(repr, allowed))}")
+        check_fixed(content, _FIXED)
         try:
             tower = _vision_config(content, vision)
             language = _language_config(content)
@@ -213,51 +218,29 @@ class Llava3DConfig:
 
     def hash(self) -> str:
         """16 hexadecimal digits that tell models of different shape apart (not different weights)."""
-        canonical = json.dumps(self.shape(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+        return shape_hash(self.shape())
 
 
 def _vision_config(content: Mapping[str, Any], vision: Mapping[str, Any] | None) -> VisionConfig:
-    name = str(content.get("mm_vision_tower") or "")
-    described = content.get("vision_config")
-    if described is None:
-        described = KNOWN_VISION.get(name.rstrip("/").rsplit("/", 1)[-1])
-    if described is None and vision is not None:
-        described = vision.get("vision_config", vision)  # a whole CLIP model keeps it one level down
-    if not isinstance(described, Mapping):
-        raise ConfigError(
-            f"mm_vision_tower is {name!r}, which is not known here, and config.json has no object vision_config: "
-            "give the directory of the vision tower"
-        )
+    described = described_tower(content, vision, KNOWN_VISION)
     if described.get("model_type") == efficientnet.MODEL_TYPE:
         return EfficientNetLiteConfig.from_dict(described)
-    for key in _REQUIRED_VISION:
-        if key not in described:
-            raise ConfigError(f"the vision tower's configuration lacks {key}")
-    values = {key: described[key] for key in _VISION_KEYS if key in described}
+    values = chosen(described, _VISION_KEYS, _REQUIRED_VISION, "the vision tower's configuration")
     check_values(values, "the vision tower's ")
     return CLIPVisionConfig(**values, **_ATTENTION)
 
 
 def _language_config(content: Mapping[str, Any]) -> LlamaConfig:
-    for key in _REQUIRED:
-        if key not in content:
-            raise ConfigError(f"config.json lacks {key}")
     rope = content.get("rope_parameters") or {}
     if rope.get("rope_type", "default") != "default":
         raise ConfigError(f"rope_type is {quoted(rope['rope_type'])}, supported: 'default'")
-    values = {key: content[key] for key in _LANGUAGE_KEYS if content.get(key) is not None}
+    values = chosen(content, _LANGUAGE_KEYS, _REQUIRED, "config.json")
     values.setdefault("rms_norm_eps", 1e-5)
     values.setdefault("max_position_embeddings", 4096)
     check_values(values)
-    theta = float(content.get("rope_theta") or rope.get("rope_theta", 10000.0))
-    if not 0 < theta <= 1e12:
-        raise ConfigError(f"rope_theta is {theta}, not a positive number up to 1e12")
-    heads = values["num_attention_heads"]
-    if heads % values.get("num_key_value_heads", heads):
-        raise ConfigError(f"num_attention_heads {heads} is no multiple of {values['num_key_value_heads']} key heads")
+    check_heads(values)
     return LlamaConfig(
         **values,
-        rope_parameters={"rope_type": "default", "rope_theta": theta},
+        rope_parameters={"rope_type": "default", "rope_theta": rope_theta(content, 10000.0)},
         **_ATTENTION,
     )

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any
 
 from adatoken3d_ros.lmm.interface import Placeholder, PromptIds
-from adatoken3d_ros.lmm.text_places import CLICK_MARK, MAX_CLICKS, PromptError, check_text
-from adatoken3d_ros.text import quoted
+from adatoken3d_ros.lmm.prompts import checked, encode, pieces, with_clicks
 
 # Conversation templates of Vicuna 1.5. LLaVA-3D was trained with vicuna_v1, its authors ask with llava_v1.
 TEMPLATES = {
@@ -44,18 +43,8 @@ CONTROL_WORDS = (
 )
 
 
-class Tokenizer(Protocol):
-    """What is needed of a transformers tokenizer."""
-
-    bos_token_id: int
-    all_special_tokens: list[str]
-    all_special_ids: list[int]
-
-    def encode(self, text: str, *, add_special_tokens: bool, split_special_tokens: bool) -> list[int]: ...
-
-
 def build_prompt(
-    tokenizer: Tokenizer,
+    tokenizer: Any,
     question: str,
     *,
     n_clicks: int = 0,
@@ -78,36 +67,12 @@ def build_prompt(
         PromptError: for an empty or too long question, control words or characters in it, an unknown template, or a
             number of clicks that is too high or lower than the question mentions.
     """
-    if template not in TEMPLATES:
-        raise PromptError(f"template {quoted(template)} is unknown, known: {', '.join(TEMPLATES)}")
-    question = question.strip()
-    check_text(question, control_words=(*CONTROL_WORDS, *tokenizer.all_special_tokens))
-    written = question.count(CLICK_MARK)
-    if n_clicks < written:
-        raise PromptError(f"the question mentions {written} points, but only {n_clicks} clicks were given")
-    if n_clicks > MAX_CLICKS:
-        raise PromptError(f"{n_clicks} clicks are more than {MAX_CLICKS}")
-    added = n_clicks - written
-    if added:
-        noun = "object is" if added == 1 else "objects are"
-        question = f"The related {noun} located at {', '.join([CLICK_MARK] * added)}. {question}"
-
+    question = checked(tokenizer, question, template, TEMPLATES, CONTROL_WORDS)
+    question, clicks = with_clicks(question, n_clicks, _lead)
     before, after = TEMPLATES[template]
-    order = iter([*range(written, n_clicks), *range(written)])  # the added sentence stands before the question
-    pieces: list[tuple[int, ...] | Placeholder] = [
-        (tokenizer.bos_token_id, *_encode(tokenizer, before)),
-        Placeholder("image"),
-    ]
-    for k, text in enumerate(after.format(question=question).split(CLICK_MARK)):
-        if k:
-            pieces.append(Placeholder("click", next(order)))
-        if text:
-            pieces.append(_encode(tokenizer, text))
-    return PromptIds(tuple(pieces))
+    start = (tokenizer.bos_token_id, *encode(tokenizer, before))
+    return PromptIds((start, Placeholder("image"), *pieces(tokenizer, after.format(question=question), clicks)))
 
 
-def _encode(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
-    ids = tuple(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
-    if special := set(ids) & set(tokenizer.all_special_ids):
-        raise PromptError(f"the text {quoted(text)} contains the special token {sorted(special)[0]}")
-    return ids
+def _lead(number: int, marks: str) -> str:
+    return f"The related {'object is' if number == 1 else 'objects are'} located at {marks}. "

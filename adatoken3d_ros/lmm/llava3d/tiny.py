@@ -14,6 +14,7 @@ from adatoken3d_ros.lmm.llava3d.checkpoint import official_names
 from adatoken3d_ros.lmm.llava3d.config import Llava3DConfig
 from adatoken3d_ros.lmm.llava3d.model import Llava3D
 from adatoken3d_ros.lmm.llava3d.tokenizer import llama_tokenizer, word_vocabulary
+from adatoken3d_ros.lmm.random_weights import random_weights
 
 WORDS = """
 A a an the The chat between curious human user and artificial intelligence assistant. assistant gives helpful, detailed,
@@ -110,23 +111,10 @@ def write_tiny_checkpoint(
 
 
 def _random_weights(config: Llava3DConfig, seed: int, vocab: dict[str, int]) -> dict[str, torch.Tensor]:
-    """By official name: norms at one, small biases, matrices scaled so that signals keep their size."""
+    """By official name."""
     with torch.device("meta"):
         model = Llava3D(replace(config, select_layer=-1))  # the release, too, carries the layers that never run
-    shapes = {ours: tuple(tensor.shape) for ours, tensor in model.state_dict().items()}
-    generator = torch.Generator().manual_seed(seed)
-    weights: dict[str, torch.Tensor] = {}
-    for ours, official in official_names(model).items():
-        shape = shapes[ours]
-        if ours.endswith("bias"):
-            weights[official] = 0.02 * torch.randn(shape, generator=generator)
-        elif "norm" in ours:
-            weights[official] = torch.ones(shape)
-        elif "embed" in ours and "patch" not in ours:
-            weights[official] = torch.randn(shape, generator=generator)
-        else:
-            fan_in = torch.Size(shape[1:]).numel()
-            weights[official] = torch.randn(shape, generator=generator) * fan_in**-0.5
+    weights = random_weights(model, official_names(model), seed)
     # Bytes and control tokens other than the end get no weight in the output, so that an answer is printable.
     if (head := weights.get("lm_head.weight")) is not None:
         head[[index for token, index in vocab.items() if token.startswith("<") and len(token) > 1 and index != 2]] = 0.0

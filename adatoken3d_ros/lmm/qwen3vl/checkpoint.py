@@ -11,18 +11,16 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRotaryEmbedding
 
 from adatoken3d_ros.files import UnusableFile, read_file
-from adatoken3d_ros.lmm.identity import model_identity
-from adatoken3d_ros.lmm.qwen3vl.config import ConfigError, Qwen3VLSettings
+from adatoken3d_ros.lmm.config_values import ConfigError
+from adatoken3d_ros.lmm.official_layout import by_prefix, check_vocabulary, finish
+from adatoken3d_ros.lmm.qwen3vl.config import Qwen3VLSettings
 from adatoken3d_ros.lmm.qwen3vl.model import Qwen3VL
 from adatoken3d_ros.lmm.safetensors_files import (
     CheckpointError,
     LoadReport,
     Progress,
-    check_filled,
-    fill,
     inventory,
     local_directory,
     read_json,
@@ -63,32 +61,25 @@ def load(
     settings = model.settings
     stored = inventory(path)
     tokenizer, tokenizer_file = load_tokenizer(path)
-    if len(tokenizer) > int(settings.language.vocab_size):
-        raise CheckpointError(
-            f"{tokenizer_file} has {len(tokenizer)} tokens, config.json gives the model {settings.language.vocab_size}"
-        )
+    check_vocabulary(tokenizer, tokenizer_file, int(settings.language.vocab_size))
     wanted = official_names(model)
     sources = {ours: stored[official] for ours, official in wanted.items() if official in stored}
     spare = ["lm_head.weight"] if settings.tied else []  # some files repeat a tied output layer
     if extra := sorted(set(stored) - set(wanted.values()) - set(spare)):
         raise CheckpointError(f"{path} has tensors that no part of the model takes: {some(extra)}")
-    tied = {_HEAD: _TABLE} if settings.tied else {}
-    weights = fill(
-        model, sources, wanted, dtype=dtype, device=device, tied=tied, progress=progress, free_memory=free_memory
-    )
-    model.loaded_identity = model_identity(model.shape_hash, weights)
-    # What is computed and not stored: rotary frequencies, in float32 whatever the weights are.
-    model.language.model.rotary_emb = Qwen3VLTextRotaryEmbedding(settings.language).to(device)
-    model.vision.restore_buffers(device)
-    check_filled(model)
-    report = LoadReport(
+    report = finish(
+        model,
+        sources,
+        wanted,
         path=path,
-        tensors=len(sources),
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        ignored=sorted(set(stored) - {source.name for source in sources.values()}),
-        files=tuple(sorted({source.file for source in sources.values()})),
         tokenizer=tokenizer_file,
-        seconds=time.monotonic() - started,
+        ignored=[*set(stored) - set(wanted.values())],
+        started=started,
+        tied={_HEAD: _TABLE} if settings.tied else None,
+        dtype=dtype,
+        device=device,
+        progress=progress,
+        free_memory=free_memory,
     )
     return model, tokenizer, report
 
@@ -115,13 +106,8 @@ def official_names(model: Qwen3VL) -> dict[str, str]:
 
     A tied output layer is not among them: it is the embedding table.
     """
-    names = {}
-    for ours in model.state_dict():
-        if ours == _HEAD and model.settings.tied:
-            continue
-        prefix, official = next(pair for pair in _OFFICIAL if ours.startswith(pair[0]))
-        names[ours] = official + ours.removeprefix(prefix)
-    return names
+    tied = {_HEAD} if model.settings.tied else set()
+    return by_prefix((name for name in model.state_dict() if name not in tied), _OFFICIAL)
 
 
 def load_tokenizer(directory: Path) -> tuple[PreTrainedTokenizerFast, Path]:

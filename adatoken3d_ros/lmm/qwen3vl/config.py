@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,8 +10,10 @@ from typing import Any, cast
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import Qwen3VLTextConfig
+from transformers.activations import ACT2FN
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
 
+from adatoken3d_ros.lmm.config_values import ConfigError, shape_hash
 from adatoken3d_ros.scene.geometry import PatchGeometry
 from adatoken3d_ros.text import quoted, shown
 
@@ -63,10 +63,6 @@ _MOST = {
 }
 _MOST_ELSE = 4096
 _TOKENS = ("image_token_id", "vision_start_token_id", "vision_end_token_id")
-
-
-class ConfigError(ValueError):
-    """A config.json that describes no model we can build; the message names the key and its value."""
 
 
 @dataclass(frozen=True)
@@ -125,8 +121,10 @@ class Qwen3VLSettings:
             "rope": cast(dict[str, Any], self.language.rope_parameters),
             "vision": {key: getattr(self.vision, key) for key in _VISION_KEYS},
             "rest": [self.tied, self.pixels, self.mean, self.std, self.voxel_size],
+            "marks": [self.vision_start, self.vision_end],
+            "context_length": self.context_length,
         }
-        return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:16]
+        return shape_hash(shape)
 
     @classmethod
     def from_dicts(cls, content: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> Qwen3VLSettings:
@@ -187,6 +185,15 @@ def _values(part: Mapping[str, Any], keys: tuple[str, ...], whose: str) -> dict[
         most = _MOST.get(key, _MOST_ELSE)
         if key not in _NO_NUMBERS and (type(value) is not int or not 1 <= value <= most):
             raise ConfigError(f"{whose}.{key} is {quoted(value)}, not a whole number from 1 to {most}")
+    if values.get("hidden_act", "silu") not in ACT2FN:
+        raise ConfigError(f"{whose}.hidden_act is {quoted(values['hidden_act'])}, no activation that is known")
+    epsilon = values.get("rms_norm_eps", 0.0)
+    if type(epsilon) not in (int, float) or not 0 <= epsilon <= 1:
+        raise ConfigError(f"{whose}.rms_norm_eps is {quoted(epsilon)}, not a number from 0 to 1")
+    if not isinstance(values.get("attention_bias", False), bool):
+        raise ConfigError(f"{whose}.attention_bias is {quoted(values['attention_bias'])}, neither true nor false")
+    if values.get("in_channels", 3) != 3:
+        raise ConfigError(f"{whose}.in_channels is {values['in_channels']}, supported: 3")
     if whose == "text_config":
         heads, width = values["num_attention_heads"], values["hidden_size"]
         values.setdefault("num_key_value_heads", heads)

@@ -50,7 +50,7 @@ class Qwen3VL(SpatialLMM):
     `.to(dtype)`, which would round the rotary frequencies too: `checkpoint.load` takes the dtype.
     """
 
-    takes_clicks = writes_clicks = True
+    takes_clicks = writes_clicks = lifts_boxes = True
     vision: Qwen3VLTower
 
     def __init__(self, settings: Qwen3VLSettings) -> None:
@@ -130,7 +130,7 @@ class Qwen3VL(SpatialLMM):
             where = ViewTokens.of_one_view(len(spatial))
         if len(where.view) != len(spatial):
             raise SpliceError(f"places in views for {len(where.view)} tokens, there are {len(spatial)}")
-        views = torch.unique_consecutive(where.view).tolist()
+        views = range(len(where.grids))  # one that has no token left keeps its number, and its marks
         total = prompt.n_tokens + len(spatial) + 2 * len(views)
         if total > settings.context_length:
             raise SpliceError(

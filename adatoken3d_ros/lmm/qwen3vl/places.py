@@ -20,15 +20,15 @@ SCALE = 1000  # the model writes and reads pixels as thousandths of the image's 
 NEAR = 0.25  # share of the distance within which what a box shows counts as the same thing
 
 _OBJECT = re.compile(r"\{[^{}]*\}")
-_NUMBER = r"-?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
-_BOX = re.compile(rf'"bbox_([23])d"\s*:\s*\[((?:\s*{_NUMBER}\s*,?)+)\]')
+_NUMBER = re.compile(r"-?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_BOX = re.compile(r'"bbox_([23])d"\s*:\s*\[([^\[\]]*)\]')  # each part of it is looked at by itself
 _IMAGE = re.compile(r'"image"\s*:\s*"?([0-9]{1,4})')
 
 
 def write_clicks(text: str, clicks: NDArray[np.float64], seen: SeenViews | None) -> str:
     """A question whose points (n, 3), scene frame, stand as pixels of views; those that it does not mention come first.
 
-    Before anything has been seen the numbers stand for as many as there will be.
+    Before anything has been seen the numbers are made up: how long the text becomes is all that is asked then.
     """
     words = [_words(click, seen) for click in clicks]
     written = text.count(CLICK_MARK)
@@ -50,8 +50,8 @@ def lift_boxes(text: str, seen: SeenViews) -> list[tuple[float, ...]]:
     """The boxes of an answer: centre and size, metres, in the scene frame.
 
     Read are objects as the model writes them: `bbox_2d`, two corners in thousandths, and `bbox_3d`, nine numbers in the
-    frame of the camera (x to the right, y down): centre, size, and angles about x, y and z in radians. `image` says
-    which view, from 1 on; without it, it is the last.
+    frame of the camera (x to the right, y down): centre, size, and angles about x, y and z in half turns (1 is pi).
+    `image` says which view, from 1 on; without it, it is the last.
     """
     found = []
     for view, kind, numbers in _written(text, len(seen.poses)):
@@ -67,8 +67,10 @@ def _written(text: str, views: int) -> Iterator[tuple[int, int, NDArray[np.float
         view = int(image[1]) - 1 if image else views - 1
         if box is None or not 0 <= view < views:
             continue
-        numbers = np.array([float(number) for number in re.findall(_NUMBER, box[2])])
-        kind = int(box[1])
+        parts = [part.strip() for part in box[2].split(",")]
+        if not all(_NUMBER.fullmatch(part) for part in parts):
+            continue
+        numbers, kind = np.array([float(part) for part in parts]), int(box[1])
         if len(numbers) == (4 if kind == 2 else 9) and (np.abs(numbers) < 1e5).all():
             yield view, kind, numbers
 
@@ -94,7 +96,7 @@ def _turned(numbers: NDArray[np.float64], pose: NDArray[np.float64]) -> tuple[fl
     """A turned box of the camera's frame as the box along the scene's axes around it."""
     if (numbers[3:6] < 0).any():
         return None
-    (cx, cy, cz), (sx, sy, sz) = np.cos(numbers[6:]), np.sin(numbers[6:])
+    (cx, cy, cz), (sx, sy, sz) = np.cos(np.pi * numbers[6:]), np.sin(np.pi * numbers[6:])
     about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
     about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
     about_z = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])

@@ -6,8 +6,8 @@ from __future__ import annotations
 from typing import Any
 
 from adatoken3d_ros.lmm.interface import Placeholder, PromptIds
-from adatoken3d_ros.lmm.text_places import CLICK_MARK, PromptError, check_text
-from adatoken3d_ros.text import quoted
+from adatoken3d_ros.lmm.prompts import checked, encode
+from adatoken3d_ros.lmm.text_places import CLICK_MARK, MAX_WRITTEN_CHARS, PromptError
 
 START, END = "<|im_start|>", "<|im_end|>"
 # What stands between the views and the question; the publisher's own conversation has nothing there.
@@ -43,26 +43,11 @@ def build_prompt(tokenizer: Any, question: str, *, n_clicks: int = 0, template: 
         PromptError: for an empty or too long question, control words or characters in it, an unknown template, or
             points that are not written out.
     """
-    if template not in TEMPLATES:
-        raise PromptError(f"template {quoted(template)} is unknown, known: {', '.join(TEMPLATES)}")
-    question = question.strip()
-    check_text(question, control_words=(*CONTROL_WORDS, *tokenizer.all_special_tokens))
+    question = checked(tokenizer, question, template, TEMPLATES, CONTROL_WORDS, MAX_WRITTEN_CHARS)
     if n_clicks or CLICK_MARK in question:
         raise PromptError("points are told to this model in words, as pixels of a view")
     start, end = (tokenizer.convert_tokens_to_ids(token) for token in (START, END))
-
-    def encode(text: str) -> tuple[int, ...]:
-        ids = tuple(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
-        if special := set(ids) & set(tokenizer.all_special_ids):
-            raise PromptError(f"the text {quoted(text)} contains the special token {min(special)}")
-        return ids
-
-    line = encode("\n")
-    asked = encode(TEMPLATES[template].format(question=question))
-    return PromptIds(
-        (
-            (start, *encode("user"), *line),
-            Placeholder("image"),
-            (*asked, end, *line, start, *encode("assistant"), *line),
-        )
-    )
+    line, user, assistant = (encode(tokenizer, text) for text in ("\n", "user", "assistant"))
+    asked = encode(tokenizer, TEMPLATES[template].format(question=question))
+    after = (*asked, end, *line, start, *assistant, *line)
+    return PromptIds(((start, *user, *line), Placeholder("image"), after))

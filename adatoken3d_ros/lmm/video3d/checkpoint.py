@@ -12,17 +12,14 @@ from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerFast
-from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 
 from adatoken3d_ros.lmm.config_values import ConfigError
-from adatoken3d_ros.lmm.identity import model_identity
+from adatoken3d_ros.lmm.official_layout import by_prefix, check_layers, check_vocabulary, finish, locate
 from adatoken3d_ros.lmm.safetensors_files import (
     CheckpointError,
     LoadReport,
     Progress,
     Stored,
-    check_filled,
-    fill,
     inventory,
     local_directory,
     read_json,
@@ -84,10 +81,7 @@ def load(
         tokenizer, tokenizer_file = load_tokenizer(path)
     except TokenizerError as error:
         raise CheckpointError(str(error)) from error
-    if len(tokenizer) > config.language.vocab_size:
-        raise CheckpointError(
-            f"{tokenizer_file} has {len(tokenizer)} tokens, the model's table has {config.language.vocab_size}"
-        )
+    check_vocabulary(tokenizer, tokenizer_file, config.language.vocab_size)
     if config.coord_token is not None and not 0 <= config.coord_token < config.language.vocab_size:
         raise CheckpointError(
             f"{path}: coord_token_ids has {config.coord_token}, the table of tokens {config.language.vocab_size} rows"
@@ -99,48 +93,43 @@ def load(
     last = f"{_VISION_PREFIX}encoder.layers.{config.vision_layers}."
     if strange := [n for n in ignored if not n.startswith(last) and not any(p.fullmatch(n) for p in _UNUSED)]:
         raise CheckpointError(f"{path} has {some(strange)}, which this model has not")
-    sources, vision_source = _locate(wanted, stored, vision_dir, path)
-    tied = {f"language.{_HEAD}": f"language.{_TABLE}"} if config.language.tie_word_embeddings else {}
-    weights = fill(
-        model, sources, wanted, dtype=dtype, device=device, tied=tied, progress=progress, free_memory=free_memory
-    )
-    model.loaded_identity = model_identity(model.shape_hash, weights)
-    # What is computed and not stored: rotary frequencies (float32 whatever the weights are), patch numbers.
-    model.language.model.rotary_emb = Qwen2RotaryEmbedding(config.language).to(device)
-    model.vision.restore_buffers(device)
-    check_filled(model)
-    report = LoadReport(
+    sources, vision = locate(wanted, stored, _VISION_PREFIX, vision_dir, path, "SigLIP")
+    report = finish(
+        model,
+        sources,
+        wanted,
         path=path,
-        tensors=len(sources),
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        ignored=ignored,
-        files=tuple(sorted({source.file for source in sources.values()})),
-        vision=vision_source,
         tokenizer=tokenizer_file,
-        seconds=time.monotonic() - started,
+        ignored=ignored,
+        started=started,
+        vision=vision,
+        tied={f"language.{_HEAD}": f"language.{_TABLE}"} if config.language.tie_word_embeddings else None,
+        dtype=dtype,
+        device=device,
+        progress=progress,
+        free_memory=free_memory,
     )
     return model, tokenizer, report
 
 
 def outline(path: str | Path, vision_path: str | Path | None = None) -> Video3D:
-    """The model of a checkpoint without its weights (on the meta device), from its config.json alone.
+    """The model of a checkpoint without its weights (on the meta device), with the vocabulary of its files.
 
     Raises:
         CheckpointError: if a config.json is missing, damaged or not supported.
     """
-    config = _config(local_directory(path), local_directory(vision_path) if vision_path is not None else None)
+    path = local_directory(path)
+    config = _config(path, local_directory(vision_path) if vision_path is not None else None)
+    if any(path.glob("*.safetensors")):
+        config = _as_stored(config, inventory(path), path)
     with torch.device("meta"):
         return Video3D(config)
 
 
 def official_names(model: Video3D) -> dict[str, str]:
     """For each tensor of the model, by our name, its name in the releases; without an output layer that is tied."""
-    names = {}
-    for ours in model.state_dict():
-        if ours != f"language.{_HEAD}" or not model.config.language.tie_word_embeddings:
-            prefix, official = next(pair for pair in _OFFICIAL if ours.startswith(pair[0]))
-            names[ours] = official + ours.removeprefix(prefix)
-    return names
+    tied = {f"language.{_HEAD}"} if model.config.language.tie_word_embeddings else set()
+    return by_prefix((name for name in model.state_dict() if name not in tied), _OFFICIAL)
 
 
 def _config(path: Path, vision_dir: Path | None) -> Video3DConfig:
@@ -157,10 +146,7 @@ def _as_stored(config: Video3DConfig, stored: Mapping[str, Stored], path: Path) 
     Raises:
         CheckpointError: if there are other layers than config.json says.
     """
-    found = {int(match[1]) for name in stored if (match := re.match(r"model\.layers\.(\d{1,9})\.", name))}
-    said = int(config.language.num_hidden_layers)
-    if len(found) != said:
-        raise CheckpointError(f"{path}: config.json has num_hidden_layers {said}, the files hold {len(found)}")
+    check_layers(int(config.language.num_hidden_layers), stored, path)
     shape = stored[_TABLE].shape if _TABLE in stored else ()
     if len(shape) != 2 or not shape[0]:
         return config
@@ -168,25 +154,3 @@ def _as_stored(config: Video3DConfig, stored: Mapping[str, Stored], path: Path) 
     language.vocab_size = shape[0]
     language.tie_word_embeddings = _HEAD not in stored and language.tie_word_embeddings
     return replace(config, language=language)
-
-
-def _locate(
-    wanted: Mapping[str, str], stored: Mapping[str, Stored], vision_dir: Path | None, path: Path
-) -> tuple[dict[str, Stored], str]:
-    """Our name -> stored tensor, for all that were found, and where the vision tower comes from."""
-    sources = {ours: stored[official] for ours, official in wanted.items() if official in stored}
-    tower = {ours: official for ours, official in wanted.items() if official.startswith(_VISION_PREFIX)}
-    missing = [official for ours, official in tower.items() if ours not in sources]
-    if not missing:
-        return sources, "embedded"
-    if vision_dir is None or len(missing) < len(tower):
-        what = f"lacks {some(missing)} of its vision tower" if len(missing) < len(tower) else "carries no vision tower"
-        raise CheckpointError(f"{path} {what}: give the directory of the SigLIP model as vision_path")
-    separate = inventory(vision_dir)
-    for ours, official in tower.items():
-        bare = official.removeprefix(_VISION_PREFIX)
-        found = separate.get(f"vision_model.{bare}") or separate.get(bare)
-        if found is None:
-            raise CheckpointError(f"{vision_dir} lacks vision_model.{bare}")
-        sources[ours] = found
-    return sources, str(vision_dir)

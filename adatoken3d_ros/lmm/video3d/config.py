@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +11,16 @@ from typing import Any, cast
 from huggingface_hub.errors import StrictDataclassError
 from transformers import Qwen2Config, SiglipVisionConfig
 
-from adatoken3d_ros.lmm.config_values import ConfigError, check_values
+from adatoken3d_ros.lmm.config_values import (
+    ConfigError,
+    check_fixed,
+    check_heads,
+    check_values,
+    chosen,
+    described_tower,
+    rope_theta,
+    shape_hash,
+)
 from adatoken3d_ros.text import quoted, shown
 
 # Constants of the original implementation that its config.json need not carry.
@@ -151,9 +158,7 @@ class Video3DConfig:
         for key in _REQUIRED_SETTINGS:
             if key not in content:
                 raise ConfigError(f"config.json lacks {key}; without positions in 3D it is no model of a scene")
-        for key, allowed in _FIXED.items():
-            if key in content and content[key] not in allowed:
-                raise ConfigError(f"{key} is {quoted(content[key], 200)}, supported: {', '.join(map(repr, allowed))}")
+        check_fixed(content, _FIXED)
         try:
             tower, language = _vision_config(content, vision), _language_config(content)
             coord = content.get("coord_token_ids")
@@ -190,8 +195,7 @@ class Video3DConfig:
             **{name: getattr(self, name) for name in ("coord_token", "num_views", "cell", "low", "high")},
             "context_length": self.context_length,
         }
-        canonical = json.dumps(shape, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+        return shape_hash(shape)
 
 
 def _one_token(ids: Any) -> int:
@@ -206,44 +210,23 @@ def _corner(values: Any) -> tuple[float, float, float]:
 
 
 def _vision_config(content: Mapping[str, Any], vision: Mapping[str, Any] | None) -> SiglipVisionConfig:
-    name = str(content.get("mm_vision_tower") or "")
-    described = content.get("vision_config")
-    if described is None:
-        described = KNOWN_VISION.get(name.rstrip("/").rsplit("/", 1)[-1])
-    if described is None and vision is not None:
-        described = vision.get("vision_config", vision)  # a whole SigLIP model keeps it one level down
-    if not isinstance(described, Mapping):
-        raise ConfigError(
-            f"mm_vision_tower is {name!r}, which is not known here, and config.json has no object vision_config: "
-            "give the directory of the vision tower"
-        )
-    for key in _REQUIRED_VISION:
-        if key not in described:
-            raise ConfigError(f"the vision tower's configuration lacks {key}")
-    values = {key: described[key] for key in _VISION_KEYS if key in described}
+    described = described_tower(content, vision, KNOWN_VISION)
+    values = chosen(described, _VISION_KEYS, _REQUIRED_VISION, "the vision tower's configuration")
     check_values(values, "the vision tower's ")
     return SiglipVisionConfig(**values, **_ATTENTION)
 
 
 def _language_config(content: Mapping[str, Any]) -> Qwen2Config:
-    for key in _REQUIRED:
-        if key not in content:
-            raise ConfigError(f"config.json lacks {key}")
-    values = {key: content[key] for key in _LANGUAGE_KEYS if content.get(key) is not None}
+    values = chosen(content, _LANGUAGE_KEYS, _REQUIRED, "config.json")
     values.setdefault("rms_norm_eps", 1e-6)
     values.setdefault("max_position_embeddings", 32768)
     values.setdefault("num_key_value_heads", values["num_attention_heads"])
     check_values(values)
     # A `rope_scaling` is not looked at, as the original sets it to none.
-    theta = float(content.get("rope_theta") or (content.get("rope_parameters") or {}).get("rope_theta", 1e6))
-    if not 0 < theta <= 1e12:
-        raise ConfigError(f"rope_theta is {theta}, not a positive number up to 1e12")
-    heads = values["num_attention_heads"]
-    if heads % values["num_key_value_heads"]:
-        raise ConfigError(f"num_attention_heads {heads} is no multiple of {values['num_key_value_heads']} key heads")
+    check_heads(values)
     return Qwen2Config(
         **values,
         use_sliding_window=False,
-        rope_parameters={"rope_type": "default", "rope_theta": theta},
+        rope_parameters={"rope_type": "default", "rope_theta": rope_theta(content, 1e6)},
         **_ATTENTION,
     )

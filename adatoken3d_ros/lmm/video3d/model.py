@@ -47,14 +47,10 @@ _CHUNK = 8  # views that are projected at a time, each 11 MB before its patches 
 class Video3D(SpatialLMM):
     """Vision tower, projector, newline and language model; see the module's text for the shapes.
 
-    Built directly it has random weights; `checkpoint.load` is the way to a trained one.
-
-    Attributes:
-        with_missing_depth: a pixel without depth counts at the camera's centre, as in the original, and no token goes
-            without a place; else it does not count, and a token all of whose pixels have none is left out.
+    Built directly it has random weights; `checkpoint.load` is the way to a trained one. A pixel without depth does not
+    count for its token's place, and a token all of whose pixels have none is left out; the original counts it at the
+    camera's centre (`places.mean_points`).
     """
-
-    with_missing_depth = False
 
     def __init__(self, config: Video3DConfig) -> None:
         super().__init__()
@@ -78,7 +74,7 @@ class Video3D(SpatialLMM):
         self.shape_hash = config.hash()
 
     def place_tokens(self, frame: PosedFrame, config: PatchConfig) -> PatchPoints:
-        return mean_points(frame, self.sizes.patches, config.max_depth, with_missing=self.with_missing_depth)
+        return mean_points(frame, self.sizes.patches, config.max_depth)
 
     def encode_images(
         self, rgb: Sequence[NDArray[np.uint8]], *, should_stop: Callable[[], bool] | None = None

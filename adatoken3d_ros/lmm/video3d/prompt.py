@@ -6,8 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from adatoken3d_ros.lmm.interface import Placeholder, PromptIds
-from adatoken3d_ros.lmm.text_places import CLICK_MARK, MAX_CLICKS, PromptError, check_text
-from adatoken3d_ros.text import quoted
+from adatoken3d_ros.lmm.prompts import checked, encode, pieces, with_clicks
 
 START, END, END_OF_TEXT, COORD = "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<coord>"
 SYSTEM = "You are a helpful assistant."
@@ -41,36 +40,14 @@ def build_prompt(tokenizer: Any, question: str, *, n_clicks: int = 0, template: 
         PromptError: for an empty or too long question, control words or characters in it, an unknown template, or a
             number of clicks that is too high or lower than the question mentions.
     """
-    if template not in TEMPLATES:
-        raise PromptError(f"template {quoted(template)} is unknown, known: {', '.join(TEMPLATES)}")
-    question = question.strip()
-    check_text(question, control_words=(*CONTROL_WORDS, *tokenizer.all_special_tokens))
-    written = question.count(CLICK_MARK)
-    if n_clicks < written:
-        raise PromptError(f"the question mentions {written} points, but only {n_clicks} clicks were given")
-    if n_clicks > MAX_CLICKS:
-        raise PromptError(f"{n_clicks} clicks are more than {MAX_CLICKS}")
-    added = n_clicks - written
-    if added:
-        noun = "an object" if added == 1 else "objects"
-        question = f"Given {noun} located at {', '.join([CLICK_MARK] * added)} , {question}"
-
+    question = checked(tokenizer, question, template, TEMPLATES, CONTROL_WORDS)
+    question, clicks = with_clicks(question, n_clicks, _lead)
     start, end = (tokenizer.convert_tokens_to_ids(token) for token in (START, END))
+    line, system, user, assistant = (encode(tokenizer, text) for text in ("\n", "system", "user", "assistant"))
+    before = (start, *system, *line, *encode(tokenizer, SYSTEM), end, *line, start, *user, *line)
+    asked = pieces(tokenizer, TEMPLATES[template].format(question=question), clicks)
+    return PromptIds((before, Placeholder("image"), line, *asked, (end, *line, start, *assistant, *line)))
 
-    def encode(text: str) -> tuple[int, ...]:
-        ids = tuple(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
-        if special := set(ids) & set(tokenizer.all_special_ids):
-            raise PromptError(f"the text {quoted(text)} contains the special token {min(special)}")
-        return ids
 
-    line = encode("\n")
-    system = (start, *encode("system"), *line, *encode(SYSTEM), end, *line)
-    order = iter([*range(written, n_clicks), *range(written)])  # the added sentence stands before the question
-    pieces: list[tuple[int, ...] | Placeholder] = [(*system, start, *encode("user"), *line), Placeholder("image"), line]
-    for k, text in enumerate(TEMPLATES[template].format(question=question).split(CLICK_MARK)):
-        if k:
-            pieces.append(Placeholder("click", next(order)))
-        if text:
-            pieces.append(encode(text))
-    pieces.append((end, *line, start, *encode("assistant"), *line))
-    return PromptIds(tuple(pieces))
+def _lead(number: int, marks: str) -> str:
+    return f"Given {'an object' if number == 1 else 'objects'} located at {marks} , "

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from adatoken3d_ros.lmm.random_weights import random_weights
 from adatoken3d_ros.lmm.video3d.checkpoint import official_names
 from adatoken3d_ros.lmm.video3d.config import Video3DConfig
 from adatoken3d_ros.lmm.video3d.model import Video3D
@@ -118,27 +119,14 @@ def write_tiny_checkpoint(
 
 
 def _random_weights(config: Video3DConfig, seed: int, n_text: int) -> dict[str, torch.Tensor]:
-    """By official name: norms at one, small biases, matrices scaled so that signals keep their size."""
+    """By official name."""
     with torch.device("meta"):
         model = Video3D(config)
-    shapes = {ours: tuple(tensor.shape) for ours, tensor in model.state_dict().items()}
-    generator = torch.Generator().manual_seed(seed)
-    weights: dict[str, torch.Tensor] = {}
-    for ours, official in official_names(model).items():
-        shape = shapes[ours]
-        if ours.endswith("bias"):
-            weights[official] = 0.02 * torch.randn(shape, generator=generator)
-        elif "norm" in ours:
-            weights[official] = torch.ones(shape)
-        elif ours == "newline" or ("embed" in ours and "patch" not in ours):
-            weights[official] = torch.randn(shape, generator=generator)
-        else:
-            fan_in = torch.Size(shape[1:]).numel()
-            weights[official] = torch.randn(shape, generator=generator) * fan_in**-0.5
+    weights = random_weights(model, official_names(model), seed)
     # Single bytes get no weight in the output, so that an answer is printable; nor do added tokens.
     weights["lm_head.weight"][:256] = 0.0
     weights["lm_head.weight"][n_text:] = 0.0
-    width = shapes["vision.tower.embeddings.patch_embedding.weight"][0]
+    width = int(config.vision.hidden_size)
     for name in ("weight", "bias"):
         weights[f"model.vision_tower.vision_tower.vision_model.post_layernorm.{name}"] = torch.ones(width)
     return weights
