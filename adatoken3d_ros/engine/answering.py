@@ -226,7 +226,7 @@ class _Answering:
         boxes = tuple(
             Box(_triple(np.asarray(box[:3]) + origin), _triple(np.asarray(box[3:6]))) for box in model.boxes(text)
         )
-        if (seen := self.scene.memory.seen()) is not None:
+        if model.lifts_boxes and (seen := self.scene.memory.seen()) is not None:
             boxes += tuple(Box(_triple(box[:3]), _triple(box[3:6])) for box in model.lift_boxes(text, seen))
         self.set(status=status, status_message=message, text=model.move_boxes(text, origin), boxes=boxes)
 

@@ -32,7 +32,7 @@ class SessionConfig:
 
 
 def session_config(settings: Settings) -> SessionConfig:
-    """What the settings say of a session; the fields of key frames are called as their settings are."""
+    """What the settings say of a scene; the fields of key frames are called as their settings are."""
     frames = {field.name: settings[f"scene.{field.name}"] for field in fields(KeyFrameConfig)}
     frames["carving"] = CarvingConfig() if frames["carving"] else None
     return SessionConfig(

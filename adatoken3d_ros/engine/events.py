@@ -53,7 +53,7 @@ class FrameTaken:
 
 @dataclass(frozen=True)
 class StageBegan:
-    """A question, by the number that its asker gave it, has come to a stage, one of `answer.STAGES`."""
+    """A question, by the number that its asker gave it, has come to a stage, one of `stages.STAGES`."""
 
     number: int
     stage: str

@@ -14,6 +14,7 @@ from adatoken3d_ros.weights import embedded_path
 
 if TYPE_CHECKING:
     from adatoken3d_ros.engine.engine import Engine
+    from adatoken3d_ros.engine.runtime import Runtime
     from adatoken3d_ros.engine.scene import Scene
     from adatoken3d_ros.pruning.strategy import Strategy
 
@@ -26,7 +27,7 @@ def load_engine(settings: Settings, progress: Callable[[float, str], None] | Non
     """Loads the checkpoint, and measures how fast it runs if that is asked for.
 
     Args:
-        settings: what to load, and how the session is to be.
+        settings: what to load, and how scenes are to be.
         progress: told (share of the present step that is done, what it is), from 0 to 1 for each step.
 
     Raises:
@@ -53,7 +54,7 @@ def load_engine(settings: Settings, progress: Callable[[float, str], None] | Non
     fitted = fitted_strategies(path, identity)
     engine = Engine(model, tokenizer, model_id=f"{path.resolve().name}@{identity}", fitted=fitted)
     # A wrong strategy or template is told at once.
-    strategy = make_strategy(settings["strategy"], engine.n_layers, identity, fitted, model.decoder.first_gate)
+    strategy = strategy_of(engine, settings["strategy"])
     model.prompt(tokenizer, "What is this?", template=settings["model.template"])
     if settings["budget.warm_up"]:
         cache = Path(settings["budget.cache"]) if settings["budget.cache"] else None
@@ -74,11 +75,13 @@ def open_scene(engine: Engine, settings: Settings) -> Scene:
     """
     from adatoken3d_ros.engine.config import session_config
 
+    return engine.open(session_config(settings), strategy_of(engine, settings["strategy"]))
+
+
+def strategy_of(engine: Runtime, name: str) -> Strategy:
+    """The strategy of that name or file for an engine's model; raises as `make_strategy`."""
     model = engine.model
-    strategy = make_strategy(
-        settings["strategy"], engine.n_layers, model.identity, engine.fitted, model.decoder.first_gate
-    )
-    return engine.open(session_config(settings), strategy)
+    return make_strategy(name, engine.n_layers, model.identity, engine.fitted, model.decoder.first_gate)
 
 
 def device_of(name: str) -> str:

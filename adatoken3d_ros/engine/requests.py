@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from adatoken3d_ros.engine.answer import Question
 from adatoken3d_ros.lmm.text_places import MAX_CLICKS, MAX_WRITTEN_CHARS, PromptError, check_length, parse_clicks
 from adatoken3d_ros.scene.frames import MAX_POSITION
+from adatoken3d_ros.settings import BY_NAME
 
 LONGEST_TEXT = MAX_WRITTEN_CHARS  # of a question that is asked, its points included
 FAR_CLICK = 100.0  # metres from the box around all that has been seen; nobody asks about a point beyond it
@@ -37,8 +38,11 @@ def check_question(question: Question) -> None:
     budget = question.latency_budget_ms
     if budget is not None and not 0 <= budget < math.inf:
         raise InvalidRequest(f"latency_budget_ms must be 0 (no limit) or positive, got {budget}")
-    if question.max_new_tokens is not None and not 0 <= question.max_new_tokens <= 4096:
-        raise InvalidRequest(f"max_new_tokens must be between 0 (the default) and 4096, got {question.max_new_tokens}")
+    most = int(BY_NAME["max_new_tokens"].high or 0)
+    if question.max_new_tokens is not None and not 0 <= question.max_new_tokens <= most:
+        raise InvalidRequest(
+            f"max_new_tokens must be between 0 (the default) and {most}, got {question.max_new_tokens}"
+        )
 
 
 def check_points(clicks: NDArray[np.float64]) -> None:

@@ -195,7 +195,7 @@ class Scene:
             model, tokenizer, template = self.runtime.model, self.runtime.tokenizer, self.config.template
             text, clicks = clicks_of(question, model.takes_clicks)
             check_points(clicks)
-            if model.writes_clicks:
+            if model.writes_clicks and len(clicks):
                 text = model.write_clicks(text, clicks, self.memory.seen())
                 return model.prompt(tokenizer, text, template=template), clicks
             return model.prompt(tokenizer, text, n_clicks=len(clicks), template=template), clicks
@@ -209,9 +209,11 @@ class Scene:
         if not len(self.memory):
             why = self.memory.problem or "no key frame with valid depth has been seen yet"
             raise NoScene(f"the scene is empty: {why}")
+        if not len(clicks):
+            return
         far = self.memory.distance(clicks)
-        worst = int(far.argmax()) if len(far) else -1
-        if worst >= 0 and far[worst] > FAR_CLICK:
+        worst = int(far.argmax())
+        if far[worst] > FAR_CLICK:
             raise InvalidRequest(
                 f"the point {clicks[worst].tolist()} is {far[worst]:.6g} m from what has been seen, more than "
                 f"{FAR_CLICK:g} m"

@@ -24,7 +24,8 @@ if TYPE_CHECKING:  # the scene brings torch with it, seconds of importing
     View = tuple[int, NDArray[np.float64]]
 
 T = TypeVar("T")
-STOPPING = "the node is stopping"
+STOPPING = "the engine is stopping"
+CLOSED = "the scene was closed"
 
 
 class SceneQueue:
@@ -63,7 +64,7 @@ class SceneQueue:
         self.frames: Counter[str] = Counter()
         self.running: Ticket | None = None
         self.closed = ""  # why it takes nothing any more
-        self.cannot_prepare = False  # until the scene changes: a question will say what is wrong
+        self.cannot_prepare = False  # until a frame comes: a question will say what is wrong
         self._changed = changed
         self._clock = clock
         self.refuse_late = refuse_late

@@ -29,7 +29,7 @@ class QuestionPolicy(str, Enum):
 
 @dataclass(eq=False)
 class Ticket:
-    """A question on its way; `result` is completed exactly once, from the worker's thread or from `submit`'s caller.
+    """A question on its way; `result` is completed exactly once, from any thread.
 
     `before` is called with the scene when it is the question's turn; an exception of it is an ERROR answer.
     `listener` is told the events of this question, which call it by its `number`.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from adatoken3d_ros.engine.answer import Answer, Status
 from adatoken3d_ros.engine.out_of_memory import describe, free_cached, is_out_of_memory
-from adatoken3d_ros.engine.scene_queue import STOPPING, SceneQueue
+from adatoken3d_ros.engine.scene_queue import CLOSED, STOPPING, SceneQueue
 from adatoken3d_ros.engine.tickets import Ticket
 from adatoken3d_ros.settings import DEFAULTS
 from adatoken3d_ros.text import described, quoted, shown
@@ -81,6 +81,7 @@ class Worker:
         self._changed = changed or threading.Condition()
         self._queues: deque[SceneQueue] = deque()  # in the order of their turns
         self._unbuilt: deque[tuple[SceneQueue, Callable[[Engine], Scene]]] = deque()
+        self._answering: SceneQueue | None = None  # whose question was taken and is not answered
         self._stopping = False
         self.duty = DutyCycle(ahead)
         self._thread = threading.Thread(target=self._run, name="adatoken3d-worker", daemon=True)
@@ -102,24 +103,29 @@ class Worker:
                 self._unbuilt.append((queue, make_scene))
                 self._changed.notify()
         if stopping:
-            self._refuse(queue, RuntimeError("the worker is stopping"))
+            self._refuse(queue, RuntimeError(STOPPING))
         return queue
 
     def close(self, queue: SceneQueue) -> None:
         """Forgets a scene: what runs for it is cancelled, what waits is answered with CANCELLED. Any thread."""
         with self._changed:
+            unbuilt = any(pair[0] is queue for pair in self._unbuilt)
             self._unbuilt = deque(pair for pair in self._unbuilt if pair[0] is not queue)
             if queue in self._queues:
                 self._queues.remove(queue)
+            queue.closed = queue.closed or CLOSED  # also for a scene that is being built
             if queue.running is not None:
-                queue.running.cancel("the scene was closed")
-        queue.close(why="the scene was closed")
+                queue.running.cancel(CLOSED)
+        queue.close(why=CLOSED)
+        if unbuilt:
+            queue.ready.set_exception(RuntimeError(CLOSED))
 
     def stop(self, timeout: float | None = None) -> bool:
         """Cancels what runs, answers what waits with CANCELLED and joins the thread; False if it is still busy."""
         with self._changed:
             self._stopping = True
-            for queue in self._queues:
+            for queue in (*self._queues, *(queue for queue, _ in self._unbuilt)):
+                queue.closed = queue.closed or STOPPING  # what comes from now on is refused at once
                 if queue.running is not None:
                     queue.running.cancel(STOPPING)
             self._changed.notify()
@@ -143,13 +149,16 @@ class Worker:
                         break
                 except Exception as error:  # costs what was done, not the thread
                     logger.exception("the worker failed between questions")
-                    for queue in list(self._queues):
-                        queue.answered(None, described(error))
+                    self._fail_running(described(error))
         finally:
             # However the thread ends, nobody may wait for it, now or later.
-            for queue in list(self._queues):
-                queue.answered(None, "the worker has ended")
+            self._fail_running("the worker has ended")
             self._end(RuntimeError("the worker has ended"), Status.CANCELLED, STOPPING)
+
+    def _fail_running(self, why: str) -> None:
+        """Answers the question that was taken and not answered, if there is one, of a scene that was closed, too."""
+        if self._answering is not None:
+            self._answering.answered(None, why)
 
     def _end(self, error: BaseException, status: Status, why: str) -> None:
         """Refuses all that waits, now and from now on."""
@@ -182,10 +191,11 @@ class Worker:
                 return False
             unbuilt = self._unbuilt.popleft() if self._unbuilt else None
             queue, call, ticket = (None, None, None) if unbuilt else self._choose()
+            self._answering = queue if ticket else None
         if unbuilt is not None:
             self._build(engine, *unbuilt)
         elif not wanted:
-            if ahead is not None:
+            if ahead is not None and not ahead.closed:
                 self._work_ahead(ahead)
         elif queue is None:
             pass  # what was wanted has been withdrawn

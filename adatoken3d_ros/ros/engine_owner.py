@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from adatoken3d_ros.engine.events import FrameTaken, Listeners, SceneReplaced, SceneView, StageBegan, TextSoFar
-from adatoken3d_ros.engine.loading import load_engine, make_strategy, open_scene
+from adatoken3d_ros.engine.loading import load_engine, open_scene, strategy_of
 from adatoken3d_ros.engine.out_of_memory import free_cached, trim_heap
 from adatoken3d_ros.requirements import advice, missing
 from adatoken3d_ros.settings import Settings
@@ -28,7 +28,6 @@ if TYPE_CHECKING:  # the engine brings torch with it, seconds of importing
     from adatoken3d_ros.engine.scene_queue import SceneQueue
     from adatoken3d_ros.engine.tickets import Ticket
     from adatoken3d_ros.engine.worker import Worker
-    from adatoken3d_ros.pruning.strategy import Strategy
     from adatoken3d_ros.scene.frames import PosedFrame
 
 
@@ -50,8 +49,8 @@ class EngineOwner:
         open: makes the scene, there too.
 
     Attributes:
-        thread: owns the engine; None before `start` and after `drop`.
-        worker: what waits for the scene; None without a thread.
+        worker: owns the engine; None before `start` and after `drop`.
+        queue: what waits for the scene; None without a worker.
         scene: with the engine behind it, the worker's thread's; others read its counters. None until it is loaded.
         problem: why the last load failed; empty if it did not.
         strategy: name of that in use; empty without a model.
@@ -66,8 +65,8 @@ class EngineOwner:
         self._events = events.add(FrameTaken, self._look_again)
         self._load = load
         self._open = open
-        self.thread: Worker | None = None
-        self.worker: SceneQueue | None = None
+        self.worker: Worker | None = None
+        self.queue: SceneQueue | None = None
         self.scene: Scene | None = None
         self.problem = ""
         self.strategy = ""
@@ -83,21 +82,21 @@ class EngineOwner:
 
     def start(self, settings: Settings) -> Future[Scene]:
         """Begins to load what the settings say, unless that was done; the future is done when the model is there."""
-        if self.worker is None:
+        if self.queue is None:
             from adatoken3d_ros.engine.worker import Worker
 
             self.problem = ""
             self._frame_id = settings["scene.frame_id"]
             self._began = time.monotonic()
             self._loading = Loading(0.0)
-            self.thread = Worker(partial(self._make_engine, settings), ahead=settings["budget.background"])
-            self.worker = self.thread.open(
+            self.worker = Worker(partial(self._make_engine, settings), ahead=settings["budget.background"])
+            self.queue = self.worker.open(
                 partial(self._make_scene, settings),
                 events=self._events,
                 refuse_late=settings["budget.infeasible"] == "refuse",
             )
-            self.thread.start()
-        return self.worker.ready
+            self.worker.start()
+        return self.queue.ready
 
     def failed(self, error: Exception) -> None:
         """What was loaded is of no use; `problem` says why."""
@@ -106,15 +105,15 @@ class EngineOwner:
 
     def stop(self, timeout: float | None = None) -> None:
         """Ends the thread, which may be in a decode step or a load, and answers what waits."""
-        if self.thread is not None:
-            self.thread.stop(timeout)
+        if self.worker is not None:
+            self.worker.stop(timeout)
 
     def drop(self) -> None:
         """Ends the thread and frees model and scene. Does nothing if there is none."""
-        thread, self.thread, self.worker = self.thread, None, None
-        if thread is None:
+        worker, self.worker, self.queue = self.worker, None, None
+        if worker is None:
             return
-        thread.stop()
+        worker.stop()
         on_gpu, self.scene = self.on_gpu, None
         self._events.tell(SceneReplaced(self._frame_id))
         self._events.tell(SceneView(self._frame_id))
@@ -165,10 +164,10 @@ class EngineOwner:
         self, draw: Callable[[], PosedFrame], view: Callable[[], tuple[int, NDArray[np.float64]]] | None = None
     ) -> None:
         """As `SceneQueue.submit_frame`; without a worker the frame is `stopped`."""
-        if self.worker is None:
+        if self.queue is None:
             self._events.tell(FrameTaken("stopped"))
         else:
-            self.worker.submit_frame(draw, view)
+            self.queue.submit_frame(draw, view)
 
     def ask(
         self,
@@ -178,30 +177,31 @@ class EngineOwner:
         listener: Callable[[StageBegan | TextSoFar], object] | None = None,
     ) -> Ticket:
         """As `SceneQueue.submit`, by the strategy and policy that the parameters name now. There must be a worker."""
-        assert self.worker is not None
+        assert self.queue is not None
         strategy = values["strategy"]
 
         def use_strategy(scene: Scene) -> None:
             # Travels with the question, whose time runs and whose policy holds from now on, also behind others.
             if strategy != self.strategy:
-                scene.set_strategy(_strategy(strategy, scene))
+                scene.set_strategy(strategy_of(scene.runtime, strategy))
                 self.strategy = strategy
 
-        self.worker.policy = type(self.worker.policy)(values["question_policy"])
-        self.worker.queue_limit = values["queue_limit"]
-        return self.worker.submit(question, before=use_strategy, number=number, listener=listener)
+        self.queue.policy = type(self.queue.policy)(values["question_policy"])
+        self.queue.queue_limit = values["queue_limit"]
+        return self.queue.submit(question, before=use_strategy, number=number, listener=listener)
 
     def check_strategy(self, name: str) -> None:
         """Raises ValueError for a strategy that the loaded model cannot use; without a model all may be set."""
         if self.scene is not None:
-            _strategy(name, self.scene)
+            strategy_of(self.scene.runtime, name)
 
     # --- the scene ----------------------------------------------------------------------------------------------------
 
     def look(self) -> None:
         """Has `show` run when the worker has nothing better to do."""
-        if self.worker is not None:
-            self.worker.call(self.show, chore=True)
+        queue = self.queue  # the node's thread may drop it
+        if queue is not None:
+            queue.call(self.show, chore=True)
 
     def show(self, scene: Scene) -> None:
         """Runs in the worker's thread: tells what the scene is now."""
@@ -225,14 +225,9 @@ class EngineOwner:
 
     def forget(self) -> None:
         """Has `clear` run before what waits."""
-        if self.worker is not None:
-            self.worker.call(self.clear)
+        if self.queue is not None:
+            self.queue.call(self.clear)
 
     def _look_again(self, event: FrameTaken) -> None:
         if event.fate == "key_frame":
             self.look()
-
-
-def _strategy(name: str, scene: Scene) -> Strategy:
-    engine = scene.runtime
-    return make_strategy(name, engine.n_layers, engine.model.identity, engine.fitted)

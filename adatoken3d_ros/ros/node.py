@@ -112,7 +112,7 @@ class SceneNode(LifecycleNodeMixin, Node):
             await beside(self, self.engine.prepare)
         except ImportError:
             return
-        if self.engine.worker is None:
+        if self.engine.queue is None:
             path = self.parameters["model.path"] or "in the package"
             self.get_logger().info(f"loading the model {path}: seconds to minutes, the progress is on /diagnostics")
         await finished(self, self.engine.start(self.parameters.settings()))

@@ -231,7 +231,7 @@ class Questions:
         listener: Callable[[StageBegan | TextSoFar], None] | None,
         on_ticket: Callable[[Ticket], None] | None,
     ) -> Answer:
-        if self._engine.worker is None or self._state() != "active":
+        if self._engine.queue is None or self._state() != "active":
             advice = "it is loading the model" if self._engine.loading else "configure and activate it first"
             why = f"the node is {self._state()}, not active: {advice}"
             if self._engine.problem:

@@ -67,7 +67,7 @@ class SceneServices:
             node.create_service(Trigger, f"~/{name}", handle, callback_group=group)
 
     async def _on_clear(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        if self._engine.worker is None:
+        if self._engine.queue is None:
             response.success, response.message = True, "there is no scene: the node is not configured"
             return response
 
@@ -106,16 +106,16 @@ class SceneServices:
     async def _with_file(self, path: str, response: Trigger.Response, work: Callable[[Any], str]) -> Trigger.Response:
         if not path:
             response.success, response.message = False, f"{FILE} is empty: set it to the path of a file"
-        elif self._engine.worker is None:
+        elif self._engine.queue is None:
             response.success, response.message = False, "there is no model yet: configure the node first"
         else:
             return await self._do(response, work)
         return response
 
     async def _do(self, response: Trigger.Response, work: Callable[[Any], str]) -> Trigger.Response:
-        assert self._engine.worker is not None
+        assert self._engine.queue is not None
         try:
-            response.message = shown(await completed(self._node, self._engine.worker.call(work)))
+            response.message = shown(await completed(self._node, self._engine.queue.call(work)))
             response.success = True
             return response
         except (RuntimeError, ValueError, OSError) as error:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ import torch
 from adatoken3d_ros.engine import loading
 from adatoken3d_ros.engine.budget.controller import BudgetConfig, Infeasible, Reuse
 from adatoken3d_ros.engine.config import SessionConfig
-from adatoken3d_ros.engine.loading import load_engine, make_strategy
+from adatoken3d_ros.engine.loading import load_engine, make_strategy, strategy_of
 from adatoken3d_ros.pruning.schedule import Schedule
 from adatoken3d_ros.pruning.strategy import Strategy, StrategyError, default_strategy
 from adatoken3d_ros.scene.keyframes import KeyFrameConfig
@@ -136,3 +137,11 @@ def test_a_strategy_file_belongs_to_one_model(tmp_path: Path) -> None:
     assert make_strategy(str(path), 8, "abc").policy == "ours"
     with pytest.raises(StrategyError, match="abc"):
         make_strategy(str(path), 8, "def")
+
+
+def test_a_strategy_that_is_chosen_later_keeps_to_the_models_first_gate() -> None:
+    decoder = SimpleNamespace(first_gate=3)
+    engine: Any = SimpleNamespace(model=SimpleNamespace(identity="0" * 64, decoder=decoder), n_layers=12, fitted={})
+    assert min(stage.layer for stage in strategy_of(engine, "ours").schedule.stages) >= 3
+    decoder.first_gate = 0
+    assert min(stage.layer for stage in strategy_of(engine, "ours").schedule.stages) < 3

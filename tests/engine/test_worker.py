@@ -201,6 +201,44 @@ def test_stop_answers_everything(scene: GatedScene) -> None:
         chore.result(0)
 
 
+def test_what_comes_while_the_last_question_ends_is_refused_at_once(scene: GatedScene) -> None:
+    worker, queue = working(scene)
+    worker.start()
+    first = ask_and_wait_until_it_runs(queue, scene, "first")
+    assert not worker.stop(timeout=0)  # the scene holds the thread
+    assert queue.submit(Question("late")).result.result(0).status == Status.BUSY
+    with pytest.raises(RuntimeError, match="stopping"):
+        queue.call(lambda s: None).result(0)
+    assert not first.result.done()
+    scene.release.release()
+    assert worker.stop(LIMIT)
+    assert first.result.result(0).status == Status.CANCELLED
+
+
+def test_a_scene_that_is_closed_before_it_is_made_leaves_nobody_waiting(scene: GatedScene) -> None:
+    worker, _ = working(scene)
+    other = worker.open(lambda engine: pytest.fail("made"))
+    early = other.submit(Question("early"))
+    worker.close(other)
+    assert early.result.result(0).status == Status.CANCELLED
+    with pytest.raises(RuntimeError, match="closed"):
+        other.ready.result(0)
+    worker.start()
+    assert worker.stop(LIMIT)
+
+
+def test_closing_a_scene_cancels_what_it_is_asked(make_queue: Any, scene: GatedScene) -> None:
+    worker, queue = working(scene)
+    worker.start()
+    running = ask_and_wait_until_it_runs(queue, scene, "first")
+    worker.close(queue)
+    assert running.cancelled
+    scene.release.release()
+    answer = running.result.result(LIMIT)
+    assert (answer.status, answer.status_message[:20]) == (Status.CANCELLED, "the scene was closed")
+    assert worker.stop(LIMIT)
+
+
 def test_a_model_that_cannot_be_loaded_is_reported_and_questions_are_answered() -> None:
     def fail() -> Any:
         raise OSError("no such directory: /models/none")

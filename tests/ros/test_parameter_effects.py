@@ -138,13 +138,13 @@ def test_the_model_and_its_number_type(live: Live, tmp_path: Path) -> None:
 
     def look() -> tuple[str, str, float, bool]:
         assert live.configure(), live.node.engine.problem
-        worker = live.node.engine.worker
+        worker = live.node.engine.queue
         assert worker is not None
         future = worker.call(
             lambda session: (session.runtime.model_id.partition("@")[0], str(session.runtime.model.dtype))
         )
         name, dtype = live.wait(future.done, "the session") and future.result()
-        share, refuses = live.node.engine.thread.duty.share, worker.refuse_late
+        share, refuses = live.node.engine.worker.duty.share, worker.refuse_late
         live.node.trigger_cleanup()
         return name, dtype, share, refuses
 
@@ -173,15 +173,15 @@ def answering(live: Live, tmp_path: Path) -> None:
     assert live.configure(), live.node.engine.problem
     assert live.node.trigger_activate() == TransitionCallbackReturn.SUCCESS
     rgb, depth, K, T = synthetic_frame(0)
-    assert live.node.engine.worker is not None
-    live.node.engine.worker.submit_frame(lambda: PosedFrame(rgb, depth.astype(np.float32) / 1e3, K, T, STAMP))
+    assert live.node.engine.queue is not None
+    live.node.engine.queue.submit_frame(lambda: PosedFrame(rgb, depth.astype(np.float32) / 1e3, K, T, STAMP))
     live.wait(lambda: live.node.outputs.scene.poses, "a scene")
 
 
 def test_what_an_active_node_makes_of_it(live: Live, tmp_path: Path) -> None:
     """Those that may change at any time, each with what it changes; the others are refused with when they may."""
     answering(live, tmp_path)
-    node, worker = live.node, live.node.engine.worker
+    node, worker = live.node, live.node.engine.queue
     assert worker is not None
 
     def policy() -> tuple[str, int]:

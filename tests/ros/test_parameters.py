@@ -129,7 +129,7 @@ def test_poses_that_cannot_be_had_are_told_before_the_model_is_loaded(
     monkeypatch.setattr(live.node.engine, "start", never)
     live.put({"pose.source": "tf", "input.source": "points", "pose.base_to_camera": BESIDE})
     assert not live.configure()
-    assert "pose.base_to_camera" in live.node.engine.problem and live.node.engine.worker is None
+    assert "pose.base_to_camera" in live.node.engine.problem and live.node.engine.queue is None
 
 
 def test_simulated_time(live: Live) -> None:

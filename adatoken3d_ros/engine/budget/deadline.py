@@ -139,9 +139,8 @@ class DeadlineGuard:
             explained = float(latency.p50(stage, terms))
             self._done.add(stage)
             if latency.observe(stage, terms, self._watch.stage_seconds):
-                explained = float(
-                    latency.p50(stage, terms)
-                )  # that this stage has become slower is not the whole answer's, too
+                # That this stage has become slower is not to be counted for the whole answer, too.
+                explained = float(latency.p50(stage, terms))
             self._explained += explained
             self._controller.refused = 0
 

@@ -247,7 +247,7 @@ class LatencyModel:
             if self.key.get("policy", policy) != policy:
                 prefill[3:] = np.maximum(prefill[3:], prefill[:2])
             other.coefficients = {**self.coefficients, "prefill": prefill}
-            # How slow the machine is holds on, how far that can be relied on was learned of other gates.
+            # How slow the machine is at that time holds on; how far that can be relied on was learned of other gates.
             ratio = Ratio(self.scatter["prefill"], value=self.ratios["prefill"].value)
             other.ratios = {**self.ratios, "prefill": ratio}
             self._by_policy[policy] = other

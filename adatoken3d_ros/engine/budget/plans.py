@@ -302,7 +302,6 @@ _COLUMNS = ("option", "views", "tokens", "capped", "rung", "loss", "views_loss",
 
 def _grid(s: Situation, options: Sequence[Option], latency: LatencyModel, n_layers: int) -> _Grid:
     unit = loss_per_share(options)
-    unit = loss_per_share(options)
     rows: list[tuple[Any, ...]] = []  # of _COLUMNS
     terms: list[list[FloatArray]] = []
     scene_knobs = [(views, share) for views in _views(s) for share in (TOKEN_SHARES if s.prunable else (1.0,))]

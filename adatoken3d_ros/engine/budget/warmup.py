@@ -186,7 +186,7 @@ def _measure_size(
 
     def build() -> tuple[Spliced, SceneTokens]:
         spatial = model.scene_tokens(features, places)
-        scene = SceneTokens(xyz.to(model.device), spatial)
+        scene = SceneTokens(xyz.to(model.device), spatial[:, : model.decoder.size.hidden])
         _ = scene.order
         return model.splice(prompt, spatial), scene
 

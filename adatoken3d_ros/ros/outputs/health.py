@@ -63,7 +63,7 @@ class Health:
     def report(self) -> DiagnosticArray:
         """How everything is now."""
         now_ns = self._node.get_clock().now().nanoseconds
-        seen, worker, scene = self._outputs.scene, self._engine.worker, self._engine.scene
+        seen, worker, scene = self._outputs.scene, self._engine.queue, self._engine.scene
         reports = [
             diagnostics.inputs(
                 self._inputs.state(),

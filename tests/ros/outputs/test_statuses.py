@@ -137,8 +137,8 @@ def test_budgets_that_are_missed(watched: Watched) -> None:
 def test_a_stage_that_drifts(watched: Watched) -> None:
     """Prefills that take other times than when they were measured, and again the same."""
     watched.show(0)
-    assert watched.node.engine.worker is not None
-    speed = watched.node.engine.worker.call(lambda session: session.controller.latency).result(60.0)
+    assert watched.node.engine.queue is not None
+    speed = watched.node.engine.queue.call(lambda session: session.controller.latency).result(60.0)
     assert speed is not None
     for ratio in speed.ratios.values():  # the view that was encoded took its own time
         ratio.value = 1.0
