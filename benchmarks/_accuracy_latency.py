@@ -51,7 +51,7 @@ def measure(
     slower becomes so for all.
 
     Args:
-        scenes: what shows a scene to the scene, and its questions.
+        scenes: what shows the room to the scene, and its questions.
         asked: strategies.
     """
     times: list[list[float]] = [[] for _ in asked]

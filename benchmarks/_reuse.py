@@ -3,7 +3,7 @@
 
 Attention is causal: rows at the beginning of a prompt that enter a layer as they did before leave it as they did
 before. Within `remembering`, a decoder layer that reads a prompt compares its rows with those of the last one and
-computes only what comes after the first that differs. `gate.prefill` runs on such layers as on any others; where a
+computes only what comes after the first that differs. `decoder.prefill` runs on such layers as on any others; where a
 policy keeps the same tokens for every question, or before the first gate, only the question's own rows are left to do.
 
 Answers differ little too: `decode_along` reads a guess of the whole answer at once, keeps it up to the first token that

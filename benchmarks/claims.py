@@ -4,11 +4,12 @@
 It says that over 60 % of the spatial tokens contribute less than 5 %. Read of single tokens that is true of any scene
 with more than 20 of them; so it is tested of their sum, in two ways:
 
-* S(0.60), the share of the total contribution that the least contributing 60 % of the tokens hold, by attention, by the
-  norm of what is read and by its projection on the output (`lab.mining`), in each layer and over all.
+* S(0.60), the share of the total contribution that the least contributing 60 % of the tokens hold, by attention, by
+  the norm of what is read and by its projection on the output (`lab.mining`), in each layer and over all.
   The sentence holds where the interval of S(0.60) lies below 5 %, and fails where it lies above.
-* Those 60 % are removed, before the first layer or in the middle, through `gate.prefill`; beside it as many chosen at
-  random, and the 60 % that contribute most. KL of the first answer token to that of the unpruned model, and accuracy.
+* Those 60 % are removed, before the first layer or in the middle, through `decoder.prefill`; beside it as many chosen
+  at random, and the 60 % that contribute most. KL of the first answer token to that of the unpruned model, and
+  accuracy.
 
 Means are over rooms of questions about each; intervals are 95 % bootstrap intervals over rooms.
 

@@ -292,7 +292,7 @@ def tiny_checkpoint_path() -> Path:
     """Where the tiny random checkpoint is kept: one for each version of the code that writes and reads it."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     code = hashlib.sha256()
-    for source in sorted((Path(__file__).resolve().parents[1] / "model").glob("*.py")):
+    for source in sorted((Path(__file__).resolve().parents[1] / "lmm").rglob("*.py")):
         code.update(source.read_bytes())
     return cache / "adatoken3d" / f"tiny-random-{code.hexdigest()[:12]}"
 

@@ -102,7 +102,7 @@ def model_facts(path: Path) -> list[tuple[str, str]]:
     Raises:
         CheckpointError: for a config.json that is missing or describes no model we can build.
     """
-    from adatoken3d_ros.lmm.registry import outline
+    from adatoken3d_ros.lmm.registry import architecture_of, outline
 
     model = outline(path)
     decoder, sizes, cut = model.decoder.size, model.sizes, model.sizes.patches
@@ -110,12 +110,14 @@ def model_facts(path: Path) -> list[tuple[str, str]]:
     parameters = sum(p.numel() for p in model.parameters())
     # Keys and values of every layer, for a prompt with every spatial token and no pruning, filling the context.
     cache = 2 * decoder.n_layers * decoder.keys * sizes.context_length
+    kind = f"means of voxels of {sizes.voxel_size:g} m" if sizes.tokens == "voxels" else "those of the views"
     stored = sum(file.stat().st_size for file in path.glob("*.safetensors"))
     return [
         ("directory", str(path)),
+        ("architecture", architecture_of(path).model_type),
         ("shape", f"{decoder.n_layers} layers of {decoder.hidden}, hash {model.shape_hash}"),
         ("vision", f"{cut.width}x{cut.height} pixels, {cut.columns}x{cut.rows} patches a view"),
-        ("spatial tokens", f"at most {sizes.max_spatial_tokens}, voxels of {sizes.voxel_size:g} m"),
+        ("spatial tokens", f"at most {sizes.max_spatial_tokens}, {kind}"),
         ("context", f"{sizes.context_length} tokens"),
         ("parameters", f"{parameters:,} ({', '.join(f'{name} {count:,}' for name, count in parts.items())})"),
         ("weight files", f"{_size(stored)}" if stored else "missing: no safetensors file"),

@@ -28,9 +28,6 @@ def add_settings(parser: argparse.ArgumentParser, *options: str) -> None:
     for option in options:
         setting = BY_NAME[OPTIONS[option]]
         text, kind = setting.description.replace("%", "%%"), type(setting.default)
-        if kind is bool:
-            parser.add_argument(option, action="store_true", help=text)
-            continue
         parser.add_argument(
             option,
             type=partial(_pose, setting) if kind is tuple else kind,

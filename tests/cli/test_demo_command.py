@@ -98,13 +98,15 @@ def test_checkpoint_written_by_another_demo_meanwhile_is_used(tmp_path: Path) ->
 
 def test_checkpoint_of_other_code_has_another_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    (tmp_path / "model").mkdir()
+    real = Path(demo.__file__).parents[1] / "lmm"
+    assert any(path.name == "tiny.py" for path in real.rglob("*.py")), "what is looked at is where the writer is"
+    (tmp_path / "lmm" / "one").mkdir(parents=True)
     monkeypatch.setattr(demo, "__file__", str(tmp_path / "cli" / "demo.py"))
-    (tmp_path / "model" / "tiny.py").write_text("a = 1")
+    (tmp_path / "lmm" / "one" / "tiny.py").write_text("a = 1")
     first = demo.tiny_checkpoint_path()
     assert first.parent == tmp_path / "cache" / "adatoken3d"
     assert demo.tiny_checkpoint_path() == first
-    (tmp_path / "model" / "tiny.py").write_text("a = 2")
+    (tmp_path / "lmm" / "one" / "tiny.py").write_text("a = 2")
     assert demo.tiny_checkpoint_path() != first
 
 

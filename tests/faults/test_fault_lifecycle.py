@@ -186,11 +186,11 @@ def test_a_refused_transition_changes_nothing(talk: Talk, state: str, way: tuple
     """By id and by label, of each state; and where both are given, the label counts, as in rcl."""
     for label in way:
         assert talk.change(label)
-    worker = talk.node.engine.worker
+    worker = talk.node.engine.queue
 
     def unharmed() -> bool:
         """The worker is the one before, and does what it is called for."""
-        return talk.node.engine.worker is worker and (worker is None or worker.call(lambda _: True).result(60.0))
+        return talk.node.engine.queue is worker and (worker is None or worker.call(lambda _: True).result(60.0))
 
     for number in set(IDS) - OUT[state]:
         assert not talk.change(number=number), (state, number)

@@ -82,7 +82,7 @@ class Scene:
 
 
 def encode_views(room: FurnishedRoom, views: list[View], vision: VisionTower, config: SceneConfig) -> Scene:
-    """The scene that a session makes of these views, position embedding apart."""
+    """The scene that the engine makes of these views, position embedding apart."""
     patches = PatchConfig(PatchGeometry.square(config.image_size, config.grid))
     points = [patch_points(view.frame, patches) for view in views]
     xyz = torch.from_numpy(np.concatenate([p.xyz for p in points]))

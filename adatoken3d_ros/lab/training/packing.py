@@ -233,7 +233,7 @@ def pack(asked: Sequence[Sequence[Encoded]], n_prefix: Sequence[int], shape: Sha
 
 
 def spatial_tokens(model: SpatialLMM, scenes: Sequence[Scene], *, blind: bool = False) -> list[Tensor]:
-    """(M, D) of each scene, what `session.spliced` puts into the prompt; one empty token for a model that may not see.
+    """(M, D) of each scene, what `Scene.spliced` puts into the prompt; one empty token for a model that may not see.
 
     The last layer of the position embedding is linear, so it is applied to the voxels' means.
     """
