@@ -125,6 +125,8 @@ SETTINGS: tuple[Setting, ...] = (
             choices=("auto", "float32", "float16", "bfloat16")),
     Setting("model.device", "auto", CONFIGURE, "Where the model runs: auto, cpu, cuda or cuda:<n>.", check=_device),
     Setting("model.template", "", CONFIGURE, "Name of one of the model's prompt templates; empty: its own choice."),
+    Setting("model.tell_poses", False, CONFIGURE, "Tell the model in words where each view was taken from and where it "
+            "looked, scene frame, metres and degrees; only for a model that reads views as pictures."),
     Setting("seed", 0, CONFIGURE, "Seed of everything random in an answer.", low=0, high=2**31 - 1),
     Setting("strategy", "ours", ANY_TIME, "Pruning strategy: its name, or the path of a strategy file (.yaml). A "
             "name means the file of that name in the model's folder strategies/, where there is one.",

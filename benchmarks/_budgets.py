@@ -6,7 +6,8 @@ is turned until the exact prefill operations, scoring included, are those of the
 candidate, and the benchmark takes the one that moves the answers least in rooms set aside for that. So every rival is
 at its best, and `ours` has no more than the others: it too is fitted to the model on those rooms.
 
-    coarse_voxel, divprune   share kept before the first layer
+    coarse_voxel, one_per_voxel, divprune
+                             share kept before the first layer
     fastv                    share kept from one layer on; the layer: its own scaled to this depth, 2 or 3
     pyramiddrop              k, k^2, k^3 after its three layers; these scaled to this depth, or at 1/2, 1/4 of it
     adatoken_release         a power of the released ratios; layers as above (`_original`: positions kept)
@@ -43,6 +44,7 @@ from adatoken3d_ros.pruning.view import DecoderSize, Policy
 RIVALS = (
     "random",
     "coarse_voxel",
+    "one_per_voxel",
     "fastv",
     "pyramiddrop",
     "adatoken_release",
@@ -146,7 +148,7 @@ _Family = tuple[str, Callable[[float], Schedule], float, float]
 
 def _families(name: str, n_layers: int, target: float, fitted: Fitted) -> list[_Family]:
     """(setting, schedule by knob, least knob, largest knob) of each setting."""
-    if name in ("coarse_voxel", "divprune"):
+    if name in ("coarse_voxel", "one_per_voxel", "divprune"):
         return [_first_layer()]
     if name == "fastv":
         own = scaled_to_depth([2], [0.5], n_layers).stages[0].layer

@@ -15,6 +15,7 @@ LEAST_RATIO, LEAST_FAMILY = 0.995, 0.97
 COLOURS = {
     "random": "#999999",
     "coarse_voxel": "#8c564b",
+    "one_per_voxel": "#c49c94",
     "fastv": "#1f77b4",
     "pyramiddrop": "#2ca02c",
     "adatoken_release": "#bcbd22",

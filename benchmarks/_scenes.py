@@ -107,7 +107,11 @@ class Reader:
         """Each question's prompt, as a scene makes it (`Scene.spliced`); a blind model gets one empty spatial token."""
         spatial = spatial_tokens(self.model, [scene], blind=self.blind)[0]
         # One object for all questions: it remembers what depends on the scene alone.
-        tokens = SceneTokens(torch.zeros(1, 3) if self.blind else centroids(scene), spatial)
+        if self.blind:
+            tokens = SceneTokens(torch.zeros(1, 3), spatial)
+        else:
+            seen = torch.bincount(scene.voxel, minlength=len(scene.features))
+            tokens = SceneTokens(centroids(scene), spatial, seen)
         return [self.sample(spatial, tokens, qa) for qa in questions]
 
     @torch.inference_mode()

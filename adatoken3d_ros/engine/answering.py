@@ -108,7 +108,7 @@ class _Answering:
     def run(self) -> None:
         """The stages."""
         scene, guard, question = self.scene, self.guard, self.answer.question
-        prompt, clicks = scene.prompt(question)
+        prompt, clicks = scene.prompt(question, pending=True)
         pending = len(scene.memory.pending)
         if not pending:
             scene.check(clicks[:0])
@@ -120,7 +120,7 @@ class _Answering:
             raise Cancelled("stopped while views were encoded")
         guard.record("encode", encode_terms(encoded))
         scene.check(clicks)
-        if encoded and self.runtime.model.writes_clicks and len(clicks):
+        if pending and (scene.config.tell_poses or (self.runtime.model.writes_clicks and len(clicks))):
             prompt, clicks = scene.prompt(question)  # in words of the views that there are now
         plan = guard.plan(scene.situation(question, prompt))
 

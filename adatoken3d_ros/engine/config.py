@@ -18,6 +18,7 @@ class SessionConfig:
 
     Attributes:
         template: name of one of the model's prompt templates; empty: its own choice.
+        tell_poses: whether the prompt says where each view was taken from.
     """
 
     key_frames: KeyFrameConfig = field(default_factory=KeyFrameConfig)
@@ -27,6 +28,7 @@ class SessionConfig:
     question_views: int = OF_CHOSEN_FRAMES["scene.question_views"]
     max_new_tokens: int = OF_CHOSEN_FRAMES["max_new_tokens"]
     template: str = ""
+    tell_poses: bool = OF_CHOSEN_FRAMES["model.tell_poses"]
     seed: int = OF_CHOSEN_FRAMES["seed"]
     budget: BudgetConfig = field(default_factory=BudgetConfig)
 
@@ -43,6 +45,7 @@ def session_config(settings: Settings) -> SessionConfig:
         question_views=settings["scene.question_views"],
         max_new_tokens=settings["max_new_tokens"],
         template=settings["model.template"],
+        tell_poses=settings["model.tell_poses"],
         seed=settings["seed"],
         budget=BudgetConfig(Infeasible(settings["budget.infeasible"]), Reuse(settings["budget.reuse"])),
     )

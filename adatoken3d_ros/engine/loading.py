@@ -56,6 +56,8 @@ def load_engine(settings: Settings, progress: Callable[[float, str], None] | Non
     # A wrong strategy or template is told at once.
     strategy = strategy_of(engine, settings["strategy"])
     model.prompt(tokenizer, "What is this?", template=settings["model.template"])
+    if settings["model.tell_poses"] and not model.tells_poses:
+        raise ValueError("model.tell_poses is true, but this model reads no views and cannot be told where they are")
     if settings["budget.warm_up"]:
         cache = Path(settings["budget.cache"]) if settings["budget.cache"] else None
         known = engine.warm_up(

@@ -66,7 +66,8 @@ class Prepared:
         if size not in self._blocks:
             tokens = self._memory.question_tokens(size)
             spatial = self._model.scene_tokens(tokens.features, tokens.position)
-            block = Block(tokens, SceneTokens(tokens.xyz, spatial[:, : self._model.decoder.size.hidden]), spatial)
+            features = spatial[:, : self._model.decoder.size.hidden]
+            block = Block(tokens, SceneTokens(tokens.xyz, features, self._memory.clearness(tokens)), spatial)
             _ = block.scene.order  # for all questions, and where there is time ahead of them
             self._blocks[size] = block
         return self._blocks[size]

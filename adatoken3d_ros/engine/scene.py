@@ -184,8 +184,10 @@ class Scene:
 
     # --- a question about the scene as it is ---
 
-    def prompt(self, question: Question) -> tuple[PromptIds, NDArray[np.float64]]:
+    def prompt(self, question: Question, *, pending: bool = False) -> tuple[PromptIds, NDArray[np.float64]]:
         """The question's token ids, and its clicks (n, 3) in the scene frame, metres.
+
+        With `pending` it is as long as it becomes once the views that wait are encoded, in other words perhaps.
 
         Raises:
             InvalidRequest: for a question that cannot be asked (see `check_question`).
@@ -195,10 +197,14 @@ class Scene:
             model, tokenizer, template = self.runtime.model, self.runtime.tokenizer, self.config.template
             text, clicks = clicks_of(question, model.takes_clicks)
             check_points(clicks)
-            if model.writes_clicks and len(clicks):
-                text = model.write_clicks(text, clicks, self.memory.seen())
-                return model.prompt(tokenizer, text, template=template), clicks
-            return model.prompt(tokenizer, text, n_clicks=len(clicks), template=template), clicks
+            vectors = len(clicks)
+            if model.writes_clicks and vectors:
+                text = model.write_clicks(text, clicks, self.memory.seen(), coordinates=self.config.tell_poses)
+                vectors = 0
+            prompt = model.prompt(tokenizer, text, n_clicks=vectors, template=template)
+            if self.config.tell_poses:
+                prompt = model.tell_poses(tokenizer, prompt, self.memory.asked_poses(pending=pending))
+            return prompt, clicks
         except PromptError as error:
             raise InvalidRequest(str(error)) from error
 
@@ -253,7 +259,7 @@ class Scene:
             InvalidRequest: for a question that cannot be asked.
             ValueError: without a latency model.
         """
-        situation = self.situation(question, self.prompt(question)[0], pending=len(self.memory.pending))
+        situation = self.situation(question, self.prompt(question, pending=True)[0], pending=len(self.memory.pending))
         return self.controller.table(situation)
 
     def situation(

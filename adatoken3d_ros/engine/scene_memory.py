@@ -247,12 +247,23 @@ class SceneMemory:
 
         The newest view is always among them.
         """
-        limit = self._config.question_views or self._model.sizes.num_views
+        limit = self._question_views
         if len(self._map) <= limit:
             return self._map
         if self._asked is None:
             self._asked = self._map.subset(self._map.cover(limit, first=self._map.keys()[-1:]))
         return self._asked
+
+    @property
+    def _question_views(self) -> int:
+        return self._config.question_views or self._model.sizes.num_views
+
+    def asked_poses(self, *, pending: bool = False) -> list[NDArray[np.float64]]:
+        """T_world_camera (4, 4) of each view of `asked`, in their order; with `pending` as many as they will become."""
+        stamps = self.asked.keys()
+        poses = [self.poses[stamp] for stamp in stamps]
+        coming = [frame.T_world_camera for frame in self.pending] if pending else []
+        return [*poses, *coming][: self._question_views]
 
     @torch.inference_mode()
     def question_tokens(self, max_tokens: int) -> SpatialTokens:
@@ -262,6 +273,13 @@ class SceneMemory:
             TokenMapError: if nothing has been seen.
         """
         return self.asked.tokens(max_tokens)
+
+    def clearness(self, tokens: SpatialTokens) -> Tensor:
+        """(M,) how well tokens of `asked` were seen: more patches in a voxel, or a camera that was less far away."""
+        if tokens.view is None:
+            return tokens.count
+        cameras = torch.tensor([pose[:3, 3].tolist() for pose in self.asked_poses()])
+        return -(tokens.xyz - cameras[tokens.view].to(tokens.xyz)).norm(dim=1)
 
     def seen(self) -> SeenViews | None:
         """What the views of `asked` show; None where tokens are not those of views, or there is no view."""

@@ -171,11 +171,13 @@ class SpatialLMM(nn.Module, ABC):
         lifts_boxes: whether it writes boxes of a picture (`lift_boxes`).
         takes_clicks: whether a question may have points of the scene in it (`embed_clicks`).
         writes_clicks: whether it takes them in words (`write_clicks`) and not as vectors.
+        tells_poses: whether it can be told where its views are (`tell_poses`).
     """
 
     takes_clicks: bool = False
     lifts_boxes: bool = False
     writes_clicks: bool = False
+    tells_poses: bool = False
     loaded_identity: str | None = None
     shape_hash: str
     sizes: ModelSizes
@@ -272,8 +274,20 @@ class SpatialLMM(nn.Module, ABC):
                 than the context.
         """
 
-    def write_clicks(self, text: str, clicks: NDArray[np.float64], seen: SeenViews | None) -> str:
-        """A question with a mark for each of its points and these (n, 3), scene frame -> the question in words.
+    def tell_poses(self, tokenizer: Any, prompt: PromptIds, poses: Sequence[NDArray[np.float64]]) -> PromptIds:
+        """A prompt that says before the views where each was taken from and where it looked, T_world_camera (4, 4) of
+        each, scene frame, metres.
+
+        Raises:
+            NotImplementedError: for a model that is not told so.
+        """
+        raise NotImplementedError(f"{type(self).__name__} is not told where its views are")
+
+    def write_clicks(
+        self, text: str, clicks: NDArray[np.float64], seen: SeenViews | None, *, coordinates: bool = False
+    ) -> str:
+        """A question with a mark for each of its points and these (n, 3), scene frame -> the question in words; with
+        `coordinates` in metres, too, for a model that was told where its views are.
 
         Before anything has been seen the words are as many as they will be.
 

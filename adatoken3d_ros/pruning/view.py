@@ -22,22 +22,25 @@ class PolicyError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class SceneTokens:
-    """What is known of the N spatial tokens beforehand: centroids (N, 3) in metres, and features (N, D), the tokens as
-    the language model reads them.
+    """What is known of the N spatial tokens beforehand: centroids (N, 3) in metres, features (N, D), the tokens as the
+    language model reads them, and how well each was `seen` (N,), more is better.
 
     Keep one object as long as the scene stays the same: it remembers its `order`.
 
     Raises:
-        PolicyError: a centroid is not finite.
+        PolicyError: a centroid is not finite, or `seen` is of another number of tokens.
     """
 
     xyz: Tensor
     features: Tensor | None = None
+    seen: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not (finite := self.xyz.isfinite().all(-1)).all():
             token = int(finite.long().argmin())
             raise PolicyError(f"spatial token {token} is at {self.xyz[token].tolist()}")
+        if self.seen is not None and self.seen.shape != self.xyz.shape[:1]:
+            raise PolicyError(f"how well tokens were seen is {tuple(self.seen.shape)} for {len(self.xyz)} of them")
 
     @cached_property
     def order(self) -> Tensor:

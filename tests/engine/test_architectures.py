@@ -24,7 +24,9 @@ from adatoken3d_ros.lmm.llava3d import tiny as llava3d
 from adatoken3d_ros.lmm.qwen3vl import tiny as qwen3vl
 from adatoken3d_ros.lmm.video3d import tiny as video3d
 from adatoken3d_ros.lmm.video3d.places import mean_points
-from adatoken3d_ros.pruning.policies import POLICY_NAMES
+from adatoken3d_ros.pruning.policies import POLICY_NAMES, make_policy
+from adatoken3d_ros.pruning.policies.coarse_voxel import coarsest_cells
+from adatoken3d_ros.pruning.schedule import Schedule
 from adatoken3d_ros.pruning.strategy import default_strategy
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.patches import PatchConfig
@@ -129,6 +131,28 @@ def test_scenes_and_strategies_of_one_are_refused_by_the_other(tmp_path: Path, f
         replace(default_strategy("ours", n_layers, 3), model_hash=theirs).save(file)
         with pytest.raises(ValueError, match=theirs):
             make_strategy(str(file), n_layers, model.identity, first_gate=model.decoder.first_gate)
+
+
+def test_of_a_voxel_the_best_seen_token_stays(see: See) -> None:
+    """The nearest camera's where tokens are those of views, else the one of the most patches; the count is exact."""
+    scene = see("one_per_voxel")
+    spliced, block = scene.spliced(QUESTION)
+    tokens, seen = block.tokens, block.scene.seen
+    if tokens.view is None:
+        assert torch.equal(seen, tokens.count)
+    else:
+        cameras = np.array([pose[:3, 3] for pose in scene.poses.values()])[tokens.view.numpy()]
+        assert np.allclose(seen, -np.linalg.norm(tokens.xyz.numpy() - cameras, axis=1), atol=1e-4)
+    n = len(tokens) // 3
+    decoder = scene.runtime.model.decoder
+    schedule = Schedule.of([decoder.first_gate], [n / len(tokens)])
+    policy = make_policy("one_per_voxel")
+    filled = prefill(decoder, spliced.embeds, spliced.layout, schedule, policy, scene=block.scene)
+    kept = filled.trace.retained.nonzero()[:, 0]
+    cell = coarsest_cells(tokens.xyz, n)
+    assert len(kept) == n and set(cell[kept].tolist()) == set(cell.tolist())
+    best = torch.full((int(cell.max()) + 1,), -torch.inf).scatter_reduce(0, cell, seen.float(), "amax")
+    assert set(best[cell[kept]].tolist()) >= set(best.tolist()) and torch.isin(best, seen[kept].float()).all()
 
 
 @pytest.fixture(scope="module")

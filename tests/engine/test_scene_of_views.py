@@ -22,7 +22,8 @@ from adatoken3d_ros.lmm.qwen3vl.tiny import write_tiny_checkpoint
 from adatoken3d_ros.pruning.policies import POLICY_NAMES
 from adatoken3d_ros.pruning.strategy import StrategyError, default_strategy
 from adatoken3d_ros.scene.frames import PosedFrame
-from tests.engine.scenes import ask, new_scene
+from adatoken3d_ros.settings import Settings
+from tests.engine.scenes import ask, load_scene, new_scene
 
 LAYERS = 8
 CONFIG = SessionConfig(max_new_tokens=5)
@@ -131,7 +132,7 @@ def test_views_of_other_sizes_keep_their_shape(loaded: tuple[Any, Any], frames: 
 def test_points_are_told_in_words_of_the_views_that_there_are(
     loaded: tuple[Any, Any], frames: list[PosedFrame], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where the views are encoded while the question is answered."""
+    """Also where the views are encoded while the question is answered. A token's pixel is to the left of its middle."""
     model, told = loaded[0], []
 
     def prompt(tokenizer: Any, question: str, **options: Any) -> Any:
@@ -145,9 +146,65 @@ def test_points_are_told_in_words_of_the_views_that_there_are(
     answer = ask(scene, Question("What is at [-1.1, 2.0, 1.8]?", clicks=np.array([[2.1, 2.0, 0.2]])))
     assert answer.status in (Status.OK, Status.TRUNCATED)
     assert told[-1] == (
-        "The question is about the point [938, 917] in image 3. What is at the point [62, 83] in image 1?"
+        "The question is about the point [919, 908] in image 3. What is at the point [94, 108] in image 1?"
     )
     assert ask(scene, Question("What is at [900, 2, 1]?")).status is Status.INVALID_REQUEST
+
+
+def told_of(scene: Scene, question: Question) -> str:
+    ids = [token for piece in scene.prompt(question)[0].pieces if isinstance(piece, tuple) for token in piece]
+    return str(scene.runtime.tokenizer.decode(ids))
+
+
+def test_poses_of_the_views_are_told_where_that_is_wanted(
+    loaded: tuple[Any, Any], seen: Callable[..., Scene], frames: list[PosedFrame]
+) -> None:
+    """Before the views, in the frame of positions in a question, and counted before the views are encoded."""
+    question = Question("What is 1.5 m from (0.5, 2.0, 1.0)?")
+    scene = new_scene(*loaded, replace(CONFIG, tell_poses=True))
+    for frame in frames:
+        scene.observe(frame)
+    ahead = scene.prompt(question, pending=True)[0]
+    assert scene.encode_pending() == 3
+    assert scene.prompt(question)[0].n_tokens == ahead.n_tokens and scene.prompt(question)[0].n_system == ahead.n_system
+    text = told_of(scene, question)
+    assert "Image 2: from (0.50, 0.00, 1.00), looking towards 90 degrees. Image 3: from (1.00," in text
+    assert text.index("Image 3:") < text.index(question.text)
+    plain = told_of(seen(), question)
+    assert plain == "<|im_start|>user\n" + question.text + "<|im_end|>\n<|im_start|>assistant\n"
+    more, less = scene.spliced(question)[0], seen().spliced(question)[0]
+    words = len(text.removesuffix(plain[len("<|im_start|>user\n") :])) - len("<|im_start|>user\n")
+    assert more.n_tokens - less.n_tokens == words, "a token is a byte"
+    assert (
+        scene.situation(question, ahead).n_system
+        == words + scene.situation(question, seen().prompt(question)[0]).n_system
+    )
+    assert ask(scene, question).status in (Status.OK, Status.TRUNCATED)
+    assert "image 1 at (-1.10, 2.00, 1.80)?" in told_of(scene, Question("What is at [-1.1, 2.0, 1.8]?"))
+
+
+def test_who_cannot_be_told_poses_is_refused(tmp_path: Path, tiny_directory: Path) -> None:
+    views = write_tiny_checkpoint(tmp_path / "views", layers=3)
+    settings = Settings({"model.path": str(views), "model.tell_poses": True, "budget.warm_up": False})
+    assert (
+        load_scene(settings).config.tell_poses
+        and not load_scene(settings | {"model.tell_poses": False}).config.tell_poses
+    )
+    with pytest.raises(ValueError, match="model.tell_poses is true, but this model reads no views"):
+        load_scene(settings | {"model.path": str(tiny_directory)})
+
+
+def test_the_prefix_changes_with_the_poses_that_are_told(loaded: tuple[Any, Any], frames: list[PosedFrame]) -> None:
+    texts: dict[Reuse, list[str]] = {}
+    for reuse in Reuse:
+        config = replace(CONFIG, tell_poses=True, budget=BudgetConfig(reuse=reuse))
+        scene = new_scene(*loaded, config, strategy=default_strategy("none", LAYERS))
+        texts[reuse] = []
+        for frame in frames:
+            scene.observe(frame)
+            scene.prepare()
+            texts[reuse].append(ask(scene, Question("What is red?")).text)
+    assert texts[Reuse.PREFIX] == texts[Reuse.OFF]
 
 
 def test_boxes_in_an_answer_lie_in_the_scene(seen: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from adatoken3d_ros.decoder.adapter import Decoder
 from adatoken3d_ros.decoder.prefill import prefill
 from adatoken3d_ros.pruning.decay import DecayError
 from adatoken3d_ros.pruning.policies import POLICY_NAMES, make_policy
-from adatoken3d_ros.pruning.policies.coarse_voxel import coarsest_cells
+from adatoken3d_ros.pruning.policies.coarse_voxel import best_of_each, coarsest_cells
 from adatoken3d_ros.pruning.policies.ours import Ours
 from adatoken3d_ros.pruning.policies.pyramiddrop import RELEASED_LISTS
 from adatoken3d_ros.pruning.schedule import Schedule
@@ -48,7 +48,7 @@ def test_default_schedules_fit_any_depth(name: str, n_layers: int) -> None:
     ("name", "left"),
     # Of 19 tokens at 0.5 (9.5), and of 5 at 0.1 (0.5).
     [
-        *((name, (9, 1)) for name in ("random", "coarse_voxel", "adatoken", "ours")),
+        *((name, (9, 1)) for name in ("random", "coarse_voxel", "one_per_voxel", "adatoken", "ours")),
         *((name, (9, 0)) for name in ("pyramiddrop", "adatoken_release")),
         *((name, (10, 0)) for name in ("fastv", "divprune")),
     ],
@@ -227,6 +227,46 @@ def test_coarse_voxels_merge_by_hand(mha: Decoder) -> None:
     torch.testing.assert_close(seen[0][0, 2:5], merged)
     torch.testing.assert_close(seen[1][0, 2:6], torch.stack([old[0], merged[1], old[2], old[4]]))
     assert torch.equal(seen[0][0, 5:], prompt.embeds[0, 7:])
+
+
+def test_of_each_voxel_the_token_that_was_seen_best_stays_by_hand(mha: Decoder) -> None:
+    """Four and three in one place, and a lone point. Slots left over go to the second of each, of the four first."""
+    xyz = torch.tensor([[0.0, 0, 0], [9, 0, 0], [0, 0, 0], [9, 0, 0], [0, 5, 0], [0, 0, 0], [9, 0, 0], [0, 0, 0]])
+    seen = -torch.tensor([2.0, 1.0, 1.5, 1.0, 4.0, 1.5, 0.5, 3.0])
+    prompt, policy = make_prompt(2, 8, 3), make_policy("one_per_voxel")
+
+    def left(n: int, scene: SceneTokens) -> list[int]:
+        schedule = Schedule.of([0], [n / 8])
+        result = prefill(mha, prompt.embeds, prompt.layout, schedule, policy, scene=scene)
+        return result.trace.retained.nonzero()[:, 0].tolist()
+
+    known = SceneTokens(xyz, seen=seen)
+    assert left(3, known) == [2, 4, 6], "of the equal ones the first"
+    assert left(4, known) == [2, 4, 5, 6] and left(5, known) == [1, 2, 4, 5, 6]
+    assert left(6, known) == [0, 1, 2, 4, 5, 6]
+    assert left(3, SceneTokens(xyz)) == [0, 1, 4], "nobody knows: the first"
+    with pytest.raises(PolicyError, match=r"\(3,\) for 8 of them"):
+        SceneTokens(xyz, seen=seen[:3])
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 9))
+def test_no_voxel_has_two_tokens_before_each_has_one(n: int, k: int, seed: int) -> None:
+    generator, k = torch.Generator().manual_seed(seed), min(n, k)
+    cell = torch.randint(0, 6, (n,), generator=generator).unique(return_inverse=True)[1]
+    seen = torch.randint(0, 4, (n,), generator=generator)
+    kept = best_of_each(cell, seen, k)
+    assert len(kept.unique()) == k and torch.equal(kept, kept.sort().values)
+    counts, sizes = cell[kept].bincount(minlength=int(cell.max()) + 1), cell.bincount()
+    most = int(counts.max())
+    assert bool((counts >= torch.minimum(sizes, torch.tensor(most - 1))).all())
+    for one in range(len(sizes)):
+        own = cell == one
+        stayed = torch.zeros(n, dtype=torch.bool).index_fill(0, kept, True)
+        if counts[one]:
+            assert (
+                int(seen[own & stayed].min()) >= int(seen[own & ~stayed].max()) if bool((own & ~stayed).any()) else True
+            )
 
 
 def test_sink_dimensions_of_another_model_are_refused(mha: Decoder) -> None:

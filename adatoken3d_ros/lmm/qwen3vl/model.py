@@ -24,8 +24,8 @@ from adatoken3d_ros.decoder.prefill import Layout
 from adatoken3d_ros.lmm.interface import ModelSizes, PromptIds, SeenViews, SpatialLMM, Spliced, SpliceError, ViewTokens
 from adatoken3d_ros.lmm.qwen3vl.config import Qwen3VLSettings
 from adatoken3d_ros.lmm.qwen3vl.geometry import grid_of, token_points
-from adatoken3d_ros.lmm.qwen3vl.places import lift_boxes, write_clicks
-from adatoken3d_ros.lmm.qwen3vl.prompt import DEFAULT_TEMPLATE, build_prompt
+from adatoken3d_ros.lmm.qwen3vl.places import lift_boxes, tell_poses, write_clicks
+from adatoken3d_ros.lmm.qwen3vl.prompt import DEFAULT_TEMPLATE, before_views, build_prompt
 from adatoken3d_ros.lmm.qwen3vl.vision import Qwen3VLTower
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.patches import PatchConfig, PatchPoints
@@ -50,7 +50,7 @@ class Qwen3VL(SpatialLMM):
     `.to(dtype)`, which would round the rotary frequencies too: `checkpoint.load` takes the dtype.
     """
 
-    takes_clicks = writes_clicks = lifts_boxes = True
+    takes_clicks = writes_clicks = lifts_boxes = tells_poses = True
     vision: Qwen3VLTower
 
     def __init__(self, settings: Qwen3VLSettings) -> None:
@@ -99,8 +99,13 @@ class Qwen3VL(SpatialLMM):
     def prompt(self, tokenizer: Any, question: str, *, n_clicks: int = 0, template: str = "") -> PromptIds:
         return build_prompt(tokenizer, question, n_clicks=n_clicks, template=template or DEFAULT_TEMPLATE)
 
-    def write_clicks(self, text: str, clicks: NDArray[np.float64], seen: SeenViews | None) -> str:
-        return write_clicks(text, clicks, seen)
+    def tell_poses(self, tokenizer: Any, prompt: PromptIds, poses: Sequence[NDArray[np.float64]]) -> PromptIds:
+        return before_views(tokenizer, prompt, tell_poses(poses)) if poses else prompt
+
+    def write_clicks(
+        self, text: str, clicks: NDArray[np.float64], seen: SeenViews | None, *, coordinates: bool = False
+    ) -> str:
+        return write_clicks(text, clicks, seen, coordinates=coordinates)
 
     def lift_boxes(self, text: str, seen: SeenViews) -> list[tuple[float, ...]]:
         return lift_boxes(text, seen)

@@ -51,3 +51,9 @@ def build_prompt(tokenizer: Any, question: str, *, n_clicks: int = 0, template: 
     asked = encode(tokenizer, TEMPLATES[template].format(question=question))
     after = (*asked, end, *line, start, *assistant, *line)
     return PromptIds(((start, *user, *line), Placeholder("image"), after))
+
+
+def before_views(tokenizer: Any, prompt: PromptIds, words: str) -> PromptIds:
+    """A prompt with some words right before its views, where they belong to what questions about a scene share."""
+    at = prompt.pieces.index(Placeholder("image"))
+    return PromptIds((*prompt.pieces[:at], encode(tokenizer, words), *prompt.pieces[at:]))

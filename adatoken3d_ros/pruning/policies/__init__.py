@@ -24,6 +24,7 @@ _POLICIES: dict[str, Callable[..., Policy]] = {
     "none": Unpruned,
     "random": Random,
     "coarse_voxel": CoarseVoxel,
+    "one_per_voxel": partial(CoarseVoxel, name="one_per_voxel", merge=False),
     "fastv": FastV,
     "pyramiddrop": PyramidDrop,
     "adatoken_release": adatoken_release,

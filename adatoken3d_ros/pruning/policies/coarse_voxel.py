@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`coarse_voxel`: the scene at a coarser resolution, the control that needs no model."""
+"""`coarse_voxel` and `one_per_voxel`: the scene at a coarser resolution, which needs no model.
+
+A place that several views have seen is several tokens of a model whose tokens are those of views: here they become one.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +17,28 @@ from adatoken3d_ros.pruning.view import DecoderSize, GateSize, GateView, Rope, S
 
 @dataclass(frozen=True)
 class CoarseVoxel:
-    """The finest cubic grid with at most k occupied cells, each cell one token, the mean of its tokens.
+    """The finest cubic grid with at most k occupied cells, each cell one token.
 
-    A grid seldom has exactly k occupied cells: slots left over go to further tokens of the fullest cells, which then
-    are not part of a mean. Means are of the states at the gate (before the language model: of projected features) and
-    stand at the row and position of the cell's first token.
+    A grid seldom has exactly k occupied cells: slots left over go to further tokens of the fullest cells.
+
+    Attributes:
+        merge: the token of a cell is the mean of all, without those that have slots of their own: of their states at
+            the gate (before the language model: of projected features), at the row and position of the cell's first
+            token. False: it is the one that was seen best (`SceneTokens.seen`; the first of equals), as it is and where
+            it is; slots left over go to the second of each cell, fuller cells first, then to the third.
     """
 
     name: str = "coarse_voxel"
+    merge: bool = True
     rope: Rope = "original"
     kept = staticmethod(at_least_one)
 
     def select(self, view: GateView) -> Selection:
-        cell = coarsest_cells(view.scene_for(self.name).xyz[view.alive], view.n_keep)
+        scene = view.scene_for(self.name)
+        cell = coarsest_cells(scene.xyz[view.alive], view.n_keep)
+        if not self.merge:
+            seen = torch.zeros_like(cell) if scene.seen is None else scene.seen[view.alive]
+            return Selection(best_of_each(cell, seen, view.n_keep))
         n_cells, order = int(cell.max()) + 1, torch.arange(len(cell), device=cell.device)
         first = torch.full((n_cells,), len(cell), device=cell.device).scatter_reduce(0, cell, order, "amin")
         size = cell.bincount(minlength=n_cells)
@@ -43,7 +55,7 @@ class CoarseVoxel:
         return Schedule.of([0], [0.36])
 
     def flops(self, decoder: DecoderSize, gate: GateSize) -> float:
-        return float(gate.n_spatial * decoder.hidden)
+        return float(gate.n_spatial * decoder.hidden) if self.merge else 0.0
 
 
 def coarsest_cells(xyz: Tensor, k: int) -> Tensor:
@@ -59,3 +71,17 @@ def coarsest_cells(xyz: Tensor, k: int) -> Tensor:
         else:
             fine = size
     return best
+
+
+def best_of_each(cell: Tensor, seen: Tensor, k: int) -> Tensor:
+    """(k,) int64 rising: of each cell (n,) the token with the highest `seen` (n,), then each cell's second, and so on.
+
+    Of equal ones in a cell the first comes first; of cells of which not all have a turn, the fullest, then those with
+    the first tokens.
+    """
+    order = seen.argsort(descending=True, stable=True)
+    order = order[cell[order].argsort(stable=True)]
+    size, places = cell.bincount(), torch.arange(len(cell), device=cell.device)
+    turn = torch.empty_like(cell)
+    turn[order] = places - (size.cumsum(0) - size)[cell[order]]
+    return (turn * (len(cell) + 1) - size[cell]).argsort(stable=True)[:k].sort().values
