@@ -192,6 +192,7 @@ def choose(
     if wanted.kind == "adatoken":
         end_share, max_gates = wanted.end_share or 0.10, wanted.max_gates or 3
         schedule, decay = adatoken_schedule(information.contribution, end_share, max_gates)
+        schedule = schedule.not_before(decoder.first_gate)
         settings = {"end_share": end_share, "max_gates": max_gates}
         fit = {"fit_rate": decay.B, "fit_error": decay.error, "fit_correlation": decay.correlation}
         return schedule, settings | {name: round(value, 6) for name, value in fit.items()}, Extra(probe, decay=decay)

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which architecture a checkpoint is of: its config.json says it, and the architecture's own loader does the rest.
 
-A new one is a folder beside this file and a line in `ARCHITECTURES`.
+A new one is a folder beside this file and a line in `ARCHITECTURES`; one that lives elsewhere is made known by
+`register`, before the node or a command is started.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -77,9 +78,26 @@ ARCHITECTURES = (
     Architecture("qwen3_vl", "Qwen3VLForConditionalGeneration", "adatoken3d_ros.lmm.qwen3vl.checkpoint"),
     Architecture("llava_qwen", "LlavaQwenForCausalLM", "adatoken3d_ros.lmm.video3d.checkpoint"),
 )
+_further: list[Architecture] = []
 
 
-def architecture_of(path: str | Path, known: Sequence[Architecture] = ARCHITECTURES) -> Architecture:
+def register(architecture: Architecture) -> None:
+    """Makes another architecture known to everything in this process that loads a model.
+
+    Raises:
+        ValueError: if its model_type is known already.
+    """
+    if architecture.model_type in (one.model_type for one in known()):
+        raise ValueError(f"there is an architecture {architecture.model_type!r} already")
+    _further.append(architecture)
+
+
+def known() -> tuple[Architecture, ...]:
+    """Those that ship, and those that were registered."""
+    return (*ARCHITECTURES, *_further)
+
+
+def architecture_of(path: str | Path) -> Architecture:
     """The architecture of the checkpoint in a local directory.
 
     Raises:
@@ -87,11 +105,11 @@ def architecture_of(path: str | Path, known: Sequence[Architecture] = ARCHITECTU
     """
     file = local_directory(path) / "config.json"
     content = read_json(file)
-    for one in known:
+    for one in known():
         if one.made(content):
             return one
     says = ", ".join(f"{k} is {quoted(content[k], 200)}" for k in ("model_type", "architectures") if k in content)
-    names = ", ".join(f"{one.model_type} ({one.class_name})" for one in known)
+    names = ", ".join(f"{one.model_type} ({one.class_name})" for one in known())
     raise CheckpointError(f"{file}: {says or 'neither model_type nor architectures'}; known are {names}")
 
 
@@ -103,7 +121,6 @@ def load(
     vision_path: str | Path | None = None,
     progress: Progress | None = None,
     free_memory: Callable[[torch.device], int] | None = None,
-    known: Sequence[Architecture] = ARCHITECTURES,
 ) -> LoadedModel:
     """Loads model and tokenizer from a local directory; nothing is downloaded and no pickle is opened.
 
@@ -114,14 +131,13 @@ def load(
         vision_path: directory of the vision tower, where the checkpoint carries none.
         progress: called with (fraction of the bytes, name of the file) as loading goes on.
         free_memory: bytes free on a device; the machine's own answer if None.
-        known: the architectures to look among.
 
     Raises:
         CheckpointError: if anything is missing, damaged, misshapen or does not fit into memory, or the architecture is
             not known.
     """
     path = local_directory(path)
-    found = architecture_of(path, known).import_loader()
+    found = architecture_of(path).import_loader()
     model, tokenizer, report = found.load(
         path, dtype=dtype, device=device, vision_path=vision_path, progress=progress, free_memory=free_memory
     )

@@ -18,16 +18,22 @@ from adatoken3d_ros.engine.budget.hurry import Hurry
 from adatoken3d_ros.engine.budget.plans import options
 from adatoken3d_ros.engine.config import SessionConfig
 from adatoken3d_ros.engine.engine import Engine
+from adatoken3d_ros.engine.events import Listeners
+from adatoken3d_ros.engine.loading import load_engine, open_scene
 from adatoken3d_ros.engine.scene import Scene
 from adatoken3d_ros.lmm.text_places import PromptError
 from adatoken3d_ros.pruning.policies import POLICY_NAMES, make_policy
 from adatoken3d_ros.pruning.schedule import Schedule, ScheduleError
 from adatoken3d_ros.pruning.strategy import default_strategy
+from adatoken3d_ros.ros.engine_owner import EngineOwner
 from adatoken3d_ros.scene.frames import PosedFrame
+from adatoken3d_ros.settings import Settings
 from tests.engine.scenes import ask
+from tests.lmm import fake
 from tests.lmm.fake import BREAK_EVERY, FIRST_GATE, LAYERS, FakeLMM, FakeTokenizer
 
 CONFIG = SessionConfig(max_new_tokens=5)
+LIMIT = 30.0  # seconds until a test that hangs fails
 
 
 @pytest.fixture(scope="module")
@@ -154,3 +160,49 @@ def test_a_scene_is_saved_for_this_model_alone(seen: Callable[..., Scene], tmp_p
     with pytest.raises(ValueError, match="model"):
         other.load(tmp_path / "scene.npz")
     assert torch.equal(again.memory.tokens().features, scene.memory.tokens().features)  # type: ignore[union-attr]
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Of a checkpoint of it, which is found by its config.json once the architecture is registered."""
+    path = fake.write_checkpoint(tmp_path / "fake")
+    changes = {"model.path": str(path), "budget.warm_up": False, "max_new_tokens": 5}
+    with pytest.raises(ValueError, match="model_type is 'fake'; known are "):
+        load_engine(Settings(changes))
+    fake.register(monkeypatch)
+    return Settings(changes)
+
+
+def test_it_is_loaded_like_those_that_ship(settings: Settings, seen: Callable[..., Scene], tmp_path: Path) -> None:
+    """Nothing of the package is changed for it; the same weights answer as they do without a file."""
+    engine = load_engine(settings)
+    assert engine.model_id == f"fake@{FakeLMM().shape_hash}-{engine.model.identity.partition('-')[2]}"
+    assert engine.model.identity == FakeLMM().identity and engine.model.loaded_identity is not None
+    built = seen()
+    built.save(tmp_path / "scene")
+    scene = open_scene(engine, settings)
+    assert scene.load(tmp_path / "scene") == 3
+    question = Question("What is red?")
+    assert ask(scene, question).text == ask(built, question).text
+
+
+def test_the_node_owns_it_like_those_that_ship(settings: Settings, frames: list[PosedFrame], tmp_path: Path) -> None:
+    owner = EngineOwner(Listeners())
+    try:
+        owner.start(settings).result(LIMIT)
+        assert owner.model_id.startswith("fake@") and not owner.problem
+        for frame in frames:
+            owner.take_frame(lambda frame=frame: frame)
+            assert owner.queue is not None
+            owner.queue.call(lambda scene: scene.encode_pending()).result(LIMIT)  # one frame waits, the newest
+        for name in ("ours", "none"):
+            owner.check_strategy(name)
+            answer = owner.ask(Question("What is red?"), settings | {"strategy": name}, number=1).result.result(LIMIT)
+            assert answer.status in (Status.OK, Status.TRUNCATED), answer.status_message
+            assert (answer.retained_tokens < answer.spatial_tokens) == (name == "ours")
+        early = tmp_path / "early.yaml"
+        replace(default_strategy("ours", LAYERS), schedule=Schedule.of([1], [0.5])).save(early)
+        with pytest.raises(ScheduleError, match="gate layer 1 is before layer 2"):
+            owner.check_strategy(str(early))
+    finally:
+        owner.drop()

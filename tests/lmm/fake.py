@@ -1,25 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
 """Another small architecture, all that the interface asks for and nothing more: a wide grid over the whole picture,
 a decoder with norms on queries and keys, no clicks and no boxes, a first legal gate, and line breaks in the scene.
+
+`register` makes it known, and then its checkpoints go through everything that loads a model.
 """
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from adatoken3d_ros.decoder.adapter import Decoder
 from adatoken3d_ros.decoder.prefill import Layout
+from adatoken3d_ros.lmm import registry
 from adatoken3d_ros.lmm.interface import ModelSizes, Placeholder, PromptIds, SpatialLMM, Spliced, SpliceError
+from adatoken3d_ros.lmm.official_layout import finish
+from adatoken3d_ros.lmm.safetensors_files import LoadReport, inventory
 from adatoken3d_ros.lmm.text_places import PromptError, check_text
 from adatoken3d_ros.lmm.vision.tower import VisionTower
 from adatoken3d_ros.scene.geometry import PatchGeometry
 
 WIDTH, LAYERS, FIRST_GATE, BREAK_EVERY = 32, 6, 2, 4
+ARCHITECTURE = registry.Architecture("fake", "FakeLMM", __name__)
 
 
 class MeanColour(VisionTower):
@@ -111,3 +122,48 @@ class FakeLMM(SpatialLMM):
             raise SpliceError(f"{embeds.shape[1]} tokens are more than {self.sizes.context_length}")
         start = len(texts[0])
         return Spliced(embeds, Layout(start, len(spatial), embeds.shape[1], rows=start + tokens))
+
+
+# --- its checkpoint, as a loader of the registry finds it -------------------------------------------------------------
+
+
+def register(patch: pytest.MonkeyPatch) -> None:
+    """Makes it known until the patch is undone."""
+    patch.setattr(registry, "_further", [])
+    registry.register(ARCHITECTURE)
+
+
+def write_checkpoint(path: Path, seed: int = 0) -> Path:
+    """Writes config.json and the weights into a directory; returns it."""
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "config.json").write_text(json.dumps({"model_type": ARCHITECTURE.model_type, "seed": seed}))
+    save_file(FakeLMM(seed).state_dict(), path / "model.safetensors")
+    return path
+
+
+def outline(path: Path, vision_path: str | Path | None = None) -> FakeLMM:
+    """See `registry.Loader`."""
+    with torch.device("meta"):
+        return FakeLMM()
+
+
+def load(
+    path: Path, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu", **options: Any
+) -> tuple[FakeLMM, FakeTokenizer, LoadReport]:
+    """See `registry.Loader`."""
+    model, stored = outline(path), inventory(path)
+    names = {name: name for name in model.state_dict()}
+    del options["vision_path"]
+    report = finish(
+        model,
+        {name: stored[name] for name in names if name in stored},
+        names,
+        path=path,
+        tokenizer=path,
+        ignored=(),
+        started=time.monotonic(),
+        dtype=dtype,
+        device=torch.device(device),
+        **options,
+    )
+    return model, FakeTokenizer(), report

@@ -77,11 +77,23 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
         registry.load("somebody/model")
 
 
-def test_a_new_architecture_is_a_line_in_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_registered_architecture_is_known_like_those_that_ship(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made_up, asked = ModuleType("made_up_loader"), []
     made_up.load = lambda path, **options: (asked.append((path, options)), ("model", "tokenizer", "report"))[1]  # type: ignore[attr-defined]
+    made_up.outline = lambda path, vision_path: "outline"  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "made_up_loader", made_up)
-    known = (*ARCHITECTURES, Architecture("made_up", "MadeUpModel", "made_up_loader"))
-    found = registry.load(with_config(tmp_path, {"model_type": "made_up"}), dtype=torch.float16, known=known)
-    assert found == ("model", "tokenizer", "report")
+    monkeypatch.setattr(registry, "_further", [])
+    path = with_config(tmp_path, {"model_type": "made_up"})
+    with pytest.raises(CheckpointError, match="'made_up'; known are llava_llama "):
+        registry.load(path)
+    registry.register(Architecture("made_up", "MadeUpModel", "made_up_loader"))
+    found = registry.load(path, dtype=torch.float16)
+    assert found == ("model", "tokenizer", "report") and registry.outline(path) == "outline"
     assert asked[0][0] == tmp_path.resolve() and asked[0][1]["dtype"] == torch.float16
+    with pytest.raises(CheckpointError, match=r"known are llava_llama .*, made_up \(MadeUpModel\)$"):
+        registry.load(with_config(tmp_path, {"model_type": "gpt2"}))
+    for taken in ("made_up", ARCHITECTURES[0].model_type):
+        with pytest.raises(ValueError, match=f"an architecture '{taken}' already"):
+            registry.register(Architecture(taken, "Another", "another_loader"))
