@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -41,3 +43,12 @@ def mha() -> Decoder:
     from tests.decoder.oracle import tiny_decoder
 
     return tiny_decoder()
+
+
+@pytest.fixture(scope="session")
+def tiny_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The directory of an architecture's tiny checkpoint, named after it; not to be written to."""
+    from tests.architectures import write_tiny
+
+    root = tmp_path_factory.mktemp("checkpoints")
+    return cache(lambda name: write_tiny(name, root / f"tiny-{name}"))
