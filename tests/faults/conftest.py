@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +38,23 @@ def loaded(tiny_model: Path) -> tuple[Any, Any]:
 
 
 @pytest.fixture
-def make_rig(loaded: tuple[Any, Any]) -> Iterator[Callable[..., Any]]:
-    """Makes rigs (see `rig.Rig`), which end with the test."""
+def make_rig_of() -> Iterator[Callable[..., Any]]:
+    """Makes rigs (see `rig.Rig`) of a model and its tokenizer, which end with the test."""
     pytest.importorskip("rclpy")
     from rig import Rig
 
     rigs: list[Rig] = []
 
-    def make(**parameters: Any) -> Rig:
+    def make(loaded: tuple[Any, Any], **parameters: Any) -> Rig:
         rigs.append(Rig(loaded, **parameters))
         return rigs[-1]
 
     yield make
     for rig in rigs:
         rig.close()
+
+
+@pytest.fixture
+def make_rig(loaded: tuple[Any, Any], make_rig_of: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes rigs with the tiny model."""
+    return partial(make_rig_of, loaded)

@@ -37,7 +37,9 @@ tokens of the prompt template; `<image>`; `<boxes>`; NaN click; too many clicks;
 NaN budget; tiny budget; unknown model; truncated weights; wrong shape; a strategy for another model;
 folders that cannot be written; no memory for the model; GPU out of memory; SIGINT while the model loads;
 SIGTERM while the model loads; SIGKILL while the model loads; SIGINT during an answer; SIGTERM during an answer;
-SIGKILL during an answer; every order; two nodes of the same name; never reads; client that disappears
+SIGKILL during an answer; every order; two nodes of the same name; never reads; client that disappears;
+unknown type; tensor that is missing; tensor that is too much; smaller than a patch; longer than the context;
+first legal gate; of another architecture; without valid depth
 """
 
 

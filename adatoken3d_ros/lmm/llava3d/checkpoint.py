@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,7 +25,10 @@ from adatoken3d_ros.lmm.safetensors_files import (
     inventory,
     local_directory,
     read_json,
+    some,
 )
+
+logger = logging.getLogger(__name__)
 
 # Our names and those of the release. The first prefix that fits counts.
 _POSITION = "model.video_tower.video_tower.positional_embedding.position_embedding_head."
@@ -40,6 +45,8 @@ _OFFICIAL = (
 )
 _VISION_PREFIX = _OFFICIAL[-1][1]
 _HEAD = "language.lm_head.weight"
+# Of use to nobody: rotary frequencies that older transformers wrote, and what of the tower is not run.
+_UNUSED = re.compile(rf"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq|{re.escape(_VISION_PREFIX)}.+")
 
 
 def load(
@@ -83,13 +90,17 @@ def load(
         model = Llava3D(config)
     wanted = official_names(model)
     sources, vision = locate(wanted, stored, _VISION_PREFIX, vision_dir, path, "CLIP")
+    ignored = sorted(set(stored) - {source.name for source in sources.values() if source.file.parent == path})
+    if strange := [name for name in ignored if not _UNUSED.fullmatch(name)]:
+        # The release was never opened where this was written: what it may have beside its code's own is not refused.
+        logger.warning("%s has tensors that no part of the model takes: %s", path, some(strange))
     report = finish(
         model,
         sources,
         wanted,
         path=path,
         tokenizer=tokenizer_file,
-        ignored=[*set(stored) - {source.name for source in sources.values() if source.file.parent == path}],
+        ignored=ignored,
         started=started,
         vision=vision,
         tied={_HEAD: "language.model.embed_tokens.weight"} if config.language.tie_word_embeddings else None,
