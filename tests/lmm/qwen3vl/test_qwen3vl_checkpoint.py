@@ -17,71 +17,21 @@ from adatoken3d_ros.lmm import registry
 from adatoken3d_ros.lmm.qwen3vl.checkpoint import official_names, outline
 from adatoken3d_ros.lmm.qwen3vl.tiny import write_tiny_checkpoint
 from adatoken3d_ros.lmm.safetensors_files import CheckpointError
+from benchmarks.real_size import MODELS
 
-# What differs between the published models, and how many numbers they hold.
-PUBLISHED: dict[str, tuple[dict[str, Any], dict[str, Any], bool, int]] = {
-    "2B": (
-        {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28, "num_attention_heads": 16},
-        {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "deepstack_visual_indexes": [5, 11, 17]},
-        True,
-        2_127_532_032,
-    ),
-    "4B": (
-        {"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32},
-        {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "deepstack_visual_indexes": [5, 11, 17]},
-        True,
-        4_437_815_808,
-    ),
-    "8B": (
-        {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32},
-        {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "deepstack_visual_indexes": [8, 16, 24]},
-        False,
-        8_767_123_696,
-    ),
+# How many numbers the published models hold.
+PUBLISHED = {"2b": 2_127_532_032, "4b": 4_437_815_808, "8b": 8_767_123_696}
+IDS = {
+    "image_token_id": 151655,
+    "video_token_id": 151656,
+    "vision_start_token_id": 151652,
+    "vision_end_token_id": 151653,
 }
-
-
-def published_config(size: str) -> dict[str, Any]:
-    """The config.json of a published model."""
-    text, vision, tied, _ = PUBLISHED[size]
-    rope = {"mrope_interleaved": True, "mrope_section": [24, 20, 20], "rope_type": "default"}
-    return {
-        "architectures": ["Qwen3VLForConditionalGeneration"],
-        "model_type": "qwen3_vl",
-        "image_token_id": 151655,
-        "video_token_id": 151656,
-        "vision_start_token_id": 151652,
-        "vision_end_token_id": 151653,
-        "tie_word_embeddings": tied,
-        "text_config": {
-            "model_type": "qwen3_vl_text",
-            "vocab_size": 151936,
-            "num_key_value_heads": 8,
-            "head_dim": 128,
-            "max_position_embeddings": 262144,
-            "rms_norm_eps": 1e-6,
-            "rope_theta": 5000000,
-            "rope_scaling": rope,
-            "tie_word_embeddings": tied,
-            **text,
-        },
-        "vision_config": {
-            "model_type": "qwen3_vl",
-            "in_channels": 3,
-            "num_heads": 16,
-            "patch_size": 16,
-            "spatial_merge_size": 2,
-            "temporal_patch_size": 2,
-            "num_position_embeddings": 2304,
-            "out_hidden_size": text["hidden_size"],
-            **vision,
-        },
-    }
 
 
 @pytest.mark.parametrize("size", PUBLISHED)
 def test_published_sizes_have_the_originals_tensors(size: str, tmp_path: Path) -> None:
-    content = published_config(size)
+    content = {**MODELS[f"qwen3-vl-{size}"][1], **IDS}
     (tmp_path / "config.json").write_text(json.dumps(content))
     ours = outline(tmp_path)
     with torch.device("meta"):
@@ -92,7 +42,7 @@ def test_published_sizes_have_the_originals_tensors(size: str, tmp_path: Path) -
     if content["tie_word_embeddings"]:
         del wanted["lm_head.weight"]
     assert found == wanted
-    assert sum(torch.Size(shape).numel() for shape in found.values()) == PUBLISHED[size][3]
+    assert sum(torch.Size(shape).numel() for shape in found.values()) == PUBLISHED[size]
     assert (ours.sizes.patches.rows, ours.sizes.patches.columns) == (15, 20)
     assert ours.settings.stride == 32 and ours.sizes.max_spatial_tokens == 20 * 300
     assert ours.decoder.size.keys == 8 * 128 and len(ours.decoder) == content["text_config"]["num_hidden_layers"]
