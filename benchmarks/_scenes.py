@@ -33,6 +33,7 @@ from adatoken3d_ros.lab.synthetic.wordings import QA
 from adatoken3d_ros.lab.training.data import Scene, SceneConfig, prepare, read_scene
 from adatoken3d_ros.lab.training.packing import spatial_tokens
 from adatoken3d_ros.lab.training.pretrained import fingerprint
+from adatoken3d_ros.lmm.interface import ViewTokens
 from adatoken3d_ros.lmm.registry import load
 from adatoken3d_ros.lmm.text_places import parse_clicks
 from adatoken3d_ros.pruning.view import SceneTokens
@@ -100,6 +101,7 @@ class Reader:
             voxel_size=sizes.voxel_size,
             max_tokens=sizes.max_spatial_tokens,
             vision=fingerprint(self.model.vision),
+            tokens=sizes.tokens,
         )
 
     @torch.inference_mode()
@@ -112,16 +114,16 @@ class Reader:
         else:
             seen = torch.bincount(scene.voxel, minlength=len(scene.features))
             tokens = SceneTokens(centroids(scene), spatial, seen)
-        return [self.sample(spatial, tokens, qa) for qa in questions]
+        return [self.sample(spatial, tokens, qa, None if self.blind else scene.where) for qa in questions]
 
     @torch.inference_mode()
-    def sample(self, spatial: torch.Tensor, tokens: SceneTokens, qa: QA) -> Sample:
-        """The prompt of one question about spatial tokens (M, D)."""
+    def sample(self, spatial: torch.Tensor, tokens: SceneTokens, qa: QA, where: ViewTokens | None = None) -> Sample:
+        """The prompt of one question about spatial tokens (M, D), which are `where` in views if they are of these."""
         text, points = parse_clicks(qa.question)
         prompt = self.model.prompt(self.tokenizer, text, n_clicks=len(points))
         clicks = self.model.embed_clicks(torch.tensor(points, dtype=torch.float32).reshape(-1, 3))
-        spliced = self.model.splice(prompt, spatial, clicks)
-        return Sample(spliced.embeds, spliced.spatial_start, spliced.n_spatial, tokens)
+        spliced = self.model.splice(prompt, spatial, clicks, where=where)
+        return Sample(spliced.embeds, spliced.spatial_start, spliced.n_spatial, tokens, spliced.layout)
 
     def text(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
@@ -138,7 +140,9 @@ class Reader:
 
 
 def centroids(scene: Scene) -> torch.Tensor:
-    """(M, 3) float32 mean of the points of each token."""
+    """(M, 3) float32 mean of the points of each token, or its place where it has one."""
+    if scene.place is not None:
+        return scene.place
     count = torch.bincount(scene.voxel, minlength=len(scene.features)).double()
     total = torch.zeros(len(scene.features), 3, dtype=torch.float64).index_add(0, scene.voxel, scene.xyz.double())
     return (total / count[:, None]).float()
@@ -146,7 +150,7 @@ def centroids(scene: Scene) -> torch.Tensor:
 
 def layout(sample: Sample) -> Layout:
     """Of one prompt without padding."""
-    return Layout(sample.spatial_start, sample.n_spatial, sample.n_tokens)
+    return sample.layout
 
 
 def find_rooms(

@@ -63,10 +63,11 @@ class Outcome:
 def answers(reader: Reader, room: Room) -> list[str]:
     """The answer to each question about a room, decoded greedily with no token pruned; the scene is read once."""
     samples = reader.samples(room.scene(), room.questions)
-    end = samples[0].spatial_start + samples[0].n_spatial
+    end = samples[0].layout.spatial_end
     texts: list[str] = []
     with torch.inference_mode():
-        prefix = ScenePrefix(reader.decoder, samples[0].embeds[:, :end], samples[0].spatial_start)
+        first = samples[0]
+        prefix = ScenePrefix(reader.decoder, first.embeds[:, :end], first.spatial_start, layout=first.layout)
         for sample in samples:
             with prefix.asking(sample.embeds[:, end:], max_new_tokens=MAX_ANSWER) as read:
                 ids = list(generate(reader.decoder, read, max_new_tokens=MAX_ANSWER, eos_ids={reader.eos}))

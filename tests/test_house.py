@@ -57,7 +57,6 @@ ARCHITECTURES = re.compile(
 
 NAMING = {  # file that names an architecture -> why it may
     "cli/train.py": "the published vision tower that training begins with is a file of that name",
-    "lab/training/language.py": "what is trained from nothing is one model: its config.json, first weights and words",
     "lab/training/pretrained.py": "the published vision tower that training begins with",
     "lmm/vision/tower.py": "transformers' image processor that resizes, crops and normalises bears CLIP's name",
 }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`adatoken3d train`: the small embedded model, trained on furnished rooms.
+"""`adatoken3d train`: the small embedded model, or another as small, trained on furnished rooms.
 
 Renders the rooms and encodes their views once (kept in --scenes), then trains the language model, position embedding,
 projector and click encoder; the vision tower stays as it is. Ctrl-C or SIGTERM ends it behind its step and saves;
@@ -14,7 +14,7 @@ import os
 import platform
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from functools import partial
@@ -28,12 +28,15 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from adatoken3d_ros.lab.training.data import Scene
-    from adatoken3d_ros.lab.training.language import ModelSize
     from adatoken3d_ros.lab.training.recipe import TrainConfig
     from adatoken3d_ros.lab.training.train import Report, Trainer
+    from adatoken3d_ros.lmm.untrained import ModelSize
 
 VALIDATION_SEED = 5_000_000  # of the training split, far above every room that is trained on
-_SIZES = {"layers": int, "width": int, "heads": int, "intermediate": int, "views": int, "voxel_size": float}
+_SIZES = {
+    **dict.fromkeys(("layers", "width", "heads", "kv_heads", "intermediate", "views"), int),
+    "voxel_size": float,
+}
 
 
 def add_parser(subparsers: Any) -> None:
@@ -72,6 +75,15 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--save-every", type=int, default=100, metavar="N", help="steps between checkpoints (100)")
     parser.add_argument("--evaluate-every", type=int, default=200, metavar="N", help="steps between evaluations (200)")
     parser.add_argument("--export", type=Path, metavar="DIR", help="at the end, the model in float16 as it is shipped")
+    parser.add_argument(
+        "--export-tower", type=Path, metavar="DIR", help="a checkpoint with the same tower, which --export refers to"
+    )
+    parser.add_argument(
+        "--tokens",
+        choices=("voxels", "views"),
+        help="what a spatial token is, which decides the architecture: the mean of a voxel over all views (the "
+        "embedded model), or one of a view's own grid",
+    )
     parser.add_argument("--prepare-only", action="store_true", help="render and encode the rooms, then end")
     for name, kind in _SIZES.items():
         parser.add_argument(
@@ -85,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
 
     if (args.out / "config.json").is_file() and not args.resume:
         raise TrainingError(f"{args.out} holds a checkpoint already: --resume goes on with it")
-    _config(args)  # refused before rooms are made
+    _config(args, _size(args))  # refused before rooms are made
     if args.processes > 1:
         import tempfile
 
@@ -137,11 +149,11 @@ def train(args: argparse.Namespace, *, quiet: bool = False) -> None:
     from rich.console import Console
 
     from adatoken3d_ros.engine.loading import device_of
-    from adatoken3d_ros.lab.training.language import ModelSize
     from adatoken3d_ros.lab.training.train import Trainer
 
     console = Console(quiet=quiet)
-    size, config = _size(args, ModelSize), _config(args)
+    size = _size(args)
+    config = _config(args, size)
     vision, training, validation = scenes(args, size, console)
     if args.prepare_only:
         return
@@ -156,35 +168,38 @@ def train(args: argparse.Namespace, *, quiet: bool = False) -> None:
         trainer.resume(args.out)
     console.print(
         f"{sum(p.numel() for p in trainer.model.parameters()) / 1e6:.1f} M parameters, of which "
-        f"{sum(p.numel() for p in trainer.model.language.parameters()) / 1e6:.1f} M in the language model; "
+        f"{sum(p.numel() for p in trainer.model.decoder.language.parameters()) / 1e6:.1f} M in the language model; "
         f"{len(training)} rooms; step {trainer.step} of {args.steps}"
     )
     loop(trainer, validation, args, console)
     if args.export is not None and not quiet:
-        trainer.export(args.export)
+        trainer.export(args.export, args.export_tower)
 
 
-def _config(args: argparse.Namespace) -> TrainConfig:
+def _config(args: argparse.Namespace, size: ModelSize) -> TrainConfig:
     """The options that are fields of the recipe. Raises TrainingError for what cannot be trained with."""
-    from adatoken3d_ros.lab.training.recipe import TrainConfig
+    from adatoken3d_ros.lab.training.recipe import OF_VIEWS, TrainConfig
 
     given = {field.name: getattr(args, field.name) for field in fields(TrainConfig) if hasattr(args, field.name)}
-    return TrainConfig(**{**given, "align": 0 if args.blind else args.align})
+    shapes: Mapping[str, Any] = OF_VIEWS if size.tokens == "views" else {}
+    return TrainConfig(**{**shapes, **given, "align": 0 if args.blind else args.align})
 
 
-def _size(args: argparse.Namespace, kind: type[ModelSize]) -> ModelSize:
+def _size(args: argparse.Namespace) -> ModelSize:
     """The sizes given; the rest are those of the checkpoint that is resumed, else the defaults and the tower's own."""
+    from adatoken3d_ros.lmm.untrained import ModelSize
+
     values: dict[str, Any] = {}
     source = _vision_source(args)
     if (source / "config.json").is_file():
         content = json.loads((source / "config.json").read_text(encoding="utf-8"))
         if args.resume:
-            known = {f.name for f in fields(kind)}
+            known = {f.name for f in fields(ModelSize)}
             values = {name: value for name, value in content["training"]["size"].items() if name in known}
         values.update({name: content["vision_config"][name] for name in ("image_size", "taps")})
         values["taps"] = tuple(values["taps"])
-    values.update({name: getattr(args, name) for name in _SIZES if getattr(args, name) is not None})
-    return kind(**values)
+    values.update({name: getattr(args, name) for name in (*_SIZES, "tokens") if getattr(args, name) is not None})
+    return ModelSize(**values)
 
 
 def _vision_source(args: argparse.Namespace) -> Path:
@@ -203,13 +218,21 @@ def scenes(args: argparse.Namespace, size: ModelSize, console: Console) -> tuple
     from dataclasses import replace
 
     from adatoken3d_ros.lab.training.data import SceneConfig, prepare, read_scene
-    from adatoken3d_ros.lab.training.language import sizes_of
+    from adatoken3d_ros.lab.training.language import config_content, outline
     from adatoken3d_ros.lab.training.pretrained import fingerprint, load_vision
+    from adatoken3d_ros.lmm.untrained import trainable
 
-    sizes = sizes_of(size)
-    vision = load_vision(_vision_source(args), sizes.make_tower())
+    sizes = outline(size).sizes
+    tower = trainable(size.tokens).make_tower(config_content(size, vocab_size=512))
+    vision = load_vision(_vision_source(args), tower)
     settings = SceneConfig(
-        size.views, size.image_size, sizes.grid, size.voxel_size, size.max_tokens, fingerprint(vision)
+        sizes.num_views,
+        sizes.patches.height,
+        sizes.patches.rows,
+        sizes.voxel_size,
+        sizes.max_spatial_tokens,
+        fingerprint(vision),
+        sizes.tokens,
     )
     folder = args.scenes or args.out / "scenes"
     found: list[list[Scene]] = []

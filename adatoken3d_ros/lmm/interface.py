@@ -245,6 +245,18 @@ class SpatialLMM(nn.Module, ABC):
         to the tokens in later layers.
         """
 
+    def merge_patches(self, patches: Tensor) -> Tensor:
+        """(M, n, C) what the tower gave the n patches of each of M tokens of views -> (M, C) of `encode_images`.
+
+        For training, which keeps what the tower gave. Raises NotImplementedError where a token is one patch.
+        """
+        raise NotImplementedError(f"{type(self).__name__} merges no patches")
+
+    def lay_out(self, spatial: Tensor, where: ViewTokens | None) -> tuple[Tensor, Tensor | None]:
+        """Spatial tokens (M, D) -> the rows (N, D) that they take in a prompt, and which of these they are (M,) int64;
+        None for all."""
+        return spatial, None
+
     def embed_clicks(self, xyz: Tensor) -> Tensor:
         """(n, 3) metres in the model's frame -> (n, D); n may be 0.
 

@@ -24,6 +24,8 @@ from adatoken3d_ros.lmm.safetensors_files import (
     check_filled,
     fill,
     inventory,
+    local_directory,
+    read_json,
     some,
 )
 
@@ -48,6 +50,22 @@ def check_vocabulary(tokenizer: Any, file: Path, rows: int) -> None:
     """Raises CheckpointError for a tokenizer with more tokens than the model's table has rows."""
     if len(tokenizer) > rows:
         raise CheckpointError(f"{file} has {len(tokenizer)} tokens, the model's table has {rows}")
+
+
+def tower_directory(path: Path, vision_path: str | Path | None) -> Path | None:
+    """Where the vision tower is for a checkpoint that carries none: what is given, else the directory of a checkpoint
+    that `mm_vision_tower` names relative to this one, if there is one.
+
+    Raises:
+        CheckpointError: if the given one is no directory, or config.json is missing or damaged.
+    """
+    if vision_path is not None:
+        return local_directory(vision_path)
+    named = read_json(path / "config.json").get("mm_vision_tower")
+    if not isinstance(named, str) or not named or Path(named).is_absolute():
+        return None
+    found = (path / named).resolve()
+    return found if found != path.resolve() and (found / "config.json").is_file() else None
 
 
 def locate(
@@ -79,7 +97,7 @@ def locate(
     separate = inventory(vision_dir)
     for ours, official in tower.items():
         bare = official.removeprefix(prefix)
-        found = separate.get(f"vision_model.{bare}") or separate.get(bare)
+        found = separate.get(f"vision_model.{bare}") or separate.get(bare) or separate.get(official)
         if found is None:
             raise CheckpointError(f"{vision_dir} lacks vision_model.{bare}")
         sources[ours] = found

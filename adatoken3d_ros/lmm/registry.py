@@ -56,11 +56,13 @@ class Architecture:
     Attributes:
         model_type: of its config.json. class_name: among the `architectures` there.
         loader: name of the module, which is imported when the first such checkpoint is met.
+        untrained: name of the module that makes a model to be trained from nothing, if it has one (`lmm.untrained`).
     """
 
     model_type: str
     class_name: str
     loader: str
+    untrained: str = ""
 
     def made(self, content: dict[str, Any]) -> bool:
         """Whether a config.json is of this architecture; what it says in `model_type` counts more."""
@@ -74,9 +76,19 @@ class Architecture:
 
 
 ARCHITECTURES = (
-    Architecture("llava_llama", "LlavaLlamaForCausalLM", "adatoken3d_ros.lmm.llava3d.checkpoint"),
+    Architecture(
+        "llava_llama",
+        "LlavaLlamaForCausalLM",
+        "adatoken3d_ros.lmm.llava3d.checkpoint",
+        "adatoken3d_ros.lmm.llava3d.untrained",
+    ),
     Architecture("qwen3_vl", "Qwen3VLForConditionalGeneration", "adatoken3d_ros.lmm.qwen3vl.checkpoint"),
-    Architecture("llava_qwen", "LlavaQwenForCausalLM", "adatoken3d_ros.lmm.video3d.checkpoint"),
+    Architecture(
+        "llava_qwen",
+        "LlavaQwenForCausalLM",
+        "adatoken3d_ros.lmm.video3d.checkpoint",
+        "adatoken3d_ros.lmm.video3d.untrained",
+    ),
 )
 _further: list[Architecture] = []
 

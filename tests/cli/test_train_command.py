@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from adatoken3d_ros.cli.main import INTERRUPTED, main
-from adatoken3d_ros.lab.training.language import ModelSize, config_content, new_model, save_model, tokenizer
+from adatoken3d_ros.lab.training.language import config_content, new_model, save_model, tokenizer
 from adatoken3d_ros.lmm import registry
 from adatoken3d_ros.lmm.llava3d.config import Llava3DConfig
+from adatoken3d_ros.lmm.untrained import ModelSize
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import multiprocessing
 import zipfile
 from collections.abc import Callable, Mapping
@@ -27,15 +26,17 @@ from torch import Tensor
 
 from adatoken3d_ros.files import replacing
 from adatoken3d_ros.lab.synthetic.furnished import FurnishedRoom, Split, make_room
-from adatoken3d_ros.lab.synthetic.items import FIRST_ITEM, Item
 from adatoken3d_ros.lab.synthetic.render import Renderer
 from adatoken3d_ros.lab.synthetic.views import Sight, View, render_views, sights
+from adatoken3d_ros.lmm.interface import ViewTokens
+from adatoken3d_ros.lmm.untrained import trainable
 from adatoken3d_ros.lmm.vision.tower import VisionTower
 from adatoken3d_ros.scene.geometry import PatchGeometry, sample_pixels
 from adatoken3d_ros.scene.patches import PatchConfig, patch_points
-from adatoken3d_ros.scene.voxels import voxel_keys, voxel_pool
+from adatoken3d_ros.scene.voxels import voxel_pool
 
 Progress = Callable[[int, int], None]
+_FINE = 4  # points along the edge of a view's token
 
 
 class DataError(ValueError):
@@ -49,6 +50,7 @@ class SceneConfig:
     Attributes:
         views: of each room. image_size, grid: of the vision tower. voxel_size: metres. max_tokens: of a scene.
         vision: identifies the tower's weights.
+        tokens: what a spatial token is, see `ModelSizes`; of views, `grid` is that of their tokens.
     """
 
     views: int
@@ -57,6 +59,7 @@ class SceneConfig:
     voxel_size: float
     max_tokens: int
     vision: str
+    tokens: str = "voxels"
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,10 +70,11 @@ class Scene:
         room: with everything that stands in it.
         sights: what the views show of each item, by instance.
         features: (M, C) float32 (float16 while it is only kept), vision features pooled over voxels, in the order of
-            `scene.token_map`.
-        xyz: (P, 3) float32, points of the valid patches, room frame, metres.
+            `scene.token_map`; (M, n, C) of n patches where a token of a view is made of these.
+        xyz: (P, 3) float32, points of the valid patches, room frame, metres; of finer ones where tokens are of views.
         voxel: (P,) int64, row of `features` that each point belongs to.
         instance: (P,) int64, what each point is of: an item's instance, or less than FIRST_ITEM for the room itself.
+        place: (M, 3) float32, where each token is, and where: which of which views, where tokens are those of views.
     """
 
     room: FurnishedRoom
@@ -79,20 +83,24 @@ class Scene:
     xyz: Tensor
     voxel: Tensor
     instance: Tensor
+    place: Tensor | None = None
+    where: ViewTokens | None = None
+
+    @property
+    def rows(self) -> int:
+        """Rows that it takes in a prompt: each row of a view's grid ends with one of its own."""
+        return len(self.features) + (0 if self.where is None else len(np.unique(grid_lines(self.where))))
 
 
 def encode_views(room: FurnishedRoom, views: list[View], vision: VisionTower, config: SceneConfig) -> Scene:
     """The scene that the engine makes of these views, position embedding apart."""
+    if config.tokens == "views":
+        return _encode_grids(room, views, vision, config)
     patches = PatchConfig(PatchGeometry.square(config.image_size, config.grid))
     points = [patch_points(view.frame, patches) for view in views]
     xyz = torch.from_numpy(np.concatenate([p.xyz for p in points]))
     valid = torch.from_numpy(np.concatenate([p.valid for p in points]))
-    shown = []
-    for view in views:
-        height, width = view.ids.shape
-        rows, cols = sample_pixels(width, height, patches.geometry)
-        shown.append(view.ids[np.ix_(rows, cols)].reshape(-1))
-    ids = torch.from_numpy(np.concatenate(shown).astype(np.int64))
+    ids = torch.from_numpy(np.concatenate([_shown(view, patches.geometry) for view in views]).astype(np.int64))
     features = vision([view.frame.rgb for view in views]).flatten(0, 1)
     mean, voxel, count, _ = voxel_pool(features, xyz, config.voxel_size, valid=valid)
     xyz, ids, voxel = xyz[valid], ids[valid], voxel[valid]
@@ -102,6 +110,54 @@ def encode_views(room: FurnishedRoom, views: list[View], vision: VisionTower, co
         mean, inside = mean[kept], place[voxel] >= 0
         xyz, ids, voxel = xyz[inside], ids[inside], place[voxel[inside]]
     return Scene(room, sights(views, np.random.default_rng([room.seed, 1])), mean, xyz, voxel, ids)
+
+
+def _encode_grids(room: FurnishedRoom, views: list[View], vision: VisionTower, config: SceneConfig) -> Scene:
+    """As `encode_views`, the tokens are the cells of each view, with the patches that each is made of."""
+    side, geometry = config.grid, replace(vision.geometry, rows=config.grid, columns=config.grid)
+    fine = PatchConfig(replace(geometry, rows=_FINE * side, columns=_FINE * side))
+    form = trainable(config.tokens)
+    tokens = [form.place_tokens(view.frame, geometry, fine.max_depth) for view in views]
+    points = [patch_points(view.frame, fine) for view in views]
+    ids = np.stack([_shown(view, fine.geometry) for view in views])
+    number = np.arange(_FINE * side) // _FINE
+    cells = len(tokens[0].valid)
+    of_cell = (number[:, None] * side + number).reshape(-1) + np.arange(len(views))[:, None] * cells
+    valid, seen = np.concatenate([t.valid for t in tokens]), np.stack([p.valid for p in points])
+    # A token none of whose finer points was measured shows the room, as far as anybody can tell.
+    lost = np.setdiff1d(np.flatnonzero(valid), of_cell[seen])
+    place = np.concatenate([t.xyz for t in tokens])
+    token = np.cumsum(valid) - 1
+    part = vision.geometry.rows // side
+    features = vision([view.frame.rgb for view in views]).unflatten(1, (side, part, side, part)).transpose(2, 3)
+    kept = torch.from_numpy(np.flatnonzero(valid))
+    inside = seen & valid[of_cell]
+    return Scene(
+        room,
+        sights(views, np.random.default_rng([room.seed, 1])),
+        features.reshape(len(valid), part * part, -1)[kept],
+        torch.from_numpy(np.concatenate([np.stack([p.xyz for p in points])[inside], place[lost]])),
+        torch.from_numpy(np.concatenate([token[of_cell[inside]], token[lost]])),
+        torch.from_numpy(np.concatenate([ids[inside], np.zeros(len(lost), ids.dtype)]).astype(np.int64)),
+        torch.from_numpy(place[valid]),
+        ViewTokens(kept // cells, kept % cells, ((side, side),) * len(views)),
+    )
+
+
+def _shown(view: View, geometry: PatchGeometry) -> NDArray[np.int16]:
+    """(P,) what the pixel of each patch shows."""
+    height, width = view.ids.shape
+    rows, cols = sample_pixels(width, height, geometry)
+    shown: NDArray[np.int16] = view.ids[np.ix_(rows, cols)].reshape(-1)
+    return shown
+
+
+def grid_lines(where: ViewTokens) -> NDArray[np.int64]:
+    """(M,) a number for each row of each view's grid."""
+    rows, columns = np.array(where.grids).T
+    view = where.view.numpy()
+    lines: NDArray[np.int64] = view * rows.max() + where.cell.numpy() // columns[view]
+    return lines
 
 
 def build_scene(seed: int, split: Split, vision: VisionTower, config: SceneConfig) -> Scene:
@@ -126,6 +182,10 @@ def save_scene(scene: Scene, path: Path) -> None:
         "n_points": np.array([len(scene.sights[i].points) for i in seen], np.int16),
         "points": np.concatenate([np.zeros((0, 3), np.float32), *(scene.sights[i].points for i in seen)]),
     }
+    if scene.place is not None and scene.where is not None:
+        arrays["place"] = scene.place.numpy()
+        arrays["view"], arrays["cell"] = (t.numpy().astype(np.int16) for t in (scene.where.view, scene.where.cell))
+        arrays["grids"] = np.array(scene.where.grids, np.int16)
     with replacing(path) as file:
         np.savez(file, **arrays)
 
@@ -157,11 +217,20 @@ def read_scene(path: Path, split: Split) -> Scene:
             torch.from_numpy(arrays["xyz"]),
             torch.from_numpy(arrays["voxel"].astype(np.int64)),
             torch.from_numpy(arrays["instance"].astype(np.int64)),
+            *_read_grids(arrays),
         )
     except DataError:
         raise
     except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} is no scene: {error}") from error
+
+
+def _read_grids(arrays: Mapping[str, Any]) -> tuple[Tensor, ViewTokens] | tuple[()]:
+    if "place" not in arrays:
+        return ()
+    view, cell = (torch.from_numpy(arrays[name].astype(np.int64)) for name in ("view", "cell"))
+    grids = tuple((int(rows), int(columns)) for rows, columns in arrays["grids"])
+    return torch.from_numpy(arrays["place"]), ViewTokens(view, cell, grids)
 
 
 def room_digest(room: FurnishedRoom) -> str:
@@ -189,6 +258,8 @@ def prepare(
     target.mkdir(parents=True, exist_ok=True)
     settings = folder / "scenes.json"
     wanted = {name: getattr(config, name) for name in SceneConfig.__dataclass_fields__}
+    if config.tokens == "voxels":
+        del wanted["tokens"]  # what there was before there was a choice
     if settings.is_file():
         found = json.loads(settings.read_text(encoding="utf-8"))
         if found != wanted:
@@ -214,91 +285,3 @@ def prepare(
 
 def _make(split: Split, vision: VisionTower, config: SceneConfig, path: Path) -> None:
     save_scene(build_scene(int(path.stem), split, vision, config), path)
-
-
-# --- the same room with fewer tokens, and turned ---
-
-
-def thinned(scene: Scene, items: float, rest: float, rng: np.random.Generator, most: int | None = None) -> Scene:
-    """The scene with a random part `items` of the tokens that show something, and `rest` of those that show only the
-    room itself, at most `most` (and items); of each item at least one token stays."""
-    m = len(scene.features)
-    shows = np.zeros(m, bool)
-    is_item = scene.instance.numpy() >= FIRST_ITEM
-    voxel = scene.voxel.numpy()
-    shows[voxel[is_item]] = True
-    kept = rng.random(m) < np.where(shows, items, rest)
-    # The patch of each item that comes first in a random order keeps its token.
-    order = rng.permutation(np.flatnonzero(is_item))
-    _, first = np.unique(scene.instance.numpy()[order], return_index=True)
-    needed = np.zeros(m, bool)
-    needed[voxel[order[first]]] = True
-    kept |= needed
-    if most is not None and kept.sum() > most:
-        spare = rng.permutation(np.flatnonzero(kept & ~needed))
-        kept[spare[max(0, most - int(needed.sum())) :]] = False
-    place, inside = torch.from_numpy(np.cumsum(kept) - 1), torch.from_numpy(kept[voxel])
-    return replace(
-        scene,
-        features=scene.features[torch.from_numpy(kept)],
-        xyz=scene.xyz[inside],
-        voxel=place[scene.voxel[inside]],
-        instance=scene.instance[inside],
-    )
-
-
-def turned(scene: Scene, quarters: int, mirror: bool, voxel_size: float) -> Scene:
-    """The scene mirrored (x -> -x) and then turned about the z axis by quarters of a circle, counter-clockwise.
-
-    Voxels are taken over whole, because rounding to them is symmetric, and come in their new order.
-    """
-    matrix = turn_matrix(quarters, mirror)
-    xyz = (scene.xyz.double() @ torch.from_numpy(matrix).T).float()
-    keys = torch.empty(len(scene.features), dtype=torch.int64)
-    keys[scene.voxel] = voxel_keys(xyz, voxel_size)
-    order = torch.argsort(keys, stable=True)
-    place = torch.empty_like(order)
-    place[order] = torch.arange(len(order))
-    return Scene(
-        turned_room(scene.room, quarters, mirror),
-        {instance: _turned_sight(sight, matrix) for instance, sight in scene.sights.items()},
-        scene.features[order],
-        xyz,
-        place[scene.voxel],
-        scene.instance,
-    )
-
-
-def turn_matrix(quarters: int, mirror: bool) -> NDArray[np.float64]:
-    """(3, 3) float64 of zeros and ones: the mirror, then the turn."""
-    c, s = ((1, 0), (0, 1), (-1, 0), (0, -1))[quarters % 4]
-    m = -1.0 if mirror else 1.0
-    return np.array([[c * m, -s, 0.0], [s * m, c, 0.0], [0.0, 0.0, 1.0]])
-
-
-def turned_room(room: FurnishedRoom, quarters: int, mirror: bool) -> FurnishedRoom:
-    """The room as in `turned`. The meshes are not mirrored, so it is for questions, not for rendering."""
-    width, length, height = room.size
-    size = (length, width, height) if quarters % 2 else room.size
-    items = tuple(_turned_item(item, quarters, mirror) for item in room.items)
-    return replace(room, size=size, items=items)
-
-
-def _turned_item(item: Item, quarters: int, mirror: bool) -> Item:
-    matrix = turn_matrix(quarters, mirror)
-    low, high = _turned_box(np.array(item.low), np.array(item.high), matrix)
-    x, y, z = (matrix @ np.array(item.position)).tolist()
-    yaw = (math.pi - item.yaw if mirror else item.yaw) + quarters * math.pi / 2
-    return replace(item, position=(x, y, z), yaw=yaw, low=tuple(low.tolist()), high=tuple(high.tolist()))
-
-
-def _turned_sight(sight: Sight, matrix: NDArray[np.float64]) -> Sight:
-    low, high = _turned_box(sight.low, sight.high, matrix)
-    return Sight(sight.pixels, low, high, (sight.points @ matrix.T).astype(np.float32))
-
-
-def _turned_box(
-    low: NDArray[np.float64], high: NDArray[np.float64], matrix: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    corners = np.stack([matrix @ low, matrix @ high])
-    return corners.min(axis=0) + 0.0, corners.max(axis=0) + 0.0

@@ -42,10 +42,11 @@ class Objective:
 
     Attributes:
         heads: modules that only training needs; their weights are drawn from the configuration's seed.
+        finding: whether clicks are to find their tokens by likeness: where weights embed places, which learn it.
     """
 
-    def __init__(self, model: SpatialLMM, encoder: Encoder, config: TrainConfig) -> None:
-        self.model, self.encoder, self.config = model, encoder, config
+    def __init__(self, model: SpatialLMM, encoder: Encoder, config: TrainConfig, *, finding: bool = True) -> None:
+        self.model, self.encoder, self.config, self.finds = model, encoder, config, finding
         layers, width = len(model.decoder), model.decoder.size.hidden
         # Where the tokens are told apart, where words look for them, and where the answer does.
         self.depths = sorted({0, max(1, layers // 4), max(1, layers // 2)})
@@ -72,7 +73,9 @@ class Objective:
         table = self.model.decoder.language.model.embed_tokens.weight
         truth = Truth.joined([Truth.of(scene) for scene in scenes]).to(self.model.device)
         tokens = spatial_tokens(self.model, scenes)
-        found = {**self.heads["dense0"](torch.cat(tokens), truth, table), "click": self.finding(scenes, tokens)}
+        found = self.heads["dense0"](torch.cat(tokens), truth, table)
+        if self.finds:
+            found["click"] = self.finding(scenes, tokens)
         return torch.stack(list(found.values())).sum(), {f"{n}@0": [float(v.detach())] for n, v in found.items()}
 
     def finding(self, scenes: Sequence[Scene], tokens: Sequence[Tensor]) -> Tensor:
@@ -92,7 +95,7 @@ class Objective:
         truths = [Truth.of(scene) for scene in scenes]
         truth = Truth.joined(truths).to(device)
         first_item = np.cumsum([0, *(len(t.kind) for t in truths)]) - FIRST_ITEM
-        system, n = len(self.encoder.system), packed.shape.prefix
+        n = packed.shape.prefix
         at = packed.shape.sizes[0]
         # What is named or clicked, and what decides the answer (to be looked at where that begins), by scene:
         # (row, items of the joined truth).
@@ -108,9 +111,12 @@ class Objective:
                 abouts[number].append((answers, tuple(first + i for i in q.about)))
             related.append((answers, tuple(items[0] for _, items in own if len(items) == 1)))
         points: list[Tensor] = []
+        places: list[Tensor] = []  # rows of each scene's tokens in its prefix
 
         def look(layer: int, queries: Tensor, keys: Tensor) -> None:
             heads = [config.guided_heads, queries.shape[1] - config.guided_heads]
+            shared = queries.shape[1] // keys.shape[1]  # heads that have a key head in common
+            kept = -(-config.guided_heads // shared)
             scaling = model.decoder.layers[layer].scaling
             for layers, targets in ((self.mention_layers, mentions), (self.about_layers, abouts)):
                 if layer not in layers or not any(targets):
@@ -118,12 +124,15 @@ class Objective:
                 # One piece of each tensor: a gradient for every slice would be a tensor of zeros as large as all rows.
                 rows = queries[[row for own in targets for row, _ in own]].split(heads, dim=1)[0]
                 looking = rows.split([len(own) for own in targets])
-                prefix = keys.split([at, len(keys) - at])[0].split(heads, dim=1)[0].split(n)
+                guided = keys.split([at, len(keys) - at])[0].split([kept, keys.shape[1] - kept], dim=1)[0]
+                if shared > 1:
+                    guided = guided.repeat_interleave(shared, dim=1)[:, : config.guided_heads]
+                prefix = guided.split(n)
                 found, begin = [], 0
                 for number, own in enumerate(targets):
                     m = len(truths[number].share)
-                    seen = prefix[number].split([system, m, n - system - m])[1]
                     if own:
+                        seen = prefix[number][places[number]]
                         share = truth.share[begin : begin + m]
                         found.append(pointing_loss(looking[number], seen, scaling, share, [items for _, items in own]))
                     begin += m
@@ -131,11 +140,12 @@ class Objective:
 
         with torch.autocast(device.type, torch.bfloat16, enabled=config.autocast):
             tokens = spatial_tokens(model, scenes, blind=config.blind)
+            prefixes, places = self.prefixes(scenes, tokens)
             depths = {*self.depths, *self.told, self.related}
             states: dict[int, list[Tensor]] = {} if config.blind else {d: [] for d in depths}
             hidden = run(
                 model.decoder.language,
-                self.prefixes(tokens),
+                prefixes,
                 embed(model, packed),
                 packed,
                 look=None if config.blind else look,
@@ -156,12 +166,13 @@ class Objective:
             return total, parts
         auxiliary: dict[str, tuple[float, Tensor]] = {}
         table = model.decoder.language.model.embed_tokens.weight
-        shown = torch.cat([k * n + system + torch.arange(len(t.share), device=device) for k, t in enumerate(truths)])
+        shown = torch.cat([k * n + own for k, own in enumerate(places)])
         for depth in self.depths:
             for name, value in self.heads[f"dense{depth}"](states[depth][0][shown], truth, table).items():
                 auxiliary[f"{name}@{depth}"] = (1 / len(self.depths), value)
-        with torch.autocast(device.type, enabled=False):
-            auxiliary["click@0"] = (1 / len(self.depths), self.finding(scenes, tokens))
+        if self.finds:
+            with torch.autocast(device.type, enabled=False):
+                auxiliary["click@0"] = (1 / len(self.depths), self.finding(scenes, tokens))
         named = [mention for own in mentions for mention in own]
         for depth in self.told:
             for name, value in self.heads[f"told{depth}"](states[depth][0], truth, named).items():
@@ -174,7 +185,13 @@ class Objective:
             parts[name].append(float(value.detach()))
         return total, parts
 
-    def prefixes(self, tokens: Sequence[Tensor]) -> list[Tensor]:
-        """(N, D) of each scene: the system's text and the scene's tokens."""
+    def prefixes(self, scenes: Sequence[Scene], tokens: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """(N, D) of each scene, the system's text and the scene as a prompt has it, and the rows (M,) of its tokens."""
         system = self.model.decoder.embed(torch.tensor(self.encoder.system, device=self.model.device))
-        return [torch.cat([system, own.to(system.dtype)]) for own in tokens]
+        found: list[Tensor] = []
+        places: list[Tensor] = []
+        for scene, own in zip(scenes, tokens, strict=True):
+            rows, at = self.model.lay_out(own.to(system.dtype), None if self.config.blind else scene.where)
+            found.append(torch.cat([system, rows]))
+            places.append(len(system) + (torch.arange(len(rows), device=rows.device) if at is None else at))
+        return found, places

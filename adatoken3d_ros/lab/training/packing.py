@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,8 +23,7 @@ from adatoken3d_ros.decoder.adapter import turned
 from adatoken3d_ros.lab.synthetic.furniture import COLOURS, KINDS
 from adatoken3d_ros.lab.synthetic.wordings import QA, plural
 from adatoken3d_ros.lab.training.data import Scene
-from adatoken3d_ros.lab.training.language import prompt_of
-from adatoken3d_ros.lmm.interface import Placeholder, SpatialLMM
+from adatoken3d_ros.lmm.interface import Placeholder, PromptIds, SpatialLMM
 from adatoken3d_ros.lmm.text_places import parse_clicks
 
 D = TypeVar("D")
@@ -58,30 +58,52 @@ class Encoded:
     weights: tuple[float, ...]
 
 
-class Encoder:
-    """Questions to rows, as `engine.scene` does it."""
+class _Remembering:
+    """A tokenizer that need not be asked twice: most of a prompt is the same in each, and so are many questions."""
 
     def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
-        system = prompt_of(tokenizer, "x").pieces[0]
+        self._tokenizer = tokenizer
+        self.encode = lru_cache(maxsize=4096)(tokenizer.encode)
+        self.get_added_vocab = lru_cache(maxsize=1)(tokenizer.get_added_vocab)
+        self.all_special_tokens, self.all_special_ids = tokenizer.all_special_tokens, tokenizer.all_special_ids
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+
+class Encoder:
+    """Questions to rows, as `engine.scene` does it.
+
+    Args:
+        tokenizer: of the model. prompt: its own (`SpatialLMM.prompt`). lead: stands before an answer.
+    """
+
+    def __init__(self, tokenizer: Any, prompt: Callable[..., PromptIds], lead: str = "") -> None:
+        self.tokenizer, self._prompt, self._lead = _Remembering(tokenizer), prompt, lead
+        system = prompt(tokenizer, "x").pieces[0]
         assert isinstance(system, tuple)  # the template begins with text
         self.system = system
         names = {form: kind for kind in KINDS for form in (kind, plural(kind))}
         # Longest first, so that an office chair is not taken for a chair.
         self._names = sorted(((self.text(form), kind) for form, kind in names.items()), key=lambda n: -len(n[0]))
+        self._begun: dict[int, list[int]] = {}  # by their first token
+        for rank, (name, _) in enumerate(self._names):
+            self._begun.setdefault(name[0], []).append(rank)
         self._colours = {self.text(colour)[-1]: colour for colour in COLOURS}
-        numbers = self.text("[-1.25, 0.50]")
-        self._ends = {numbers[3], numbers[-1]}  # comma and bracket
+        said = {token: str(tokenizer.decode([token])).strip() for token in self.text("[-1.25, 0.50]")}
+        self._ends = {token for token, text in said.items() if text in (",", "]")}
+        self._fillers = {token for token, text in said.items() if text in ("", ".")}  # where digits are tokens
 
     def text(self, text: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer.encode(text, add_special_tokens=False))
+        """Of a run of words by itself."""
+        return tuple(self.tokenizer.encode(self._lead + text, add_special_tokens=False))
 
     def encode(self, qa: QA, scene: Scene) -> Encoded:
         """The question's rows. Raises PromptError for a text that is no question."""
         text, points = parse_clicks(qa.question)
         ids: list[int] = []
         clicks: list[tuple[int, tuple[float, float, float]]] = []
-        for piece in prompt_of(self.tokenizer, text, n_clicks=len(points)).pieces[2:]:
+        for piece in self._prompt(self.tokenizer, text, n_clicks=len(points)).pieces[2:]:
             if isinstance(piece, Placeholder):
                 clicks.append((len(ids), points[piece.index]))
                 ids.append(0)
@@ -97,23 +119,24 @@ class Encoder:
 
     def _weight(self, token: int, following: int) -> float:
         """Of a token of a box: little for the comma, and for the hundredths before it."""
-        return _DECIMAL_WEIGHT if {token, following} & self._ends else 1.0
+        return _DECIMAL_WEIGHT if {token, following} & self._ends or token in self._fillers else 1.0
 
     def _mentions(self, ids: Sequence[int], qa: QA, scene: Scene) -> list[tuple[int, tuple[int, ...]]]:
         """The last row of each name of something that the question is about."""
         taken: set[int] = set()
         found = []
         items = [scene.room.item(instance) for instance in qa.about]
-        for name, kind in self._names:
-            for start in range(len(ids) - len(name) + 1):
-                rows = range(start, start + len(name))
-                if tuple(ids[start : start + len(name)]) != name or taken & set(rows):
-                    continue
-                taken |= set(rows)
-                colour = self._colours.get(ids[start - 1]) if start else None
-                meant = tuple(i.instance for i in items if i.kind == kind and colour in (None, i.colour))
-                if meant:
-                    found.append((rows[-1], meant))
+        begun = [(rank, start) for start, token in enumerate(ids) for rank in self._begun.get(token, ())]
+        for rank, start in sorted(begun):
+            name, kind = self._names[rank]
+            rows = range(start, start + len(name))
+            if tuple(ids[start : start + len(name)]) != name or taken & set(rows):
+                continue
+            taken |= set(rows)
+            colour = self._colours.get(ids[start - 1]) if start else None
+            meant = tuple(i.instance for i in items if i.kind == kind and colour in (None, i.colour))
+            if meant:
+                found.append((rows[-1], meant))
         return found
 
 
@@ -240,7 +263,13 @@ def spatial_tokens(model: SpatialLMM, scenes: Sequence[Scene], *, blind: bool = 
     numbers = [len(scene.features) for scene in scenes]
     features = torch.cat([scene.features for scene in scenes]).to(model.device)
     if blind:
-        return [model.scene_tokens(features.new_zeros(1, features.shape[1]), features.new_zeros(1, 0))] * len(scenes)
+        empty = features.new_zeros(1, model.sizes.feature_width)
+        return [model.scene_tokens(empty, empty.new_zeros(1, 0))] * len(scenes)
+    if features.ndim == 3:  # of the patches that a token is made of
+        features = model.merge_patches(features.float())
+        places = torch.cat([scene.place for scene in scenes if scene.place is not None])
+        with torch.autocast(model.device.type, enabled=False):
+            return list(model.scene_tokens(features.float(), model.lift_places(places)).split(numbers))
     xyz = torch.cat([scene.xyz for scene in scenes])
     begins = [0, *itertools.accumulate(numbers)]
     voxel = torch.cat([scene.voxel + b for scene, b in zip(scenes, begins, strict=False)]).to(model.device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,12 @@ _EARLY = {
 _LATE = {
     **{"existence": 3, "count": 6, "colour": 2, "class": 3, "nearest": 8, "on": 4},
     **{"direction": 4, "closer": 3, "taller": 6, "larger": 6, "distance": 5, "box": 5},
+}
+
+# Where tokens are those of views: a scene has at most 392 and the ends of 56 rows, and each digit is a token.
+OF_VIEWS: Mapping[str, Any] = {
+    "sizes": ((160, 4), (288, 3), (480, 2)),
+    "groups": ((6, 16), (12, 24), (5, 32), (3, 64)),
 }
 
 
@@ -42,6 +49,7 @@ class TrainConfig:
             few tokens in a third of the time, and a model does not mind which of them are there.
         thinnest: parts of the tokens that scenes of the first kind keep: of those that show something, of the others.
             Of the last kind they keep all that fits, of those between a random part.
+        groups: (questions a scene, rows a question): room for most of these. What finds no place is left out.
         auxiliary: factor of the losses on tokens and attention.
         guided_heads: heads whose attention is shown what to look at. noise: deviation of noise on vision features.
         blind: train without spatial tokens, to see what can be guessed.
@@ -63,6 +71,7 @@ class TrainConfig:
     sizes: tuple[tuple[int, int], ...] = ((128, 4), (384, 3), (768, 2))
     mix: tuple[float, ...] = (0.25, 0.4, 0.35)
     thinnest: tuple[float, float] = (0.25, 0.05)
+    groups: tuple[tuple[int, int], ...] = ((16, 16), (9, 24), (4, 32), (6, 40))
     auxiliary: float = 1.5
     guided_heads: int = 2
     noise: float = 0.3

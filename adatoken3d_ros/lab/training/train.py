@@ -19,14 +19,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from adatoken3d_ros.lab.synthetic.questions import FAMILIES, generate
-from adatoken3d_ros.lab.training.data import Scene, thinned, turned
+from adatoken3d_ros.lab.training.data import Scene
 from adatoken3d_ros.lab.training.language import (
-    ModelSize,
     config_content,
     new_model,
     save_model,
     shape_hash_of,
-    stored_names,
     tokenizer,
     vocabulary_of,
 )
@@ -44,13 +42,13 @@ from adatoken3d_ros.lab.training.packing import (
     spatial_tokens,
 )
 from adatoken3d_ros.lab.training.recipe import TrainConfig, TrainingError
+from adatoken3d_ros.lab.training.variants import thinned, turned
+from adatoken3d_ros.lmm.untrained import ModelSize, trainable
 from adatoken3d_ros.lmm.vision.tower import VisionTower
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")  # of AdamW and of Muon
 _ALIGNED_SCENES = 4  # of a batch while aligning
 STATE = "training"  # folder in the checkpoint, which the loader does not read
-# (questions a scene, rows a question): room for most of these. What finds no place is left out.
-_GROUPS = ((16, 16), (9, 24), (4, 32), (6, 40))
 
 
 @dataclass
@@ -85,11 +83,15 @@ class Trainer:
         if not scenes:
             raise TrainingError("there is no scene to train on")
         self.config, self.size, self.scenes = config, size, scenes
-        self.tokenizer = tokenizer()
+        self.form = trainable(size.tokens)
+        self.tokenizer = tokenizer(size.tokens)
         self.content = config_content(size, len(self.tokenizer))
         self.model = new_model(self.content, vision, config.seed).to(device)
-        self.encoder = Encoder(self.tokenizer)
-        self.objective = Objective(self.model, self.encoder, config)
+        self.encoder = Encoder(self.tokenizer, self.model.prompt, self.form.ANSWER_LEAD)
+        with torch.no_grad():  # rows of one token, which is all that a blind model gets
+            empty = torch.zeros(1, self.model.decoder.size.hidden, device=self.model.device)
+            self.alone = len(self.model.lay_out(empty, None)[0])
+        self.objective = Objective(self.model, self.encoder, config, finding=self.form.LEARNS_PLACES)
         self.parameters = {
             **{n: p for n, p in self.model.named_parameters() if p.requires_grad},
             **{f"heads.{n}": p for n, p in self.objective.heads.named_parameters()},
@@ -145,8 +147,8 @@ class Trainer:
             scenes.append(replace(scene, features=scene.features.float() + config.noise * noise))
         if aligning:
             return scenes, None
-        lengths = [len(self.encoder.system) + (1 if config.blind else len(scene.features)) for scene in scenes]
-        shape = Shape(n, max(rows, *lengths) if not config.blind else lengths[0], _GROUPS)
+        lengths = [len(self.encoder.system) + (self.alone if config.blind else scene.rows) for scene in scenes]
+        shape = Shape(n, max(rows, *lengths) if not config.blind else lengths[0], config.groups)
         return scenes, pack(asked, lengths, shape)
 
     def train_step(self) -> Report:
@@ -217,11 +219,13 @@ class Trainer:
             scene, rng = scenes[number], np.random.default_rng([seed, number])
             asked = self.questions(scene, dict.fromkeys(FAMILIES, per_family), rng)
             with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.config.autocast):
-                prefixes = self.objective.prefixes(spatial_tokens(self.model, [scene], blind=self.config.blind))
+                tokens = spatial_tokens(self.model, [scene], blind=self.config.blind)
+                prefixes, _ = self.objective.prefixes([scene], tokens)
                 packed = pack([asked], [len(prefixes[0])]).to(self.model.device)
-                hidden = run(self.model.language, prefixes, embed(self.model, packed), packed)
+                language = self.model.decoder.language
+                hidden = run(language, prefixes, embed(self.model, packed), packed)
                 labelled = torch.nonzero(packed.label != IGNORE)[:, 0]
-                logits = self.model.language.lm_head(hidden[packed.shape.sizes[0] + labelled])
+                logits = language.lm_head(hidden[packed.shape.sizes[0] + labelled])
             right = exact(logits, packed, labelled)
             judged.append([(q.family, bool(ok)) for q, ok in zip(packed.questions, right, strict=True)])
         every = [answer for answers in self._gathered(judged) for answer in answers]
@@ -234,9 +238,9 @@ class Trainer:
 
     # --- files ---
 
-    def export(self, directory: Path) -> None:
-        """The model alone, all but the tower in float16: for those who only run it."""
-        save_model(self.model, self.content, self.tokenizer, directory, self._recipe(), torch.float16)
+    def export(self, directory: Path, tower: Path | None = None) -> None:
+        """The model alone, all but the tower in float16: for those who only run it; for `tower` see `save_model`."""
+        save_model(self.model, self.content, self.tokenizer, directory, self._recipe(), torch.float16, tower)
 
     def _recipe(self) -> dict[str, Any]:
         return {
@@ -284,11 +288,11 @@ class Trainer:
             raise TrainingError(f"{path} is of step {facts['step']}, config.json of {content['training']['step']}")
         if shape_hash_of(content) != self.model.shape_hash:
             raise TrainingError(f"{directory} holds a model of other sizes: {facts['size']}")
-        if vocabulary_of(directory) != self.tokenizer.get_vocab():
+        if vocabulary_of(directory, content) != self.tokenizer.get_vocab():
             raise TrainingError(f"{directory} has another vocabulary")
         with torch.no_grad():
             ours = self.model.state_dict()
-            for name, official in stored_names(self.model).items():
+            for name, official in self.form.official_names(self.model).items():
                 ours[name].copy_(weights[official])
             for name, parameter in self.objective.heads.named_parameters():
                 parameter.copy_(state[f"heads.{name}"])

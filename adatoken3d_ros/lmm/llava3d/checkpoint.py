@@ -17,7 +17,14 @@ from adatoken3d_ros.lmm.config_values import ConfigError
 from adatoken3d_ros.lmm.llava3d.config import Llava3DConfig
 from adatoken3d_ros.lmm.llava3d.model import Llava3D
 from adatoken3d_ros.lmm.llava3d.tokenizer import TokenizerError, load_tokenizer
-from adatoken3d_ros.lmm.official_layout import by_prefix, check_layers, check_vocabulary, finish, locate
+from adatoken3d_ros.lmm.official_layout import (
+    by_prefix,
+    check_layers,
+    check_vocabulary,
+    finish,
+    locate,
+    tower_directory,
+)
 from adatoken3d_ros.lmm.safetensors_files import (
     CheckpointError,
     LoadReport,
@@ -77,7 +84,7 @@ def load(
     """
     started = time.monotonic()
     path, device = local_directory(path), torch.device(device)
-    vision_dir = local_directory(vision_path) if vision_path is not None else None
+    vision_dir = tower_directory(path, vision_path)
     config = load_config(path, vision_dir)
     stored = inventory(path)
     check_layers(int(config.language.num_hidden_layers), stored, path)  # first: what no file holds is not even built
@@ -118,7 +125,8 @@ def outline(path: str | Path, vision_path: str | Path | None = None) -> Llava3D:
     Raises:
         CheckpointError: as `load_config`.
     """
-    config = load_config(local_directory(path), local_directory(vision_path) if vision_path is not None else None)
+    path = local_directory(path)
+    config = load_config(path, tower_directory(path, vision_path))
     with torch.device("meta"):
         return Llava3D(config)
 

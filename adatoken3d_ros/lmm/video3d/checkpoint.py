@@ -14,7 +14,14 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from adatoken3d_ros.lmm.config_values import ConfigError
-from adatoken3d_ros.lmm.official_layout import by_prefix, check_layers, check_vocabulary, finish, locate
+from adatoken3d_ros.lmm.official_layout import (
+    by_prefix,
+    check_layers,
+    check_vocabulary,
+    finish,
+    locate,
+    tower_directory,
+)
 from adatoken3d_ros.lmm.safetensors_files import (
     CheckpointError,
     LoadReport,
@@ -74,7 +81,7 @@ def load(
     """
     started = time.monotonic()
     path, device = local_directory(path), torch.device(device)
-    vision_dir = local_directory(vision_path) if vision_path is not None else None
+    vision_dir = tower_directory(path, vision_path)
     stored = inventory(path)
     config = _as_stored(_config(path, vision_dir), stored, path)
     try:
@@ -119,7 +126,7 @@ def outline(path: str | Path, vision_path: str | Path | None = None) -> Video3D:
         CheckpointError: if a config.json is missing, damaged or not supported.
     """
     path = local_directory(path)
-    config = _config(path, local_directory(vision_path) if vision_path is not None else None)
+    config = _config(path, tower_directory(path, vision_path))
     if any(path.glob("*.safetensors")):
         config = _as_stored(config, inventory(path), path)
     with torch.device("meta"):

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import Qwen2Config, SiglipVisionConfig
@@ -21,7 +21,13 @@ from adatoken3d_ros.lmm.config_values import (
     rope_theta,
     shape_hash,
 )
+from adatoken3d_ros.lmm.vision import efficientnet
+from adatoken3d_ros.lmm.vision.efficientnet import EfficientNetLiteConfig, EfficientNetTower
+from adatoken3d_ros.lmm.vision.siglip import SiglipTower
+from adatoken3d_ros.lmm.vision.tower import VisionTower
 from adatoken3d_ros.text import quoted, shown
+
+VisionConfig = SiglipVisionConfig | EfficientNetLiteConfig
 
 # Constants of the original implementation that its config.json need not carry.
 NUM_VIEWS = 32
@@ -90,7 +96,7 @@ class Video3DConfig:
 
     Attributes:
         language: sizes of the language model; D = `language.hidden_size`.
-        vision: sizes of the whole vision tower, of which the last layer never runs.
+        vision: sizes of the whole vision tower; of SigLIP the last layer never runs.
         coord_token: id of the token that stands for a point in a question; None for a model without one.
         num_views: how many views of a scene the weights were trained with.
         cell: edge of the cells to which places are rounded, metres.
@@ -99,7 +105,7 @@ class Video3DConfig:
     """
 
     language: Qwen2Config
-    vision: SiglipVisionConfig
+    vision: VisionConfig
     coord_token: int | None = None
     num_views: int = NUM_VIEWS
     cell: float = CELL
@@ -116,8 +122,8 @@ class Video3DConfig:
                 f"image_size {self.image_size} has {self.patches} patches of {self.vision.patch_size} pixels along an "
                 f"edge, not 2 to {math.isqrt(_MOST_PATCHES)}"
             )
-        if int(self.vision.num_hidden_layers) < 2:
-            raise ConfigError(f"a vision tower of {self.vision.num_hidden_layers} layers has none without its last")
+        if self.vision_layers < 1:
+            raise ConfigError(f"a vision tower of {self.vision_layers + 1} layers has none without its last")
         for name, most in _MOST.items():
             if not 0 < getattr(self, name) <= most:
                 raise ConfigError(f"{name} must be positive and at most {most}, got {getattr(self, name)}")
@@ -142,8 +148,12 @@ class Video3DConfig:
 
     @property
     def vision_layers(self) -> int:
-        """Layers of the vision tower that run."""
-        return int(self.vision.num_hidden_layers) - 1
+        """Layers (or stages) of the vision tower that run."""
+        return _TOWERS[self.vision.model_type].layers(self.vision)
+
+    def make_tower(self) -> VisionTower:
+        """The vision tower with random weights."""
+        return _TOWERS[self.vision.model_type].make(self.vision)
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any], vision: Mapping[str, Any] | None = None) -> Video3DConfig:
@@ -191,7 +201,7 @@ class Video3DConfig:
         shape = {
             "family": "video3d",
             "language": language,
-            "vision": {key: getattr(self.vision, key) for key in _VISION_KEYS},
+            "vision": _TOWERS[self.vision.model_type].shape(self.vision),
             **{name: getattr(self, name) for name in ("coord_token", "num_views", "cell", "low", "high")},
             "context_length": self.context_length,
         }
@@ -209,11 +219,47 @@ def _corner(values: Any) -> tuple[float, float, float]:
     return x, y, z
 
 
-def _vision_config(content: Mapping[str, Any], vision: Mapping[str, Any] | None) -> SiglipVisionConfig:
-    described = described_tower(content, vision, KNOWN_VISION)
+class _Tower(NamedTuple):
+    """What a kind of vision tower is made of: its sizes as a config.json describes them, and what follows from them."""
+
+    read: Callable[[Mapping[str, Any]], VisionConfig]
+    layers: Callable[[Any], int]
+    make: Callable[[Any], VisionTower]
+    shape: Callable[[Any], dict[str, Any]]
+
+
+def _siglip(described: Mapping[str, Any]) -> SiglipVisionConfig:
     values = chosen(described, _VISION_KEYS, _REQUIRED_VISION, "the vision tower's configuration")
     check_values(values, "the vision tower's ")
     return SiglipVisionConfig(**values, **_ATTENTION)
+
+
+def _siglip_layers(sizes: SiglipVisionConfig) -> int:
+    return int(sizes.num_hidden_layers) - 1
+
+
+# By the `model_type` of what describes it. Where that is another or none it is SigLIP, as in the releases.
+_TOWERS = {
+    SiglipVisionConfig.model_type: _Tower(
+        _siglip,
+        _siglip_layers,
+        lambda sizes: SiglipTower(sizes, _siglip_layers(sizes)),
+        lambda sizes: {key: getattr(sizes, key) for key in _VISION_KEYS},
+    ),
+    efficientnet.MODEL_TYPE: _Tower(
+        EfficientNetLiteConfig.from_dict,
+        lambda sizes: int(sizes.taps[-1]),
+        EfficientNetTower,
+        EfficientNetLiteConfig.to_dict,
+    ),
+}
+
+
+def _vision_config(content: Mapping[str, Any], vision: Mapping[str, Any] | None) -> VisionConfig:
+    described = described_tower(content, vision, KNOWN_VISION)
+    kind = described.get("model_type")
+    known = kind if isinstance(kind, str) and kind in _TOWERS else SiglipVisionConfig.model_type
+    return _TOWERS[known].read(described)
 
 
 def _language_config(content: Mapping[str, Any]) -> Qwen2Config:

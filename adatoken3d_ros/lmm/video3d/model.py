@@ -12,6 +12,7 @@ The way of the data, D wide in the language model:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -36,9 +37,7 @@ from adatoken3d_ros.lmm.video3d.config import VOXEL_SIZE, Video3DConfig
 from adatoken3d_ros.lmm.video3d.places import mean_points
 from adatoken3d_ros.lmm.video3d.position import cells, sine
 from adatoken3d_ros.lmm.video3d.prompt import DEFAULT_TEMPLATE, build_prompt
-from adatoken3d_ros.lmm.vision.siglip import SiglipTower
 from adatoken3d_ros.scene.frames import PosedFrame
-from adatoken3d_ros.scene.geometry import PatchGeometry
 from adatoken3d_ros.scene.patches import PatchConfig, PatchPoints
 
 _CHUNK = 8  # views that are projected at a time, each 11 MB before its patches are pooled
@@ -56,14 +55,14 @@ class Video3D(SpatialLMM):
         super().__init__()
         self.config = config
         vision_width, width = int(config.vision.hidden_size), int(config.language.hidden_size)
-        self.vision = SiglipTower(config.vision, config.vision_layers)
+        self.vision = config.make_tower()
         self.projector = nn.Sequential(nn.Linear(vision_width, width), nn.GELU(), nn.Linear(width, width))
         self.newline = nn.Parameter(torch.randn(width) * width**-0.5)
         self.language = Qwen2ForCausalLM(config.language)
         self.decoder = Decoder(self.language)
         self.takes_clicks = config.coord_token is not None
         self.sizes = ModelSizes(
-            patches=PatchGeometry(config.image_size, config.image_size, config.grid, config.grid, rest=True),
+            patches=replace(self.vision.geometry, rows=config.grid, columns=config.grid),
             feature_width=width,
             voxel_size=VOXEL_SIZE,
             num_views=config.num_views,
@@ -86,13 +85,21 @@ class Video3D(SpatialLMM):
 
     def _pooled(self, patches: Tensor) -> Tensor:
         """(V, P, C) patches -> (V, G * G, D): projected, then halved along both edges by bilinear interpolation."""
-        parameter = next(self.projector.parameters())
         with torch.no_grad():
-            projected = self.projector(patches.to(parameter.device, parameter.dtype))
+            projected = self._projected(patches)
             square = projected.unflatten(1, (self.config.patches, -1)).permute(0, 3, 1, 2)
             grid = self.config.grid
             pooled = functional.interpolate(square, size=(grid, grid), mode="bilinear")
         return pooled.flatten(2).transpose(1, 2).float()
+
+    def _projected(self, patches: Tensor) -> Tensor:
+        parameter = next(self.projector.parameters())
+        projected: Tensor = self.projector(patches.to(parameter.device, parameter.dtype))
+        return projected
+
+    def merge_patches(self, patches: Tensor) -> Tensor:
+        """(M, 4, C) -> (M, D): the mean is what the interpolation is where the patches of a view are even in number."""
+        return self._projected(patches).mean(dim=1)
 
     def lift_places(self, xyz: Tensor) -> Tensor:
         return xyz.to(self.device).float()
@@ -116,6 +123,16 @@ class Video3D(SpatialLMM):
 
     def prompt(self, tokenizer: Any, question: str, *, n_clicks: int = 0, template: str = "") -> PromptIds:
         return build_prompt(tokenizer, question, n_clicks=n_clicks, template=template or DEFAULT_TEMPLATE)
+
+    def lay_out(self, spatial: Tensor, where: ViewTokens | None) -> tuple[Tensor, Tensor]:
+        """The tokens with a newline behind the last one of each row of a grid; without `where` all are in one row."""
+        where = ViewTokens.of_one_view(len(spatial)) if where is None else where
+        columns = torch.tensor([grid[1] for grid in where.grids], device=where.view.device)[where.view]
+        lines = torch.stack([where.view, where.cell // columns], dim=1)
+        line = torch.unique_consecutive(lines, dim=0, return_inverse=True)[1].to(self.device)
+        tokens = torch.arange(len(spatial), device=self.device) + line
+        scene = self.newline.to(self.dtype).repeat(int(tokens[-1]) + 2, 1)
+        return scene.index_copy(0, tokens, spatial.to(self.device, self.dtype)), tokens
 
     def splice(
         self, prompt: PromptIds, spatial: Tensor, clicks: Tensor | None = None, *, where: ViewTokens | None = None
@@ -146,12 +163,7 @@ class Video3D(SpatialLMM):
             raise SpliceError(f"places in views for {len(where.view)} tokens, there are {len(spatial)}")
         if len(clicks) != prompt.n_clicks:
             raise SpliceError(f"the prompt has {prompt.n_clicks} clicks, but {len(clicks)} click vectors were given")
-        columns = torch.tensor([grid[1] for grid in where.grids], device=where.view.device)[where.view]
-        lines = torch.stack([where.view, where.cell // columns], dim=1)
-        line = torch.unique_consecutive(lines, dim=0, return_inverse=True)[1].to(self.device)
-        tokens = torch.arange(len(spatial), device=self.device) + line
-        scene = self.newline.to(self.dtype).repeat(int(tokens[-1]) + 2, 1)
-        scene = scene.index_copy(0, tokens, spatial.to(self.device, self.dtype))
+        scene, tokens = self.lay_out(spatial, where)
         total = prompt.n_tokens + len(scene)
         if total > context:
             raise SpliceError(

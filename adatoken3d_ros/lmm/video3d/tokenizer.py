@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -102,15 +103,19 @@ def qwen_tokenizer(
     )
 
 
-def word_vocabulary(words: Iterable[str]) -> tuple[dict[str, int], list[tuple[str, str]], dict[str, int]]:
+def word_vocabulary(
+    words: Iterable[str], *, bare: Iterable[str] = ()
+) -> tuple[dict[str, int], list[tuple[str, str]], dict[str, int]]:
     """Vocabulary, merges and added tokens for a small model: all bytes, and `words` with all their beginnings, each
-    with a space before it.
+    with a space before it; `bare` ones without.
     """
     vocab = {letter: index for index, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     merges: list[tuple[str, str]] = []
-    for word in words:
-        piece = "\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}"  # a space, as bytes are shown
-        for letter in word:
+    space = "\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}"  # as bytes are shown
+    # Bare words come last: a merge of two letters inside a word must not come before those from its beginning on.
+    for word in itertools.chain((space + word for word in words), bare):
+        piece = word[0]
+        for letter in word[1:]:
             if piece + letter not in vocab:
                 vocab[piece + letter] = len(vocab)
                 merges.append((piece, letter))

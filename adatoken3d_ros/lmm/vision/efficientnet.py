@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,7 @@ class EfficientNetLiteConfig:
         taps: stages (1..7) whose output is used, 0 for the pixels; their channels, put side by side, are the feature.
     """
 
+    model_type: ClassVar[str] = MODEL_TYPE
     image_size: int = 224
     taps: tuple[int, ...] = (0, 3, 5, 7)
 

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from adatoken3d_ros.lab.training.data import Scene, SceneConfig, build_scene
-from adatoken3d_ros.lab.training.language import ModelSize, config_content
+from adatoken3d_ros.lab.training.language import config_content
 from adatoken3d_ros.lab.training.pretrained import fingerprint
 from adatoken3d_ros.lab.training.recipe import TrainConfig
 from adatoken3d_ros.lab.training.train import Trainer
 from adatoken3d_ros.lmm.llava3d.config import Llava3DConfig
+from adatoken3d_ros.lmm.untrained import ModelSize
 from adatoken3d_ros.lmm.vision.tower import VisionTower
 
 SIZE = ModelSize(

@@ -19,12 +19,10 @@ from adatoken3d_ros.lab.training.data import (
     encode_views,
     prepare,
     read_scene,
-    thinned,
-    turned,
-    turned_room,
 )
 from adatoken3d_ros.lab.training.packing import spatial_tokens
 from adatoken3d_ros.lab.training.train import Trainer
+from adatoken3d_ros.lab.training.variants import thinned, turned, turned_room
 from adatoken3d_ros.lmm.llava3d.model import Llava3D
 from adatoken3d_ros.lmm.vision.tower import VisionTower
 from adatoken3d_ros.scene.keyframes import KeyFrameConfig

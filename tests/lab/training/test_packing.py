@@ -26,7 +26,7 @@ def test_packed_questions_equal_questions_asked_alone(
     asked = [[trainer.encoder.encode(qa, s) for qa in own] for own, s in zip(qas, scenes, strict=True)]
     with torch.no_grad():
         spatial = spatial_tokens(model, scenes)
-        prefixes = trainer.objective.prefixes(spatial)
+        prefixes, _ = trainer.objective.prefixes(scenes, spatial)
         packed = pack(asked, [len(p) for p in prefixes], Shape(3, 216, ((9, 16), (6, 24), (9, 48))))
         assert len({len(p) for p in prefixes}) > 1 and len({q.family for q in packed.questions}) > 6
         assert len(packed.questions) > 40

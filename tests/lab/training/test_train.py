@@ -15,13 +15,13 @@ from adatoken3d_ros.engine.answer import Question, Status
 from adatoken3d_ros.lab.synthetic.questions import FAMILIES, generate
 from adatoken3d_ros.lab.synthetic.views import render_views
 from adatoken3d_ros.lab.training.data import Scene
-from adatoken3d_ros.lab.training.language import spread_knots
 from adatoken3d_ros.lab.training.losses import RelationHead, Truth, finding_loss, pointing_loss
 from adatoken3d_ros.lab.training.packing import spatial_tokens
 from adatoken3d_ros.lab.training.recipe import TrainConfig, TrainingError
 from adatoken3d_ros.lab.training.train import Trainer
 from adatoken3d_ros.lmm import registry
 from adatoken3d_ros.lmm.llava3d.position import PositionMLP
+from adatoken3d_ros.lmm.llava3d.untrained import spread_knots
 from adatoken3d_ros.lmm.vision.tower import VisionTower
 from tests.engine.scenes import ask, new_scene
 from tests.lab.training.conftest import new_trainer
@@ -109,7 +109,7 @@ def test_what_cannot_be_resumed_is_refused(make_trainer: MakeTrainer, tmp_path: 
 
 def test_a_blind_model_sees_one_empty_token(make_trainer: MakeTrainer, scenes: list[Scene]) -> None:
     trainer = make_trainer(blind=True)
-    prefixes = trainer.objective.prefixes(spatial_tokens(trainer.model, scenes[:2], blind=True))
+    prefixes, _ = trainer.objective.prefixes(scenes[:2], spatial_tokens(trainer.model, scenes[:2], blind=True))
     assert torch.equal(prefixes[0], prefixes[1]) and len(prefixes[0]) == len(trainer.encoder.system) + 1
     report = trainer.train_step()
     assert "pointing" not in report.losses and not any(name.startswith("kind@") for name in report.losses)
