@@ -16,7 +16,15 @@ from adatoken3d_ros.engine.config import SessionConfig
 from adatoken3d_ros.lab.synthetic.items import FIRST_ITEM
 from adatoken3d_ros.lab.synthetic.questions import FAMILIES, generate
 from adatoken3d_ros.lab.synthetic.views import render_views
-from adatoken3d_ros.lab.training.data import Scene, SceneConfig, build_scene, grid_lines, read_scene, save_scene
+from adatoken3d_ros.lab.training.data import (
+    Scene,
+    SceneConfig,
+    build_scene,
+    encode_views,
+    grid_lines,
+    read_scene,
+    save_scene,
+)
 from adatoken3d_ros.lab.training.language import tokenizer
 from adatoken3d_ros.lab.training.packing import Shape, embed, pack, run, spatial_tokens
 from adatoken3d_ros.lab.training.pretrained import fingerprint
@@ -89,6 +97,17 @@ def test_points_know_what_they_show_and_files_give_it_back(scenes: list[Scene], 
     assert torch.equal(again.where.view, scene.where.view) and torch.equal(again.where.cell, scene.where.cell)
     assert torch.equal(again.place, scene.place)  # type: ignore[arg-type]
     torch.testing.assert_close(again.features, scene.features, rtol=1e-3, atol=1e-3)
+
+
+def test_a_token_without_a_measured_point_shows_the_room(vision: VisionTower, scenes: list[Scene]) -> None:
+    """Depth only in columns that none of a token's 16 points is in: each has a place, and one point, which is that."""
+    view = render_views(scenes[0].room, seed=0, count=1)[0]
+    depth = np.full_like(view.frame.depth, np.nan)
+    depth[:, 45::10] = view.frame.depth[:, 45::10]  # points are in columns 41, 61, 81, ...
+    config = SceneConfig(1, SIZE.image_size, SIDE, 0.2, 27, fingerprint(vision), "views")
+    scene = encode_views(scenes[0].room, [replace(view, frame=replace(view.frame, depth=depth))], vision, config)
+    assert len(scene.features) == len(scene.voxel) == SIDE**2 and scene.place is not None
+    assert torch.equal(scene.xyz[torch.argsort(scene.voxel)], scene.place) and (scene.instance < FIRST_ITEM).all()
 
 
 @pytest.mark.parametrize("mirror", [False, True])
