@@ -64,8 +64,11 @@ def tower_directory(path: Path, vision_path: str | Path | None) -> Path | None:
     named = read_json(path / "config.json").get("mm_vision_tower")
     if not isinstance(named, str) or not named or Path(named).is_absolute():
         return None
-    found = (path / named).resolve()
-    return found if found != path.resolve() and (found / "config.json").is_file() else None
+    try:
+        found = (path / named).resolve()
+        return found if found != path.resolve() and (found / "config.json").is_file() else None
+    except (OSError, RuntimeError, ValueError):  # no path at all: too long, a null byte, links in a circle
+        return None
 
 
 def locate(

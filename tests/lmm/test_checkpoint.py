@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from adatoken3d_ros.lmm.llava3d import checkpoint
 from adatoken3d_ros.lmm.llava3d.model import Llava3D
 from adatoken3d_ros.lmm.llava3d.tiny import write_tiny_checkpoint
+from adatoken3d_ros.lmm.official_layout import tower_directory
 from adatoken3d_ros.lmm.safetensors_files import CheckpointError, free_bytes
 from tests.lmm.shards import split
 
@@ -264,3 +265,13 @@ def test_more_layers_than_the_files_hold_are_refused_before_any_is_built(path, m
     _change_config(path, num_hidden_layers=1_000_000)
     with pytest.raises(CheckpointError, match="num_hidden_layers is 1000000"):
         checkpoint.load(path)
+
+
+@pytest.mark.parametrize(
+    "named", ["no\0path", "a" * 5000, "loop/x"], ids=["null byte", "too long", "a circle of links"]
+)
+def test_a_tower_that_is_named_by_no_path_is_looked_for_nowhere(path, named):
+    (path / "loop").symlink_to(path / "loop")
+    _change_config(path, mm_vision_tower=named)
+    assert tower_directory(path, None) is None
+    checkpoint.load(path)  # which carries its own
