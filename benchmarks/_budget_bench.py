@@ -126,7 +126,7 @@ class Bench:
             scene.observe(frame)
         scene.encode_pending()
         spliced, block = scene.spliced(Question(shown.questions[0].question))
-        return Sample(spliced.embeds, spliced.spatial_start, spliced.n_spatial, block.scene)
+        return Sample(spliced.embeds, spliced.layout, block.scene)
 
     @property
     def calibrated(self) -> list[Strategy]:

@@ -59,7 +59,10 @@ def divergence(reader: Reader, task: Measurement) -> float:
 def mined(reader: Reader, room: Room) -> list[Information]:
     """How much layers and tokens contribute to the answers of a calibration room."""
     (spread,) = [calibration_prompts(reader, [room])]
-    return [mine(reader.decoder, s.embeds, spatial_start=s.spatial_start, n_spatial=s.n_spatial) for s in spread]
+    return [
+        mine(reader.decoder, s.embeds, spatial_start=s.spatial_start, n_spatial=s.n_spatial, layout=s.layout)
+        for s in spread
+    ]
 
 
 def fit(workers: Workers, reader: Reader, rooms: tuple[Room, ...], work: Operations) -> Fitted:

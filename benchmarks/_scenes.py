@@ -25,7 +25,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from adatoken3d_ros.decoder.adapter import Decoder
-from adatoken3d_ros.decoder.prefill import Layout
 from adatoken3d_ros.lab.probe import Sample
 from adatoken3d_ros.lab.synthetic.furnished import Split
 from adatoken3d_ros.lab.synthetic.questions import generate
@@ -123,7 +122,7 @@ class Reader:
         prompt = self.model.prompt(self.tokenizer, text, n_clicks=len(points))
         clicks = self.model.embed_clicks(torch.tensor(points, dtype=torch.float32).reshape(-1, 3))
         spliced = self.model.splice(prompt, spatial, clicks, where=where)
-        return Sample(spliced.embeds, spliced.spatial_start, spliced.n_spatial, tokens, spliced.layout)
+        return Sample(spliced.embeds, spliced.layout, tokens)
 
     def text(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
@@ -146,11 +145,6 @@ def centroids(scene: Scene) -> torch.Tensor:
     count = torch.bincount(scene.voxel, minlength=len(scene.features)).double()
     total = torch.zeros(len(scene.features), 3, dtype=torch.float64).index_add(0, scene.voxel, scene.xyz.double())
     return (total / count[:, None]).float()
-
-
-def layout(sample: Sample) -> Layout:
-    """Of one prompt without padding."""
-    return sample.layout
 
 
 def find_rooms(

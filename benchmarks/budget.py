@@ -43,7 +43,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from adatoken3d_ros.decoder.prefill import Layout, prefill
+from adatoken3d_ros.decoder.prefill import prefill
 from adatoken3d_ros.engine.answer import Answer, Question
 from adatoken3d_ros.engine.budget.plans import removed_share
 from adatoken3d_ros.engine.scene import Scene
@@ -210,8 +210,7 @@ def _prefill_ms(bench: Bench, schedule: Schedule, policy: Any) -> float:
     began = time.perf_counter()
     with torch.inference_mode():
         for sample in bench.samples:
-            layout = Layout(sample.spatial_start, sample.n_spatial, sample.n_tokens)
-            prefill(bench.model.decoder, sample.embeds, layout, schedule, policy, scene=sample.scene)
+            prefill(bench.model.decoder, sample.embeds, sample.layout, schedule, policy, scene=sample.scene)
     return 1e3 * (time.perf_counter() - began) / len(bench.samples)
 
 

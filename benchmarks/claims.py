@@ -42,7 +42,7 @@ from adatoken3d_ros.pruning.view import DecoderSize, GateSize, GateView, Policy,
 from adatoken3d_ros.weights import embedded_path
 from benchmarks._paired import Tally, scene_interval
 from benchmarks._reuse import remembering
-from benchmarks._scenes import Reader, Room, Workers, bar, find_rooms, layout, machine
+from benchmarks._scenes import Reader, Room, Workers, bar, find_rooms, machine
 from benchmarks.accuracy import MAX_ANSWER, SPLITS
 from benchmarks.frontier import judge
 
@@ -114,7 +114,10 @@ def kept_tokens(removal: str, shares: Mapping[str, FloatArray], seed: Sequence[i
 def examine(reader: Reader, room: Room) -> Found:
     """Measures the contributions of each question's prompt, and removes tokens by them."""
     samples = reader.samples(room.scene(), room.questions)
-    mined = [mine(reader.decoder, s.embeds, spatial_start=s.spatial_start, n_spatial=s.n_spatial) for s in samples]
+    mined = [
+        mine(reader.decoder, s.embeds, spatial_start=s.spatial_start, n_spatial=s.n_spatial, layout=s.layout)
+        for s in samples
+    ]
     grid = np.linspace(0.0, 1.0, _POINTS)
     shares = [{measure: one.token_shares(measure) for measure in MEASURES} for one in mined]
     figures = [[[getattr(Concentration.of(s[m]), f) for f in FIGURES] for m in MEASURES] for s in shares]
@@ -144,7 +147,7 @@ def examine(reader: Reader, room: Room) -> Found:
 
 
 def _read(reader: Reader, sample: Sample, schedule: Schedule, policy: Policy) -> Any:
-    return prefill(reader.decoder, sample.embeds, layout(sample), schedule, policy, max_new_tokens=MAX_ANSWER)
+    return prefill(reader.decoder, sample.embeds, sample.layout, schedule, policy, max_new_tokens=MAX_ANSWER)
 
 
 # --- figures ---

@@ -39,6 +39,8 @@ from adatoken3d_ros.decoder.prefill import Prefill, prefill
 from adatoken3d_ros.lab.probe import Sample
 from adatoken3d_ros.lab.synthetic.questions import FAMILIES
 from adatoken3d_ros.lab.synthetic.wordings import QA
+from adatoken3d_ros.lab.training.packing import spatial_tokens
+from adatoken3d_ros.lmm.interface import ViewTokens
 from adatoken3d_ros.pruning.policies import make_policy
 from adatoken3d_ros.pruning.schedule import Schedule
 from adatoken3d_ros.pruning.strategy import Strategy
@@ -49,7 +51,7 @@ from benchmarks._frontier_fit import choose, fit
 from benchmarks._frontier_report import GOAL_63, draw, goals, table, verdict
 from benchmarks._paired import Tally
 from benchmarks._reuse import decode_along, remembering
-from benchmarks._scenes import CALIBRATION_SEED, Reader, Room, Workers, bar, find_rooms, layout, machine
+from benchmarks._scenes import CALIBRATION_SEED, Reader, Room, Workers, bar, find_rooms, machine
 from benchmarks.accuracy import MAX_ANSWER, SPLITS, score
 
 TARGETS = (0.9, 0.75, 0.6, 0.5, 0.43, 0.37, 0.28, 0.2, 0.15)
@@ -84,7 +86,7 @@ def answer_room(reader: Reader, task: Round) -> tuple[np.ndarray, np.ndarray]:
                 with torch.inference_mode():
                     filled = read(reader, sample, strategy, policy)
                     scores[c, q] = judge(reader, filled, qa, guesses[q])
-                sizes = sample.n_spatial, sample.n_text, sample.n_text - sample.spatial_start
+                sizes = sample.n_spatial, sample.n_text, sample.layout.n_question
                 spent[c, q] = operations(decoder, policy, filled.trace.spatial_per_layer, *sizes)
     return scores, spent
 
@@ -94,7 +96,7 @@ def read(reader: Reader, sample: Sample, strategy: Strategy, policy: Any) -> Pre
     return prefill(
         reader.decoder,
         sample.embeds,
-        layout(sample),
+        sample.layout,
         strategy.schedule,
         policy,
         scene=sample.scene,
@@ -140,8 +142,8 @@ def time_all(
                 (sample,) = reader.samples(scene, [qa])
                 assert sample.scene is not None
                 _ = sample.scene.order  # of a scene that is ready
-                spatial = sample.embeds[0, sample.spatial_start : sample.spatial_start + sample.n_spatial].clone()
-                ask = partial(_ask, reader, spatial, sample, qa)
+                spatial = spatial_tokens(reader.model, [scene])[0]
+                ask = partial(_ask, reader, spatial, sample.scene, scene.where, qa)
                 ask(UNPRUNED, make_policy("none"))
                 for _ in range(_REPEATS):
                     own, reference = [], []
@@ -160,12 +162,17 @@ def time_all(
 
 
 def _ask(
-    reader: Reader, spatial: torch.Tensor, sample: Sample, qa: QA, strategy: Strategy, policy: Any
+    reader: Reader,
+    spatial: torch.Tensor,
+    tokens: SceneTokens,
+    where: ViewTokens | None,
+    qa: QA,
+    strategy: Strategy,
+    policy: Any,
 ) -> tuple[float, float]:
     """Seconds from the question's text to the end of its answer, and of them in the prefill."""
-    assert sample.scene is not None
     start = time.perf_counter()
-    prompt = reader.sample(spatial, sample.scene, qa)
+    prompt = reader.sample(spatial, tokens, qa, where)
     middle = time.perf_counter()
     filled = read(reader, prompt, strategy, policy)
     first = int(filled.logits.argmax())  # the device has finished when this is known
@@ -233,8 +240,8 @@ def _sizes(reader: Reader, rooms: Sequence[Room], most: int = 40) -> list[tuple[
     found = []
     for room, qa in asked[:: max(1, len(asked) // most)]:
         empty = torch.zeros(room.n_spatial, reader.decoder.size.hidden)
-        sample = reader.sample(empty, SceneTokens(torch.zeros(1, 3)), qa)
-        found.append((sample.n_spatial, sample.n_text, sample.n_text - sample.spatial_start))
+        sample = reader.sample(empty, SceneTokens(torch.zeros(1, 3)), qa, room.scene().where)
+        found.append((sample.n_spatial, sample.n_text, sample.layout.n_question))
     return found
 
 

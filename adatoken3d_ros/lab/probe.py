@@ -38,24 +38,23 @@ class CalibrationError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One calibration prompt: embeds (1, S, D), where its spatial tokens are, and what is known of them.
-
-    `placed` is its whole layout, where that says more than where the tokens begin and how many they are.
-    """
+    """One calibration prompt: embeds (1, S, D), where its spatial tokens are, and what is known of them."""
 
     embeds: Tensor
-    spatial_start: int
-    n_spatial: int
+    layout: Layout
     scene: SceneTokens | None = None
-    placed: Layout | None = None
 
     @property
-    def layout(self) -> Layout:
-        return self.placed or Layout(self.spatial_start, self.n_spatial, self.n_tokens)
+    def spatial_start(self) -> int:
+        return self.layout.spatial_start
+
+    @property
+    def n_spatial(self) -> int:
+        return self.layout.n_spatial
 
     @property
     def n_tokens(self) -> int:
-        return self.embeds.shape[1]
+        return self.layout.n_tokens
 
     @property
     def n_text(self) -> int:

@@ -92,8 +92,7 @@ def collect(
             raise ValueError(f"{path} has no frame with valid depth")
         for question in questions:
             spliced, block = scene.spliced(Question(question))
-            start, n_spatial = spliced.spatial_start, spliced.n_spatial
-            prompts.samples.append(Sample(spliced.embeds, start, n_spatial, block.scene, spliced.layout))
+            prompts.samples.append(Sample(spliced.embeds, spliced.layout, block.scene))
             prompts.scenes.append(name)
             prompts.questions.append(question)
             prompts.views.append(len(scene.poses))

@@ -243,7 +243,7 @@ def test_mining_knows_the_layout(decoder) -> None:
     with prefix.asking(CASE.embeds[:, end:]) as filled:
         expected = (mined.attention / mined.attention.sum(axis=1, keepdims=True)).mean(axis=0)
         np.testing.assert_allclose(filled.trace.contribution.numpy(), expected, atol=1e-6)
-    sample = Sample(CASE.embeds, 6, layout.n_spatial, CASE.scene, layout)
+    sample = Sample(CASE.embeds, layout, CASE.scene)
     probe = Probe(decoder, [sample], make_policy("ours"), n_tokens=2)
     assert probe.divergence(Schedule()) < 1e-6 < probe.divergence(Schedule.of([2], [0.2]))
 

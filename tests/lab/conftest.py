@@ -8,6 +8,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from adatoken3d_ros.decoder.adapter import Decoder
+from adatoken3d_ros.decoder.prefill import Layout
 from adatoken3d_ros.lab.probe import (
     Probe,
     Sample,
@@ -44,7 +45,7 @@ def decoder() -> Decoder:
 
 def samples(n: int = 2) -> list[Sample]:
     generator = torch.Generator().manual_seed(3)
-    return [Sample(torch.randn(1, 30 + i, 32, generator=generator), 3, 20 + i) for i in range(n)]
+    return [Sample(torch.randn(1, 30 + i, 32, generator=generator), Layout(3, 20 + i, 30 + i)) for i in range(n)]
 
 
 @pytest.fixture(scope="module")

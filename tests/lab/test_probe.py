@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from adatoken3d_ros.decoder.adapter import Decoder
+from adatoken3d_ros.decoder.prefill import Layout
 from adatoken3d_ros.lab.probe import (
     Probe,
     Sample,
@@ -83,6 +84,6 @@ def test_massive_dimensions_are_those_that_stand_out_in_most_layers(mha: Decoder
     # One of 64 dimensions stands out by at most sqrt(64) = 8 root mean squares.
     embeds = torch.randn(1, 20, 64, generator=torch.Generator().manual_seed(0))
     embeds[0, 6, 11] = 1e4
-    assert massive_dims(mha, [Sample(embeds, 3, 12)], threshold=6.0) == (11,)
-    assert massive_dims(mha, [Sample(embeds, 3, 12)]) == ()
+    assert massive_dims(mha, [Sample(embeds, Layout(3, 12, 20))], threshold=6.0) == (11,)
+    assert massive_dims(mha, [Sample(embeds, Layout(3, 12, 20))]) == ()
     assert not any(layer._forward_pre_hooks for layer in mha.language.model.layers)

@@ -21,7 +21,7 @@ from adatoken3d_ros.pruning.policies import make_policy
 from adatoken3d_ros.pruning.schedule import Schedule
 from adatoken3d_ros.scene.keyframes import KeyFrameConfig
 from benchmarks._paired import EXACT
-from benchmarks._scenes import Reader, Workers, find_rooms, layout
+from benchmarks._scenes import Reader, Workers, find_rooms
 from benchmarks.accuracy import Outcome, answers, guesses, majority_answers, outcomes, overlap, score, summary
 from tests.engine.scenes import new_scene
 
@@ -115,7 +115,7 @@ def test_answers_are_those_of_a_session_that_prunes_nothing(
     (given,) = Workers(reader, 1, Console(quiet=True)).map("", answers, [room])
     assert any(given)
     for sample, text in list(zip(samples, given, strict=True))[:6]:
-        filled = prefill(reader.decoder, sample.embeds, layout(sample), Schedule(), make_policy("none"))
+        filled = prefill(reader.decoder, sample.embeds, sample.layout, Schedule(), make_policy("none"))
         ids = list(generate(reader.decoder, filled, max_new_tokens=48, eos_ids={reader.eos}))
         assert reader.text(ids) == text
     assert [o.answer for o in outcomes([room], [given])] == given

@@ -57,7 +57,8 @@ def samples() -> list[Sample]:
     for questions in (5, 1):
         prefix, scene = torch.randn(1, START + N, 32), SceneTokens(torch.rand(N, 3))
         for k in range(questions):
-            found.append(Sample(torch.cat([prefix, torch.randn(1, 4 + k % 3, 32)], dim=1), START, N, scene))
+            embeds = torch.cat([prefix, torch.randn(1, 4 + k % 3, 32)], dim=1)
+            found.append(Sample(embeds, Layout(START, N, embeds.shape[1]), scene))
     return found
 
 
