@@ -29,6 +29,8 @@ from benchmarks._budgets import CONTESTANTS, RIVALS, Fitted, Operations, candida
 from benchmarks._frontier_report import goals
 from benchmarks._paired import COLUMNS, EXACT, Tally, scene_interval
 from benchmarks._reuse import decode_along, remembering
+from benchmarks._scenes import Reader, find_rooms
+from benchmarks.accuracy import answers, score
 
 N, START, LAYERS = 60, 5, 8
 CONFIG = LlamaConfig(
@@ -295,3 +297,16 @@ def test_the_whole_benchmark(
     assert strategy.model_hash == result["model"]["hash"] and calibrated_loss(strategy) is not None
     assert (strategy.info["target"], strategy.info["rooms"]) == (0.6, result["fitted"]["rooms"])
     assert {"ours", "ours-0.6"} <= fitted_strategies(tmp_path / "model", strategy.model_hash).keys()
+
+
+def test_a_model_of_views_is_judged_as_it_answers(tmp_path: Path) -> None:
+    """Its answers begin with a space, and newlines stand between its tokens."""
+    reader = Reader(Path(frontier.__file__).parent / "data" / "video3d_small")
+    (room,) = find_rooms(reader, tmp_path, "test", 1, per_family=1)
+    right = [score(qa, text) for qa, text in zip(room.questions, answers(reader, room), strict=True)]
+    scores, spent = frontier.answer_room(reader, frontier.Round(room, (frontier.UNPRUNED,)))
+    assert scores[0].tolist() == pytest.approx(right) and sum(right) >= 2
+    ((n_spatial, n_text, n_question),) = set(frontier._sizes(reader, [room], most=1))
+    (sample,) = reader.samples(room.scene(), room.questions[:1])
+    assert (n_spatial, n_spatial + n_text, n_question) == (room.n_spatial, sample.n_tokens, sample.layout.n_question)
+    assert n_text - n_question > sample.spatial_start
