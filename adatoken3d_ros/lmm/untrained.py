@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol, cast
 import torch
 
 from adatoken3d_ros.lmm.interface import SpatialLMM
-from adatoken3d_ros.lmm.registry import ARCHITECTURES
+from adatoken3d_ros.lmm.registry import Architecture, known
 from adatoken3d_ros.lmm.vision.tower import VisionTower
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.geometry import PatchGeometry
@@ -52,6 +52,26 @@ class ModelSize:
     context_length: int = 2048
     tokens: Tokens = "voxels"
     kv_heads: int = 0
+
+
+def common_content(size: ModelSize, vocab_size: int) -> dict[str, Any]:
+    """What the config.json of any of them says but for the tower's sizes, by the names of published ones."""
+    return {
+        "vocab_size": vocab_size,
+        "hidden_size": size.width,
+        "intermediate_size": size.intermediate,
+        "num_hidden_layers": size.layers,
+        "num_attention_heads": size.heads,
+        "num_key_value_heads": size.kv_heads or size.heads,
+        "max_position_embeddings": size.context_length,
+        "tokenizer_model_max_length": size.context_length,
+        "hidden_act": "silu",
+        "rope_theta": size.rope_theta,
+        "tie_word_embeddings": True,
+        "torch_dtype": "float32",
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_vision_select_feature": "patch",
+    }
 
 
 class Untrained(Protocol):
@@ -104,19 +124,19 @@ class Untrained(Protocol):
 
 def trainable(tokens: str) -> Untrained:
     """The architecture whose spatial tokens are such; raises ValueError if there is none."""
-    for one in _modules():
-        if tokens == one.TOKENS:
+    for architecture in known():
+        if architecture.untrained and tokens == (one := _module(architecture)).TOKENS:
             return one
     raise ValueError(f"no model is trained from nothing whose tokens are {quoted(tokens)}")
 
 
 def trainable_of(content: Mapping[str, Any]) -> Untrained:
     """The architecture of a config.json; raises ValueError if it is none that is trained from nothing."""
-    for architecture, one in zip((a for a in ARCHITECTURES if a.untrained), _modules(), strict=True):
-        if architecture.made(dict(content)):
-            return one
+    for architecture in known():
+        if architecture.untrained and architecture.made(dict(content)):
+            return _module(architecture)
     raise ValueError(f"model_type {quoted(content.get('model_type'))} is none that is trained from nothing")
 
 
-def _modules() -> list[Untrained]:
-    return [cast(Untrained, import_module(one.untrained)) for one in ARCHITECTURES if one.untrained]
+def _module(architecture: Architecture) -> Untrained:
+    return cast(Untrained, import_module(architecture.untrained))

@@ -17,7 +17,7 @@ from adatoken3d_ros.lmm.llava3d.position import PositionMLP
 from adatoken3d_ros.lmm.llava3d.prompt import TEMPLATES
 from adatoken3d_ros.lmm.llava3d.tokenizer import LlamaTokenizer, llama_tokenizer, word_vocabulary
 from adatoken3d_ros.lmm.llava3d.tokenizer import load_tokenizer as load_tokenizer
-from adatoken3d_ros.lmm.untrained import ModelSize, Tokens
+from adatoken3d_ros.lmm.untrained import ModelSize, Tokens, common_content
 from adatoken3d_ros.lmm.vision.efficientnet import EfficientNetLiteConfig
 from adatoken3d_ros.lmm.vision.tower import VisionTower
 from adatoken3d_ros.scene.frames import PosedFrame
@@ -45,34 +45,21 @@ def config_content(size: ModelSize, vocab_size: int) -> dict[str, Any]:
     """The config.json of such a model."""
     vision = EfficientNetLiteConfig(size.image_size, size.taps)
     return {
+        **common_content(size, vocab_size),
+        "mm_hidden_size": vision.hidden_size,
+        "mm_vision_tower": "efficientnet-lite0",
+        "vision_config": vision.to_dict(),
         "architectures": ["LlavaLlamaForCausalLM"],
         "model_type": "llava_llama",
-        "vocab_size": vocab_size,
-        "hidden_size": size.width,
-        "intermediate_size": size.intermediate,
-        "num_hidden_layers": size.layers,
-        "num_attention_heads": size.heads,
-        "num_key_value_heads": size.kv_heads or size.heads,
-        "max_position_embeddings": size.context_length,
-        "tokenizer_model_max_length": size.context_length,
-        "hidden_act": "silu",
         "rms_norm_eps": 1e-5,
-        "rope_theta": size.rope_theta,
         "rope_scaling": None,
-        "tie_word_embeddings": True,
         "bos_token_id": 1,
         "eos_token_id": 2,
         "pad_token_id": 0,
-        "torch_dtype": "float32",
-        "mm_hidden_size": vision.hidden_size,
-        "mm_projector_type": "mlp2x_gelu",
-        "mm_vision_tower": "efficientnet-lite0",
-        "mm_vision_select_feature": "patch",
         "mm_video_tower": "SpatialAwareModule",
         "num_frames": size.views,
         "voxel_size": size.voxel_size,
         "max_spatial_tokens": size.max_tokens,
-        "vision_config": vision.to_dict(),
     }
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from adatoken3d_ros.lmm.interface import SpatialLMM
-from adatoken3d_ros.lmm.untrained import ModelSize, Tokens
+from adatoken3d_ros.lmm.untrained import ModelSize, Tokens, common_content
 from adatoken3d_ros.lmm.video3d import checkpoint
 from adatoken3d_ros.lmm.video3d.config import Video3DConfig
 from adatoken3d_ros.lmm.video3d.model import Video3D
@@ -47,38 +47,25 @@ def config_content(size: ModelSize, vocab_size: int) -> dict[str, Any]:
     """The config.json of such a model; of its tokens the last one stands for points."""
     vision = EfficientNetLiteConfig(size.image_size, size.taps)
     return {
+        **common_content(size, vocab_size),
+        "mm_hidden_size": vision.hidden_size,
+        "mm_vision_tower": "efficientnet-lite0",
+        "vision_config": vision.to_dict(),
         "architectures": ["LlavaQwenForCausalLM"],
         "model_type": "llava_qwen",
-        "vocab_size": vocab_size,
-        "hidden_size": size.width,
-        "intermediate_size": size.intermediate,
-        "num_hidden_layers": size.layers,
-        "num_attention_heads": size.heads,
-        "num_key_value_heads": size.kv_heads or size.heads,
-        "max_position_embeddings": size.context_length,
-        "tokenizer_model_max_length": size.context_length,
-        "hidden_act": "silu",
         "rms_norm_eps": 1e-6,
-        "rope_theta": size.rope_theta,
-        "tie_word_embeddings": True,
         "use_sliding_window": False,
-        "torch_dtype": "float32",
         "add_faster_video": False,
         "coord_token_ids": [vocab_size - 1],
-        "mm_hidden_size": vision.hidden_size,
         "mm_newline_position": "grid",
         "mm_patch_merge_type": "spatial_unpad",
-        "mm_projector_type": "mlp2x_gelu",
         "mm_spatial_pool_mode": "bilinear",
         "mm_spatial_pool_stride": 2,
-        "mm_vision_tower": "efficientnet-lite0",
-        "mm_vision_select_feature": "patch",
         "world_position_embedding_type": "avg-discrete-sin3d",
         "voxel_size": _CELL,
         "min_xyz_range": [-15, -15, -5],
         "max_xyz_range": [15, 15, 5],
         "frames_upbound": size.views,
-        "vision_config": vision.to_dict(),
     }
 
 
