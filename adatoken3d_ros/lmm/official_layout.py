@@ -28,6 +28,7 @@ from adatoken3d_ros.lmm.safetensors_files import (
     read_json,
     some,
 )
+from adatoken3d_ros.text import quoted
 
 
 def by_prefix(names: Iterable[str], table: Sequence[tuple[str, str]]) -> dict[str, str]:
@@ -72,7 +73,7 @@ def tower_directory(path: Path, vision_path: str | Path | None) -> Path | None:
 
 
 def locate(
-    wanted: Mapping[str, str], stored: Mapping[str, Stored], prefix: str, vision_dir: Path | None, path: Path, kind: str
+    wanted: Mapping[str, str], stored: Mapping[str, Stored], prefix: str, vision_dir: Path | None, path: Path
 ) -> tuple[dict[str, Stored], str]:
     """Our name -> stored tensor, for all that were found, and where the vision tower comes from.
 
@@ -80,7 +81,7 @@ def locate(
         wanted: {our name: its name in the checkpoint}. stored: what the checkpoint holds.
         prefix: of the vision tower's tensors there.
         vision_dir: directory of a vision tower, for a checkpoint that carries none.
-        path: the checkpoint. kind: what the tower is called in messages.
+        path: the checkpoint.
 
     Raises:
         CheckpointError: for a tower that is missing or incomplete.
@@ -94,8 +95,10 @@ def locate(
     if len(missing) < len(tower):
         raise CheckpointError(f"{path} lacks {some(missing)} of its vision tower")
     if vision_dir is None:
+        named = quoted(read_json(path / "config.json").get("mm_vision_tower"), 200)
         raise CheckpointError(
-            f"{path} carries no vision tower ({prefix}*): give the directory of the {kind} model as vision_path"
+            f"{path} carries no vision tower ({prefix}*), and there is none at what config.json names, {named}: give "
+            "the directory of that model as vision_path"
         )
     separate = inventory(vision_dir)
     for ours, official in tower.items():

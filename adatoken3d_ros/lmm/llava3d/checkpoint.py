@@ -96,7 +96,7 @@ def load(
     with torch.device("meta"):
         model = Llava3D(config)
     wanted = official_names(model)
-    sources, vision = locate(wanted, stored, _VISION_PREFIX, vision_dir, path, "CLIP")
+    sources, vision = locate(wanted, stored, _VISION_PREFIX, vision_dir, path)
     ignored = sorted(set(stored) - {source.name for source in sources.values() if source.file.parent == path})
     if strange := [name for name in ignored if not _UNUSED.fullmatch(name)]:
         # The release was never opened where this was written: what it may have beside its code's own is not refused.

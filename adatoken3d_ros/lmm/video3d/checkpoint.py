@@ -100,7 +100,7 @@ def load(
     last = f"{_VISION_PREFIX}encoder.layers.{config.vision_layers}."
     if strange := [n for n in ignored if not n.startswith(last) and not any(p.fullmatch(n) for p in _UNUSED)]:
         raise CheckpointError(f"{path} has {some(strange)}, which this model has not")
-    sources, vision = locate(wanted, stored, _VISION_PREFIX, vision_dir, path, "SigLIP")
+    sources, vision = locate(wanted, stored, _VISION_PREFIX, vision_dir, path)
     report = finish(
         model,
         sources,
