@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,12 @@ import pytest
 
 if TYPE_CHECKING:  # most tests need no torch
     from adatoken3d_ros.decoder.adapter import Decoder
+
+
+def pytest_configure() -> None:
+    """What a shell starts in the background without job control ignores Ctrl-C, and so would what the tests start."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
