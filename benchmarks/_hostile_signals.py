@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from adatoken3d_ros.cli.demo import free_domain
+from adatoken3d_ros.cli.demo import claim_domain
 from benchmarks._hostile import ACCEPTED, CRASH, HANG, ROOT, Outcome
 
 PROGRAMS = (
@@ -27,9 +27,10 @@ PROGRAMS = (
 
 def signals(first: int, count: int, seconds: float, args: argparse.Namespace) -> Iterator[Outcome]:
     """A program, and one to three signals at a random moment after its first line: status 0, no traceback."""
-    environment = {"ROS_DOMAIN_ID": str(free_domain()), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
+    domain, claim = claim_domain()
+    environment = {"ROS_DOMAIN_ID": str(domain), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
     until = time.monotonic() + seconds
-    with TemporaryDirectory(prefix="adatoken3d-hostile-") as folder:
+    with claim, TemporaryDirectory(prefix="adatoken3d-hostile-") as folder:
         log = Path(folder) / "log"
         for seed in range(first, first + count):
             if time.monotonic() >= until:

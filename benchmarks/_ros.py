@@ -29,7 +29,7 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import get_parameter_value
 
-from adatoken3d_ros.cli.demo import free_domain
+from adatoken3d_ros.cli.demo import claim_domain
 from adatoken3d_ros.cli.processes import Processes
 from adatoken3d_ros.ros.client import SceneClient
 
@@ -69,8 +69,9 @@ class Bench:
     ) -> None:
         self._folder = TemporaryDirectory(prefix="adatoken3d-")
         self.processes = Processes(show=show)
+        domain, self._claim = claim_domain()
         changes = {
-            "ROS_DOMAIN_ID": str(free_domain()),
+            "ROS_DOMAIN_ID": str(domain),
             "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
             "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         }
@@ -162,6 +163,7 @@ class Bench:
         finally:
             self.processes.stop()
             self._folder.cleanup()
+            self._claim.close()
             for name, value in self._environment.items():
                 os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 

@@ -17,9 +17,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -74,13 +74,13 @@ def run(args: argparse.Namespace) -> int:
     require_ros()
     if args.model is not None and not args.model.is_dir():
         raise NotADirectoryError(f"--model: {args.model} is no directory")
-    domain = free_domain() if args.domain_id is None else args.domain_id
+    domain, claim = claim_domain() if args.domain_id is None else (args.domain_id, nullcontext())
     os.environ["ROS_DOMAIN_ID"] = str(domain)
     os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
 
     from adatoken3d_ros.ros.client import SceneClient
 
-    with Processes(show=args.verbose) as processes:
+    with claim, Processes(show=args.verbose) as processes:
         model, tiny = (args.model, False) if args.model is not None else default_model()
         start_nodes(processes, model, args.seed)
         if tiny:
@@ -262,21 +262,26 @@ def share() -> Path:
     raise FileNotFoundError(f"share/adatoken3d was not found below {', '.join(prefixes)}: is the package installed?")
 
 
-def free_domain() -> int:
-    """A ROS domain in which no participant runs on this machine, chosen at random.
+def claim_domain(domains: Iterable[int] | None = None) -> tuple[int, socket.socket]:
+    """A ROS domain in which no participant runs on this machine and that no other caller holds, and what holds it:
+    free again when the socket is closed. The first of `domains`; without them one of DOMAINS at random.
 
-    The first participant of domain d listens on UDP port 7410 + 250 d (RTPS specification, well-known ports).
+    The first participant of domain d listens on UDP port 7410 + 250 d (RTPS specification, well-known ports), but only
+    seconds after the domain was chosen: two demos that start together are told apart by an abstract socket's name.
 
     Raises:
         OSError: if there is none.
     """
-    for domain in random.sample(DOMAINS, len(DOMAINS)):
+    for domain in random.sample(DOMAINS, len(DOMAINS)) if domains is None else domains:
+        claim = socket.socket(socket.AF_UNIX)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             try:
+                claim.bind(f"\0adatoken3d-domain-{domain}")
                 probe.bind(("", 7410 + 250 * domain))
             except OSError:
+                claim.close()
                 continue
-            return domain
+        return domain, claim
     raise OSError("every ROS domain from 1 to 101 is in use on this machine: give one with --domain-id")
 
 

@@ -146,7 +146,7 @@ class SceneClient:
         """
         goal = _fill(AskSceneStream.Goal(), question, clicks, latency_budget_ms, max_new_tokens)
         deadline = deadline_of(timeout)
-        self._connection.wait(self._streaming.server_is_ready, deadline, f"no answer within {timeout} s")
+        self._connection.meet(self._streaming.server_is_ready, deadline, f"no answer within {timeout} s")
         stream = AnswerStream(
             self._connection, self._streaming, self._streams.discard, deadline, f"no answer within {timeout} s"
         )

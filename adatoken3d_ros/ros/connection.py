@@ -17,6 +17,7 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 
 POLL_SECONDS = 0.2  # how often a waiting call looks whether the node and ROS are still there
+AGAIN_SECONDS = 1.0  # after which a request that may be repeated is
 
 
 def deadline_of(timeout: float | None) -> float:
@@ -51,14 +52,17 @@ class Connection:
             enable_rosout=False,
             start_parameter_services=False,
         )
-        self._get_state: Any = self.node.create_client(GetState, f"{name}/get_state")
+        self._get_state: Any = None
+        self._met = False
         self._executor: Any = SingleThreadedExecutor(context=context)
         self._executor.add_node(self.node)
         self._closed = False
         self._thread = threading.Thread(target=self._spin, name=f"{other}_client", daemon=True)
 
     def start(self) -> None:
-        """Starts the thread; call it when there is what it is to look at."""
+        """Starts the thread; call it when there is what it is to look at, the clients of services among it."""
+        # The last of the clients: who has found its reader of replies has found theirs (RTPS announces them in order).
+        self._get_state = self.node.create_client(GetState, f"{self.name}/get_state")
         self._thread.start()
 
     def close(self, *entities: Any) -> None:
@@ -74,7 +78,10 @@ class Connection:
 
     def state(self, timeout: float | None) -> str:
         """The other node's lifecycle state."""
-        return str(self.call(self._get_state, GetState.Request(), timeout, "reply").current_state.label)
+        reply = self._call(
+            self._get_state, GetState.Request(), deadline_of(timeout), f"no reply within {timeout} s", AGAIN_SECONDS
+        )
+        return str(reply.current_state.label)
 
     def _spin(self) -> None:
         # Another thread may shut ROS down at any moment; then the wait set, a handle or the context is gone.
@@ -98,25 +105,50 @@ class Connection:
 
     def call(self, client: Any, request: Any, timeout: float | None, reply: str) -> Any:
         """The reply of a service, within `timeout` seconds; `reply` says what is waited for. Raises as `wait`."""
-        deadline = deadline_of(timeout)
-        self.wait(client.service_is_ready, deadline, f"no {reply} within {timeout} s")
+        deadline, failure = deadline_of(timeout), f"no {reply} within {timeout} s"
+        self.meet(client.service_is_ready, deadline, failure)
+        return self._call(client, request, deadline, failure)
+
+    def meet(self, ready: Callable[[], bool], deadline: float, failure: str) -> None:
+        """Returns once ready() and the other node has found this one. Raises as `wait`.
+
+        A server drops its reply if it has not found the client's reader within 100 ms (rmw_fastrtps). So, before
+        anything that must not be sent twice, the other node's state is asked for until it has been heard.
+        """
+        self.wait(ready, deadline, failure)
+        if not self._met:
+            self._call(self._get_state, GetState.Request(), deadline, failure, AGAIN_SECONDS)
+
+    def _call(self, client: Any, request: Any, deadline: float, failure: str, again: float = float("inf")) -> Any:
+        """As `call`, but to a node that may not have found this one; sent every `again` seconds until it replies."""
+        self.wait(client.service_is_ready, deadline, failure)
         done = threading.Event()
         futures: list[Any] = []
+        replies: list[Any] = []
+        due = time.monotonic()
 
         def send() -> Any:
             futures.append(client.call_async(request))
-            return futures[0]
+            return futures[-1]
 
-        self.send(send, lambda _: done.set())
+        def on_reply(future: Any) -> None:
+            replies.append(future)
+            done.set()
+
+        def replied() -> bool:
+            nonlocal due
+            if not done.is_set() and time.monotonic() >= due:
+                due += again
+                self.send(send, on_reply)
+            return done.is_set()
+
         try:
-            self.wait(
-                done.is_set, deadline, f"no {reply} within {timeout} s", wait=done.wait, present=client.service_is_ready
-            )
-        except BaseException:
+            self.wait(replied, deadline, failure, wait=done.wait, present=client.service_is_ready)
+        finally:
             for future in futures:
                 client.remove_pending_request(future)
-            raise
-        return futures[0].result()
+        self._met = True
+        return replies[0].result()
 
     def wait(
         self,

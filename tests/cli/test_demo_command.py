@@ -29,14 +29,19 @@ def test_missing_ros_says_what_to_install(
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_free_domain_passes_over_those_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "DOMAINS", range(97, 99))
+def test_a_domain_in_use_or_claimed_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "DOMAINS", range(96, 99))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as used:
         used.bind(("", 7410 + 250 * 97))
-        assert {demo.free_domain() for _ in range(8)} == {98}
-        monkeypatch.setattr(demo, "DOMAINS", range(97, 98))
-        with pytest.raises(OSError, match="in use on this machine"):
-            demo.free_domain()
+        first, claim = demo.claim_domain()
+        second, other = demo.claim_domain()  # before anything has started in the first
+        assert {first, second} == {96, 98}
+        with other, pytest.raises(OSError, match="in use on this machine"):
+            demo.claim_domain()
+        claim.close()
+        again, claim = demo.claim_domain([97, first])
+        claim.close()
+        assert again == first
 
 
 def test_share_is_the_tree_that_runs_else_the_installed_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 """A node with the interfaces of the scene node whose answers are a script: for what a real one does not do on demand.
 
 The first word of the question says what happens: `say` answers with the rest, `hang` never answers, `die` ends the
-process, `endless` (stream only) writes until it is cancelled, `refuse` (stream only) is not accepted.
+process, `endless` (stream only) writes until it is cancelled, `refuse` (stream only) is not accepted. With the argument
+`lossy`, its first two replies about its state get lost, as those do whose reader has not been found yet.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from typing import Any
 
@@ -34,6 +36,9 @@ class FakeSceneNode(LifecycleNode):
         self._activations = 0
         self._transition = self._service_change_state.callback
         self._service_change_state.callback = self._change_state
+        if "lossy" in sys.argv:
+            self._losses, self._reply = 2, self._service_get_state.send_response
+            self._service_get_state.send_response = self._lose
         self._diagnostics = Node.create_publisher(self, DiagnosticArray, "/diagnostics", 10)
         self.create_timer(0.1, self._diagnose)
         self.create_service(AskScene, "~/ask", self._ask, callback_group=group)
@@ -55,6 +60,11 @@ class FakeSceneNode(LifecycleNode):
         except rclpy_implementation.RCLError:
             response.success = False
             return response
+
+    def _lose(self, response: Any, header: Any) -> None:
+        self._losses -= 1
+        if self._losses < 0:
+            self._reply(response, header)
 
     def _diagnose(self) -> None:
         values = [KeyValue(key="key_frames", value="3")]

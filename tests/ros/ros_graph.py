@@ -26,6 +26,7 @@ from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import CameraInfo, Image
 
+from adatoken3d_ros.cli import demo
 from adatoken3d_ros.ros.outputs.fill import fill_camera_info, fill_image, fill_pose, ns_to_stamp
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,20 +39,11 @@ LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
 def claim_domain() -> tuple[int, socket.socket]:
-    """A domain from 1 to 101 that no other test process on this machine holds; free again when the socket closes.
+    """A domain from 1 to 101 that nobody else on this machine has; free again when the socket closes.
 
     The one that comes next is another one: what ran in a test's own process may be seen for a while after its end.
     """
-    for _ in range(101):
-        domain = next(_NEXT) % 101 + 1
-        lock = socket.socket(socket.AF_UNIX)
-        try:
-            lock.bind(f"\0adatoken3d-test-domain-{domain}")
-        except OSError:
-            lock.close()
-        else:
-            return domain, lock
-    raise RuntimeError("all 101 ROS domains are taken")
+    return demo.claim_domain(next(_NEXT) % 101 + 1 for _ in range(101))
 
 
 class Process:

@@ -19,8 +19,9 @@ import rclpy
 from adatoken3d.msg import Answer
 from rclpy.context import Context
 
-from adatoken3d_ros.cli.demo import free_domain
+from adatoken3d_ros.cli.demo import claim_domain
 from adatoken3d_ros.cli.processes import Processes
+from adatoken3d_ros.ros import connection
 from adatoken3d_ros.ros.client import LifecycleError, SceneClient
 
 FAKE = [sys.executable, str(Path(__file__).with_name("fake_scene_node.py"))]
@@ -28,8 +29,8 @@ FAKE = [sys.executable, str(Path(__file__).with_name("fake_scene_node.py"))]
 
 @pytest.fixture(scope="module")
 def domain() -> Iterator[int]:
-    number = free_domain()
-    with pytest.MonkeyPatch.context() as patch:
+    number, claim = claim_domain()
+    with claim, pytest.MonkeyPatch.context() as patch:
         patch.setenv("ROS_DOMAIN_ID", str(number))
         patch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
         yield number
@@ -214,3 +215,11 @@ def test_node_that_dies_while_it_answers(domain: int) -> None:
         processes.start("mortal", [*FAKE, "--ros-args", "-r", "__ns:=/mortal"])
         with SceneClient(namespace="mortal") as client, pytest.raises((ConnectionError, TimeoutError)):
             client.ask("die", timeout=3.0)
+
+
+def test_lost_replies_do_not_lose_the_question(processes: Processes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "AGAIN_SECONDS", 0.1)
+    processes.start("lossy", [*FAKE, "lossy", "--ros-args", "-r", "__node:=lossy"])
+    with SceneClient("lossy") as client:
+        assert client.ask("say that you are there").text == "that you are there"
+        assert client.state() == "unconfigured"
