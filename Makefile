@@ -5,7 +5,8 @@
 #   VENV=.venv             folder of the environment
 #   TORCH_INDEX_URL=URL    package index with CPU builds of torch, where the default one has only CUDA builds
 #   NO_APT=1               name missing system packages instead of installing them
-#   PYTEST_ARGS="-k gate"  what pytest gets
+#   PYTEST_ARGS="-k gate"  what pytest gets, instead of everything
+#   JOBS=2                 processes that share the tests of the core
 #   DEMO_ARGS="--help"     what `adatoken3d demo` gets
 
 ROS ?= kilted
@@ -24,6 +25,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
 endif
+JOBS ?= 2
 DEMO_ARGS ?=
 
 # The environment is whole in itself; a sourced ROS installation or workspace would be mixed into it.
@@ -37,7 +39,7 @@ export ROS_AUTOMATIC_DISCOVERY_RANGE ?= LOCALHOST
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n 's/^# \{0,1\}//; 2,9p' Makefile
+	@sed -n 's/^# \{0,1\}//; 2,10p' Makefile
 
 env:
 	@command -v $(PYTHON) > /dev/null || { echo "No '$(PYTHON)' here: install Python 3.10 or newer, or name one: make PYTHON=/path/to/python3" >&2; exit 1; }
@@ -48,7 +50,13 @@ demo: env
 	@$(VENV)/bin/adatoken3d demo $(DEMO_ARGS)
 
 test: $(if $(filter kilted,$(ROS)),lint,env)
+ifneq ($(PYTEST_ARGS),)
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+else
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(JOBS) --ignore tests/ros --ignore tests/faults
+	# Nodes that answer in time, and signals at a moment, have the machine to themselves.
+	$(VENV)/bin/python -m pytest tests/ros tests/faults
+endif
 
 lint: env
 	$(VENV)/bin/ruff check .
