@@ -102,6 +102,8 @@ class Video3DConfig:
         cell: edge of the cells to which places are rounded, metres.
         low, high: corners of the box to which places are clamped, metres.
         context_length: most tokens of prompt and answer together.
+        average_missing_depth: a pixel without depth counts for its token's place, at the camera, as in the original;
+            else it does not count.
     """
 
     language: Qwen2Config
@@ -112,6 +114,7 @@ class Video3DConfig:
     low: tuple[float, float, float] = LOW
     high: tuple[float, float, float] = HIGH
     context_length: int = 32768
+    average_missing_depth: bool = False
 
     def __post_init__(self) -> None:
         for key in ("image_size", "patch_size"):
@@ -184,6 +187,7 @@ class Video3DConfig:
                     int(content.get("tokenizer_model_max_length") or language.max_position_embeddings),
                     int(language.max_position_embeddings),
                 ),
+                average_missing_depth=_switch(content, "average_missing_depth"),
             )
         except ConfigError:
             raise
@@ -204,8 +208,16 @@ class Video3DConfig:
             "vision": _TOWERS[self.vision.model_type].shape(self.vision),
             **{name: getattr(self, name) for name in ("coord_token", "num_views", "cell", "low", "high")},
             "context_length": self.context_length,
+            **({"average_missing_depth": True} if self.average_missing_depth else {}),
         }
         return shape_hash(shape)
+
+
+def _switch(content: Mapping[str, Any], key: str) -> bool:
+    value = content.get(key, False)
+    if not isinstance(value, bool):
+        raise ConfigError(f"{key} is {quoted(value)}, neither true nor false")
+    return value
 
 
 def _one_token(ids: Any) -> int:

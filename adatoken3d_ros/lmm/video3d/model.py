@@ -48,7 +48,7 @@ class Video3D(SpatialLMM):
 
     Built directly it has random weights; `checkpoint.load` is the way to a trained one. A pixel without depth does not
     count for its token's place, and a token all of whose pixels have none is left out; the original counts it at the
-    camera's centre (`places.mean_points`).
+    camera's centre (`average_missing_depth` in config.json).
     """
 
     def __init__(self, config: Video3DConfig) -> None:
@@ -73,7 +73,8 @@ class Video3D(SpatialLMM):
         self.shape_hash = config.hash()
 
     def place_tokens(self, frame: PosedFrame, config: PatchConfig) -> PatchPoints:
-        return mean_points(frame, self.sizes.patches, config.max_depth)
+        averaged = self.config.average_missing_depth
+        return mean_points(frame, self.sizes.patches, config.max_depth, with_missing=averaged)
 
     def encode_images(
         self, rgb: Sequence[NDArray[np.uint8]], *, should_stop: Callable[[], bool] | None = None

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,6 +17,8 @@ from adatoken3d_ros.lmm import registry
 from adatoken3d_ros.lmm.safetensors_files import CheckpointError
 from adatoken3d_ros.lmm.video3d.model import Video3D
 from adatoken3d_ros.lmm.video3d.tiny import write_tiny_checkpoint
+from adatoken3d_ros.scene.frames import PosedFrame
+from adatoken3d_ros.scene.patches import PatchConfig
 
 HEADS = ("ground_head_obj.0.weight", "ground_head_query.3.bias", "ground_head_zero_target")
 TRAINING = ("corres_linear.weight", "model.linear_dc.bias", "proj_3d.0.weight", "model.mask_token")
@@ -129,3 +133,20 @@ def test_tokenizer_of_three_files(tmp_path, tokenizer):
     (tmp_path / "tokenizer.json").write_text('{"model": {"type": "Unigram"}}')
     with pytest.raises(CheckpointError, match="Unigram tokenizer"):
         registry.load(tmp_path)
+
+
+def test_missing_depth_is_averaged_in_where_the_config_says_so(tiny_path, tmp_path):
+    """Another model to scenes, as its places are others; a value that is none is named."""
+    rgb, depth = np.zeros((120, 160, 3), np.uint8), np.full((120, 160), 2.0, np.float32)
+    depth[::2] = 0.0
+    frame = PosedFrame(rgb, depth, np.diag([120.0, 120.0, 1.0]), np.eye(4), 0)
+    path = Path(shutil.copytree(tiny_path, tmp_path / "model"))
+    change(path, average_missing_depth=True)
+    ours, theirs = registry.load(tiny_path).model, registry.load(path).model
+    config = PatchConfig(ours.sizes.patches)
+    assert ours.place_tokens(frame, config).xyz[:, 2] == pytest.approx(2.0)
+    assert 0.8 < theirs.place_tokens(frame, config).xyz[:, 2].mean() < 1.2
+    assert ours.shape_hash != theirs.shape_hash and ours.identity != theirs.identity
+    change(path, average_missing_depth="yes")
+    with pytest.raises(CheckpointError, match="average_missing_depth is 'yes', neither true nor false"):
+        registry.load(path)
