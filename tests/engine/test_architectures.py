@@ -20,10 +20,8 @@ from adatoken3d_ros.engine.config import SessionConfig
 from adatoken3d_ros.engine.loading import make_strategy
 from adatoken3d_ros.engine.scene import Scene
 from adatoken3d_ros.lmm import registry
-from adatoken3d_ros.lmm.llava3d import tiny as llava3d
-from adatoken3d_ros.lmm.qwen3vl import tiny as qwen3vl
-from adatoken3d_ros.lmm.video3d import tiny as video3d
 from adatoken3d_ros.lmm.video3d.places import mean_points
+from adatoken3d_ros.lmm.video3d.tiny import write_tiny_checkpoint as write_video3d
 from adatoken3d_ros.pruning.policies import POLICY_NAMES, make_policy
 from adatoken3d_ros.pruning.policies.coarse_voxel import coarsest_cells
 from adatoken3d_ros.pruning.schedule import Schedule
@@ -31,23 +29,19 @@ from adatoken3d_ros.pruning.strategy import default_strategy
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.patches import PatchConfig
 from adatoken3d_ros.scene.storage import SceneFileError
+from tests.architectures import NAMES
 from tests.decoder.oracle import MaskedOracle
 from tests.engine.scenes import ask, new_scene
 
-WRITERS = {
-    "llava3d": llava3d.write_tiny_checkpoint,
-    "qwen3vl": qwen3vl.write_tiny_checkpoint,
-    "video3d": video3d.write_tiny_checkpoint,
-}
 CONFIG = SessionConfig(max_new_tokens=4)
 QUESTION = Question("What is red?")
 
 See = Callable[..., Scene]
 
 
-@pytest.fixture(scope="module", params=WRITERS)
-def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> registry.LoadedModel:
-    return registry.load(WRITERS[request.param](tmp_path_factory.mktemp(request.param)))
+@pytest.fixture(scope="module", params=NAMES)
+def loaded(request: pytest.FixtureRequest, tiny_of: Callable[[str], Path]) -> registry.LoadedModel:
+    return registry.load(tiny_of(request.param))
 
 
 @pytest.fixture
@@ -113,15 +107,17 @@ def test_a_scene_comes_back_from_its_file_and_goes_to_no_other_model(see: See, t
     assert ask(again, QUESTION).text == before.text
 
 
-def test_scenes_and_strategies_of_one_are_refused_by_the_other(tmp_path: Path, frames: list[PosedFrame]) -> None:
+def test_scenes_and_strategies_of_one_are_refused_by_the_other(
+    tiny_of: Callable[[str], Path], tmp_path: Path, frames: list[PosedFrame]
+) -> None:
     scenes: dict[str, Scene] = {}
-    for name, write in WRITERS.items():
-        model, tokenizer, _ = registry.load(write(tmp_path / name))
+    for name in NAMES:
+        model, tokenizer, _ = registry.load(tiny_of(name))
         scenes[name] = new_scene(model, tokenizer, CONFIG)
         for frame in frames:
             scenes[name].observe(frame)
         scenes[name].save(tmp_path / f"{name}.scene")
-    for name, other in permutations(WRITERS, 2):
+    for name, other in permutations(NAMES, 2):
         theirs = scenes[other].runtime.model.identity
         with pytest.raises(SceneFileError, match=f"model '{theirs}'"):
             scenes[name].load(tmp_path / f"{other}.scene")
@@ -157,7 +153,7 @@ def test_of_a_voxel_the_best_seen_token_stays(see: See) -> None:
 
 @pytest.fixture(scope="module")
 def grids(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return registry.load(video3d.write_tiny_checkpoint(tmp_path_factory.mktemp("grids"), num_views=2))
+    return registry.load(write_video3d(tmp_path_factory.mktemp("grids"), num_views=2))
 
 
 def grid_scene(grids: Any, frames: list[PosedFrame], config: SessionConfig = CONFIG) -> Scene:

@@ -156,6 +156,29 @@ def told_of(scene: Scene, question: Question) -> str:
     return str(scene.runtime.tokenizer.decode(ids))
 
 
+def test_a_view_that_lost_all_its_tokens_keeps_its_number(seen: Callable[..., Scene]) -> None:
+    """By carving, by a cap or by a gate: its marks stand in the prompt, and what is said of images goes on counting."""
+    scene = seen(config=replace(CONFIG, tell_poses=True))
+    tokens = scene.memory.tokens()
+    assert tokens is not None and tokens.view is not None
+    scene.memory._map.carve(scene.memory._map._views[scene.memory._map.keys()[0]].keys, before=1)
+    scene.prepared.forget()
+    question = Question("What is at [2.1, 2.0, 0.2]?")
+    spliced, block = scene.spliced(question)
+    where = block.where
+    assert where is not None and where.view.unique().tolist() == [1, 2] and len(where.grids) == 3
+    text = told_of(scene, question)
+    assert "point [919, 908] in image 3 at" in text and "Image 3: from (1.00, 0.00, 1.00)" in text
+    settings, rows = scene.runtime.model.settings, spliced.embeds[0]
+    marks = scene.runtime.model.decoder.embed(torch.tensor([settings.vision_start, settings.vision_end]))
+    begins, ends = ((rows == mark).all(dim=1).nonzero()[:, 0].tolist() for mark in marks)
+    assert len(begins) == len(ends) == 3 and ends[0] == begins[0] + 1  # nothing is between them
+    assert spliced.layout.rows is not None and begins[1] < int(spliced.layout.rows[0])
+    assert ask(scene, question).status in (Status.OK, Status.TRUNCATED)
+    few = scene.memory.question_tokens(3)  # a cap that leaves some views without any
+    assert len(few.grids) == 3 and few.view is not None and len(few.view) == 3
+
+
 def test_poses_of_the_views_are_told_where_that_is_wanted(
     loaded: tuple[Any, Any], seen: Callable[..., Scene], frames: list[PosedFrame]
 ) -> None:
