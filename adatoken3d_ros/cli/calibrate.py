@@ -8,22 +8,23 @@ does to the answers. Writes the strategy as YAML, and what was mined as files an
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adatoken3d_ros.cli import ask
 from adatoken3d_ros.cli.options import add_scenes, settings_of
+from adatoken3d_ros.cli.progress import step_progress
 
 if TYPE_CHECKING:
-    from adatoken3d_ros.lab.strategy_maker import Report, Wanted
+    from adatoken3d_ros.engine.scene import Scene
+    from adatoken3d_ros.lab.strategy_maker import Wanted
     from adatoken3d_ros.pruning.schedule import Schedule
     from adatoken3d_ros.scene.frames import PosedFrame
 
-KINDS = ("adatoken", "calibrated", "given")
-DEFAULT_QUESTIONS = (
+KINDS = ("adatoken", "mined", "calibrated", "given")
+GENERAL_QUESTIONS = (
     "What is in this room?",
     "What is the largest object in the room?",
     "How many chairs are there?",
@@ -35,47 +36,58 @@ DEFAULT_QUESTIONS = (
 )
 MAX_QUESTIONS_BYTES = 1 << 20
 _POOR_FIT = 0.5
+_MOVES_MUCH = 0.05  # nats; the strategies that the package brings move answers by less down to 15 % of the operations
 
 
 def add_parser(subparsers: Any) -> None:
     """Adds the command's arguments."""
     parser = subparsers.add_parser("calibrate", help="make a pruning strategy for a model", description=__doc__)
     add_scenes(parser, several=True)
-    parser.add_argument("--questions", type=Path, metavar="FILE", help="one a line (default: a few general ones)")
+    parser.add_argument(
+        "--questions",
+        type=Path,
+        metavar="FILE",
+        help="one a line (default: like those of its training, or general)",
+    )
     parser.add_argument("--kind", choices=KINDS, default="adatoken", help="how gates are chosen (%(default)s)")
     parser.add_argument("--policy", default="ours", metavar="NAME", help="how tokens are chosen (%(default)s)")
     parser.add_argument("--debias", type=int, metavar="M", help="divide scores by attention to M relative positions")
     parser.add_argument("--sink-dims", metavar="auto|D,...", help="rank tokens last with a huge activation there")
-    parser.add_argument("--max-gates", type=int, metavar="N", help="most gates (adatoken: 3; calibrated: 4, the most)")
+    parser.add_argument("--max-gates", type=int, metavar="N", help="most gates (adatoken: 3; others: 4, the most)")
     parser.add_argument("--end-share", type=float, metavar="A", help="adatoken: share at the last layer (0.1)")
     limit = parser.add_mutually_exclusive_group()
-    limit.add_argument("--flops-reduction", type=float, metavar="R", help="calibrated: FLOPs to save (0.63)")
-    limit.add_argument("--latency-reduction", type=float, metavar="R", help="calibrated: measured time to save")
-    parser.add_argument("--max-kl", type=float, metavar="KL", help="calibrated: prune less if answers move more (nats)")
-    parser.add_argument("--withdraw", action="store_true", help="calibrated: no spatial token past the horizon")
-    parser.add_argument("--horizon-kl", type=float, metavar="KL", help="calibrated: what defines the horizon (0.003)")
+    limit.add_argument("--flops-reduction", type=float, metavar="R", help="mined, calibrated: FLOPs to save (0.63)")
+    limit.add_argument("--latency-reduction", type=float, metavar="R", help="mined, calibrated: measured time to save")
+    parser.add_argument(
+        "--max-kl", type=float, metavar="KL", help="mined, calibrated: prune less if answers move more (nats)"
+    )
+    parser.add_argument("--withdraw", action="store_true", help="mined, calibrated: no spatial token past the horizon")
+    parser.add_argument(
+        "--horizon-kl", type=float, metavar="KL", help="mined, calibrated: what defines the horizon (0.003)"
+    )
     parser.add_argument("--gates", metavar="L:R,...", help="given: layers and keep ratios, e.g. 8:0.5,16:0.25,24:0.125")
     parser.add_argument("--answer-tokens", type=int, default=4, metavar="T", help="answer tokens judged (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("strategy.yaml"), metavar="FILE", help="(%(default)s)")
     parser.add_argument("--report", type=Path, default=Path("calibration"), metavar="DIR", help="(%(default)s)")
 
 
-# Options that only one kind reads: with another kind they are a mistake, not something to pass over.
+# Options that only some kinds read: with another kind they are a mistake, not something to pass over.
+_LIMITED = ("mined", "calibrated")
 _ONLY_FOR = {
-    "end_share": "adatoken",
-    "flops_reduction": "calibrated",
-    "latency_reduction": "calibrated",
-    "max_kl": "calibrated",
-    "withdraw": "calibrated",
-    "horizon_kl": "calibrated",
-    "gates": "given",
+    "end_share": ("adatoken",),
+    "flops_reduction": _LIMITED,
+    "latency_reduction": _LIMITED,
+    "max_kl": _LIMITED,
+    "withdraw": _LIMITED,
+    "horizon_kl": _LIMITED,
+    "gates": ("given",),
 }
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command; returns 0. Raises ValueError or OSError naming what is wrong."""
     wanted = check_arguments(args)
-    questions = read_questions(args.questions) if args.questions else DEFAULT_QUESTIONS
+    questions = read_questions(args.questions) if args.questions else default_questions(args.model)
     args.report.mkdir(parents=True, exist_ok=True)
 
     from rich.console import Console
@@ -86,7 +98,8 @@ def run(args: argparse.Namespace) -> int:
     from adatoken3d_ros.pruning.strategy import Strategy
 
     _, scene = ask.open_scene(args)
-    with progress_display() as report:
+    console = Console()
+    with step_progress(console) as report:
         prompts = strategy_maker.collect(scene, scenes(args), questions, report)
         information = strategy_maker.mine_all(scene, prompts, report)
         options = strategy_maker.policy_options(scene, wanted, prompts, information)
@@ -116,9 +129,46 @@ def run(args: argparse.Namespace) -> int:
     picture = args.report / "information.png"
     curve = None if extra.decay is None else extra.decay.curve()
     draw(information, picture, curve=curve, kept=schedule.ratios(scene.runtime.n_layers))
-    print_tables(Console(), strategy, concentration)
+    print_tables(console, strategy, concentration)
     print(f"wrote {args.out} and, in {args.report}, {', '.join(sorted(p.name for p in args.report.iterdir()))}")
+    if figures["kl"] > _MOVES_MUCH:
+        print(moves_much(args.kind, args.out, figures["kl"]))
     return 0
+
+
+def moves_much(kind: str, path: Path, kl: float) -> str:
+    """A warning of a strategy that moves answers by more nats than any that the package brings."""
+    ways = "save fewer operations or set --max-kl"
+    if kind in ("adatoken", "given"):
+        ways = "try --kind calibrated, which puts gates where they move answers least"
+    return (
+        f"WARNING: {path} moves answers by {kl:.2g} nats, more than {_MOVES_MUCH:g}: some will be others than those of "
+        f"the unpruned model. Before it is used, {ways}."
+    )
+
+
+def default_questions(model: Path) -> Sequence[str] | Callable[[Scene], Sequence[str]]:
+    """Such as a model was trained with, about places of each scene, if `adatoken3d train` made it; else general ones.
+
+    Raises:
+        CheckpointError: if config.json is missing or damaged.
+    """
+    from adatoken3d_ros.lmm.safetensors_files import read_json
+
+    if not isinstance(read_json(model / "config.json").get("training"), dict):
+        return GENERAL_QUESTIONS
+    import numpy as np
+
+    from adatoken3d_ros.lab.synthetic.invented import invented
+
+    rng = np.random.default_rng(0)
+
+    def questions(scene: Scene) -> Sequence[str]:
+        tokens = scene.tokens()
+        assert tokens is not None
+        return invented(rng, tokens.xyz.cpu().numpy(), clicks=scene.runtime.model.takes_clicks)
+
+    return questions
 
 
 def scenes(args: argparse.Namespace) -> Iterator[tuple[str, Path, Iterator[PosedFrame]]]:
@@ -143,9 +193,9 @@ def check_arguments(args: argparse.Namespace) -> Wanted:
             raise FileNotFoundError(f"--{'folder' if args.folder else 'bag'}: {path} does not exist")
     if not args.out.resolve().parent.is_dir():
         raise FileNotFoundError(f"--out: {args.out.resolve().parent} is no folder")
-    for name, kind in _ONLY_FOR.items():
-        if getattr(args, name) not in (None, False) and args.kind != kind:
-            raise ValueError(f"--{name.replace('_', '-')} is for --kind {kind}, not {args.kind}")
+    for name, kinds in _ONLY_FOR.items():
+        if getattr(args, name) not in (None, False) and args.kind not in kinds:
+            raise ValueError(f"--{name.replace('_', '-')} is for --kind {' or '.join(kinds)}, not {args.kind}")
     schedule = parse_gates(args.gates) if args.kind == "given" else None
     for name in ("end_share", "flops_reduction", "latency_reduction"):
         value = getattr(args, name)
@@ -207,23 +257,6 @@ def read_questions(path: Path) -> tuple[str, ...]:
     if not questions:
         raise ValueError(f"{path} holds no question")
     return questions
-
-
-@contextmanager
-def progress_display() -> Iterator[Report]:
-    """A progress bar per step; the function that it gives is called with (step, done, total)."""
-    from rich import progress as shown
-
-    columns = (shown.TextColumn("{task.description:<12}"), shown.BarColumn(), shown.MofNCompleteColumn())
-    tasks: dict[str, Any] = {}
-    with shown.Progress(*columns, shown.TimeElapsedColumn(), shown.TimeRemainingColumn()) as progress:
-
-        def report(step: str, done: int, total: int | None) -> None:
-            if step not in tasks:
-                tasks[step] = progress.add_task(step, total=total)
-            progress.update(tasks[step], completed=done, total=total)
-
-        yield report
 
 
 def print_tables(console: Any, strategy: Any, concentration: dict[str, Any]) -> None:

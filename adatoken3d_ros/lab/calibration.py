@@ -57,7 +57,7 @@ class Calibration:
         planned_divergence: measured, of the planned schedule.
         cost: cost share of `schedule`.
         limit: the cost share asked for; `cost` is above it where only that kept the divergence within its limit.
-        sensitivity: (len(layers), len(ratios)).
+        sensitivity: (len(layers), len(ratios)), of single gates, measured or foreseen.
         withdrawal: (L + 1,), or None if it was not asked for.
     """
 
@@ -85,6 +85,8 @@ def calibrate(
     *,
     max_gates: int = MAX_GATES,
     ratios: Sequence[float] = RATIOS,
+    first: int = 1,
+    foresee: Callable[[Sequence[int], Sequence[float]], FloatArray] | None = None,
     withdraw: bool = False,
     eta: float = HORIZON_KL,
     max_divergence: float | None = None,
@@ -94,7 +96,14 @@ def calibrate(
 
     The ratios planned on the grid are first scaled up until the limit is used up (more tokens never hurt), then, if
     the measured divergence is above `max_divergence`, scaled up further until it is not, whatever that costs; a
-    withdrawal that alone is too much is given up. Gates may be at every layer but 0. Raises CalibrationError.
+    withdrawal that alone is too much is given up.
+
+    Args:
+        first: gates may be before this layer and all behind it.
+        foresee: what single gates lose, (layers, ratios) -> (len(layers), len(ratios)); None: it is measured.
+
+    Raises:
+        CalibrationError: for a limit that no schedule keeps, or a value that makes no sense.
     """
     n_layers = probe.n_layers
     if not 0.0 < limit < 1.0:
@@ -105,7 +114,7 @@ def calibrate(
     def stage(name: str) -> Progress | None:
         return None if progress is None else lambda done, total: progress(name, done, total)
 
-    layers, ratios = tuple(range(1, n_layers)), tuple(ratios)
+    layers, ratios = tuple(range(first, n_layers)), tuple(ratios)
     check_grid(np.zeros((len(layers), len(ratios))), layers, ratios, max_gates, n_layers)
     withdrawal = withdrawal_scan(probe, stage("withdrawal")) if withdraw else None
     withdraw_layer = None if withdrawal is None else horizon(withdrawal, eta)
@@ -114,7 +123,7 @@ def calibrate(
     # Found out now, not after the long measurement.
     if cost_share(cost, smallest := cheapest(layers, ratios, withdraw_layer), n_layers) > limit:
         raise CalibrationError(unreachable(limit, smallest, cost, n_layers))
-    gaps = sensitivity(probe, layers, ratios, stage("sensitivity"))
+    gaps = foresee(layers, ratios) if foresee else sensitivity(probe, layers, ratios, stage("sensitivity"))
     planned = place_gates(
         gaps, layers, ratios, cost, limit, n_layers, max_gates=max_gates, withdraw_layer=withdraw_layer
     )

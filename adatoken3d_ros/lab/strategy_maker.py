@@ -13,23 +13,29 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from adatoken3d_ros.decoder.adapter import Decoder
 from adatoken3d_ros.decoder.prefill import prefill
 from adatoken3d_ros.engine.answer import Question
 from adatoken3d_ros.engine.scene import Scene
 from adatoken3d_ros.lab.calibration import Calibration, calibrate
 from adatoken3d_ros.lab.cost import FlopsCost, LatencyCost, time_layer
+from adatoken3d_ros.lab.expected_loss import expected_loss
 from adatoken3d_ros.lab.gates import MAX_GATES
-from adatoken3d_ros.lab.information import InformationSet
+from adatoken3d_ros.lab.information import FloatArray, InformationSet
 from adatoken3d_ros.lab.mining import mine
-from adatoken3d_ros.lab.probe import HORIZON_KL, Probe, Sample, massive_dims
+from adatoken3d_ros.lab.probe import HORIZON_KL, RATIOS, Probe, Sample, massive_dims
 from adatoken3d_ros.pruning import flops
 from adatoken3d_ros.pruning.decay import Decay, adatoken_schedule
-from adatoken3d_ros.pruning.policies import Policy
-from adatoken3d_ros.pruning.schedule import Schedule
+from adatoken3d_ros.pruning.schedule import Schedule, ScheduleError, Stage
+from adatoken3d_ros.pruning.view import Policy, PolicyError
 from adatoken3d_ros.scene.frames import PosedFrame
 
 _TIMED_RUNS = 3
 _NEW_TOKENS = 16  # length of the answer whose operations are told
+# What is foreseen costs nothing, and where rows always stay a gate has to take more of the others.
+_FORESEEN_RATIOS = (*RATIOS, 0.03, 0.02)
 
 # (step, done, total), total None where nobody knows it.
 Report = Callable[[str, int, int | None], None]
@@ -45,17 +51,17 @@ class Wanted:
     """
 
     kind: str
-    given: Schedule | None
-    debias: int | None
-    sink_dims: list[int] | None
-    answer_tokens: int
-    max_gates: int | None
-    end_share: float | None
-    flops_reduction: float | None
-    latency_reduction: float | None
-    max_kl: float | None
-    withdraw: bool
-    horizon_kl: float | None
+    given: Schedule | None = None
+    debias: int | None = None
+    sink_dims: list[int] | None = None
+    answer_tokens: int = 4
+    max_gates: int | None = None
+    end_share: float | None = None
+    flops_reduction: float | None = None
+    latency_reduction: float | None = None
+    max_kl: float | None = None
+    withdraw: bool = False
+    horizon_kl: float | None = None
 
 
 @dataclass
@@ -67,14 +73,21 @@ class Prompts:
     questions: list[str] = field(default_factory=list)
     views: list[int] = field(default_factory=list)
 
+    def extend(self, more: Prompts) -> None:
+        """Takes others in behind these."""
+        for name, own in vars(self).items():
+            own.extend(getattr(more, name))
+
 
 def collect(
     scene: Scene,
     scenes: Iterable[tuple[str, Path, Iterable[PosedFrame]]],
-    questions: Sequence[str],
+    questions: Sequence[str] | Callable[[Scene], Sequence[str]],
     report: Report,
 ) -> Prompts:
     """Shows the frames of each scene (name, path, frames) to the scene, which makes its prompts of every question.
+
+    `questions` may depend on the scene.
 
     Raises:
         ValueError: for a scene without valid depth; names its path.
@@ -90,7 +103,7 @@ def collect(
             report("frames", n_frames, None)
         if scene.tokens() is None:
             raise ValueError(f"{path} has no frame with valid depth")
-        for question in questions:
+        for question in questions(scene) if callable(questions) else questions:
             spliced, block = scene.spliced(Question(question))
             prompts.samples.append(Sample(spliced.embeds, spliced.layout, block.scene))
             prompts.scenes.append(name)
@@ -208,6 +221,9 @@ def choose(
         cost,
         1.0 - saved,
         max_gates=wanted.max_gates or MAX_GATES,
+        first=max(decoder.first_gate, 0 if gates_before_all(decoder, policy, samples[0]) else 1),
+        ratios=_FORESEEN_RATIOS if wanted.kind == "mined" else RATIOS,
+        foresee=partial(foreseen, prompts, information) if wanted.kind == "mined" else None,
         withdraw=wanted.withdraw,
         eta=eta,
         max_divergence=wanted.max_kl,
@@ -220,6 +236,26 @@ def choose(
     settings |= {"horizon_kl": eta} if wanted.withdraw else {}
     settings |= {"max_kl": wanted.max_kl} if wanted.max_kl else {}
     return found.schedule, settings, Extra(probe, calibration=found)
+
+
+def gates_before_all(decoder: Decoder, policy: Policy, sample: Sample) -> bool:
+    """Whether a policy can choose before the first layer, where nothing has been asked yet."""
+    half = Schedule((Stage(0, 0.5),))
+    try:
+        prefill(decoder, sample.embeds, sample.layout, half, policy, scene=sample.scene)
+    except (PolicyError, ScheduleError):
+        return False
+    return True
+
+
+def foreseen(
+    prompts: Prompts, information: InformationSet, layers: Sequence[int], ratios: Sequence[float]
+) -> FloatArray:
+    """(len(layers), len(ratios)) mean over the prompts of what `expected_loss` says of single gates."""
+    orders = [None if sample.scene is None else sample.scene.order.cpu().numpy() for sample in prompts.samples]
+    found = [expected_loss(one, layers, ratios, o) for one, o in zip(information.prompts, orders, strict=True)]
+    mean: FloatArray = np.mean(found, axis=0)
+    return mean
 
 
 def measure(scene: Scene, policy: Policy, schedule: Schedule, prompts: Prompts, report: Report) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,12 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adatoken3d_ros.cli.calibrate import parse_gates, read_questions
+from adatoken3d_ros.cli.calibrate import GENERAL_QUESTIONS, parse_gates, read_questions
 from adatoken3d_ros.cli.main import main
 from adatoken3d_ros.engine.answer import Question, Status
 from adatoken3d_ros.lab.information import InformationSet
+from adatoken3d_ros.lab.synthetic.wordings import WORDINGS
 from adatoken3d_ros.lmm import registry
 from adatoken3d_ros.lmm.llava3d.tiny import write_tiny_checkpoint
+from adatoken3d_ros.lmm.text_places import parse_clicks
 from adatoken3d_ros.pruning.schedule import Schedule
 from adatoken3d_ros.pruning.strategy import Strategy, StrategyError
 from adatoken3d_ros.scene.folder import read_folder
@@ -154,8 +157,8 @@ def test_given_lists_and_bags(
     ("more", "message"),
     [
         (("--kind", "given", "--end-share", "0.1"), "--end-share is for --kind adatoken"),
-        (("--flops-reduction", "0.5"), "--flops-reduction is for --kind calibrated"),
-        (("--withdraw",), "--withdraw is for --kind calibrated"),
+        (("--flops-reduction", "0.5"), "--flops-reduction is for --kind mined or calibrated"),
+        (("--withdraw",), "--withdraw is for --kind mined or calibrated"),
         (("--end-share", "1.5"), "--end-share 1.5"),
         (("--kind", "calibrated", "--flops-reduction", "nan"), "--flops-reduction nan"),
         (("--kind", "calibrated", "--max-kl", "-1"), "--max-kl -1"),
@@ -209,3 +212,48 @@ def test_question_files(tmp_path: Path) -> None:
 
 def test_gates() -> None:
     assert parse_gates("8:0.5,16:0.25") == Schedule.of([8, 16], [0.5, 0.25])
+
+
+def test_without_questions_a_model_is_asked_what_it_was_trained_for(
+    model: Path, scenes: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that `adatoken3d train` made, about places of each scene; of any other the general questions are asked."""
+    own = tmp_path / "own"
+    shutil.copytree(model, own)
+    content = json.loads((own / "config.json").read_text())
+    (own / "config.json").write_text(json.dumps({**content, "training": {"seed": 0}}))
+    kept = ("--kind", "given", "--gates", "2:0.9", "--answer-tokens", "0")
+    asked = {}
+    for path, folders in ((own, scenes), (model, scenes[:1])):
+        where = ("--out", str(tmp_path / "s.yaml"), "--report", str(tmp_path / "r"))
+        assert main(["calibrate", "--model", str(path), "--folder", *map(str, folders), *kept, *where]) == 0
+        asked[path] = InformationSet.load(tmp_path / "r" / "information")
+    assert asked[model].questions == GENERAL_QUESTIONS
+    first, second = asked[own].questions[: len(WORDINGS)], asked[own].questions[len(WORDINGS) :]
+    assert len(first) == len(second) == len(WORDINGS) and first != second
+    for question in (*first, *second):
+        for x, y, z in parse_clicks(question)[1]:
+            assert -4 < x < 5 and 0 < y < 3 and -1 < z < 3  # on the wall that the views show
+
+
+def test_what_moves_answers_much_is_said_last(
+    model: Path, scenes: list[Path], questions: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    questions.write_text("What is here?")
+    for gates, warned in (("1:0.01", True), ("4:0.99", False)):
+        assert calibrate(model, scenes[:1], questions, "--kind", "given", "--gates", gates) == 0
+        kl = Strategy.load(questions.parent / "strategy.yaml").info["figures"]["kl"]
+        assert (kl > 0.05) == warned
+        last = capsys.readouterr().out.splitlines()[-1]
+        assert last.startswith("WARNING") == warned
+        assert not warned or f"by {kl:.2g} nats" in last and "--kind calibrated" in last
+
+
+def test_mined_strategies_keep_their_limit_and_begin_before_the_first_layer_if_that_is_best(
+    model: Path, scenes: list[Path], questions: Path
+) -> None:
+    questions.write_text("What is here?")
+    assert calibrate(model, scenes[:1], questions, "--kind", "mined", "--flops-reduction", "0.4") == 0
+    strategy = Strategy.load(questions.parent / "strategy.yaml")
+    figures = strategy.info["figures"]
+    assert strategy.name == "mined-ours" and figures["cost_within_limit"] and figures["cost_share"] <= 0.6

@@ -57,7 +57,10 @@ def test_ask_within_a_budget(model: Path, folder: Path, tmp_path: Path) -> None:
     assert found["model_id"] == f"{model.name}@{registry.load(model).model.identity}"
 
 
+@pytest.mark.parametrize(("kind", "more"), [("adatoken", ()), ("mined", ("--flops-reduction", "0.2"))])
 def test_a_strategy_is_fitted_used_and_refused_by_another_model(
+    kind: str,
+    more: tuple[str, ...],
     model: Path,
     folder: Path,
     tmp_path: Path,
@@ -68,9 +71,9 @@ def test_a_strategy_is_fitted_used_and_refused_by_another_model(
     questions.write_text("What is here?")
     words = ("calibrate", "--model", str(model), "--folder", str(folder), "--questions", str(questions))
     places = ("--out", str(strategy), "--report", str(tmp_path / "report"))
-    assert main([*words, *places, "--answer-tokens", "1"]) == 0
+    assert main([*words, *places, "--kind", kind, *more, "--answer-tokens", "1"]) == 0
     found = ask(model, folder, tmp_path, "What is here?", "--strategy", str(strategy))
-    assert found["strategy"] == "adatoken-ours" and found["retained_tokens"] < found["spatial_tokens"]
+    assert found["strategy"] == f"{kind}-ours" and found["retained_tokens"] < found["spatial_tokens"]
     other = next(tiny_of(name) for name in NAMES if tiny_of(name) != model)
     capsys.readouterr()
     assert main(["ask", "--model", str(other), "--folder", str(folder), "--strategy", str(strategy), "What?"]) == 2
