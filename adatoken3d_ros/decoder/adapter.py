@@ -8,6 +8,8 @@ inside a multimodal one): grouped queries, biases, norms on queries and keys. Ro
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -47,6 +49,23 @@ class Layer:
         """(1, q, D) -> (1, q, D); keys and values of the rows are appended to `cache`, if one is given."""
         states: Tensor = self.module(hidden, attention_mask=mask, position_embeddings=cos_sin, past_key_values=cache)
         return states
+
+    @contextmanager
+    def watched(self) -> Iterator[list[tuple[Tensor, Tensor]]]:
+        """Within it, what attention and MLP were given and what they gave back (q, D) is listed as the layer runs."""
+        seen: list[tuple[Tensor, Tensor]] = []
+
+        def note(module: Any, args: tuple[Any, ...], named: dict[str, Any], out: Any) -> None:
+            rows = named["hidden_states"] if "hidden_states" in named else args[0]
+            seen.append((rows[0], (out[0] if isinstance(out, tuple) else out)[0]))
+
+        parts = self.module.self_attn, self.module.mlp
+        hooks = [part.register_forward_hook(note, with_kwargs=True) for part in parts]
+        try:
+            yield seen
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def queries(self, rows: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """(H, n, head_dim)."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prefill that really removes spatial tokens: transformers' own layers, driven one by one.
 
-`prefill` runs the layers; at a gate the policy chooses the tokens that stay and `_Rows.drop` gathers their rows. From
+`prefill` runs the layers; at a gate the policy chooses the tokens that stay and `Rows.drop` gathers their rows. From
 there on hidden states, rotary positions and the key/value cache are shorter. Kept tokens keep their original positions.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,8 +17,9 @@ from torch import Tensor
 
 from adatoken3d_ros.decoder.adapter import CosSin, Decoder
 from adatoken3d_ros.decoder.cache import RaggedCache
+from adatoken3d_ros.decoder.rows import Rows
 from adatoken3d_ros.pruning.schedule import Schedule
-from adatoken3d_ros.pruning.view import GateView, Policy, Rope, SceneTokens, Selection
+from adatoken3d_ros.pruning.view import Bypassing, GateView, Policy, Rope, SceneTokens, Selection, Watching
 
 ShouldStop = Callable[[], bool]
 AtMost = Callable[[int, int], int | None]
@@ -79,6 +80,11 @@ class Layout:
         if self.rows is None or not self.n_spatial:
             return self.spatial_start + self.n_spatial
         return int(self.rows[-1]) + 1
+
+    def every_row(self, device: torch.device) -> Rows:
+        """All of them, before the first gate."""
+        spatial = slice(self.spatial_start, self.spatial_end) if self.rows is None else self.rows
+        return Rows.at_start(self.n_tokens, spatial, self.positions, self.added, device)
 
 
 @dataclass
@@ -160,9 +166,11 @@ def prefill(
     schedule.check(len(decoder), decoder.first_gate)
     counts = list(schedule.counts(layout.n_spatial, len(decoder), policy.kept))
     cache, journal = RaggedCache(len(decoder)), _Journal(layout, len(decoder), embeds.device)
-    gates = _Gates(decoder, layout, policy, scene, cache)
+    hidden, rows, question = embeds, layout.every_row(embeds.device), None
+    gates = _Gates(decoder, layout, policy, scene, cache, embeds[0], rows.spatial)
     renumber = (rope or policy.rope) == "renumber"
-    hidden, rows, question = embeds, _Rows.at_start(layout, embeds.device), None
+    if renumber and gates.bypass:
+        raise GateError(f"policy {policy.name} takes tokens back, and rope 'renumber' leaves them no position")
     cos_sin = decoder.rotary(hidden, rows.positions)
     for g, layer in enumerate(decoder.layers):
         if should_stop is not None and should_stop():
@@ -171,15 +179,25 @@ def prefill(
             counts[g:] = [min(n, most) for n in counts[g:]]
         if counts[g] != len(rows.alive):
             with journal.clock:
+                reached = rows.alive
+                if gates.bypass and counts[g] and rows.parked is not None:
+                    hidden, rows = rows.rejoined(hidden)
+                    cos_sin, question = decoder.rotary(hidden, rows.positions), None
                 chosen = gates.choose(g, counts[g], hidden, question, cos_sin, rows)
-                journal.note(g, rows, chosen)
-                hidden, rows = rows.drop(chosen, hidden, layout, renumber=renumber)
+                journal.note(g, reached, rows.alive, chosen)
+                rows = rows.park(chosen, hidden) if gates.bypass else rows
+                hidden, rows = rows.drop(chosen, hidden, layout.next_position if renumber else None)
                 cos_sin = decoder.rotary(hidden, rows.positions)
         # Whether `at_most` will ask for a gate before the next layer is not known yet.
         if g + 1 < len(decoder) and (at_most is not None or counts[g + 1] != counts[g]):
             question = hidden[0, -layout.n_question :].clone()  # a view would keep all of `hidden` alive
         cache.shifts[g] = rows.shift
-        hidden = layer.run(hidden, cos_sin, cache=cache)
+        if isinstance(policy, Watching) and policy.watches(g, len(decoder)):
+            with layer.watched() as parts:
+                hidden = layer.run(hidden, cos_sin, cache=cache)
+            rows = rows.watched(policy.change(parts))
+        else:
+            hidden = layer.run(hidden, cos_sin, cache=cache)
         if rows.added:
             rows = rows.add(hidden)
     return Prefill(decoder.logits(hidden[0, -1]), cache, layout.next_position, journal.trace(tuple(counts)))
@@ -205,65 +223,6 @@ def check_context(decoder: Decoder, n_tokens: int, max_new_tokens: int) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class _Rows:
-    """The S' rows that are left.
-
-    Attributes:
-        positions: (S',) or (axes, S') int64 rotary positions.
-        alive: (n,) int64 original indices of the spatial tokens, rising.
-        spatial: the rows of these. fixed: the others' rows, where the spatial tokens do not follow one another.
-        added: (n, D) vectors that the next layers add to them.
-        shift: how far positions after the spatial tokens have moved down.
-    """
-
-    positions: Tensor
-    alive: Tensor
-    spatial: slice | Tensor
-    fixed: Tensor | None
-    added: tuple[Tensor, ...]
-    shift: int = 0
-
-    @classmethod
-    def at_start(cls, layout: Layout, device: torch.device) -> _Rows:
-        every, alive = torch.arange(layout.n_tokens, device=device), torch.arange(layout.n_spatial, device=device)
-        positions = every if layout.positions is None else layout.positions.to(device)
-        if layout.rows is None:
-            spatial: slice | Tensor = slice(layout.spatial_start, layout.spatial_end)
-            return cls(positions, alive, spatial, None, layout.added)
-        spatial = layout.rows.to(device)
-        return cls(positions, alive, spatial, fixed_rows(every, spatial), layout.added)
-
-    def add(self, hidden: Tensor) -> _Rows:
-        """Adds, in place, what is added to the rows (1, S', D) that leave a layer."""
-        hidden[0, self.spatial] += self.added[0].to(hidden.device, hidden.dtype)
-        return replace(self, added=self.added[1:])
-
-    def drop(self, chosen: Selection, hidden: Tensor, layout: Layout, *, renumber: bool) -> tuple[Tensor, _Rows]:
-        """Removes what was not chosen: hidden states (1, S'', D) and their rows."""
-        device = hidden.device
-        if isinstance(self.spatial, slice):
-            start, kept = self.spatial.start, len(chosen.keep)
-            system = torch.arange(start, device=device)
-            question = torch.arange(start + len(self.alive), hidden.shape[1], device=device)
-            index = torch.cat([system, start + chosen.keep, question])
-            spatial: slice | Tensor = slice(start, start + kept)
-            fixed = None
-        else:
-            assert self.fixed is not None
-            index = torch.cat([self.fixed, self.spatial[chosen.keep]]).sort().values
-            spatial = torch.searchsorted(index, self.spatial[chosen.keep])
-            fixed = torch.searchsorted(index, self.fixed)
-        hidden = hidden.index_select(1, index)
-        if chosen.merged is not None:
-            hidden[0, spatial] = chosen.merged
-        alive, added = self.alive[chosen.keep], tuple(chosen.of(vectors) for vectors in self.added)
-        if not renumber:
-            return hidden, _Rows(self.positions[..., index], alive, spatial, fixed, added, self.shift)
-        shift = layout.next_position - len(index)
-        return hidden, _Rows(torch.arange(len(index), device=device), alive, spatial, fixed, added, shift)
-
-
-@dataclass(frozen=True, eq=False)
 class _Gates:
     """Shows the policy what there is to choose from."""
 
@@ -272,9 +231,16 @@ class _Gates:
     policy: Policy
     scene: SceneTokens | None
     cache: RaggedCache
+    embeds: Tensor
+    entered: slice | Tensor
+
+    @property
+    def bypass(self) -> bool:
+        """Whether what is dropped may come back."""
+        return isinstance(self.policy, Bypassing) and self.policy.bypass
 
     def choose(
-        self, g: int, n_keep: int, hidden: Tensor, question: Tensor | None, cos_sin: CosSin, rows: _Rows
+        self, g: int, n_keep: int, hidden: Tensor, question: Tensor | None, cos_sin: CosSin, rows: Rows
     ) -> Selection:
         """What stays of the spatial tokens in `rows` before layer g."""
         if n_keep in (0, len(rows.alive)):
@@ -287,14 +253,17 @@ class _Gates:
             alive=rows.alive,
             spatial=rows.spatial,
             n_question=self.layout.n_question,
+            embeds=self.embeds,
+            entered=self.entered,
             hidden=hidden[0],
             question=question if g else None,
-            keys=self.cache.layers[g - 1].keys[0] if g else None,
+            keys=self.cache.layers[g - 1].keys[0] if g and question is not None else None,
             cos=cos_sin[0][0],
             sin=cos_sin[1][0],
             below=below,
             above=self.decoder.layers[g],
             scene=self.scene,
+            changed=rows.changed,
         )
         selection = self.policy.select(view)
         if len(selection.keep) != n_keep:
@@ -305,27 +274,22 @@ class _Gates:
         return selection
 
 
-def fixed_rows(every: Tensor, spatial: Tensor) -> Tensor:
-    """Those of the rows (S,) from 0 on that are not `spatial` (N,), rising."""
-    return every[torch.ones_like(every, dtype=torch.bool).index_fill(0, spatial, False)]
-
-
 class _Journal:
     """Keeps the trace while the layers run; nothing here waits for the device before the end."""
 
     def __init__(self, layout: Layout, n_layers: int, device: torch.device) -> None:
+        self.n_layers = n_layers
         self.retained = torch.ones(layout.n_spatial, dtype=torch.bool, device=device)
         self.last_layer = torch.full((layout.n_spatial,), n_layers - 1, device=device)
         self.contribution = torch.zeros(layout.n_spatial, device=device)
         self.finite: list[tuple[int, Tensor]] = []
         self.clock = _Clock(device)
 
-    def note(self, g: int, rows: _Rows, chosen: Selection) -> None:
-        """What the gate before layer g chose of the tokens in `rows`."""
-        alive, kept = rows.alive, rows.alive[chosen.keep]
-        end = self.last_layer[kept]
-        self.last_layer[alive] = g - 1
-        self.last_layer[kept] = end
+    def note(self, g: int, reached: Tensor, alive: Tensor, chosen: Selection) -> None:
+        """What the gate before layer g chose of the tokens `alive`, of which layer g-1 has seen those `reached`."""
+        kept = alive[chosen.keep]
+        self.last_layer[reached] = g - 1
+        self.last_layer[kept] = self.n_layers - 1
         if len(kept) > 0:
             self.retained[alive] = False
             self.retained[kept] = True

@@ -24,8 +24,8 @@ from adatoken3d_ros.decoder.prefill import (
     Prefill,
     ShouldStop,
     check_context,
-    fixed_rows,
 )
+from adatoken3d_ros.decoder.rows import fixed_rows
 from adatoken3d_ros.pruning.scores import attention_of_last_rows, keep_top
 
 

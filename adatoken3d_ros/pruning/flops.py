@@ -49,7 +49,7 @@ def scoring_flops(
 ) -> float:
     """What `policy` spends on choosing at the gates of a prefill that starts from `n_spatial` tokens, exact."""
     return sum(
-        policy.flops(decoder, GateSize(layer, n + n_text, n, kept, n_question))
+        policy.flops(decoder, GateSize(layer, n + n_text, n, kept, n_question, n_spatial))
         for layer, (n, kept) in enumerate(pairwise((n_spatial, *spatial_per_layer)))
         if 0 < kept < n
     )

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -25,15 +26,21 @@ class SceneTokens:
     """What is known of the N spatial tokens beforehand: centroids (N, 3) in metres, features (N, D), the tokens as the
     language model reads them, and how well each was `seen` (N,), more is better.
 
+    What only some models have, and only some rivals ask for: the attention `attended` (N,) that the vision tower's
+    class token pays to each, and of tokens of views the number of the view, rising, and the place in its grid, `views`
+    (N, 2).
+
     Keep one object as long as the scene stays the same: it remembers its `order`.
 
     Raises:
-        PolicyError: a centroid is not finite, or `seen` is of another number of tokens.
+        PolicyError: a centroid is not finite, or `seen`, `attended` or `views` is of another number of tokens.
     """
 
     xyz: Tensor
     features: Tensor | None = None
     seen: Tensor | None = None
+    attended: Tensor | None = None
+    views: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not (finite := self.xyz.isfinite().all(-1)).all():
@@ -41,6 +48,10 @@ class SceneTokens:
             raise PolicyError(f"spatial token {token} is at {self.xyz[token].tolist()}")
         if self.seen is not None and self.seen.shape != self.xyz.shape[:1]:
             raise PolicyError(f"how well tokens were seen is {tuple(self.seen.shape)} for {len(self.xyz)} of them")
+        if self.attended is not None and self.attended.shape != self.xyz.shape[:1]:
+            raise PolicyError(f"attention to tokens is {tuple(self.attended.shape)} for {len(self.xyz)} of them")
+        if self.views is not None and self.views.shape != (len(self.xyz), 2):
+            raise PolicyError(f"the tokens' views are {tuple(self.views.shape)} for {len(self.xyz)} of them")
 
     @cached_property
     def order(self) -> Tensor:
@@ -80,12 +91,14 @@ class GateView:
         alive: (n,) int64 original indices of the spatial tokens still there, rising.
         spatial: rows of these tokens.
         n_question: rows after the last spatial token, at least 1.
+        embeds: (S0, D) the prompt as it entered the model. entered: rows of all N tokens in it.
         hidden: (S, D) states that would enter layer g.
         question: (n_question, D) states of the question rows that entered layer g-1; None at g = 0.
         keys: (H_kv, S, head_dim) cached keys of layer g-1, rotated; None at g = 0.
         cos, sin: (S, head_dim) of the rows' positions.
         below, above: decoder layers g-1 (None at g = 0) and g.
         scene: centroids and features of the N tokens, if the caller gave them.
+        changed: (n,) what a policy that is `Watching` made of the layers so far, else None.
     """
 
     layer: int
@@ -94,6 +107,8 @@ class GateView:
     alive: Tensor
     spatial: slice | Tensor
     n_question: int
+    embeds: Tensor
+    entered: slice | Tensor
     hidden: Tensor
     question: Tensor | None
     keys: Tensor | None
@@ -102,6 +117,7 @@ class GateView:
     below: LayerView | None
     above: LayerView
     scene: SceneTokens | None
+    changed: Tensor | None = None
 
     def scene_for(self, policy: str) -> SceneTokens:
         """The scene.
@@ -154,13 +170,15 @@ class Selection:
 
 @dataclass(frozen=True)
 class GateSize:
-    """What decides the cost of a gate: its layer, rows, how many are spatial or of the question, how many to keep."""
+    """What decides the cost of a gate: its layer, rows, how many are spatial or of the question, how many to keep, and
+    how many spatial tokens there were at the start."""
 
     layer: int
     n_rows: int
     n_spatial: int
     n_keep: int
     n_question: int
+    n_total: int = 0
 
 
 @dataclass(frozen=True)
@@ -210,6 +228,32 @@ class Policy(Protocol):
 
     def flops(self, decoder: DecoderSize, gate: GateSize) -> float:
         """Operations of `select`, 2 per multiply-add, sorting and gathering not counted."""
+        ...
+
+
+@runtime_checkable
+class Watching(Protocol):
+    """A policy that also asks what layers do to the rows: `GateView.changed` is the sum of what it says of them."""
+
+    def watches(self, layer: int, n_layers: int) -> bool:
+        """Whether of this layer."""
+        ...
+
+    def change(self, parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """(q,) of what attention and MLP were given and gave back, (q, D) each."""
+        ...
+
+
+@runtime_checkable
+class Bypassing(Protocol):
+    """A policy to whose later gates dropped tokens come back, as they were when they were dropped.
+
+    Its view then has all N tokens but no keys of layer g-1, which has not seen all of them.
+    """
+
+    @property
+    def bypass(self) -> bool:
+        """Whether it is."""
         ...
 
 
