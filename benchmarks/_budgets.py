@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""For every policy and every budget of operations, the schedules that just keep it.
+"""For every policy and every budget of operations or of tokens, the schedules that just keep it.
 
 A policy has one knob, and sometimes a few settings beside it that its authors chose by hand for other models. The knob
 is turned until the exact prefill operations, scoring included, are those of the budget; each setting gives one
 candidate, and the benchmark takes the one that moves the answers least in rooms set aside for that. So every rival is
 at its best, and `ours` has no more than the others: it too is fitted to the model on those rooms.
 
-    coarse_voxel, one_per_voxel, divprune
+    coarse_voxel, one_per_voxel, divprune, visionzip, holov, evs
                              share kept before the first layer
+    cdpruner                 the same, by relevance as published or not negated
+    sparsevlm                a factor on the shares of its list for 192 tokens, with recycling or without
+    transprune               a factor on the shares of its schedule, with attention or without
+    bypass                   a factor on the shares of the schedule of `ours`
     fastv                    share kept from one layer on; the layer: its own scaled to this depth, 2 or 3
     pyramiddrop              k, k^2, k^3 after its three layers; these scaled to this depth, or at 1/2, 1/4 of it
     adatoken_release         a power of the released ratios; layers as above (`_original`: positions kept)
@@ -23,8 +27,8 @@ at its best, and `ours` has no more than the others: it too is fitted to the mod
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -32,6 +36,7 @@ from adatoken3d_ros.lab.calibration import bisect
 from adatoken3d_ros.lab.cost import Cost
 from adatoken3d_ros.lab.gates import MAX_GATES, place_gates
 from adatoken3d_ros.lab.probe import CalibrationError, FloatArray
+from adatoken3d_ros.lab.rivals import make_rival
 from adatoken3d_ros.pruning.decay import Decay, gates_on_curve
 from adatoken3d_ros.pruning.flops import prefill_flops, scoring_flops
 from adatoken3d_ros.pruning.policies import make_policy
@@ -51,11 +56,26 @@ RIVALS = (
     "adatoken_release_original",
     "adatoken",
     "divprune",
+    "cdpruner",
+    "visionzip",
+    "holov",
+    "sparsevlm",
+    "evs",
+    "transprune",
+    "bypass",
 )
 CONTESTANTS = (*RIVALS, "ours_default", "ours")
 _STEPS = 20  # halvings of a knob
 _SHRINK = (1.0, 0.5, 0.25)
 _GATES = 10
+
+
+class Work(Protocol):
+    """What a budget is a share of."""
+
+    def share(self, policy: Policy, schedule: Schedule) -> float:
+        """Of what it is without pruning."""
+        ...
 
 
 class Operations:
@@ -78,6 +98,32 @@ class Operations:
             )
             for n_spatial, n_text, n_question in self._sizes
         )
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Spatial tokens that a layer sees, mean over the layers, of a prompt that has `n_spatial`."""
+
+    n_spatial: int
+    n_layers: int
+
+    def share(self, policy: Policy, schedule: Schedule) -> float:
+        """Of all of them."""
+        return sum(schedule.counts(self.n_spatial, self.n_layers, policy.kept)) / (self.n_layers * self.n_spatial)
+
+    def fitted(self, strategy: Strategy, count: int) -> Strategy:
+        """The strategy with its ratios times the factor at which a layer sees at most `count` tokens on average."""
+        policy = make_rival(strategy.policy, **strategy.options)
+        base = strategy.schedule
+
+        def share(schedule: Schedule) -> float:
+            return self.share(policy, schedule)
+
+        if count >= self.n_spatial or not base.stages:
+            return strategy if count < self.n_spatial else replace(strategy, schedule=Schedule())
+        most = 1.0 / min(stage.ratio for stage in base.stages)
+        schedule = solve(lambda factor: scaled(base, factor), share, count / self.n_spatial, 1e-3, most)
+        return replace(strategy, schedule=schedule or base)
 
 
 def operations(
@@ -122,25 +168,36 @@ def solve(
     return make(bisect(lambda knob: share(make(knob)) <= target, low, high, _STEPS))
 
 
-def candidates(name: str, target: float, work: Operations, n_layers: int, fitted: Fitted) -> list[Strategy]:
+def candidates(name: str, target: float, work: Work, n_layers: int, fitted: Fitted) -> list[Strategy]:
     """One schedule for each setting of the contestant with which its knob reaches the target; none if no setting can.
 
     `random` has none of its own. Raises ValueError for a name that is no contestant.
     """
-    options = fitted.options if name == "ours" else {}
     policy_name = "ours" if name == "ours_default" else name
-    policy = make_policy(policy_name, **options)
-
-    def share(schedule: Schedule) -> float:
-        return work.share(policy, schedule)
-
     found = []
-    for setting, make, low, high in _families(name, n_layers, target, fitted):
-        schedule = solve(make, share, target, low, high)
-        if schedule is not None:
-            info = {"target": target, "setting": setting}
-            found.append(Strategy(f"{name} at {target:g}", policy_name, schedule, options=options, info=info))
+    for setting, options in _settings(name, fitted):
+        policy = make_rival(policy_name, **options)
+
+        def share(schedule: Schedule, policy: Policy = policy) -> float:
+            return work.share(policy, schedule)
+
+        for gates, make, low, high in _families(name, n_layers, target, fitted):
+            schedule = solve(make, share, target, low, high)
+            if schedule is not None:
+                info = {"target": target, "setting": gates + setting}
+                found.append(Strategy(f"{name} at {target:g}", policy_name, schedule, options=options, info=info))
     return found
+
+
+def _settings(name: str, fitted: Fitted) -> list[tuple[str, dict[str, Any]]]:
+    """(what to say of them, options) of each way to set the contestant beside its schedule."""
+    if name == "cdpruner":
+        return [("", {}), (", relevance not negated", {"negate": False})]
+    if name == "sparsevlm":
+        return [("", {}), (", without recycling", {"recycle": False})]
+    if name == "transprune":
+        return [("", {}), (", without attention", {"attention": False})]
+    return [("", fitted.options if name == "ours" else {})]
 
 
 _Family = tuple[str, Callable[[float], Schedule], float, float]
@@ -148,8 +205,10 @@ _Family = tuple[str, Callable[[float], Schedule], float, float]
 
 def _families(name: str, n_layers: int, target: float, fitted: Fitted) -> list[_Family]:
     """(setting, schedule by knob, least knob, largest knob) of each setting."""
-    if name in ("coarse_voxel", "one_per_voxel", "divprune"):
+    if name in ("coarse_voxel", "one_per_voxel", "divprune", "cdpruner", "visionzip", "holov", "evs"):
         return [_first_layer()]
+    if name in ("sparsevlm", "transprune", "bypass"):
+        return [_scaled("its own schedule", make_rival(name).default_schedule(n_layers))]
     if name == "fastv":
         own = scaled_to_depth([2], [0.5], n_layers).stages[0].layer
         layers = sorted({layer for layer in (own, 2, 3) if layer < n_layers})

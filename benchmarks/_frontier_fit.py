@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,14 +14,17 @@ from adatoken3d_ros.lab.cost import FlopsCost
 from adatoken3d_ros.lab.information import Information, InformationSet
 from adatoken3d_ros.lab.mining import mine
 from adatoken3d_ros.lab.probe import RATIOS, Probe, Sample
+from adatoken3d_ros.lab.rivals import make_rival
 from adatoken3d_ros.lab.synthetic.questions import FAMILIES
 from adatoken3d_ros.pruning.decay import fit_decay
 from adatoken3d_ros.pruning.policies import make_policy
 from adatoken3d_ros.pruning.schedule import Schedule, Stage
 from adatoken3d_ros.pruning.strategy import Strategy
-from benchmarks._budgets import CONTESTANTS, Fitted, Operations, candidates
+from adatoken3d_ros.pruning.view import Watching
+from benchmarks._budgets import CONTESTANTS, Fitted, Work, candidates
+from benchmarks._kept import Kept, strategy_key
 from benchmarks._reuse import remembering
-from benchmarks._scenes import Reader, Room, Workers
+from benchmarks._scenes import Reader, Room
 
 _PROMPTS_PER_ROOM = 4  # of the rooms that are calibrated on
 _BIAS_POINTS = 16
@@ -32,6 +36,10 @@ class Measurement:
 
     rooms: tuple[Room, ...]
     strategy: Strategy
+
+    def kept_as(self) -> list[Any]:
+        """For `Kept`."""
+        return [[room.key() for room in self.rooms], strategy_key(self.strategy)]
 
 
 def calibration_prompts(reader: Reader, rooms: Sequence[Room]) -> list[Sample]:
@@ -47,12 +55,13 @@ def calibration_prompts(reader: Reader, rooms: Sequence[Room]) -> list[Sample]:
 
 def divergence(reader: Reader, task: Measurement) -> float:
     """KL to the unpruned answers, in nats."""
-    with remembering(reader.decoder):
+    policy = make_rival(task.strategy.policy, **task.strategy.options)
+    # What watches layers has to see all rows in them.
+    with nullcontext() if isinstance(policy, Watching) else remembering(reader.decoder):
         if "probe" not in reader.memory:
             prompts = calibration_prompts(reader, task.rooms)
             reader.memory["probe"] = Probe(reader.decoder, prompts, make_policy("none"), eos_ids=(reader.eos,))
         probe: Probe = reader.memory["probe"]
-        policy = make_policy(task.strategy.policy, **task.strategy.options)
         return probe.with_policy(policy).divergence(task.strategy.schedule)
 
 
@@ -65,7 +74,7 @@ def mined(reader: Reader, room: Room) -> list[Information]:
     ]
 
 
-def fit(workers: Workers, reader: Reader, rooms: tuple[Room, ...], work: Operations) -> Fitted:
+def fit(workers: Kept, reader: Reader, rooms: tuple[Room, ...]) -> Fitted:
     """Measures what the schedules of `adatoken` and `ours` are made from."""
     found = workers.map("what layers contribute", mined, rooms)
     information = InformationSet(
@@ -114,10 +123,10 @@ def fit(workers: Workers, reader: Reader, rooms: tuple[Room, ...], work: Operati
 
 
 def choose(
-    workers: Workers,
+    workers: Kept,
     rooms: tuple[Room, ...],
     fitted: Fitted,
-    work: Operations,
+    work: Work,
     n_layers: int,
     targets: Sequence[float],
     contestants: Sequence[str] = CONTESTANTS,

@@ -8,6 +8,7 @@ independent, and neither are two answers to one question.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,11 +77,20 @@ class Tally:
         """Of the paired difference of the macros."""
         return _quantiles(self._macros[:, way] - self._macros[:, to])
 
-    def families(self, way: int, to: int) -> dict[str, dict[str, float | None]]:
-        """Accuracy by column, and its ratio to that of the way `to` (None where that has none right)."""
+    def ratio_interval(self, way: int, to: int) -> list[float] | None:
+        """Of the ratio of the macros; None where `to` has none right in some draw."""
+        return _ratios(self._macros[:, way], self._macros[:, to])
+
+    def families(self, way: int, to: int) -> dict[str, dict[str, Any]]:
+        """Accuracy by column, its ratio to that of the way `to` and the ratio's interval (None where that has none
+        right)."""
         return {
-            name: {"accuracy": float(own), "ratio": float(own / other) if other > 0 else None}
-            for name, own, other in zip(COLUMNS, self.accuracy[way], self.accuracy[to], strict=True)
+            name: {
+                "accuracy": float(own),
+                "ratio": float(own / other) if other > 0 else None,
+                "interval": _ratios(self._drawn[:, way, k], self._drawn[:, to, k]),
+            }
+            for k, (name, own, other) in enumerate(zip(COLUMNS, self.accuracy[way], self.accuracy[to], strict=True))
             if not np.isnan(own)
         }
 
@@ -103,6 +113,11 @@ def _macro(accuracy: FloatArray) -> FloatArray:
     exact = accuracy[..., : len(EXACT)]
     asked = ~np.isnan(exact)
     return np.where(asked, exact, 0.0).sum(axis=-1) / np.maximum(asked.sum(axis=-1), 1)
+
+
+def _ratios(own: FloatArray, other: FloatArray) -> list[float] | None:
+    asked = ~np.isnan(other)
+    return _quantiles(own[asked] / other[asked]) if bool((other[asked] > 0).all()) else None
 
 
 def _quantiles(values: FloatArray) -> list[float]:

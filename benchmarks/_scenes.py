@@ -27,7 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from adatoken3d_ros.decoder.adapter import Decoder
 from adatoken3d_ros.lab.probe import Sample
 from adatoken3d_ros.lab.synthetic.furnished import Split
-from adatoken3d_ros.lab.synthetic.questions import generate
+from adatoken3d_ros.lab.synthetic.questions import FAMILIES, generate
 from adatoken3d_ros.lab.synthetic.wordings import QA
 from adatoken3d_ros.lab.training.data import Scene, SceneConfig, prepare, read_scene
 from adatoken3d_ros.lab.training.packing import spatial_tokens
@@ -58,6 +58,10 @@ class Room:
     @property
     def seed(self) -> int:
         return int(self.path.stem)
+
+    def key(self) -> list[Any]:
+        """What is asked, and about which room."""
+        return [self.split, self.seed, self.n_spatial, [(qa.question, qa.answer, qa.family) for qa in self.questions]]
 
     def scene(self) -> Scene:
         """Raises DataError if the file is damaged."""
@@ -112,7 +116,8 @@ class Reader:
             tokens = SceneTokens(torch.zeros(1, 3), spatial)
         else:
             seen = torch.bincount(scene.voxel, minlength=len(scene.features))
-            tokens = SceneTokens(centroids(scene), spatial, seen)
+            views = None if scene.where is None else torch.stack([scene.where.view, scene.where.cell], dim=1)
+            tokens = SceneTokens(centroids(scene), spatial, seen, views=views)
         return [self.sample(spatial, tokens, qa, None if self.blind else scene.where) for qa in questions]
 
     @torch.inference_mode()
@@ -180,6 +185,42 @@ def find_rooms(
     return rooms
 
 
+def balanced_rooms(
+    reader: Reader,
+    folder: Path,
+    split: Split,
+    *,
+    rooms: int,
+    per_family: int,
+    seed: int = 0,
+    most: int = 16,
+    workers: int = 1,
+    progress: Advance = lambda done, total: None,
+) -> list[Room]:
+    """The first `rooms` rooms, asked so that every family comes to about `per_family` questions in all.
+
+    Of a family that rooms seldom have a question of, up to `most` are asked in a room that has them; what the rooms so
+    far lack, those left are asked for. Some families may stay short of it.
+
+    Raises:
+        DataError: if the folder holds scenes of other settings.
+    """
+    found, asked = list[Room](), dict.fromkeys(FAMILIES, 0)
+    paths = prepare(folder, split, range(rooms), reader.model.vision, reader.scene_config(), progress, workers=workers)
+    for k, path in enumerate(paths):
+        scene = read_scene(path, split)
+        rng = np.random.default_rng([seed, int(path.stem)])
+        offered = generate(scene.room, rng, scene.sights, per_family=most)
+        questions = list[QA]()
+        for family in FAMILIES:
+            quota = math.ceil((per_family - asked[family]) / (rooms - k))
+            chosen = [qa for qa in offered if qa.family == family][: max(0, quota)]
+            asked[family] += len(chosen)
+            questions += chosen
+        found.append(Room(path, split, tuple(questions), len(scene.features)))
+    return found
+
+
 # Several cores ---------------------------------------------------------------------------------------------------
 
 _reader: Reader | None = None
@@ -214,8 +255,17 @@ class Workers:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
-    def map(self, what: str, function: Callable[[Reader, T], R], tasks: Sequence[T]) -> list[R]:
-        """Results in the order of the tasks, with a progress bar. `function` must be one of a module's own."""
+    def map(
+        self,
+        what: str,
+        function: Callable[[Reader, T], R],
+        tasks: Sequence[T],
+        each: Callable[[int, R], None] = lambda index, result: None,
+    ) -> list[R]:
+        """Results in the order of the tasks, with a progress bar. `function` must be one of a module's own.
+
+        each: called with the number of a task and its result, as soon as that and all before it are there.
+        """
         found: list[R] = []
         with bar(self._console, what) as advance:
             advance(0, len(tasks))
@@ -224,7 +274,8 @@ class Workers:
                 results = (function(self._reader, task) for task in tasks)
             else:
                 results = self._pool.map(partial(_call, function), tasks)
-            for result in results:
+            for index, result in enumerate(results):
+                each(index, result)
                 found.append(result)
                 advance(len(found), len(tasks))
         return found

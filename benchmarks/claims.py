@@ -40,11 +40,11 @@ from adatoken3d_ros.pruning.policies import make_policy
 from adatoken3d_ros.pruning.schedule import Schedule, at_least_one
 from adatoken3d_ros.pruning.view import DecoderSize, GateSize, GateView, Policy, Rope, Selection
 from adatoken3d_ros.weights import embedded_path
+from benchmarks._frontier_answers import judge
 from benchmarks._paired import Tally, scene_interval
 from benchmarks._reuse import remembering
 from benchmarks._scenes import Reader, Room, Workers, bar, find_rooms, machine
 from benchmarks.accuracy import MAX_ANSWER, SPLITS
-from benchmarks.frontier import judge
 
 REMOVALS = (*(f"least by {measure}" for measure in MEASURES), "random", f"most by {MEASURES[-1]}")
 FIGURES = ("lowest_share", "largest_q", "gini")

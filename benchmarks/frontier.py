@@ -2,10 +2,12 @@
 """How many answers does a policy cost, for how many operations and how much time saved?
 
 Every pruning policy answers the same questions about rooms that the model never saw, at nine budgets: shares of the
-exact prefill operations of an unpruned answer. How a policy comes to its schedule at a budget is told in `_budgets`;
-whatever is measured for it is measured in rooms of the training split that no training uses, never in test rooms.
+exact prefill operations of an unpruned answer; and at fixed numbers of spatial tokens, the mean over the layers, the
+same in every room. How a policy comes to its schedule at a budget is told in `_budgets`; whatever is measured for it is
+measured in rooms of the training split that no training uses, never in test rooms. A policy that needs what the model
+does not offer is left out, and its reason told.
 
-* Accuracy: every prompt goes through `gate.prefill`; an answer is right where each of its tokens, and the end after it,
+* Accuracy: every prompt goes through `prefill`; an answer is right where each of its tokens, and the end after it,
   is the best one after those before it, which is where greedy decoding would give it to the letter. Boxes are decoded,
   and count by their overlap with the true one. Differences to unpruned are paired; intervals are 95 % bootstrap
   intervals over rooms.
@@ -13,7 +15,10 @@ whatever is measured for it is measured in rooms of the training split that no t
 * Time: from a question's text to the end of its answer on a scene that is ready, alone and in turn with all others;
   median of the ratio to unpruned. What makes the accuracy pass fast (`_reuse`) is off.
 
-    python -m benchmarks.frontier --json F [--picture PNG] [--model DIR] [--questions 500]
+With --resume, a run that was ended goes on where it was, and another policy costs its own answers alone; --first N is
+for the answers about the first N rooms, of those that --rooms and --questions lay out. --quick is for trying.
+
+    python -m benchmarks.frontier --json F [--picture PNG] [--model DIR] [--resume FILE] [--quick]
     python -m benchmarks.frontier --strategies DIR [--model DIR]    only fits `ours`, for the folder of a checkpoint
 """
 
@@ -21,12 +26,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -35,84 +41,40 @@ import torch
 from rich.console import Console
 
 from adatoken3d_ros.decoder.decode import generate
-from adatoken3d_ros.decoder.prefill import Prefill, prefill
-from adatoken3d_ros.lab.probe import Sample
+from adatoken3d_ros.lab.rivals import make_rival
 from adatoken3d_ros.lab.synthetic.questions import FAMILIES
 from adatoken3d_ros.lab.synthetic.wordings import QA
 from adatoken3d_ros.lab.training.packing import spatial_tokens
 from adatoken3d_ros.lmm.interface import ViewTokens
-from adatoken3d_ros.pruning.policies import make_policy
 from adatoken3d_ros.pruning.schedule import Schedule
 from adatoken3d_ros.pruning.strategy import Strategy
 from adatoken3d_ros.pruning.view import SceneTokens
 from adatoken3d_ros.weights import embedded_path
-from benchmarks._budgets import CONTESTANTS, RIVALS, Operations, operations
+from benchmarks._budgets import CONTESTANTS, RIVALS, Operations, Tokens
+from benchmarks._frontier_answers import Ask, answer, read, unfit
 from benchmarks._frontier_fit import choose, fit
-from benchmarks._frontier_report import GOAL_63, draw, goals, table, verdict
+from benchmarks._frontier_report import GOAL_63, draw, goals, table, token_table, verdict
+from benchmarks._kept import Kept
 from benchmarks._paired import Tally
-from benchmarks._reuse import decode_along, remembering
-from benchmarks._scenes import CALIBRATION_SEED, Reader, Room, Workers, bar, find_rooms, machine
-from benchmarks.accuracy import MAX_ANSWER, SPLITS, score
+from benchmarks._scenes import (
+    CALIBRATION_SEED,
+    Reader,
+    Room,
+    Workers,
+    balanced_rooms,
+    bar,
+    find_rooms,
+    machine,
+)
+from benchmarks.accuracy import MAX_ANSWER, SPLITS
 
 TARGETS = (0.9, 0.75, 0.6, 0.5, 0.43, 0.37, 0.28, 0.2, 0.15)
 FITTED = (*TARGETS, 0.1, 0.07, 0.05)  # for plans with hardly any time, too
+TOKENS = (256, 128, 64)  # that a layer sees, mean over the layers
 UNPRUNED = Strategy("none", "none", Schedule())
 _REPEATS = 2  # of the timing of each question
 _UNPRUNED_EVERY = 10  # timed strategies
-
-
-# --- accuracy ---
-
-
-@dataclass(frozen=True, eq=False)
-class Round:
-    """A room and everybody who answers its questions."""
-
-    room: Room
-    strategies: tuple[Strategy, ...]
-
-
-def answer_room(reader: Reader, task: Round) -> tuple[np.ndarray, np.ndarray]:
-    """Scores (C, Q) and exact prefill operations (C, Q) of every strategy on every question."""
-    samples = reader.samples(task.room.scene(), task.room.questions)
-    decoder = reader.decoder.size
-    scores = np.zeros((len(task.strategies), len(samples)))
-    spent = np.zeros_like(scores)
-    guesses: list[list[int]] = [[] for _ in samples]  # the last strategy's boxes
-    with remembering(reader.decoder):
-        for c, strategy in enumerate(task.strategies):
-            policy = make_policy(strategy.policy, **strategy.options)
-            for q, (sample, qa) in enumerate(zip(samples, task.room.questions, strict=True)):
-                with torch.inference_mode():
-                    filled = read(reader, sample, strategy, policy)
-                    scores[c, q] = judge(reader, filled, qa, guesses[q])
-                sizes = sample.n_spatial, sample.n_text, sample.layout.n_question
-                spent[c, q] = operations(decoder, policy, filled.trace.spatial_per_layer, *sizes)
-    return scores, spent
-
-
-def read(reader: Reader, sample: Sample, strategy: Strategy, policy: Any) -> Prefill:
-    """One prompt through the gate."""
-    return prefill(
-        reader.decoder,
-        sample.embeds,
-        sample.layout,
-        strategy.schedule,
-        policy,
-        scene=sample.scene,
-        max_new_tokens=MAX_ANSWER,
-    )
-
-
-def judge(reader: Reader, filled: Prefill, qa: QA, guess: list[int]) -> float:
-    """1 where greedy decoding gives the answer to the letter, else 0; of a box, the overlap of the decoded one.
-
-    `guess`: tokens that a box may be, replaced by what it is.
-    """
-    if qa.box is None:  # only a guess as well: a tokenizer may begin an answer with a space
-        guess = reader.tokenizer.encode(qa.answer, add_special_tokens=False)
-    guess[:] = decode_along(reader.decoder, filled, guess, max_new_tokens=MAX_ANSWER, eos=reader.eos)
-    return score(qa, reader.text(guess))
+_QUICK = {"rooms": 2, "questions": 24, "rooms_aside": 1, "timed": 1, "targets": [0.37, 0.2], "tokens": [128]}
 
 
 # --- time ---
@@ -125,7 +87,7 @@ def time_all(
 
     Each question is of another family and, as far as there are so many, of another room.
     """
-    policies = [make_policy(s.policy, **s.options) for s in strategies]
+    policies = [make_rival(s.policy, **s.options) for s in strategies]
     ratios: list[list[tuple[float, float, float]]] = [[] for _ in strategies]
     unpruned: list[float] = []
     with bar(console, "time") as advance:
@@ -140,12 +102,12 @@ def time_all(
                 _ = sample.scene.order  # of a scene that is ready
                 spatial = spatial_tokens(reader.model, [scene])[0]
                 ask = partial(_ask, reader, spatial, sample.scene, scene.where, qa)
-                ask(UNPRUNED, make_policy("none"))
+                ask(UNPRUNED, make_rival("none"))
                 for _ in range(_REPEATS):
                     own, reference = [], []
                     for c, (strategy, policy) in enumerate(zip(strategies, policies, strict=True)):
                         if c % _UNPRUNED_EVERY == 0:
-                            reference.append(ask(UNPRUNED, make_policy("none")))
+                            reference.append(ask(UNPRUNED, make_rival("none")))
                         own.append(ask(strategy, policy))
                     whole, reading = (median(one) for one in zip(*reference, strict=True))
                     unpruned.append(whole * 1e3)
@@ -184,50 +146,99 @@ def _ask(
 def run(args: argparse.Namespace, folder: Path, console: Console) -> dict[str, Any]:
     """All figures."""
     reader = Reader(args.model)
-    find = partial(find_rooms, reader, folder, seed=args.seed, workers=args.workers)
     with bar(console, f"rooms of {args.split}") as progress:
-        rooms = find(args.split, args.questions, progress=progress)
-    with bar(console, "rooms set aside") as progress:
-        aside = tuple(
-            find("train", 18 * args.rooms_aside, first=CALIBRATION_SEED, progress=progress)[: args.rooms_aside]
-        )
-    n_layers = reader.n_layers
+        each = math.ceil(args.questions / len(FAMILIES))
+        common: dict[str, Any] = {"seed": args.seed, "workers": args.workers, "progress": progress}
+        rooms = balanced_rooms(reader, folder, args.split, rooms=args.rooms, per_family=each, **common)[: args.first]
+    aside = _aside(args, reader, folder, console)
     started = time.monotonic()
-    with Workers(reader, args.workers, console) as workers:
+    skipped = unfit(reader, rooms[0], [name for name in CONTESTANTS if name != "random"])
+    names = [name for name in CONTESTANTS if name not in skipped]
+    with Workers(reader, args.workers, console) as pool:
+        workers = Kept(pool, args.resume, reader.model.identity)
+        fitted = fit(workers, reader, aside)
         work = Operations(reader.decoder.size, _sizes(reader, rooms))
-        fitted = fit(workers, reader, aside, work)
-        strategies = choose(workers, aside, fitted, work, n_layers, args.targets)
-        everybody = (UNPRUNED, *strategies)
-        answered = workers.map("answers", answer_room, [Round(room, everybody) for room in rooms])
+        strategies = choose(workers, aside, fitted, work, reader.n_layers, args.targets, names)
+        usual = Tokens(round(fmean(room.n_spatial for room in aside)), reader.n_layers)
+        counted: list[tuple[int, Strategy]] = []
+        for count in (count for count in args.tokens if count < usual.n_spatial):
+            share = count / usual.n_spatial
+            chosen = choose(workers, aside, fitted, usual, reader.n_layers, [share], names)
+            counted += [(count, strategy) for strategy in chosen]
+        tasks = []
+        for room in rooms:
+            size = Tokens(room.n_spatial, reader.n_layers)
+            theirs = [size.fitted(strategy, count) for count, strategy in counted]
+            tasks += [Ask(room, strategy) for strategy in (UNPRUNED, *strategies, *theirs)]
+        answered = workers.map("answers", answer, tasks)
     answering = time.monotonic() - started
-    scores, spent = (np.concatenate([one[k] for one in answered], axis=1) for k in (0, 1))
+    ways = 1 + len(strategies) + len(counted)
+    by_way = [answered[way::ways] for way in range(ways)]
+    scores, spent = (np.array([np.concatenate([room[k] for room in one]) for one in by_way]) for k in (0, 1))
     asked = [(room.seed, qa.family) for room in rooms for qa in room.questions]
     tally = Tally([seed for seed, _ in asked], [family for _, family in asked], scores, seed=args.seed)
-    times, unpruned_ms = time_all(reader, rooms, strategies, args.timed, console)
-    points: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTESTANTS}
-    for way, (strategy, seconds) in enumerate(zip(strategies, times, strict=True), 1):
-        point = {"flops": float(spent[way].sum() / spent[0].sum()), **_accuracies(tally, way), **seconds}
+    times, unpruned_ms = time_all(reader, rooms, strategies, args.timed, console) if args.timed else (None, None)
+    shares = spent.sum(axis=1) / spent[0].sum()
+    points: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    for k, strategy in enumerate(strategies):
+        point = {"flops": float(shares[k + 1]), **_accuracies(tally, k + 1), **(times[k] if times else {})}
         points[strategy.info["contestant"]].append({**_settings(strategy), **point})
-    behind = _rivalry(tally, strategies)
+    at: dict[str, dict[str, Any]] = {str(count): {} for count in args.tokens}
+    for way, (count, strategy) in enumerate(counted, 1 + len(strategies)):
+        point = {**_settings(strategy), "flops": float(shares[way]), **_accuracies(tally, way)}
+        at[str(count)][strategy.info["contestant"]] = point
+    budgets = [{"target": strategy.info["target"]} for strategy in strategies]
+    budgets += [{"tokens": count} for count, _ in counted]
+    behind = _rivalry(tally, [*strategies, *(strategy for _, strategy in counted)], budgets)
+    reached = goals(
+        points, behind, {count: at[str(count)]["ours"] for count in args.tokens if "ours" in at[str(count)]}
+    )
     return {
         "unpruned": {**_accuracies(tally, 0), "flops": 1.0, "ms": unpruned_ms},
         "policies": points,
         "not_reached": {
-            name: [t for t in args.targets if t not in {p["target"] for p in points[name]}] for name in CONTESTANTS
+            name: [t for t in args.targets if t not in {p["target"] for p in points[name]}] for name in names
         },
-        "goals": goals(points, behind),
+        "skipped": skipped,
+        "tokens": at,
+        **{
+            f"tokens_{count}": {"retained": found["ours"]["ratio"], "interval": found["ours"]["ratio_interval"]}
+            for count, found in at.items()
+            if "ours" in found
+        },
+        "losses": len(reached["ahead"]["clearly_behind"]),
+        "goals": reached,
         "fitted": {"options": fitted.options, "rate": fitted.rate, **fitted.notes},
         "setting": {
             "split": args.split,
             "questions": len(asked),
             "rooms": tally.rooms,
+            "rooms_laid_out": args.rooms,
+            "families": {family: sum(one == family for _, one in asked) for family in FAMILIES},
             "timed_questions": args.timed,
             "workers": args.workers,
             "seconds_without_timing": answering,
+            "results_reused": workers.reused,
         },
         "model": reader.about(),
         "machine": machine(),
     }
+
+
+def _aside(args: argparse.Namespace, reader: Reader, folder: Path, console: Console) -> tuple[Room, ...]:
+    """Rooms for what is measured beforehand."""
+    with bar(console, "rooms set aside") as progress:
+        found = find_rooms(
+            reader,
+            folder,
+            "train",
+            18 * args.rooms_aside,
+            first=CALIBRATION_SEED,
+            seed=args.seed,
+            workers=args.workers,
+            progress=progress,
+        )
+    return tuple(found[: args.rooms_aside])
 
 
 def _sizes(reader: Reader, rooms: Sequence[Room], most: int = 40) -> list[tuple[int, int, int]]:
@@ -248,6 +259,7 @@ def _accuracies(tally: Tally, way: int) -> dict[str, Any]:
         "difference": tally.difference(way, 0),
         "difference_interval": tally.difference_interval(way, 0),
         "ratio": float(tally.macro[way] / tally.macro[0]) if tally.macro[0] > 0 else None,
+        "ratio_interval": tally.ratio_interval(way, 0),
         "families": tally.families(way, 0),
     }
 
@@ -262,36 +274,26 @@ def _settings(strategy: Strategy) -> dict[str, Any]:
     }
 
 
-def _rivalry(tally: Tally, strategies: Sequence[Strategy]) -> list[dict[str, Any]]:
-    """`ours` against each rival at the same target."""
-    place = {(s.info["contestant"], s.info["target"]): way for way, s in enumerate(strategies, 1)}
+def _rivalry(tally: Tally, strategies: Sequence[Strategy], budgets: Sequence[dict[str, float]]) -> list[dict[str, Any]]:
+    """`ours` against each rival at the same budget; `strategies` are the ways after the unpruned one."""
+    named = [(strategy.info["contestant"], budget) for strategy, budget in zip(strategies, budgets, strict=True)]
     found = []
-    for (name, target), way in place.items():
-        if name in RIVALS and ("ours", target) in place:
-            ours = place["ours", target]
+    for way, (name, budget) in enumerate(named, 1):
+        if name in RIVALS and ("ours", budget) in named:
+            ours = 1 + named.index(("ours", budget))
             difference, interval = tally.difference(ours, way), tally.difference_interval(ours, way)
-            found.append({"target": target, "rival": name, "difference": difference, "interval": interval})
+            found.append({**budget, "rival": name, "difference": difference, "interval": interval})
     return found
 
 
 def fit_ours(args: argparse.Namespace, folder: Path, console: Console) -> None:
     """Writes `ours` at every budget of FITTED into --strategies; the one of the claim is what its name alone means."""
     reader = Reader(args.model)
-    with bar(console, "rooms set aside") as progress:
-        found = find_rooms(
-            reader,
-            folder,
-            "train",
-            18 * args.rooms_aside,
-            first=CALIBRATION_SEED,
-            seed=args.seed,
-            workers=args.workers,
-            progress=progress,
-        )
-    aside = tuple(found[: args.rooms_aside])
-    with Workers(reader, args.workers, console) as workers:
+    aside = _aside(args, reader, folder, console)
+    with Workers(reader, args.workers, console) as pool:
+        workers = Kept(pool, args.resume, reader.model.identity)
+        fitted = fit(workers, reader, aside)
         work = Operations(reader.decoder.size, _sizes(reader, aside))
-        fitted = fit(workers, reader, aside, work)
         strategies = choose(workers, aside, fitted, work, reader.n_layers, FITTED, ("ours",))
     args.strategies.mkdir(parents=True, exist_ok=True)
     for strategy in strategies:
@@ -322,10 +324,15 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", type=Path, help="checkpoint (the embedded model)")
     parser.add_argument("--scenes", type=Path, metavar="DIR", help="rooms, encoded once and kept (none are kept)")
     parser.add_argument("--split", default="test", choices=SPLITS)
-    parser.add_argument("--questions", type=int, default=500, help="at least so many (%(default)s)")
+    parser.add_argument("--rooms", type=int, default=128, help="new rooms (%(default)s)")
+    parser.add_argument("--questions", type=int, default=2040, help="about them, of all families alike (%(default)s)")
+    parser.add_argument("--first", type=int, metavar="N", help="only the first N of these rooms (all)")
+    parser.add_argument("--resume", type=Path, metavar="FILE", help="results so far; what is found goes there at once")
     parser.add_argument("--rooms-aside", type=int, default=6, help="training rooms to fit strategies on (%(default)s)")
     parser.add_argument("--timed", type=int, default=12, help="questions whose time is measured (%(default)s)")
+    parser.add_argument("--quick", action="store_true", help="a few questions and budgets, to try it")
     parser.add_argument("--targets", type=float, nargs="+", default=TARGETS, help="shares of the operations")
+    parser.add_argument("--tokens", type=int, nargs="*", default=TOKENS, help="numbers of tokens that a layer sees")
     parser.add_argument("--workers", type=int, default=2, help="processes with one thread each (%(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="of torch while time is measured (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the questions and the bootstrap")
@@ -334,10 +341,16 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     commands = parser()
+    if commands.parse_known_args()[0].quick:
+        commands.set_defaults(**_QUICK)
     args = commands.parse_args()
-    for name in ("questions", "rooms_aside", "timed", "workers", "threads"):
-        if getattr(args, name) < 1:
-            commands.error(f"--{name.replace('_', '-')} {getattr(args, name)} must be at least 1")
+    for name, least in {"rooms": 1, "questions": 1, "rooms_aside": 1, "timed": 0, "workers": 1, "threads": 1}.items():
+        if getattr(args, name) < least:
+            commands.error(f"--{name.replace('_', '-')} {getattr(args, name)} must be at least {least}")
+    if args.first is not None and args.first < 1:
+        commands.error(f"--first {args.first} must be at least 1")
+    if any(count < 1 for count in args.tokens):
+        commands.error(f"--tokens {min(args.tokens)} must be at least 1")
     for target in args.targets:
         if not 0 < target < 1:
             commands.error(f"--targets {target} is outside (0, 1)")
@@ -353,6 +366,7 @@ def main() -> None:
             return
         result = run(args, args.scenes or Path(temporary), console)
     console.print(table(result))
+    console.print(token_table(result))
     console.print(verdict(result["goals"]))
     args.json.parent.mkdir(parents=True, exist_ok=True)
     args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
