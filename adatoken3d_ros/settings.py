@@ -149,7 +149,10 @@ SETTINGS: tuple[Setting, ...] = (
             "frame as it comes does not count.", low=0.0, high=1.0),
     Setting("max_new_tokens", 64, ANY_TIME, "Longest answer of a question that does not say, tokens.",
             low=1, high=4096),
-    Setting("click_question", "What is this?", ANY_TIME, "Question that is asked about a point on clicked_point.",
+    Setting("unsure_below", 0.0, CONFIGURE, "Confidence below which an answer is UNSURE; 0: only one to a question "
+            "that the model does not understand.", low=0.0, high=1.0),
+    Setting("click_question", "What is this?", ANY_TIME, "Question that is asked about a point on clicked_point; "
+            "the point stands where it says {p}, else beside the text.",
             check=_not_blank),
     Setting("scene.frame_id", "map", CONFIGURE, "Frame of the scene: gravity-aligned, z up.", check=_not_blank),
     Setting("scene.directory", "", START, "Directory that scene.file must lie in, an absolute path; empty: "

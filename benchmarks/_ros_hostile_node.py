@@ -32,7 +32,7 @@ from benchmarks._ros_camera import Camera
 
 DEEP = QoSProfile(depth=1000)  # of the attacker's own ends: what is lost there is not the node's doing
 LONGEST = 2000  # characters of a text of the node that repeats what came from outside
-ANSWERED = (Answer.OK, Answer.TRUNCATED)
+ANSWERED = (Answer.OK, Answer.TRUNCATED, Answer.UNSURE)
 _RAW = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\x80-\x9f]")  # line ends and tabs are the log's own
 
 

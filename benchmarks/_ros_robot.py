@@ -45,7 +45,7 @@ def of_node(
         xyz = tokens_of_node()
         answer = bench.client.ask(question)
     return xyz, {
-        "answered": answer.status in (Answer.OK, Answer.TRUNCATED),
+        "answered": answer.status in (Answer.OK, Answer.TRUNCATED, Answer.UNSURE),
         "answer": answer.text,
         "first_answer_s": round(first, 2),
         "key_frames": int(values.get("frames.key_frame", 0)),

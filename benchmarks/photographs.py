@@ -40,7 +40,7 @@ from rich.table import Table
 from adatoken3d_ros.cli import ask
 from adatoken3d_ros.decoder.decode import generate
 from adatoken3d_ros.decoder.prefix import ScenePrefix
-from adatoken3d_ros.engine.answer import Question, Status
+from adatoken3d_ros.engine.answer import Question
 from adatoken3d_ros.engine.config import SessionConfig
 from adatoken3d_ros.engine.engine import Engine
 from adatoken3d_ros.engine.scene import Scene
@@ -203,7 +203,7 @@ def run(model: Path, photographs: Path, blind: Path | None, console: Console) ->
         texts = []
         for asked in track(questions, f"questions ({name})", console=console, transient=True):
             answer = engine.ask(scene, Question(asked.question))
-            if answer.status not in (Status.OK, Status.TRUNCATED):
+            if not answer.status.answered:
                 raise RuntimeError(f"{asked.question!r}: {answer.status.name} {answer.status_message}")
             texts.append(answer.text)
         given[name] = texts

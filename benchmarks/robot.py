@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from adatoken3d_ros.cli.ask import watch_all
-from adatoken3d_ros.engine.answer import Question, Status
+from adatoken3d_ros.engine.answer import Question
 from adatoken3d_ros.engine.loading import load_engine, open_scene
 from adatoken3d_ros.lab.synthetic.furnished import FurnishedRoom, make_room
 from adatoken3d_ros.lab.synthetic.render import Renderer
@@ -55,8 +55,7 @@ def of_bag(room: FurnishedRoom, bag: Path, model: Path, source: str) -> dict[str
     answer = engine.ask(scene, Question(QUESTION))
     tokens = scene.tokens()
     xyz = np.zeros((0, 3), np.float32) if tokens is None else tokens.xyz.float().cpu().numpy()
-    answered = answer.status in (Status.OK, Status.TRUNCATED)
-    return {**distances(room, xyz, source), "answered": answered, "answer": answer.text,
+    return {**distances(room, xyz, source), "answered": answer.status.answered, "answer": answer.text,
             "first_answer_s": round(time.monotonic() - began, 2)}  # fmt: skip
 
 

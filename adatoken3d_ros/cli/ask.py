@@ -30,7 +30,7 @@ def add_parser(subparsers: Any) -> None:
         "--click", type=float, nargs=3, action="append", default=[], metavar=("X", "Y", "Z"),
         help="point that the question is about, scene frame, metres; may be repeated",
     )  # fmt: skip
-    add_settings(parser, "--strategy", "--budget-ms", "--max-new-tokens")
+    add_settings(parser, "--strategy", "--budget-ms", "--max-new-tokens", "--unsure-below")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the answer as JSON")
 
 
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     import numpy as np
 
     from adatoken3d_ros.cli.output import print_answer, record_of_answer, write_json
-    from adatoken3d_ros.engine.answer import Question, Status
+    from adatoken3d_ros.engine.answer import Question
     from adatoken3d_ros.engine.requests import check_question
 
     if args.stride < 1:
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     print("frames: " + ", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts.items())))
     if args.json is not None:
         write_json(record, args.json)
-    return 0 if answer.status in (Status.OK, Status.TRUNCATED) else 1
+    return 0 if answer.status.answered else 1
 
 
 def open_scene(args: argparse.Namespace) -> tuple[Engine, Scene]:

@@ -88,7 +88,10 @@ def run(args: argparse.Namespace) -> int:
                 "A tiny model with random weights answers until a trained one is given with --model: expect no sense."
             )
         elif args.model is None:
-            print("The small model that comes with the package answers. It knows furniture, and little else.")
+            print(
+                "The small model that comes with the package answers. It is for trying things out: twelve kinds of "
+                "questions about furniture; what it does not understand it answers with UNSURE and why."
+            )
         # The client only: what could take long happens in the other processes.
         with closing(SceneClient()) as client:
             try:
@@ -99,6 +102,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _converse(args: argparse.Namespace, demo: Demo, model: Path, tiny: bool, domain: int) -> int:
     from adatoken3d_ros.cli.output import print_answer, record_of_message, write_json
+    from adatoken3d_ros.engine.answer import Status
     from adatoken3d_ros.ros.suggestions import Suggestions
 
     suggestions = Suggestions(demo.client.node)
@@ -118,7 +122,7 @@ def _converse(args: argparse.Namespace, demo: Demo, model: Path, tiny: bool, dom
             record["expected"] = expected
             right.append(answer.text == expected)
         print_answer(record)
-        answered &= answer.status in (answer.OK, answer.TRUNCATED)
+        answered &= Status(answer.status).answered
         if args.json is not None:
             write_json(record, args.json)
     if right:

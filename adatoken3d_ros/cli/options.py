@@ -19,6 +19,7 @@ OPTIONS = {
     "--max-new-tokens": "max_new_tokens",
     "--max-views": "scene.max_views",
     "--strategy": "strategy",
+    "--unsure-below": "unsure_below",
 }
 _METAVARS = {int: "N", float: "X", str: "NAME", tuple: "'X Y Z ROLL PITCH YAW'"}
 

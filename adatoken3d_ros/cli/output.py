@@ -19,7 +19,10 @@ Record = dict[str, Any]
 
 
 def record_of_answer(answer: Answer) -> Record:
-    """The engine's answer under the field names of adatoken3d/msg/Answer; no data age (None), as nothing is live."""
+    """The engine's answer under the field names of adatoken3d/msg/Answer; no data age (None), as nothing is live.
+
+    A confidence of NaN becomes None.
+    """
     return {
         "question": answer.question.text,
         "text": answer.text,
@@ -38,11 +41,12 @@ def record_of_answer(answer: Answer) -> Record:
         "strategy": answer.strategy,
         "model_id": answer.model_id,
         "seed": answer.seed,
+        "confidence": _known(answer.confidence),
     }
 
 
 def record_of_message(message: Any) -> Record:
-    """An adatoken3d/msg/Answer as plain values; a data age of NaN becomes None."""
+    """An adatoken3d/msg/Answer as plain values; a data age or confidence of NaN becomes None."""
     same = (
         *("question", "text", "status_message", "latency_budget_ms", "budget_met", "spatial_tokens", "retained_tokens"),
         *("prefill_flops", "prefill_flops_unpruned", "strategy", "model_id", "seed"),
@@ -60,7 +64,8 @@ def record_of_message(message: Any) -> Record:
         "status": Status(message.status).name,
         "stamp_ns": message.header.stamp.sec * 10**9 + message.header.stamp.nanosec,
         "boxes": boxes,
-        "data_age": None if math.isnan(message.data_age) else message.data_age,
+        "data_age": _known(message.data_age),
+        "confidence": _known(message.confidence),
     }
 
 
@@ -83,12 +88,14 @@ def rows(record: Record) -> list[tuple[str, str]]:
     full, run = record["prefill_flops_unpruned"], record["prefill_flops"]
     age, budget = record["data_age"], record["latency_budget_ms"]
     stages = ", ".join(f"{stage} {record[f'{stage}_ms']:.1f}" for stage in STAGES)
+    sure = record.get("confidence")
     boxes = "; ".join(f"centre {_triple(box['center'])} size {_triple(box['size'])}" for box in record["boxes"])
     return [
         ("question", record["question"]),
         ("answer", record["text"] or "(empty)"),
         *([("expected", record["expected"])] if "expected" in record else []),
         ("status", status),
+        *([] if sure is None else [("confidence", f"{sure:.0%} likely to be right")]),
         *([("boxes (m)", boxes)] if boxes else []),
         ("spatial tokens", f"{before} before, {after} after" + (f" ({after / before:.0%} kept)" if before else "")),
         ("prefill FLOPs", f"{run:.3g} of {full:.3g} ({1 - run / full:.1%} saved)" if full else "none"),
@@ -102,6 +109,10 @@ def rows(record: Record) -> list[tuple[str, str]]:
 def write_json(record: Record, path: Path) -> None:
     """Writes a record as JSON; raises OSError when it cannot."""
     path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def _triple(values: list[float]) -> str:

@@ -50,6 +50,11 @@ def _stream(
             logits = decode(decoder, prefilled, token)
 
 
+def surest(logits: Tensor) -> float:
+    """The probability of the token that follows greedily, of logits (V,)."""
+    return float(logits.float().softmax(dim=-1).max())
+
+
 @torch.no_grad()
 def decode(decoder: Decoder, prefilled: Prefill, token: int) -> Tensor:
     """One step: appends `token` to every layer of the cache; float32 logits (V,) of what follows."""

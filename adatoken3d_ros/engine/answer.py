@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING
@@ -27,6 +28,12 @@ class Status(IntEnum):
     CANCELLED = 5
     INVALID_REQUEST = 6
     ERROR = 7
+    UNSURE = 8
+
+    @property
+    def answered(self) -> bool:
+        """Whether there is an answer's text."""
+        return self in (Status.OK, Status.TRUNCATED, Status.UNSURE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +93,8 @@ class Answer:
     `stamp_ns` is the newest acquisition time in the scene that was used, 0 for none. `strategy` and `model_id` are
     empty where the question never came to an engine. `plan` says for people how the question was answered and why so;
     `predicted` are the times that were expected (median, without the queue), None where nothing was known about times.
-    `decision` is the last plan, with the rung and loss of all that was given up.
+    `decision` is the last plan, with the rung and loss of all that was given up. `confidence` is how likely the text is
+    right, from 0 to 1 (`engine.understanding`): 0 where the question was not understood, NaN where nobody can tell.
     """
 
     question: Question
@@ -108,3 +116,4 @@ class Answer:
     plan: str = ""
     predicted: StageTimes | None = None
     decision: Plan | None = None
+    confidence: float = math.nan

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from adatoken3d_ros.decoder.decode import generate
+from adatoken3d_ros.decoder.decode import generate, surest
 from adatoken3d_ros.decoder.prefill import Cancelled, Prefill, prefill
 from adatoken3d_ros.engine.answer import Answer, Box, Question, Status
 from adatoken3d_ros.engine.budget.deadline import BudgetInfeasible, DeadlineGuard
@@ -22,7 +22,7 @@ from adatoken3d_ros.engine.budget.plans import SHORTEST_ANSWER, Plan
 from adatoken3d_ros.engine.out_of_memory import describe, free_cached, is_out_of_memory
 from adatoken3d_ros.engine.prepared import Block
 from adatoken3d_ros.engine.report import prefill_flops, token_report
-from adatoken3d_ros.engine.requests import InvalidRequest
+from adatoken3d_ros.engine.requests import InvalidRequest, clicks_of
 from adatoken3d_ros.engine.scene import NoScene, Scene
 from adatoken3d_ros.engine.stages import Stopwatch
 from adatoken3d_ros.engine.words import whole_words
@@ -196,6 +196,7 @@ class _Answering:
         ids: list[int] = []
         text, cached = "", sum(filled.cache.lengths)
         status, message = Status.OK, guard.warning
+        sure = surest(filled.logits)
         for token in generate(decoder, filled, max_new_tokens=limit, eos_ids=self.runtime.eos_ids):
             ids.append(token)
             text = self.runtime.decode(ids)
@@ -228,7 +229,22 @@ class _Answering:
         )
         if model.lifts_boxes and (seen := self.scene.memory.seen()) is not None:
             boxes += tuple(Box(_triple(box[:3]), _triple(box[3:6])) for box in model.lift_boxes(text, seen))
-        self.set(status=status, status_message=message, text=model.move_boxes(text, origin), boxes=boxes)
+        self.set(text=model.move_boxes(text, origin), boxes=boxes, **self._judged(status, message, sure))
+
+    def _judged(self, status: Status, message: str, probability: float) -> dict[str, Any]:
+        """Status, message and confidence of an answer whose first token had this probability."""
+        if not status.answered:
+            return {"status": status, "status_message": message}
+        known, limit = self.runtime.understanding, self.scene.config.unsure_below
+        text, clicks = clicks_of(self.answer.question, True)
+        family, strange = known.judge(text, len(clicks))
+        confidence = 0.0 if strange else known.confidence(probability, family)
+        if not strange and confidence < limit:  # NaN is not
+            strange = f"the confidence of {confidence:.2f} is below {limit:g}"
+        if strange:
+            message = "; ".join(filter(None, [strange, message]))
+            status = Status.UNSURE if status is Status.OK else status
+        return {"status": status, "status_message": message, "confidence": confidence}
 
 
 def _triple(values: Any) -> tuple[float, float, float]:

@@ -18,6 +18,7 @@ class SessionConfig:
 
     Attributes:
         template: name of one of the model's prompt templates; empty: its own choice.
+        unsure_below: confidence below which an answer counts as unsure.
         tell_poses: whether the prompt says where each view was taken from.
     """
 
@@ -29,6 +30,7 @@ class SessionConfig:
     max_new_tokens: int = OF_CHOSEN_FRAMES["max_new_tokens"]
     template: str = ""
     tell_poses: bool = OF_CHOSEN_FRAMES["model.tell_poses"]
+    unsure_below: float = OF_CHOSEN_FRAMES["unsure_below"]
     seed: int = OF_CHOSEN_FRAMES["seed"]
     budget: BudgetConfig = field(default_factory=BudgetConfig)
 
@@ -46,6 +48,7 @@ def session_config(settings: Settings) -> SessionConfig:
         max_new_tokens=settings["max_new_tokens"],
         template=settings["model.template"],
         tell_poses=settings["model.tell_poses"],
+        unsure_below=settings["unsure_below"],
         seed=settings["seed"],
         budget=BudgetConfig(Infeasible(settings["budget.infeasible"]), Reuse(settings["budget.reuse"])),
     )

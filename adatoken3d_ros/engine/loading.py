@@ -37,6 +37,7 @@ def load_engine(settings: Settings, progress: Callable[[float, str], None] | Non
     import torch
 
     from adatoken3d_ros.engine.engine import Engine
+    from adatoken3d_ros.engine.understanding import read_understanding
     from adatoken3d_ros.lmm.registry import load
 
     device = device_of(settings["model.device"])
@@ -52,7 +53,9 @@ def load_engine(settings: Settings, progress: Callable[[float, str], None] | Non
     )
     identity = model.identity
     fitted = fitted_strategies(path, identity)
-    engine = Engine(model, tokenizer, model_id=f"{path.resolve().name}@{identity}", fitted=fitted)
+    known = read_understanding(path, identity)
+    model_id = f"{path.resolve().name}@{identity}"
+    engine = Engine(model, tokenizer, model_id=model_id, fitted=fitted, understanding=known)
     # A wrong strategy or template is told at once.
     strategy = strategy_of(engine, settings["strategy"])
     model.prompt(tokenizer, "What is this?", template=settings["model.template"])
@@ -60,12 +63,12 @@ def load_engine(settings: Settings, progress: Callable[[float, str], None] | Non
         raise ValueError("model.tell_poses is true, but this model reads no views and cannot be told where they are")
     if settings["budget.warm_up"]:
         cache = Path(settings["budget.cache"]) if settings["budget.cache"] else None
-        known = engine.warm_up(
+        measured = engine.warm_up(
             strategy,
             cache,
             None if progress is None else lambda done, of: progress(done / of, "measuring how fast it runs"),
         )
-        logger.info("speed of this machine: %s", "as measured before" if known else "measured")
+        logger.info("speed of this machine: %s", "as measured before" if measured else "measured")
     return engine
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from adatoken3d_ros.engine.budget.latency import LatencyModel
 from adatoken3d_ros.engine.budget.warmup import latency_model, synchronised
+from adatoken3d_ros.engine.understanding import Understanding
 from adatoken3d_ros.lmm.interface import SpatialLMM
 from adatoken3d_ros.pruning.strategy import Strategy
 
@@ -21,6 +22,7 @@ class Runtime:
         model, tokenizer: as loaded.
         model_id: what answers call the model.
         fitted: strategies with measured losses, by name, for the planner to choose from.
+        understanding: what the model says of the questions that it knows; without one, all are taken for understood.
         clock: seconds, monotonic.
 
     Attributes:
@@ -37,12 +39,14 @@ class Runtime:
         *,
         model_id: str = "",
         fitted: Mapping[str, Strategy] | None = None,
+        understanding: Understanding | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.model_id = model_id
         self.fitted = dict(fitted or {})
+        self.understanding = understanding or Understanding()
         self.clock = synchronised(clock, model.device)
         self.latency: LatencyModel | None = None
         eos = tokenizer.eos_token_id

@@ -3,7 +3,7 @@
 
     with SceneClient() as scene:
         print(scene.ask("What is on the table?").text)
-        for piece in scene.stream("Describe the room."):
+        for piece in scene.stream("How many chairs are there?"):
             print(piece, end="", flush=True)
 
 A client may live in any process, also in one that already uses rclpy: it has its own context, executor and thread.

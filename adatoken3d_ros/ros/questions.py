@@ -73,6 +73,13 @@ def make_question(
     )
 
 
+def about_point(question: Question, point: NDArray[np.float64]) -> Question:
+    """The question about a point (3,), scene frame, metres: written where its text says {p}, else beside the text."""
+    if "{p}" not in question.text:
+        return replace(question, clicks=point[None])
+    return replace(question, text=question.text.replace("{p}", "[{:.3f}, {:.3f}, {:.3f}]".format(*point)))
+
+
 @dataclass(eq=False)
 class Questions:
     """Takes questions for a node; each is answered exactly once, whatever happens to it, and the answer is told.
@@ -162,7 +169,7 @@ class Questions:
             text = f"clicked_point is in frame {quoted(frame)}, the scene in {scene_frame}: {error}"
             self._tell(next(self._numbers), Answer(question, Status.INVALID_REQUEST, status_message=text))
             return
-        await self._answer(replace(question, clicks=point[None]))
+        await self._answer(about_point(question, point))
 
     async def _on_stream(self, goal: Any) -> AskSceneStream.Result:
         self.taken["action"] += 1
@@ -184,7 +191,7 @@ class Questions:
         goal.publish_feedback(feedback)
         answer = await self._answer(question_of(goal.request, self._parameters), on_event, on_ticket)
         self._tickets.pop(key, None)
-        if answer.status in (Status.OK, Status.TRUNCATED):
+        if Status(answer.status).answered:
             goal.succeed()
         elif answer.status == Status.CANCELLED and goal.is_cancel_requested:
             goal.canceled()
@@ -216,11 +223,11 @@ class Questions:
         finally:
             self.open -= 1
         more = [self._inputs.explain()] if answer.status == Status.NO_SCENE else []
-        if answer.status in (Status.OK, Status.TRUNCATED, Status.NO_SCENE):
+        if answer.status.answered or answer.status == Status.NO_SCENE:
             more += self._inputs.warnings.texts()
         if more:
             answer = replace(answer, status_message="; ".join(filter(None, [answer.status_message, *more])))
-        if answer.status in (Status.OK, Status.TRUNCATED) and self._inputs.record.first("answer"):
+        if answer.status.answered and self._inputs.record.first("answer"):
             self._node.get_logger().info(f"the first answer is given, after {answer.times.total:.0f} ms")
         return self._tell(number, answer)
 

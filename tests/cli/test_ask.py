@@ -15,6 +15,7 @@ from rosbags.typesys import Stores, get_typestore
 from adatoken3d_ros.cli.ask import frames
 from adatoken3d_ros.cli.main import main, parser
 from adatoken3d_ros.scene.folder import read_folder
+from adatoken3d_ros.weights import embedded_path
 
 TIMES = {f"{stage}_ms" for stage in ("queue", "encode", "tokens", "prefill", "decode", "total")}
 
@@ -181,6 +182,34 @@ def test_bad_input_is_one_line(
     error = capsys.readouterr().err
     assert message.replace("NONE", str(paths["NONE"])) in error
     assert error.startswith("adatoken3d ask: ") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("question", "said"),
+    [
+        ("Describe the room.", "does not know the word Describe"),
+        ("Is it safe to drive forward?", "does not know the words safe, drive, forward"),
+        ("Is there a dragon in the room?", "does not know the word dragon"),
+        ("Wo ist der Tisch?", "does not know the words Wo, ist, der, Tisch"),
+    ],
+)
+def test_the_model_in_the_package_says_what_it_does_not_understand(
+    folder: Path, tmp_path: Path, question: str, said: str
+) -> None:
+    answer = ask(tmp_path, "--model", str(embedded_path()), "--folder", str(folder), question)
+    assert (answer["status"], answer["confidence"]) == ("UNSURE", 0.0) and said in answer["status_message"]
+
+
+def test_the_model_in_the_package_says_how_sure_it_is(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ("--model", str(embedded_path()), "--folder", str(folder), "Is there a table in the room?")
+    answer = ask(tmp_path, *asked)
+    assert (answer["status"], answer["status_message"]) == ("OK", "") and 0 < answer["confidence"] < 1
+    assert f"{answer['confidence']:.0%}" in capsys.readouterr().out
+    unsure = ask(tmp_path, *asked, "--unsure-below", "1")
+    assert unsure["status"] == "UNSURE" and "is below 1" in unsure["status_message"]
+    assert unsure["text"] == answer["text"]
 
 
 def test_question_that_the_session_refuses(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -45,7 +46,14 @@ def message_of(answer: Answer) -> Any:
     ]
     header = SimpleNamespace(stamp=SimpleNamespace(sec=2, nanosec=5))
     return SimpleNamespace(
-        **{**fields, "status": int(answer.status), "boxes": boxes, "header": header, "data_age": 0.75}
+        **{
+            **fields,
+            "status": int(answer.status),
+            "boxes": boxes,
+            "header": header,
+            "data_age": 0.75,
+            "confidence": answer.confidence,
+        }
     )
 
 
@@ -65,7 +73,18 @@ def test_rows_by_hand() -> None:
 
 
 def test_message_and_engine_give_the_same_record() -> None:
-    assert record_of_message(message_of(ANSWER)) == {**record_of_answer(ANSWER), "data_age": 0.75}
+    answer = replace(ANSWER, confidence=0.25)
+    assert record_of_message(message_of(answer)) == {**record_of_answer(answer), "data_age": 0.75}
+
+
+def test_confidence_is_told_where_it_is_known() -> None:
+    known = record_of_answer(replace(ANSWER, confidence=0.625))
+    assert known["confidence"] == 0.625 and ("confidence", "62% likely to be right") in rows(known)
+    unknown = record_of_answer(ANSWER)
+    assert unknown["confidence"] is None and not [name for name, _ in rows(unknown) if name == "confidence"]
+    message = message_of(ANSWER)
+    message.confidence = math.nan
+    assert record_of_message(message)["confidence"] is None
 
 
 def test_age_that_is_not_known() -> None:

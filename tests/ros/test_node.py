@@ -46,7 +46,7 @@ def test_a_question_over_the_service(live: SeeingNode) -> None:
     stages = [answer.queue_ms, answer.encode_ms, answer.tokens_ms, answer.prefill_ms, answer.decode_ms]
     assert sum(stages) == pytest.approx(answer.total_ms, rel=1e-3)
     live.graph.wait(lambda: len(live.answers) > before, "the answer on the topic")
-    assert live.answers[-1] == answer
+    assert str(live.answers[-1]) == str(answer)  # its confidence is NaN, which equals nothing
 
 
 def test_the_same_question_has_the_same_answer(live: SeeingNode) -> None:

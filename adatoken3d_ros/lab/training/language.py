@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from adatoken3d_ros.engine.understanding import WORD, write_understanding
 from adatoken3d_ros.lab.synthetic.facts import DIRECTIONS
 from adatoken3d_ros.lab.synthetic.furniture import COLOURS, KINDS
 from adatoken3d_ros.lab.synthetic.wordings import STANDPOINTS, WORDINGS, article, plural
@@ -110,6 +111,20 @@ def _look_for_likeness(attention: Any, generator: torch.Generator) -> None:
                 attention.o_proj.weight[:, rows] = _TAKEN / groups * basis.T
 
 
+def understanding() -> dict[str, Any]:
+    """What such a model understands, as `engine.understanding` reads it from beside the weights."""
+    stands = [words for group in STANDPOINTS.values() for words in group]
+    wordings: dict[str, list[str]] = {}
+    for name, group in WORDINGS.items():
+        texts = [text.replace("{s}", words.replace("{s}", "{x}")) for text in group for words in stands]
+        wordings.setdefault(name.split()[0], []).extend(dict.fromkeys(texts))
+    things = [name for kind in KINDS for name in (kind, plural(kind))] + ["object at {p}"]
+    said = [text for group in wordings.values() for text in group] + [*things, *map(article, KINDS), *COLOURS, "the"]
+    found = {word for text in said for word in WORD.findall(re.sub(r"\{\w\}", " ", text))}
+    known = found | {word[0].lower() + word[1:] for word in found}
+    return {"words": sorted(known), "things": things, "colours": list(COLOURS), "wordings": wordings}
+
+
 def save_model(
     model: SpatialLMM,
     content: Mapping[str, Any],
@@ -146,3 +161,4 @@ def save_model(
     partial.write_text(text, encoding="utf-8")
     partial.replace(directory / "config.json")
     words.backend_tokenizer.save(str(directory / "tokenizer.json"))
+    write_understanding(directory, understanding())

@@ -38,7 +38,7 @@ KEY, VALUE = 200, 500  # characters of what stands below a status
 # So many frames without a key frame among them are no accident.
 HOPELESS_FRAMES = 10
 # Answers that say whether a budget could be kept.
-_JUDGED = (Status.OK, Status.TRUNCATED, Status.BUDGET_INFEASIBLE)
+_JUDGED = (*(status for status in Status if status.answered), Status.BUDGET_INFEASIBLE)
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ class LatencyWindow:
         if answer.question.latency_budget_ms and answer.status in _JUDGED:
             kept = answer.budget_met and answer.status != Status.BUDGET_INFEASIBLE
             self._budgets.append((self.clock(), kept))
-        if answer.status in (Status.OK, Status.TRUNCATED):
+        if answer.status.answered:
             self._answers.append(answer)
 
     def report(

@@ -29,7 +29,7 @@ def markers(answer: AnswerMsg | None, scene: SceneView) -> MarkerArray:
         corners = np.concatenate([_frustum(T) for T in scene.poses.values()])
         views.points = [Point(x=x, y=y, z=z) for x, y, z in corners.tolist()]
         array.markers.append(views)
-    if answer is None or answer.status not in (Status.OK, Status.TRUNCATED):
+    if answer is None or not Status(answer.status).answered:
         return array
     for i, box in enumerate(answer.boxes):
         cube = _marker(answer.header, "boxes", i, Marker.CUBE, (1.0, 0.6, 0.1, 0.35))
@@ -41,7 +41,7 @@ def markers(answer: AnswerMsg | None, scene: SceneView) -> MarkerArray:
         text.pose.position.x, text.pose.position.y = float(middle[0]), float(middle[1])
         text.pose.position.z = float(scene.xyz[:, 2].max()) + 2 * TEXT_HEIGHT
         text.scale.z = TEXT_HEIGHT
-        text.text = answer.text
+        text.text = answer.text + (" (unsure)" if answer.status == Status.UNSURE else "")
         array.markers.append(text)
     return array
 

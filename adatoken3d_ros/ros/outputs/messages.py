@@ -95,6 +95,7 @@ def answer_message(answer: Answer, frame_id: str, now_ns: int) -> AnswerMsg:
         seed=answer.seed,
         plan=answer.plan,
         predicted_ms=math.nan if answer.predicted is None else answer.predicted.total,
+        confidence=answer.confidence,
     )
     for box in answer.boxes:
         item = Box3D()

@@ -66,6 +66,11 @@ def test_answer_keeps_the_sensor_stamp_and_says_its_age() -> None:
     assert message.boxes[0].center.orientation.w == 1.0
 
 
+def test_confidence_goes_along_and_is_nan_where_nobody_knows() -> None:
+    assert m.answer_message(replace(ANSWER, confidence=0.25), "map", STAMP).confidence == 0.25
+    assert math.isnan(m.answer_message(ANSWER, "map", STAMP).confidence)
+
+
 def test_without_a_scene_the_age_is_nan() -> None:
     assert math.isnan(m.answer_message(Answer(Question("?"), Status.NO_SCENE), "map", STAMP).data_age)
     before_simulated_time = m.answer_message(Answer(Question("?"), Status.OK, stamp_ns=STAMP), "map", 0)
@@ -95,6 +100,8 @@ def test_markers_show_text_boxes_and_views() -> None:
     ends = np.array([(point.x, point.y, point.z) for point in by_name["views"].points])
     assert ends.shape == (16, 3)
     np.testing.assert_allclose(ends[0], (1.0, 0.0, 0.0))
+    unsure = markers(m.answer_message(replace(ANSWER, status=Status.UNSURE), "map", STAMP), SCENE)
+    assert [marker.text for marker in unsure.markers if marker.ns == "answer"] == ["there (unsure)"]
     refused = m.answer_message(replace(ANSWER, status=Status.BUSY), "map", STAMP)
     assert [marker.ns for marker in markers(refused, SCENE).markers[1:]] == ["views"]
 
