@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import rclpy
+import yaml
 from geometry_msgs.msg import PoseStamped
 from lifecycle_msgs.srv import ChangeState, GetState
 from rclpy.context import Context
@@ -28,6 +29,7 @@ from sensor_msgs.msg import CameraInfo, Image
 
 from adatoken3d_ros.cli import demo
 from adatoken3d_ros.ros.outputs.fill import fill_camera_info, fill_image, fill_pose, ns_to_stamp
+from adatoken3d_ros.ros.wiring import NODE, Wiring
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE = 60.0  # seconds; long, for slow machines: no test waits this long unless something is wrong
@@ -44,6 +46,19 @@ def claim_domain() -> tuple[int, socket.socket]:
     The one that comes next is another one: what ran in a test's own process may be seen for a while after its end.
     """
     return demo.claim_domain(next(_NEXT) % 101 + 1 for _ in range(101))
+
+
+def launch_words(wiring: Wiring, namespace: str = "", log_level: str = "info") -> list[str]:
+    """As launch_ros gives what a launch starts to the node's process."""
+    words = ["--ros-args", "-r", f"__node:={NODE}", "--log-level", f"{wiring.logger}:={log_level}"]
+    words += ["-r", f"__ns:=/{namespace}"] if namespace else []
+    for file in wiring.files:
+        words += ["--params-file", str(file)]
+    for name, value in wiring.parameters.items():
+        words += ["-p", f"{name}:={value if isinstance(value, str) else yaml.safe_dump(value).splitlines()[0]}"]
+    for pair in wiring.remappings:
+        words += ["-r", ":=".join(pair)]
+    return words
 
 
 class Process:
@@ -178,13 +193,18 @@ class Graph:
 
     def start_node(self, model: Path | str = "", **parameters: Any) -> Process:
         """The scene node; `pose__source="static"` gives the parameter pose.source."""
-        given = {"model__path": str(model), "pose__source": "pose_topic", "max_new_tokens": 8, **parameters}
-        given = {"scene__directory": tempfile.gettempdir(), **given}  # where pytest's own folders are
-        arguments = ["--ros-args"]
-        for name, value in ((name.replace("__", "."), value) for name, value in given.items()):
-            if value != "":
-                arguments += ["-p", f"{name}:={value}"]
-        return self.start("adatoken3d_ros.ros.node", *arguments)
+        given = {"model__path": str(model), "pose__source": "pose_topic", **parameters}
+        return self.start("adatoken3d_ros.ros.node", "--ros-args", *self._words(given))
+
+    def start_launched(self, wiring: Wiring, **parameters: Any) -> Process:
+        """What a launch starts, with some parameters as tests need them."""
+        return self.start("adatoken3d_ros.ros.node", *launch_words(wiring), *self._words(parameters))
+
+    def _words(self, parameters: Mapping[str, Any]) -> list[str]:
+        # Files of scenes may lie where pytest's own folders are.
+        given = {"scene__directory": tempfile.gettempdir(), "max_new_tokens": 8, **parameters}
+        words = [("-p", f"{name.replace('__', '.')}:={value}") for name, value in given.items() if value != ""]
+        return [word for pair in words for word in pair]
 
     def state(self) -> str:
         return str(self.call(GetState, "/adatoken3d/get_state").current_state.label)

@@ -14,6 +14,8 @@ from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import SetParameters
 from ros_graph import Camera, Graph, synthetic_frame
 
+from adatoken3d_ros.ros.wiring import Wiring
+
 STAMP = 1_700_000_000_000_000_000
 VIEWS = 3
 NAME = "/adatoken3d"
@@ -22,14 +24,18 @@ LATER = itertools.count(10_000_000_000, 2_000_000_000)
 
 
 class SeeingNode:
-    """A configured and active node that has seen a few views."""
+    """A configured and active node that has seen a few views; with `wiring` it is what a launch starts."""
 
-    def __init__(self, graph: Graph, model: Path) -> None:
+    def __init__(self, graph: Graph, model: Path, wiring: Wiring | None = None) -> None:
         self.graph = graph
-        self.process = graph.start_node(model, diagnostics__period=0.1)
+        fast = {"diagnostics__period": 0.1}
+        self.process = graph.start_node(model, **fast) if wiring is None else graph.start_launched(wiring, **fast)
         self.answers = graph.collect(Answer, f"{NAME}/answer")
         self.diagnostics = graph.collect(DiagnosticArray, "/diagnostics", 10)
-        assert graph.transition("configure") and graph.transition("activate")
+        if wiring is None:
+            assert graph.transition("configure") and graph.transition("activate")
+        else:  # by itself
+            graph.wait(lambda: graph.state() == "active", "the node to be active")
         self.camera = Camera(graph)
         graph.wait(self.camera.matched, "the node's inputs")
         self.show_views()

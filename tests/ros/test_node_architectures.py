@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node in a process of its own, over DDS, with the tiny model of each architecture: all that it offers works."""
+"""The node in a process of its own, over DDS, with the tiny model of each architecture: all that it offers works.
+
+It is started with what the launch file would start it with (`ros.wiring.wire`), and becomes active by itself.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from action_msgs.msg import GoalStatus
 from adatoken3d.msg import Answer, TokenReport
 from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import Point, PointStamped
-from ros_graph import Graph, synthetic_frame
+from ros_graph import ROOT, Graph, synthetic_frame
 from seeing_node import LATER, NAME, STAMP, VIEWS, SeeingNode
 from sensor_msgs.msg import PointCloud2
 from std_srvs.srv import Trigger
@@ -25,6 +28,7 @@ from test_node import Stream
 from test_shared_files import RVIZ, topics_of
 from visualization_msgs.msg import MarkerArray
 
+from adatoken3d_ros.ros.wiring import wire
 from tests.architectures import NAMES, write_tiny
 
 ANSWERED = (Answer.OK, Answer.TRUNCATED)  # a model of random weights may end an answer at any token
@@ -76,7 +80,8 @@ def kind(request: pytest.FixtureRequest) -> str:
 def live(kind: str, files_of: Callable[[str], Files], tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeeingNode]:
     """One process for each architecture, on a graph of its own; it has seen a few views."""
     graph = Graph(tmp_path_factory.mktemp(kind))
-    yield SeeingNode(graph, files_of(kind).model)
+    wiring = wire({"model": str(files_of(kind).model), "pose_source": "pose_topic"}, ROOT / "config")
+    yield SeeingNode(graph, files_of(kind).model, wiring)
     graph.close()
 
 
@@ -89,8 +94,7 @@ def test_questions_by_service_and_by_action(live: SeeingNode, kind: str) -> None
     assert 0 < answer.prefill_flops < answer.prefill_flops_unpruned
     # Its confidence is NaN, which equals nothing.
     live.graph.wait(lambda: live.answers and str(live.answers[-1]) == str(answer), "the answer on the topic")
-    stream = Stream(live, 6)
-    status, streamed = stream.end(lambda feedback: feedback.new_tokens > 0)
+    stream, status, streamed = Stream.heard(live, 6)
     assert (status, streamed.status, streamed.text) == (GoalStatus.STATUS_SUCCEEDED, answer.status, answer.text)
     assert streamed.text.startswith(stream.feedback[-1].text_so_far)
     stages = list(dict.fromkeys(feedback.stage for feedback in stream.feedback))

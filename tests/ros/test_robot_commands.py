@@ -25,13 +25,13 @@ from geometry_msgs.msg import Pose, PoseStamped, TransformStamped
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
-from ros_graph import Camera, Graph, synthetic_frame
+from ros_graph import Camera, Graph, launch_words, synthetic_frame
 from test_wiring import README, launches
 from tf2_msgs.msg import TFMessage
 
 from adatoken3d_ros.ros.inputs.conversions import pose_to_matrix, stamp_to_ns
 from adatoken3d_ros.ros.outputs.fill import fill_pose, ns_to_stamp
-from adatoken3d_ros.ros.wiring import NODE, Wiring, wire
+from adatoken3d_ros.ros.wiring import wire
 
 CONFIG = Path(__file__).resolve().parents[2] / "config"
 REALSENSE = {
@@ -41,19 +41,6 @@ REALSENSE = {
     "depth_info": "/camera/camera/aligned_depth_to_color/camera_info",
 }
 OPTICAL = "camera_color_optical_frame"
-
-
-def arguments(wiring: Wiring, namespace: str = "", log_level: str = "info") -> list[str]:
-    """As launch_ros gives them to the node's process."""
-    words = ["--ros-args", "-r", f"__node:={NODE}", "--log-level", f"{wiring.logger}:={log_level}"]
-    words += ["-r", f"__ns:=/{namespace}"] if namespace else []
-    for file in wiring.files:
-        words += ["--params-file", str(file)]
-    for name, value in wiring.parameters.items():
-        words += ["-p", f"{name}:={value if isinstance(value, str) else yaml.safe_dump(value).splitlines()[0]}"]
-    for pair in wiring.remappings:
-        words += ["-r", ":=".join(pair)]
-    return words
 
 
 def service_call() -> tuple[str, str, dict[str, Any]]:
@@ -97,7 +84,7 @@ def test_the_commands_give_an_answer(graph: Graph, tiny_model: Path, reliability
     (given,) = [given for given in launches() if "model" in given]
     given = {**given, "model": str(tiny_model)}  # the one word that stands for something else
     wiring = wire(given, CONFIG)
-    process = graph.start("adatoken3d_ros.ros.node", *arguments(wiring), "-p", "max_new_tokens:=4")
+    process = graph.start("adatoken3d_ros.ros.node", *launch_words(wiring), "-p", "max_new_tokens:=4")
     graph.wait(lambda: graph.state() == "active", "the node to be active")
     camera = Camera(graph, qos=QoSProfile(depth=10, reliability=reliability), topics=REALSENSE, frame=OPTICAL)
     transforms = Transforms(graph)
@@ -136,7 +123,7 @@ def test_what_does_not_go_together_is_said_with_both_sides(graph: Graph, tiny_mo
     """Reliable asked for by hand of a best-effort camera; and the log's level, in a namespace."""
     given = {"camera": "realsense", "reliability": "reliable", "namespace": "robot1", "log_level": "error",
              "autostart": "false", "pose_source": "static", "model": str(tiny_model)}  # fmt: skip
-    process = graph.start("adatoken3d_ros.ros.node", *arguments(wire(given, CONFIG), "robot1", "error"))
+    process = graph.start("adatoken3d_ros.ros.node", *launch_words(wire(given, CONFIG), "robot1", "error"))
     best_effort = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
     Camera(graph, qos=best_effort, topics={**REALSENSE, "pose": "/nobody"}, frame=OPTICAL)
     diagnostics: list[Any] = graph.collect(DiagnosticArray, "/diagnostics", 10)
