@@ -20,6 +20,7 @@ from adatoken3d_ros.lab.rivals.cdpruner import greedy_map, relevance
 from adatoken3d_ros.lab.rivals.evs import change
 from adatoken3d_ros.lab.rivals.holov import part_score, shares
 from adatoken3d_ros.lab.rivals.sparsevlm import clusters, recycled, text_raters
+from adatoken3d_ros.pruning.flops import scoring_flops
 from adatoken3d_ros.pruning.policies import POLICY_NAMES
 from adatoken3d_ros.pruning.schedule import Schedule
 from adatoken3d_ros.pruning.view import DecoderSize, GateSize, PolicyError, SceneTokens
@@ -114,6 +115,12 @@ def test_operations_by_hand() -> None:
     }
     for name, operations in expected.items():
         assert make_rival(name).flops(SIZE, gate) == pytest.approx(operations), name
+    # At the second gate of a bypass all 100 are candidates, though 50 of 80 rows are left.
+    policy = make_rival("bypass")
+    gates = [GateSize(1, 130, 100, 50, 10, 100), GateSize(3, 80, 50, 20, 10, 100)]
+    assert policy.flops(SIZE, gates[0]) == policy.flops(SIZE, gates[1])
+    total = scoring_flops(policy, SIZE, 100, [100, 50, 50, 20, 20, 20], 30, 10)
+    assert total == sum(policy.flops(SIZE, gate) for gate in gates)
 
 
 def test_what_a_model_does_not_offer_is_said(mha: Decoder) -> None:
