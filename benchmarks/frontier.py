@@ -149,15 +149,16 @@ def run(args: argparse.Namespace, folder: Path, console: Console) -> dict[str, A
     with bar(console, f"rooms of {args.split}") as progress:
         each = math.ceil(args.questions / len(FAMILIES))
         common: dict[str, Any] = {"seed": args.seed, "workers": args.workers, "progress": progress}
-        rooms = balanced_rooms(reader, folder, args.split, rooms=args.rooms, per_family=each, **common)[: args.first]
+        laid_out = balanced_rooms(reader, folder, args.split, rooms=args.rooms, per_family=each, **common)
+    rooms = laid_out[: args.first]
     aside = _aside(args, reader, folder, console)
     started = time.monotonic()
-    skipped = unfit(reader, rooms[0], [name for name in CONTESTANTS if name != "random"])
-    names = [name for name in CONTESTANTS if name not in skipped]
+    skipped = unfit(reader, rooms[0], [name for name in args.policies if name != "random"])
+    names = [name for name in CONTESTANTS if name in {*args.policies, "ours"} and name not in skipped]
     with Workers(reader, args.workers, console) as pool:
         workers = Kept(pool, args.resume, reader.model.identity)
         fitted = fit(workers, reader, aside)
-        work = Operations(reader.decoder.size, _sizes(reader, rooms))
+        work = Operations(reader.decoder.size, _sizes(reader, laid_out))  # the same, however many are answered
         strategies = choose(workers, aside, fitted, work, reader.n_layers, args.targets, names)
         usual = Tokens(round(fmean(room.n_spatial for room in aside)), reader.n_layers)
         counted: list[tuple[int, Strategy]] = []
@@ -332,6 +333,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--timed", type=int, default=12, help="questions whose time is measured (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="a few questions and budgets, to try it")
     parser.add_argument("--targets", type=float, nargs="+", default=TARGETS, help="shares of the operations")
+    parser.add_argument(
+        "--policies", nargs="+", default=CONTESTANTS, choices=CONTESTANTS, metavar="NAME", help="beside ours (all)"
+    )
     parser.add_argument("--tokens", type=int, nargs="*", default=TOKENS, help="numbers of tokens that a layer sees")
     parser.add_argument("--workers", type=int, default=2, help="processes with one thread each (%(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="of torch while time is measured (%(default)s)")

@@ -309,7 +309,7 @@ def test_the_whole_benchmark(
     make_trainer().save(tmp_path / "model")
     arguments = ["--model", "model", "--json", "f.json", "--picture", "f.png", "--scenes", "rooms"]
     arguments += ["--strategies", "model/strategies"]
-    sizes = ["--quick", "--rooms", "1", "--questions", "12", "--targets", "0.6", "0.02", "--tokens", "9999", "20"]
+    sizes = ["--quick", "--first", "1", "--questions", "24", "--targets", "0.6", "0.02", "--tokens", "9999", "20"]
     sizes += ["--workers", "1", "--resume", "kept.jsonl"]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["frontier", *arguments, *sizes, "--threads", "1"])
@@ -317,7 +317,8 @@ def test_the_whole_benchmark(
     frontier.main()
     result = json.loads((tmp_path / "f.json").read_text())
     monkeypatch.setattr(frontier, "time_all", lambda *args: pytest.fail("--timed 0"))
-    monkeypatch.setattr(sys, "argv", ["frontier", *arguments[:-2], *sizes, "--threads", "1", "--timed", "0"])
+    some = ["--policies", "fastv", "divprune", "--timed", "0"]
+    monkeypatch.setattr(sys, "argv", ["frontier", *arguments[:-2], *sizes, "--threads", "1", *some])
     frontier.main()
     torch.set_num_threads(threads)
     again = json.loads((tmp_path / "f.json").read_text())
@@ -340,10 +341,13 @@ def test_the_whole_benchmark(
     assert result["losses"] == len(result["goals"]["ahead"]["clearly_behind"])
     assert set(result["tokens"]) == {"9999", "20"} and not result["tokens"]["9999"]
     assert result["tokens_20"]["retained"] == result["tokens"]["20"]["ours"]["ratio"]
+    assert (result["setting"]["rooms"], result["setting"]["rooms_laid_out"]) == (1, 2)
     assert result["setting"]["questions"] <= 12 and result["setting"]["families"]["existence"] == 1
-    # Once more, without asking the model again: the same, but for the time.
+    # Some of them once more, without asking the model again: the same, but for the time.
     assert again["setting"]["results_reused"] > result["setting"]["results_reused"]
-    assert again["tokens"] == result["tokens"] and again["unpruned"]["ms"] is None
+    assert set(again["policies"]) == {"fastv", "divprune", "ours"} and again["unpruned"]["ms"] is None
+    assert all(result["tokens"]["20"][name] == one for name, one in again["tokens"]["20"].items())
+    assert again["tokens"]["20"].keys() >= {"divprune", "ours"}
     whole = ("time", "prefill_time", "ms")
     for name, points in again["policies"].items():
         before = [{key: value for key, value in p.items() if key not in whole} for p in result["policies"][name]]
