@@ -113,12 +113,14 @@ class Prefill:
 
     Attributes:
         logits: (V,) float32 of the last row.
+        last: (D,) the last row as it leaves the last layer.
         cache: keys and values by layer.
         next_position: rotary position of the next token, before a renumbered layer's shift.
         trace: what happened to the spatial tokens.
     """
 
     logits: Tensor
+    last: Tensor
     cache: RaggedCache
     next_position: int
     trace: GateTrace
@@ -200,7 +202,8 @@ def prefill(
             hidden = layer.run(hidden, cos_sin, cache=cache)
         if rows.added:
             rows = rows.add(hidden)
-    return Prefill(decoder.logits(hidden[0, -1]), cache, layout.next_position, journal.trace(tuple(counts)))
+    last = hidden[0, -1]
+    return Prefill(decoder.logits(last), last, cache, layout.next_position, journal.trace(tuple(counts)))
 
 
 def _most(at_most: AtMost, g: int, n: int, decoder: Decoder) -> int | None:

@@ -159,7 +159,8 @@ class ScenePrefix:
             raise PrefixError("the question's attention to the scene is not finite (NaN or infinite)")
         n_seen = len(self.keep) if self.top_k is None else self.top_k
         trace = GateTrace((n_seen,) * n_layers, last_layer, contribution, last_layer == n_layers - 1)
-        return Prefill(self.decoder.logits(hidden[0, -1]), cache, self.next_position + question.shape[1], trace)
+        last = hidden[0, -1]
+        return Prefill(self.decoder.logits(last), last, cache, self.next_position + question.shape[1], trace)
 
     def _attention(self, i: int, question: Tensor, cos_sin: CosSin) -> Tensor:
         """Attention (k,) that the question's rows (Q, D), as they enter layer i, pay each kept spatial token there."""

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from adatoken3d_ros.decoder.adapter import Decoder
 from adatoken3d_ros.decoder.prefill import Layout
 from adatoken3d_ros.lmm.identity import model_identity, tensor_digest, weights_identity
+from adatoken3d_ros.lmm.text_places import located
 from adatoken3d_ros.lmm.vision.tower import VisionTower
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.geometry import PatchGeometry
@@ -47,9 +48,14 @@ class Placeholder:
 
 @dataclass(frozen=True)
 class PromptIds:
-    """A tokenised prompt: runs of token ids, and placeholders between them."""
+    """A tokenised prompt: runs of token ids, and placeholders between them.
+
+    Attributes:
+        points: it does not ask for words: what the last layer makes of its last row tells which box is meant.
+    """
 
     pieces: tuple[tuple[int, ...] | Placeholder, ...]
+    points: bool = False
 
     @property
     def n_clicks(self) -> int:
@@ -148,6 +154,7 @@ class ModelSizes:
         max_spatial_tokens: most of them in a prompt.
         context_length: most tokens of prompt and answer together.
         tokens: what a spatial token is: the mean of a voxel over all views, or one of a view's own grid.
+        parts: smaller patches of a token whose places are kept beside its own (`PatchPoints.parts`).
     """
 
     patches: PatchGeometry
@@ -157,6 +164,7 @@ class ModelSizes:
     max_spatial_tokens: int
     context_length: int
     tokens: Literal["voxels", "views"] = "voxels"
+    parts: int = 0
 
 
 class SpatialLMM(nn.Module, ABC):
@@ -168,6 +176,7 @@ class SpatialLMM(nn.Module, ABC):
         loaded_identity: `identity` of the weights as they lie in the files, set by who loads them.
         vision: the tower.
         decoder: the language model, layer by layer, and its first legal gate.
+        grounds: whether it can tell which of some boxes a description means (`object_tokens`, `point_at`).
         lifts_boxes: whether it writes boxes of a picture (`lift_boxes`).
         takes_clicks: whether a question may have points of the scene in it (`embed_clicks`).
         writes_clicks: whether it takes them in words (`write_clicks`) and not as vectors.
@@ -175,6 +184,7 @@ class SpatialLMM(nn.Module, ABC):
     """
 
     takes_clicks: bool = False
+    grounds: bool = False
     lifts_boxes: bool = False
     writes_clicks: bool = False
     tells_poses: bool = False
@@ -272,6 +282,36 @@ class SpatialLMM(nn.Module, ABC):
         Raises:
             PromptError: for a question that cannot be put to the model.
         """
+
+    def description(self, question: str) -> str | None:
+        """What a question asks to be pointed at, in words that `ground_prompt` takes; None where it asks for words."""
+        return located(question)
+
+    def ground_prompt(self, tokenizer: Any, description: str, *, n_clicks: int = 0) -> PromptIds:
+        """Tokenises a question about which box is meant; raises as `prompt`.
+
+        Raises:
+            NotImplementedError: for a model that does not `grounds`; so do the next two.
+        """
+        raise NotImplementedError(f"{type(self).__name__} points at no boxes")
+
+    def object_tokens(self, features: Tensor, parts: Tensor, boxes: Tensor) -> Tensor:
+        """What the model knows of each of N boxes: (N, D).
+
+        Args:
+            features: (M, C) of the scene's tokens, as encoded.
+            parts: (M, K, 3) places of their smaller patches, metres, model's frame; NaN where there is none.
+            boxes: (N, 6) centre and size in that frame.
+        """
+        raise NotImplementedError(f"{type(self).__name__} points at no boxes")
+
+    def point_at(self, state: Tensor, objects: Tensor) -> Tensor:
+        """Probabilities (N + 1,) float32 of N objects (N, D), the last that it is none of them.
+
+        Args:
+            state: (D,) of the last row of a `ground_prompt` as it leaves the last layer.
+        """
+        raise NotImplementedError(f"{type(self).__name__} points at no boxes")
 
     @abstractmethod
     def splice(

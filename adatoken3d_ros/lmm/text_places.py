@@ -15,6 +15,7 @@ from adatoken3d_ros.text import shown
 
 MAX_QUESTION_CHARS = 2000
 MAX_CLICKS = 32
+LOCATE = "locate:"  # begins a question about where something is; the rest describes it
 MAX_POINT_CHARS = 200  # of a point or box that is written into a question
 MAX_WRITTEN_CHARS = MAX_QUESTION_CHARS + MAX_CLICKS * MAX_POINT_CHARS  # of a question with all its points
 
@@ -133,6 +134,20 @@ def check_text(text: str, *, max_chars: int | None = MAX_QUESTION_CHARS, control
         # Cs: halves of surrogate pairs, which have no UTF-8 encoding.
         if unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t":
             raise PromptError(f"the question contains the control character U+{ord(character):04X}")
+
+
+def located(question: str) -> str | None:
+    """What a question that begins with LOCATE, in any case, asks for; None for any other question.
+
+    Raises:
+        PromptError: if it asks for nothing.
+    """
+    question = question.strip()
+    if question[: len(LOCATE)].lower() != LOCATE:
+        return None
+    if not (wanted := question[len(LOCATE) :].strip()):
+        raise PromptError(f"nothing is described after {LOCATE!r}")
+    return wanted
 
 
 def check_length(question: str) -> None:

@@ -43,11 +43,13 @@ class PatchPoints:
         xyz: (P, 3) float32, scene frame, metres; NaN where not valid.
         valid: (P,) bool, whether the patch has a usable depth.
         rgb: (P, 3) uint8, colour of the sampled pixel.
+        parts: (P, K, 3) float32, places of smaller patches within each, NaN where there is none; None if nobody asks.
     """
 
     xyz: NDArray[np.float32]
     valid: NDArray[np.bool_]
     rgb: NDArray[np.uint8]
+    parts: NDArray[np.float32] | None = None
 
 
 def patch_points(frame: PosedFrame, config: PatchConfig | None = None) -> PatchPoints:

@@ -32,8 +32,9 @@ from adatoken3d_ros.lmm.safetensors_files import (
     read_json,
     some,
 )
-from adatoken3d_ros.lmm.video3d.config import Video3DConfig
+from adatoken3d_ros.lmm.video3d.config import TEMPERATURE, Video3DConfig
 from adatoken3d_ros.lmm.video3d.model import Video3D
+from adatoken3d_ros.lmm.video3d.prompt import GROUND
 from adatoken3d_ros.lmm.video3d.tokenizer import TokenizerError, load_tokenizer
 
 # Our names and those of the releases. The first prefix that fits counts.
@@ -41,13 +42,14 @@ _OFFICIAL = (
     ("language.", ""),
     ("projector.", "model.mm_projector."),
     ("newline", "model.image_newline"),
+    ("head.", "ground_head_"),
     ("vision.tower.", "model.vision_tower.vision_tower.vision_model."),
 )
 _VISION_PREFIX = _OFFICIAL[-1][1]
-_HEAD, _TABLE = "lm_head.weight", "model.embed_tokens.weight"
+_HEAD, _TABLE, _ZERO_TARGET = "lm_head.weight", "model.embed_tokens.weight", "ground_head_zero_target"
 
-# Tensors of the releases that no answer needs: what the tower's output is not taken from, heads that point at given
-# boxes, and what only served training. Anything else that is not the model's is refused.
+# Tensors of the releases that no answer needs: what the tower's output is not taken from, heads of other kinds
+# than ours that point at boxes, and what only served training. Anything else that is not the model's is refused.
 _UNUSED = tuple(
     re.compile(pattern)
     for pattern in (
@@ -93,6 +95,8 @@ def load(
         raise CheckpointError(
             f"{path}: coord_token_ids has {config.coord_token}, the table of tokens {config.language.vocab_size} rows"
         )
+    if config.grounding is not None and GROUND not in tokenizer.get_added_vocab():
+        raise CheckpointError(f"{tokenizer_file} has no {GROUND}, which the tensors {_ZERO_TARGET}, ... are for")
     with torch.device("meta"):
         model = Video3D(config)
     wanted = official_names(model)
@@ -149,11 +153,14 @@ def _config(path: Path, vision_dir: Path | None) -> Video3DConfig:
 
 def _as_stored(config: Video3DConfig, stored: Mapping[str, Stored], path: Path) -> Video3DConfig:
     """With the vocabulary of the files: config.json of the releases has that of the model before tokens were added.
+    With the grounding head, too, if they hold one.
 
     Raises:
         CheckpointError: if there are other layers than config.json says.
     """
     check_layers(int(config.language.num_hidden_layers), stored, path)
+    if config.grounding is None and _ZERO_TARGET in stored:
+        config = replace(config, grounding=TEMPERATURE)
     shape = stored[_TABLE].shape if _TABLE in stored else ()
     if len(shape) != 2 or not shape[0]:
         return config

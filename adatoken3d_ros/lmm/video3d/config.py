@@ -32,6 +32,7 @@ VisionConfig = SiglipVisionConfig | EfficientNetLiteConfig
 # Constants of the original implementation that its config.json need not carry.
 NUM_VIEWS = 32
 CELL = 0.1
+TEMPERATURE = 0.07  # of the grounding head
 LOW, HIGH = (-15.0, -15.0, -5.0), (15.0, 15.0, 5.0)
 # Of the map by which views are kept or dropped; the model itself knows no voxels.
 VOXEL_SIZE = 0.2
@@ -69,7 +70,7 @@ _LANGUAGE_KEYS = (
 _REQUIRED_VISION = _VISION_KEYS[:6]
 _REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 _ATTENTION: dict[str, Any] = {"attn_implementation": "sdpa"}
-_MOST = {"num_views": 10_000, "cell": 100.0, "context_length": 2**24}
+_MOST = {"num_views": 10_000, "cell": 100.0, "context_length": 2**24, "grounding": 1e3}
 _MOST_PATCHES = 2**14
 # Settings under which the published weights were trained; another value would need code that is not here.
 _FIXED: dict[str, tuple[Any, ...]] = {
@@ -98,6 +99,7 @@ class Video3DConfig:
         language: sizes of the language model; D = `language.hidden_size`.
         vision: sizes of the whole vision tower; of SigLIP the last layer never runs.
         coord_token: id of the token that stands for a point in a question; None for a model without one.
+        grounding: temperature of the head that points at boxes; None for a model without one.
         num_views: how many views of a scene the weights were trained with.
         cell: edge of the cells to which places are rounded, metres.
         low, high: corners of the box to which places are clamped, metres.
@@ -109,6 +111,7 @@ class Video3DConfig:
     language: Qwen2Config
     vision: VisionConfig
     coord_token: int | None = None
+    grounding: float | None = None
     num_views: int = NUM_VIEWS
     cell: float = CELL
     low: tuple[float, float, float] = LOW
@@ -128,7 +131,7 @@ class Video3DConfig:
         if self.vision_layers < 1:
             raise ConfigError(f"a vision tower of {self.vision_layers + 1} layers has none without its last")
         for name, most in _MOST.items():
-            if not 0 < getattr(self, name) <= most:
+            if getattr(self, name) is not None and not 0 < getattr(self, name) <= most:
                 raise ConfigError(f"{name} must be positive and at most {most}, got {getattr(self, name)}")
         for low, high in zip(self.low, self.high, strict=True):
             if not -1e6 <= low < high <= 1e6:
@@ -179,6 +182,7 @@ class Video3DConfig:
                 language=language,
                 vision=tower,
                 coord_token=None if coord is None else _one_token(coord),
+                grounding=_temperature(content) if content.get("ground_head_type") == "infonce" else None,
                 num_views=int(content.get("frames_upbound") or NUM_VIEWS),
                 cell=float(content.get("voxel_size") or CELL),
                 low=_corner(content.get("min_xyz_range") or LOW),
@@ -209,6 +213,7 @@ class Video3DConfig:
             **{name: getattr(self, name) for name in ("coord_token", "num_views", "cell", "low", "high")},
             "context_length": self.context_length,
             **({"average_missing_depth": True} if self.average_missing_depth else {}),
+            **({} if self.grounding is None else {"grounding": self.grounding}),
         }
         return shape_hash(shape)
 
@@ -218,6 +223,12 @@ def _switch(content: Mapping[str, Any], key: str) -> bool:
     if not isinstance(value, bool):
         raise ConfigError(f"{key} is {quoted(value)}, neither true nor false")
     return value
+
+
+def _temperature(content: Mapping[str, Any]) -> float:
+    if "patch14" not in (features := content.get("object_feature_type", "patch14-pe")):
+        raise ConfigError(f"object_feature_type is {quoted(features)}, supported: 'patch14-pe'")
+    return float(content.get("ground_head_temperature") or TEMPERATURE)
 
 
 def _one_token(ids: Any) -> int:

@@ -6,6 +6,7 @@ The way of the data, D wide in the language model:
     rgb (V views) -> encode_images  (V, G * G, D): vision tower, projector, and 2 x 2 of its patches made one
     places -> lift_places           (V, G * G, 3): they stay places, a token's are never averaged with another's
     -> the views' tokens            (M, D) + sine of the place
+       and beside a token, for a grounding head, what the tower says of the patches in it, and their places
     -> splice: [text | tokens, a newline after each row of a view's grid | text with clicks]  (1, S, D)
 """
 
@@ -34,13 +35,15 @@ from adatoken3d_ros.lmm.interface import (
     ViewTokens,
 )
 from adatoken3d_ros.lmm.video3d.config import VOXEL_SIZE, Video3DConfig
-from adatoken3d_ros.lmm.video3d.places import mean_points
+from adatoken3d_ros.lmm.video3d.grounding import GroundingHead, inside
+from adatoken3d_ros.lmm.video3d.places import PARTS, mean_points, median_points, parts_of
 from adatoken3d_ros.lmm.video3d.position import cells, sine
-from adatoken3d_ros.lmm.video3d.prompt import DEFAULT_TEMPLATE, build_prompt
+from adatoken3d_ros.lmm.video3d.prompt import DEFAULT_TEMPLATE, build_ground_prompt, build_prompt, described
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.patches import PatchConfig, PatchPoints
 
 _CHUNK = 8  # views that are projected at a time, each 11 MB before its patches are pooled
+_PROJECTED = 4096  # patches in boxes that are projected at a time
 
 
 class Video3D(SpatialLMM):
@@ -60,29 +63,47 @@ class Video3D(SpatialLMM):
         self.newline = nn.Parameter(torch.randn(width) * width**-0.5)
         self.language = Qwen2ForCausalLM(config.language)
         self.decoder = Decoder(self.language)
-        self.takes_clicks = config.coord_token is not None
+        self.head = None if config.grounding is None else GroundingHead(width, config.grounding)
+        self.takes_clicks, self.grounds = config.coord_token is not None, self.head is not None
+        parts = PARTS if self.grounds else 0
         self.sizes = ModelSizes(
             patches=replace(self.vision.geometry, rows=config.grid, columns=config.grid),
-            feature_width=width,
+            feature_width=width + parts * vision_width,
             voxel_size=VOXEL_SIZE,
             num_views=config.num_views,
             max_spatial_tokens=config.num_views * config.grid**2,
             context_length=config.context_length,
             tokens="views",
+            parts=parts,
         )
         self.shape_hash = config.hash()
 
     def place_tokens(self, frame: PosedFrame, config: PatchConfig) -> PatchPoints:
         averaged = self.config.average_missing_depth
-        return mean_points(frame, self.sizes.patches, config.max_depth, with_missing=averaged)
+        points = mean_points(frame, self.sizes.patches, config.max_depth, with_missing=averaged)
+        if not self.grounds:
+            return points
+        parts = median_points(frame, self.vision.geometry, config.max_depth)
+        numbers = parts_of(self.config.patches, self.config.grid)
+        return replace(points, parts=np.where(numbers[..., None] >= 0, parts[numbers], np.float32(np.nan)))
 
     def encode_images(
         self, rgb: Sequence[NDArray[np.uint8]], *, should_stop: Callable[[], bool] | None = None
     ) -> Tensor:
-        """V images (H, W, 3) uint8 -> (V, G * G, D) float32 tokens, row-major, without places."""
-        found = [rgb[at : at + _CHUNK] for at in range(0, len(rgb), _CHUNK)]
-        parts = [self._pooled(super(Video3D, self).encode_images(views, should_stop=should_stop)) for views in found]
-        return torch.cat(parts) if parts else torch.empty(0, self.config.grid**2, self.decoder.size.hidden)
+        """V images (H, W, 3) uint8 -> (V, G * G, D + K * C) float32 tokens, row-major, without places.
+
+        Behind the D of a token are the C of the tower for each of its K patches; K is 0 without a grounding head.
+        """
+        found = [torch.empty(0, self.config.grid**2, self.sizes.feature_width)]
+        for at in range(0, len(rgb), _CHUNK):
+            patches = super().encode_images(rgb[at : at + _CHUNK], should_stop=should_stop)
+            tokens = self._pooled(patches)
+            if self.grounds:
+                numbers = torch.tensor(parts_of(self.config.patches, self.config.grid), device=patches.device)
+                tower = patches.float()[:, numbers].masked_fill(numbers[..., None] < 0, 0.0)
+                tokens = torch.cat([tokens, tower.flatten(2).to(tokens.device)], dim=-1)
+            found.append(tokens)
+        return torch.cat(found[1:] or found)
 
     def _pooled(self, patches: Tensor) -> Tensor:
         """(V, P, C) patches -> (V, G * G, D): projected, then halved along both edges by bilinear interpolation."""
@@ -106,7 +127,7 @@ class Video3D(SpatialLMM):
         return xyz.to(self.device).float()
 
     def scene_tokens(self, features: Tensor, places: Tensor) -> Tensor:
-        features = features.to(self.device)
+        features = features[:, : self.decoder.size.hidden].to(self.device)
         if places.shape[-1]:
             features = features + self._sine(places.to(self.device))
         return features.to(self.dtype)
@@ -134,6 +155,32 @@ class Video3D(SpatialLMM):
         tokens = torch.arange(len(spatial), device=self.device) + line
         scene = self.newline.to(self.dtype).repeat(int(tokens[-1]) + 2, 1)
         return scene.index_copy(0, tokens, spatial.to(self.device, self.dtype)), tokens
+
+    def description(self, question: str) -> str | None:
+        return described(question)
+
+    def ground_prompt(self, tokenizer: Any, description: str, *, n_clicks: int = 0) -> PromptIds:
+        return build_ground_prompt(tokenizer, description, n_clicks=n_clicks)
+
+    @torch.no_grad()
+    def object_tokens(self, features: Tensor, parts: Tensor, boxes: Tensor) -> Tensor:
+        """(N, D) float32: the mean of the projected patches whose place is in the box, and the sine of its centre."""
+        width = self.decoder.size.hidden
+        boxes, parts = boxes.to(self.device), parts.to(self.device)
+        held = inside(parts.reshape(-1, 3), boxes)
+        total = torch.zeros(len(boxes), width, device=self.device)
+        for patches in held.any(dim=0).nonzero()[:, 0].split(_PROJECTED):
+            tower = features[(patches // parts.shape[1]).to(features.device), width:].to(self.device)
+            tower = tower.unflatten(1, (parts.shape[1], -1))[torch.arange(len(patches)), patches % parts.shape[1]]
+            total += held[:, patches].float() @ self._projected(tower).float()
+        return total / held.sum(dim=1).clamp(min=1)[:, None] + self._sine(boxes[:, :3])
+
+    @torch.no_grad()
+    def point_at(self, state: Tensor, objects: Tensor) -> Tensor:
+        if self.head is None:
+            return super().point_at(state, objects)
+        chances: Tensor = self.head(self.language.model.norm(state), objects)
+        return chances
 
     def splice(
         self, prompt: PromptIds, spatial: Tensor, clicks: Tensor | None = None, *, where: ViewTokens | None = None

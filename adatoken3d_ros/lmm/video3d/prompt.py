@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from adatoken3d_ros.lmm.interface import Placeholder, PromptIds
 from adatoken3d_ros.lmm.prompts import checked, encode, pieces, with_clicks
+from adatoken3d_ros.lmm.text_places import located
 
-START, END, END_OF_TEXT, COORD = "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<coord>"
+START, END, END_OF_TEXT, COORD, GROUND = "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<coord>", "<ground>"
 SYSTEM = "You are a helpful assistant."
 
 # What stands between the scene and the question. The authors ask without the sentence with which they trained.
@@ -20,9 +22,12 @@ TEMPLATES = {
     ),
 }
 DEFAULT_TEMPLATE = "qwen_1_5"
+# What stands around the description of a thing that is to be pointed at.
+LEAD = "Identify the object according to the following description.\n"
+MAYBE = "\nThere may be no corresponding object, or there may be one or more objects."
 
 # Words that are commands to this model or to its relatives; as plain text they could only be meant as such.
-CONTROL_WORDS = ("<image>", "<video>", COORD, "<ground>", START, END, END_OF_TEXT)
+CONTROL_WORDS = ("<image>", "<video>", COORD, GROUND, START, END, END_OF_TEXT)
 
 
 def build_prompt(tokenizer: Any, question: str, *, n_clicks: int = 0, template: str = DEFAULT_TEMPLATE) -> PromptIds:
@@ -42,11 +47,38 @@ def build_prompt(tokenizer: Any, question: str, *, n_clicks: int = 0, template: 
     """
     question = checked(tokenizer, question, template, TEMPLATES, CONTROL_WORDS)
     question, clicks = with_clicks(question, n_clicks, _lead)
+    return PromptIds(_conversation(tokenizer, TEMPLATES[template].format(question=question), clicks))
+
+
+def described(question: str) -> str | None:
+    """What a question asks to be pointed at, in the wording of the training data; None where it asks for words.
+
+    The wording that allows for none or several is that of Multi3DRefer; a question that begins as ScanRefer's and
+    Multi3DRefer's stays as it is.
+    """
+    question = question.strip()
+    if question.startswith(LEAD.strip()):
+        return question
+    wanted = located(question)
+    return None if wanted is None else f"{LEAD}{wanted.capitalize()}{MAYBE}"
+
+
+def build_ground_prompt(tokenizer: Any, description: str, *, n_clicks: int = 0) -> PromptIds:
+    """As `build_prompt`, of what `described` found, with the token for a place as its answer."""
+    description = checked(tokenizer, description, DEFAULT_TEMPLATE, TEMPLATES, CONTROL_WORDS)
+    description, clicks = with_clicks(description, n_clicks, _lead)
+    answer = (tokenizer.convert_tokens_to_ids(GROUND),)
+    return PromptIds(_conversation(tokenizer, description, clicks, answer), points=True)
+
+
+def _conversation(
+    tokenizer: Any, asked: str, clicks: Iterator[int], answer: tuple[int, ...] = ()
+) -> tuple[tuple[int, ...] | Placeholder, ...]:
     start, end = (tokenizer.convert_tokens_to_ids(token) for token in (START, END))
     line, system, user, assistant = (encode(tokenizer, text) for text in ("\n", "system", "user", "assistant"))
     before = (start, *system, *line, *encode(tokenizer, SYSTEM), end, *line, start, *user, *line)
-    asked = pieces(tokenizer, TEMPLATES[template].format(question=question), clicks)
-    return PromptIds((before, Placeholder("image"), line, *asked, (end, *line, start, *assistant, *line)))
+    after = (end, *line, start, *assistant, *line, *answer)
+    return (before, Placeholder("image"), line, *pieces(tokenizer, asked, clicks), after)
 
 
 def _lead(number: int, marks: str) -> str:

@@ -44,6 +44,7 @@ def write_tiny_checkpoint(
     context_length: int = 4096,
     extra: dict[str, torch.Tensor] | None = None,
     split_tokenizer: bool = False,
+    grounds: bool = False,
 ) -> Path:
     """Writes config.json, safetensors (with the vision tower) and the tokenizer; the same seed gives the same bytes.
 
@@ -51,6 +52,7 @@ def write_tiny_checkpoint(
         path: the directory, created if it was not there, and returned.
         image_size: by default of 7 x 7 patches and a rest of 4 pixels, as odd as the published tower.
         extra: further tensors, as releases carry them for training.
+        grounds: with the head that points at boxes.
         split_tokenizer: as vocab.json, merges.txt and added_tokens.json, and not as tokenizer.json.
 
     Raises:
@@ -91,6 +93,7 @@ def write_tiny_checkpoint(
         "min_xyz_range": [-15, -15, -5],
         "max_xyz_range": [15, 15, 5],
         "frames_upbound": num_views,
+        **({"ground_head_type": "infonce", "object_feature_type": "patch14-pe"} if grounds else {}),
         "vision_config": {
             "hidden_size": vision_hidden_size,
             "intermediate_size": 2 * vision_hidden_size,

@@ -20,7 +20,8 @@ from adatoken3d_ros.lmm.video3d.tiny import write_tiny_checkpoint
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.patches import PatchConfig
 
-HEADS = ("ground_head_obj.0.weight", "ground_head_query.3.bias", "ground_head_zero_target")
+HEADS = ("ground_head_obj.0.weight", "ground_head_query.3.bias", "ground_head_score.0.weight", "ground_head.0.bias")
+HEAD = "ground_head_zero_target"
 TRAINING = ("corres_linear.weight", "model.linear_dc.bias", "proj_3d.0.weight", "model.mask_token")
 
 
@@ -53,6 +54,37 @@ def test_training_tensors_are_left_out_and_others_refused_by_name(tmp_path):
         path = small(tmp_path / name, extra={name: torch.zeros(1)})
         with pytest.raises(CheckpointError, match=f"has {name}, which this model has not"):
             registry.load(path)
+
+
+def test_the_head_that_points_at_boxes_is_loaded_where_there_is_one(tmp_path):
+    path = small(tmp_path, grounds=True)
+    model, _, report = registry.load(path)
+    assert model.grounds and not registry.load(small(tmp_path / "without")).model.grounds
+    weights = load_file(path / "model.safetensors")
+    own = sorted(name for name in weights if name.startswith("ground_head"))
+    layers = [f"{name}.{kind}" for name in (0, 2, 3) for kind in ("bias", "weight")]
+    assert own == [*(f"ground_head_{which}.{name}" for which in ("obj", "query") for name in layers), HEAD]
+    assert not set(own) & set(report.ignored)
+    assert torch.equal(model.head.query[3].weight, weights["ground_head_query.3.weight"])
+    assert model.sizes.parts == 4 and model.sizes.feature_width == 64 + 4 * 32
+    # The files tell, too, where config.json does not; and what belongs to the head is there as a whole.
+    change(path, ground_head_type=None, ground_head_temperature=0.5)
+    assert registry.load(path).model.head.temperature == 0.07
+    save_file({k: v for k, v in weights.items() if k != "ground_head_obj.2.bias"}, path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"lacks ground_head_obj\.2\.bias"):
+        registry.load(path)
+    save_file({k: v for k, v in weights.items() if k not in own}, path / "model.safetensors")
+    assert not registry.load(path).model.grounds
+    change(path, ground_head_type="infonce", ground_head_temperature=0.5)
+    with pytest.raises(CheckpointError, match=r"lacks ground_head_zero_target, .* and 8 more"):
+        registry.load(path)
+    assert registry.outline(path).head.temperature == 0.5
+    change(path, ground_head_temperature=-1)
+    with pytest.raises(CheckpointError, match="grounding must be positive"):
+        registry.outline(path)
+    change(path, ground_head_temperature=None, object_feature_type="patch27")
+    with pytest.raises(CheckpointError, match="object_feature_type is 'patch27'"):
+        registry.outline(path)
 
 
 @pytest.mark.parametrize("name", ["model.image_newline", "model.layers.1.self_attn.q_proj.bias", "lm_head.weight"])
