@@ -20,7 +20,8 @@ from adatoken3d_ros.engine.budget.deadline import BudgetInfeasible, DeadlineGuar
 from adatoken3d_ros.engine.budget.latency import decode_terms, encode_terms, follow_up_terms, read_terms, token_terms
 from adatoken3d_ros.engine.budget.plans import SHORTEST_ANSWER, Plan
 from adatoken3d_ros.engine.out_of_memory import describe, free_cached, is_out_of_memory
-from adatoken3d_ros.engine.prepared import Block
+from adatoken3d_ros.engine.pointing import meant, told
+from adatoken3d_ros.engine.prepared import Block, Objects
 from adatoken3d_ros.engine.report import prefill_flops, token_report
 from adatoken3d_ros.engine.requests import InvalidRequest, clicks_of
 from adatoken3d_ros.engine.scene import NoScene, Scene
@@ -130,6 +131,7 @@ class _Answering:
         spliced = scene.splice(prompt, clicks, block)
         self.set(stamp_ns=scene.stamp_ns, spatial_tokens=spliced.n_spatial)
         guard.record("tokens", token_terms(0 if built else spliced.n_spatial))
+        objects = scene.objects() if prompt.points else None
         plan = guard.plan(scene.situation(question, prompt, block))
         room = self._room(spliced)
 
@@ -145,6 +147,9 @@ class _Answering:
                 report=report,
             )
             self.watch.begin("decode")
+            if objects is not None:
+                self._point(filled, objects)
+                return
             longest = question.max_new_tokens or scene.config.max_new_tokens
             self._write(filled, limit=min(plan.answer_tokens, room), asked=min(longest, room))
 
@@ -184,6 +189,20 @@ class _Answering:
         guard.record_drops(hurry)
         guard.record("prefill", read_terms(filled.trace.spatial_per_layer, spliced.n_spatial, n_text))
         yield filled
+
+    def _point(self, filled: Prefill, objects: Objects) -> None:
+        """Which of the boxes are meant, by what the last layer made of the prompt's last row."""
+        chances = self.runtime.model.point_at(filled.last, objects.tokens).double().cpu().numpy()
+        if not np.isfinite(chances).all():
+            why = "the model's grounding head gave numbers that are not finite (NaN or infinite)"
+            self.set(status=Status.ERROR, status_message=why)
+            return
+        chosen = meant(chances)
+        text = told(objects.boxes, chances, chosen)
+        if self.on_text is not None:
+            self.on_text(text, 1)
+        boxes = tuple(Box(_triple(box[:3]), _triple(box[3:])) for box in objects.boxes[chosen])
+        self.set(status_message=self.guard.warning, text=text, boxes=boxes)
 
     def _write(self, filled: Prefill, limit: int, asked: int) -> None:
         """Decodes until the model ends, the limit (`asked` unless the plan is shorter), the deadline or a cancel.

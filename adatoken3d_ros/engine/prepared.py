@@ -6,13 +6,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from adatoken3d_ros.decoder.prefix import ScenePrefix
 from adatoken3d_ros.engine.scene_memory import SceneMemory
 from adatoken3d_ros.lmm.interface import SpatialLMM, Spliced, ViewTokens
 from adatoken3d_ros.pruning.view import SceneTokens
+from adatoken3d_ros.scene.proposals import propose
 from adatoken3d_ros.scene.spatial_tokens import SpatialTokens
 
 
@@ -31,6 +34,15 @@ class Block:
         return None if view is None or cell is None else ViewTokens(view, cell, self.tokens.grids)
 
 
+@dataclass(frozen=True, eq=False)
+class Objects:
+    """N boxes (N, 6) around what may be things, centre and size, scene frame, metres, and what
+    `SpatialLMM.object_tokens` made of them."""
+
+    boxes: NDArray[np.float64]
+    tokens: Tensor
+
+
 class Prepared:
     """Of one scene as it is; `forget` when it changes.
 
@@ -42,12 +54,13 @@ class Prepared:
         self._model = model
         self._memory = memory
         self._blocks: dict[int, Block] = {}
+        self._objects: Objects | None = None
         self.prefix: ScenePrefix | None = None
 
     def forget(self) -> None:
         """The scene has changed."""
         self._blocks.clear()
-        self.prefix = None
+        self._objects = self.prefix = None
 
     @property
     def built(self) -> frozenset[int]:
@@ -71,6 +84,20 @@ class Prepared:
             _ = block.scene.order  # for all questions, and where there is time ahead of them
             self._blocks[size] = block
         return self._blocks[size]
+
+    @torch.inference_mode()
+    def objects(self) -> Objects:
+        """What a question that points may mean, of all tokens of the views that it is about, for all such questions."""
+        if self._objects is None:
+            memory = self._memory
+            tokens = memory.question_tokens(memory.asked.n_tokens)
+            parts = tokens.xyz.cpu()[:, None] if tokens.parts is None else tokens.parts
+            points = parts.reshape(-1, 3)
+            boxes = propose(points[points.isfinite().all(dim=1)].numpy(), memory.floor)
+            seen = torch.from_numpy(boxes - (*memory.origin, 0.0, 0.0, 0.0)).float()
+            origin = torch.from_numpy(memory.origin).float()
+            self._objects = Objects(boxes, self._model.object_tokens(tokens.features, parts - origin, seen))
+        return self._objects
 
     @torch.inference_mode()
     def read_prefix(self, spliced: Spliced, should_stop: Callable[[], bool] | None = None) -> ScenePrefix:

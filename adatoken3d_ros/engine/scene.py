@@ -19,7 +19,7 @@ from adatoken3d_ros.engine.budget.latency import encode_terms
 from adatoken3d_ros.engine.budget.plans import Situation, Table
 from adatoken3d_ros.engine.budget.warmup import synchronised
 from adatoken3d_ros.engine.config import SessionConfig
-from adatoken3d_ros.engine.prepared import Block, Prepared
+from adatoken3d_ros.engine.prepared import Block, Objects, Prepared
 from adatoken3d_ros.engine.requests import FAR_CLICK, InvalidRequest, check_points, check_question, clicks_of
 from adatoken3d_ros.engine.runtime import Runtime
 from adatoken3d_ros.engine.scene_memory import SceneMemory, ViewError
@@ -197,10 +197,16 @@ class Scene:
             model, tokenizer, template = self.runtime.model, self.runtime.tokenizer, self.config.template
             text, clicks = clicks_of(question, model.takes_clicks)
             check_points(clicks)
+            if (wanted := model.description(text)) is not None and not model.grounds:
+                raise InvalidRequest(
+                    "the question asks which thing in the scene is meant, and this model has no grounding head to tell"
+                )
             vectors = len(clicks)
             if model.writes_clicks and vectors:
                 text = model.write_clicks(text, clicks, self.memory.seen(), coordinates=self.config.tell_poses)
                 vectors = 0
+            if wanted is not None:
+                return model.ground_prompt(tokenizer, wanted, n_clicks=vectors), clicks
             prompt = model.prompt(tokenizer, text, n_clicks=vectors, template=template)
             if self.config.tell_poses:
                 prompt = model.tell_poses(tokenizer, prompt, self.memory.asked_poses(pending=pending))
@@ -224,6 +230,15 @@ class Scene:
                 f"the point {clicks[worst].tolist()} is {far[worst]:.6g} m from what has been seen, more than "
                 f"{FAR_CLICK:g} m"
             )
+
+    def objects(self) -> Objects:
+        """What a question that points may mean; raises NoScene if there is nothing."""
+        found = self.prepared.objects()
+        if not len(found.boxes):
+            floor = self.memory.floor
+            where = "and no floor was found" if floor is None else f"above the floor at {round(floor, 2) + 0.0:.2f} m"
+            raise NoScene(f"nothing to point at stands out in the scene: no cluster of the size of a thing {where}")
+        return found
 
     @torch.inference_mode()
     def splice(self, prompt: PromptIds, clicks: NDArray[np.float64], block: Block) -> Spliced:
@@ -267,7 +282,7 @@ class Scene:
     ) -> Situation:
         """What is to be planned for: `pending` views may still be encoded, and `block` is built already."""
         views, voxels = len(self.memory.asked), self.memory.asked.n_tokens
-        limit = question.max_new_tokens or self.config.max_new_tokens
+        limit = 1 if prompt.points else question.max_new_tokens or self.config.max_new_tokens
         n_system, lengths = prompt.n_system, self.controller.lengths
         return Situation(
             n_spatial=voxels if block is None else len(block.tokens),

@@ -57,8 +57,10 @@ class SceneMemory:
             geometry=model.sizes.patches,
             max_depth=config.max_depth,
         )
-        kind = ViewTokenMap if model.sizes.tokens == "views" else TokenMap
-        self._map: TokenMap = kind(model.sizes.voxel_size, config.origin, embed=model.lift_places)
+        sizes = model.sizes
+        self._map: TokenMap = TokenMap(sizes.voxel_size, config.origin, embed=model.lift_places)
+        if sizes.tokens == "views":
+            self._map = ViewTokenMap(sizes.voxel_size, config.origin, embed=model.lift_places, parts=sizes.parts)
         self._selector = KeyFrameSelector(config.key_frames, self._patches, self._map)
         self._asked: TokenMap | None = None
         self._later: dict[int, PosedFrame] = {}  # encoded before one that arrived earlier, by their order
@@ -165,12 +167,12 @@ class SceneMemory:
         problems.append(self.problem)
 
     def _add(self, frame: PosedFrame, points: PatchPoints, features: Tensor) -> None:
-        level, first = None, not len(self._map)
-        if self._config.origin_mode is OriginMode.AUTO:
-            level = level_patches(points.xyz, self._model.grid(*frame.depth.shape)[1])
-            if first and (floor := floor_height(points.xyz[level])) is not None:
-                # Voxels that begin on the floor hold it in one layer.
-                self._map.clear((*self._config.origin[:2], floor))
+        first = not len(self._map)
+        level = level_patches(points.xyz, self._model.grid(*frame.depth.shape)[1])
+        floor = floor_height(points.xyz[level]) if first and self._config.origin_mode is OriginMode.AUTO else None
+        if floor is not None:
+            # Voxels that begin on the floor hold it in one layer.
+            self._map.clear((*self._config.origin[:2], floor))
         order = self._selector.order(frame.stamp_ns)
         if frame.stamp_ns not in self.poses:  # else it has been added, and carving ran out of memory
             try:
@@ -193,13 +195,14 @@ class SceneMemory:
         frame: PosedFrame,
         points: PatchPoints,
         features: Tensor,
-        level: NDArray[np.bool_] | None,
+        level: NDArray[np.bool_],
         order: int,
     ) -> None:
         stamp, xyz, rgb, valid = frame.stamp_ns, points.xyz, points.rgb, points.valid
         if isinstance(self._map, ViewTokenMap):
             grid = self._model.grid(*frame.depth.shape)
-            self._map.add_block(stamp, features, xyz, rgb, valid, grid, level=level, order=order)
+            parts = points.parts
+            self._map.add_block(stamp, features, xyz, rgb, valid, grid, level=level, order=order, parts=parts)
         else:
             self._map.add_view(stamp, features, xyz, rgb, valid, level, order)
 
@@ -233,6 +236,11 @@ class SceneMemory:
     def tokens(self) -> SpatialTokens | None:
         """The whole token map as others may see it, without positions in the features; None while it is empty."""
         return self._map.tokens() if len(self._map) else None
+
+    @property
+    def floor(self) -> float | None:
+        """Height of the floor, scene frame, metres; None where not enough of one was seen."""
+        return floor_height(self._map.level_points())
 
     def distance(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
         """How far points (n, 3), scene frame, are from the box around all that has been seen, metres; there is some."""

@@ -21,6 +21,8 @@ class SpatialTokens:
         position: (M, H) float32, mean of what the map's `embed` made of the patches' points; H is 0 without one.
         view, cell: (M,) int64 on the CPU, number of the token's view and its place in the grid of that, row-major,
             where tokens are those of views; None where they are voxels. grids: rows and columns of the views.
+        parts: (M, K, 3) float32 on the CPU, places of the smaller patches of each token of a view, see `PatchPoints`;
+            None where tokens are voxels.
     """
 
     features: Tensor
@@ -32,6 +34,7 @@ class SpatialTokens:
     view: Tensor | None = None
     cell: Tensor | None = None
     grids: tuple[tuple[int, int], ...] = ()
+    parts: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.count)

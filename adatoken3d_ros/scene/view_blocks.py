@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,6 +25,7 @@ class Block:
         features: (n, C) float32, on the model's device; all others on the CPU.
         cell: (n,) int64 place in the view's grid, rising. grid: its rows and columns.
         xyz: (n, 3) float32, scene frame, metres. rgb: (n, 3) uint8. keys: (n,) int64 of their voxels.
+        parts: (n, K, 3) float32, places of the smaller patches of each, NaN where there is none; K may be 0.
     """
 
     features: Tensor
@@ -33,18 +34,35 @@ class Block:
     xyz: Tensor
     rgb: Tensor
     keys: Tensor
+    parts: Tensor
 
     def at(self, rows: Tensor) -> Block:
         """Some of its tokens."""
         features = self.features.index_select(0, rows.to(self.features.device))
-        return Block(features, self.cell[rows], self.grid, self.xyz[rows], self.rgb[rows], self.keys[rows])
+        cell, xyz, rgb, keys, parts = (of[rows] for of in (self.cell, self.xyz, self.rgb, self.keys, self.parts))
+        return Block(features, cell, self.grid, xyz, rgb, keys, parts)
 
 
 class ViewTokenMap(TokenMap):
     """Voxels say what has been seen, as in its parent: which views are worth their place, and what has gone.
 
     The tokens are the views' blocks, in the order of the views, without those in voxels that were carved out of a view.
+
+    Args:
+        voxel_size, origin, embed: as the parent's.
+        parts: K, smaller patches of a token whose places are kept.
     """
+
+    def __init__(
+        self,
+        voxel_size: float = 0.2,
+        origin: Sequence[float] | NDArray[np.floating] = (0.0, 0.0, 0.0),
+        *,
+        embed: Callable[[Tensor], Tensor] | None = None,
+        parts: int = 0,
+    ) -> None:
+        super().__init__(voxel_size, origin, embed=embed)
+        self.parts = parts
 
     def clear(self, origin: Sequence[float] | NDArray[np.floating] | None = None) -> None:
         super().clear(origin)
@@ -64,12 +82,21 @@ class ViewTokenMap(TokenMap):
         *,
         level: NDArray[np.bool_] | None = None,
         order: int | None = None,
+        parts: NDArray[np.float32] | None = None,
     ) -> None:
         """Adds one view of rows x columns tokens; for the arguments see `TokenMap.add_view`.
 
+        Args:
+            parts: (P, K, 3) places of the smaller patches, see `PatchPoints`; None where K is 0.
+
         Raises:
-            TokenMapError: as there, and for another number of tokens than the grid has.
+            TokenMapError: as there, for another number of tokens than the grid has, or of parts than the map keeps.
         """
+        places_of_parts = torch.zeros(len(features), 0, 3) if parts is None else torch.as_tensor(parts).float()
+        if places_of_parts.shape != (len(features), self.parts, 3):
+            raise TokenMapError(
+                f"parts {tuple(places_of_parts.shape)} of {len(features)} tokens, each has {self.parts} here"
+            )
         if grid[0] * grid[1] != len(features):
             raise TokenMapError(f"{len(features)} tokens for a grid of {grid[0]} x {grid[1]}")
         rows = torch.nonzero(torch.as_tensor(valid))[:, 0]
@@ -78,7 +105,7 @@ class ViewTokenMap(TokenMap):
             raise TokenMapError(f"the feature of patch {int(rows[int(finite.long().argmin())])} is not finite")
         places = torch.as_tensor(xyz)[rows].float()
         keys = voxel_keys((places.double() - self.origin).float(), self.voxel_size)
-        block = Block(kept, rows, grid, places, torch.as_tensor(rgb)[rows], keys)
+        block = Block(kept, rows, grid, places, torch.as_tensor(rgb)[rows], keys, places_of_parts[rows])
         # The parent counts and carves; one column is enough for it.
         self.add_view(key, kept.new_zeros(len(features), 1), xyz, rgb, valid, level, order)
         self._blocks[key] = block
@@ -92,7 +119,7 @@ class ViewTokenMap(TokenMap):
         return replace(view, position=torch.zeros(len(view.keys), 0, device=view.features.device))
 
     def _like_this(self, origin: Tensor) -> TokenMap:
-        return ViewTokenMap(self.voxel_size, origin.numpy(), embed=self._embed)
+        return ViewTokenMap(self.voxel_size, origin.numpy(), embed=self._embed, parts=self.parts)
 
     def subset(self, keys: Sequence[int]) -> TokenMap:
         part = super().subset(keys)
@@ -171,6 +198,7 @@ class ViewTokenMap(TokenMap):
             view=view,
             cell=torch.cat([block.cell for block in blocks]),
             grids=tuple(block.grid for block in blocks),
+            parts=torch.cat([block.parts for block in blocks]),
         )
 
 

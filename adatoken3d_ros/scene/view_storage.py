@@ -28,7 +28,9 @@ def block_shapes(token_map: TokenMap, channels: int) -> Shapes:
     """What the file of such a map holds beside the rest; nothing for a map of voxels."""
     if not isinstance(token_map, ViewTokenMap):
         return {}
+    parts: Shapes = {"block_parts": ("block_cells", [token_map.parts, 3], torch.float32)}
     return {
+        **(parts if token_map.parts else {}),
         "block_features": ("block_cells", [channels], torch.float32),
         "block_points": ("block_cells", [3], torch.float32),
         "block_cells": ("block_cells", [], torch.int64),
@@ -44,6 +46,7 @@ def block_parts(token_map: TokenMap) -> dict[str, list[Tensor]]:
         return {}
     blocks = list(token_map.blocks().values())
     return {
+        **({"block_parts": [block.parts for block in blocks]} if token_map.parts else {}),
         "block_features": [block.features for block in blocks],
         "block_points": [block.xyz for block in blocks],
         "block_cells": [block.cell for block in blocks],
@@ -70,10 +73,16 @@ def read_blocks(
     for name, most in (("block_features", MOST_FEATURE), ("block_points", MOST_METRES)):
         if not bool((tensors[name].abs() <= most).all()):
             raise BlockError(f"{path}: {name} holds a number that is not finite or more than {most:g}")
-    names = ("block_features", "block_points", "block_cells", "block_colours")
+    tensors = {"block_parts": torch.zeros(len(cells), 0, 3), **tensors}
+    there = tensors["block_parts"].isfinite()
+    if not bool((there == there.all(dim=-1, keepdim=True)).all()):
+        raise BlockError(f"{path}: block_parts holds a place of which a part is not finite")
+    if not bool((tensors["block_parts"][there].abs() <= MOST_METRES).all()):
+        raise BlockError(f"{path}: block_parts holds a number that is more than {MOST_METRES:g}")
+    names = ("block_features", "block_points", "block_cells", "block_colours", "block_parts")
     found = {}
     for stamp, grid, *parts in zip(keys, grids, *(tensors[name].split(rows) for name in names), strict=True):
-        features, xyz, cell, rgb = (part.clone() for part in parts)
+        features, xyz, cell, rgb, smaller = (part.clone() for part in parts)
         if not all(1 <= side <= MOST_SIDE for side in grid):
             raise BlockError(f"{path}: the view at {stamp} ns has a grid of {grid[0]} x {grid[1]}")
         if len(cell) and (int(cell[0]) < 0 or int(cell[-1]) >= grid[0] * grid[1] or bool((cell.diff() < 1).any())):
@@ -84,5 +93,5 @@ def read_blocks(
             raise BlockError(f"{path}: the view at {stamp} ns: {error}") from error
         if not bool(torch.isin(held, keys[stamp]).all()) or len(held.unique()) != len(keys[stamp]):
             raise BlockError(f"{path}: the tokens of the view at {stamp} ns are not in the voxels that it holds")
-        found[stamp] = Block(features.to(str(device)), cell, (grid[0], grid[1]), xyz, rgb, held)
+        found[stamp] = Block(features.to(str(device)), cell, (grid[0], grid[1]), xyz, rgb, held, smaller)
     return found

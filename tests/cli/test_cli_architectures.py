@@ -8,11 +8,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from adatoken3d_ros.cli.main import main
 from adatoken3d_ros.lmm import registry
-from tests.architectures import NAMES
+from adatoken3d_ros.scene.frames import PosedFrame
+from tests.architectures import NAMES, write_tiny
+from tests.engine.scenes import room_frame
 from tests.lmm import fake
 
 
@@ -26,6 +30,21 @@ def model(
     with pytest.MonkeyPatch.context() as patch:
         fake.register(patch)
         yield fake.write_checkpoint(tmp_path_factory.mktemp("model") / "tiny-fake")
+
+
+def write_folder(path: Path, frames: list[PosedFrame]) -> Path:
+    """As `adatoken3d ask` reads it."""
+    for name in ("color", "depth", "pose"):
+        (path / name).mkdir(parents=True)
+    K, (height, width) = frames[0].K, frames[0].depth.shape
+    lens = {"fx": K[0, 0], "fy": K[1, 1], "cx": K[0, 2], "cy": K[1, 2], "depth_scale": 1000}
+    (path / "intrinsics.json").write_text(json.dumps({"width": width, "height": height, **lens}))
+    (path / "times.txt").write_text("".join(f"{frame.stamp_ns / 1e9}\n" for frame in frames))
+    for index, frame in enumerate(frames):
+        Image.fromarray(frame.rgb).save(path / "color" / f"{index:03}.png")
+        Image.fromarray((frame.depth * 1000).round().astype(np.uint16)).save(path / "depth" / f"{index:03}.png")
+        np.savetxt(path / "pose" / f"{index:03}.txt", frame.T_world_camera)
+    return path
 
 
 def ask(model: Path, folder: Path, tmp_path: Path, *more: str) -> dict[str, Any]:
@@ -55,6 +74,17 @@ def test_ask_within_a_budget(model: Path, folder: Path, tmp_path: Path) -> None:
     found = ask(model, folder, tmp_path, "What is there?", "--budget-ms", "60000")
     assert found["status"] in ("OK", "TRUNCATED") and found["budget_met"]
     assert found["model_id"] == f"{model.name}@{registry.load(model).model.identity}"
+
+
+def test_ask_which_thing_is_meant(tmp_path: Path, capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    path = write_tiny("video3d", tmp_path / "tiny", seed=2, image_size=480, grounds=True)
+    room = write_folder(tmp_path / "room", [room_frame(index) for index in range(2)])
+    found = ask(path, room, tmp_path, "Locate: the red chair")
+    assert found["status"] == "OK" and " boxes" in found["text"]
+    assert len(found["boxes"]) == found["text"].count("[") and found["spatial_tokens"] > found["retained_tokens"]
+    capsys.readouterr()
+    assert main(["ask", "--model", str(path), "--folder", str(folder), "Locate: the red chair"]) == 1
+    assert "nothing to point at stands out in the scene" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(("kind", "more"), [("adatoken", ()), ("mined", ("--flops-reduction", "0.2"))])

@@ -134,6 +134,12 @@ def test_a_picture_smaller_than_a_patch(rig: Rig) -> None:
     check_that_it_goes_on(rig)
 
 
+def test_which_thing_is_meant_without_a_grounding_head(rig: Rig) -> None:
+    refused = rig.ask(Question("locate: the red chair"))
+    assert refused.status == Status.INVALID_REQUEST and "this model has no grounding head" in refused.status_message
+    check_that_it_goes_on(rig)
+
+
 def test_a_scene_without_valid_depth(loaded_one: registry.LoadedModel, make_rig_of: Callable[..., Rig]) -> None:
     rig = make_rig_of((loaded_one.model, loaded_one.tokenizer))
     for index in range(2):

@@ -134,12 +134,12 @@ def test_bad_requests_name_the_value(live: SeeingNode, fields: dict[str, Any], n
 class Stream:
     """A goal of the action, its feedback and its end."""
 
-    def __init__(self, live: SeeingNode, max_new_tokens: int) -> None:
+    def __init__(self, live: SeeingNode, max_new_tokens: int, question: str = "Tell me everything") -> None:
         self.live = live
         self.feedback: list[Any] = []
         self._client = ActionClient(live.graph.node, AskSceneStream, f"{NAME}/ask_stream")
         live.graph.wait(self._client.server_is_ready, "the action server")
-        goal = AskSceneStream.Goal(question="Tell me everything", max_new_tokens=max_new_tokens)
+        goal = AskSceneStream.Goal(question=question, max_new_tokens=max_new_tokens)
         sent = self._client.send_goal_async(goal, feedback_callback=lambda m: self.feedback.append(m.feedback))
         self.goal = live.graph.result(sent, "the goal's acceptance")
         assert self.goal.accepted

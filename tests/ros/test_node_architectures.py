@@ -173,6 +173,12 @@ def test_strategies_change_at_run_time_and_those_of_others_are_refused(
     assert live.set("strategy", "ours").successful
 
 
+def test_without_a_grounding_head_no_thing_is_pointed_at(live: SeeingNode) -> None:
+    refused = live.ask("locate: the red chair")
+    assert refused.status == Answer.INVALID_REQUEST and "this model has no grounding head" in refused.status_message
+    assert live.ask().status in ANSWERED
+
+
 def test_latency_budgets(live: SeeingNode) -> None:
     ample = live.ask(latency_budget_ms=60_000.0)
     assert ample.status in ANSWERED and ample.budget_met, ample.status_message

@@ -72,6 +72,51 @@ def test_what_is_carved_or_removed_is_gone_from_the_blocks() -> None:
         token_map.tokens()
 
 
+def test_places_of_smaller_patches_stay_with_their_tokens(tmp_path: Path) -> None:
+    token_map = ViewTokenMap(0.5, parts=2)
+    xyz = np.arange(12, dtype=np.float32).reshape(4, 3)
+    parts = np.stack([xyz, np.full_like(xyz, np.nan)], axis=1)
+    valid = np.array([True, False, True, True])
+    token_map.add_block(1, torch.zeros(4, 2), xyz, np.zeros((4, 3), np.uint8), valid, (2, 2), order=0, parts=parts)
+    for order, key in enumerate((2, 3), 1):
+        more = parts + np.float32(order)
+        token_map.add_block(key, torch.ones(4, 2), xyz, xyz.astype(np.uint8), valid, (2, 2), order=order, parts=more)
+    place = voxel_keys(torch.from_numpy(xyz[2:3]), 0.5)
+    assert token_map.carve(place, before=1) == 1
+    expected = np.concatenate([parts[[0, 3]], parts[[0, 2, 3]] + 1, parts[[0, 2, 3]] + 2])
+    found = token_map.tokens().parts
+    assert found is not None
+    np.testing.assert_array_equal(found.numpy(), expected)
+    few = token_map.subset([3]).tokens(2)
+    assert few.parts is not None and few.cell is not None
+    np.testing.assert_array_equal(few.parts.numpy(), (parts + 2)[few.cell.numpy()])
+    save_scene(tmp_path / "scene", token_map, {key: np.eye(4) for key in (1, 2, 3)}, model_hash="m", frame_id="map")
+    again = ViewTokenMap(0.5, parts=2)
+    load_scene(tmp_path / "scene", again, model_hash="m", frame_id="map", channels=2)
+    assert torch.equal(torch.nan_to_num(again.tokens().parts), torch.nan_to_num(found))
+    with pytest.raises(SceneFileError, match="it holds .*block_parts"):
+        load_scene(tmp_path / "scene", ViewTokenMap(0.5), model_hash="m", frame_id="map", channels=2)
+    rgb = np.zeros((4, 3), np.uint8)
+    for wrong in (None, parts[:, :1]):
+        with pytest.raises(TokenMapError, match="of 4 tokens, each has 2 here"):
+            token_map.add_block(4, torch.zeros(4, 2), xyz, rgb, valid, (2, 2), parts=wrong)
+    assert len(token_map) == 3
+
+
+@pytest.mark.parametrize(
+    ("value", "message"), [(float("inf"), "a place of which a part is not finite"), (1e7, "more than 1e\\+06")]
+)
+def test_a_file_of_no_places_of_smaller_patches_is_refused(tmp_path: Path, value: float, message: str) -> None:
+    token_map = ViewTokenMap(0.5, parts=1)
+    xyz, parts = np.zeros((1, 3), np.float32), np.zeros((1, 1, 3), np.float32)
+    parts[0, 0, 1] = value
+    rgb = np.zeros((1, 3), np.uint8)
+    token_map.add_block(1, torch.zeros(1, 2), xyz, rgb, np.array([True]), (1, 1), parts=parts)
+    save_scene(tmp_path / "scene", token_map, {1: np.eye(4)}, model_hash="m", frame_id="map")
+    with pytest.raises(SceneFileError, match=message):
+        load_scene(tmp_path / "scene", ViewTokenMap(0.5, parts=1), model_hash="m", frame_id="map", channels=2)
+
+
 def test_bad_blocks_are_refused() -> None:
     token_map = ViewTokenMap(0.5)
     xyz, rgb, valid = np.zeros((4, 3), np.float32), np.zeros((4, 3), np.uint8), np.ones(4, bool)
