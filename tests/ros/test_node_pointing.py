@@ -50,8 +50,7 @@ def test_which_thing_is_meant(tmp_path: Path) -> None:
             assert min(near) < 0.25 and 0 < box.size.z < 1
         graph.wait(lambda: markers and any(one.text == answer.text for one in markers[-1].markers), "the markers")
         assert sum(one.ns == "boxes" for one in markers[-1].markers) == len(answer.boxes)
-        stream = Stream(live, 6, QUESTION)
-        status, streamed = stream.end(lambda feedback: feedback.text_so_far == answer.text)
+        status, streamed = Stream(live, 6, QUESTION).end()
         assert (status, streamed.text) == (GoalStatus.STATUS_SUCCEEDED, answer.text)
         publisher = graph.node.create_publisher(String, "/question", 10)
         graph.wait(publisher.get_subscription_count, "a subscriber of the questions")
