@@ -147,26 +147,32 @@ def moves_much(kind: str, path: Path, kl: float) -> str:
     )
 
 
-def default_questions(model: Path) -> Sequence[str] | Callable[[Scene], Sequence[str]]:
-    """Such as a model was trained with, about places of each scene, if `adatoken3d train` made it; else general ones.
+def default_questions(model: Path) -> Callable[[Scene], Sequence[str]]:
+    """What is asked about a scene where nobody says: questions about places of it, as `adatoken3d train` teaches them.
+
+    Of a model that says what it understands, those that it does; of one that was not trained on any of them, and says
+    nothing, the general ones.
 
     Raises:
         CheckpointError: if config.json is missing or damaged.
     """
-    from adatoken3d_ros.lmm.safetensors_files import read_json
-
-    if not isinstance(read_json(model / "config.json").get("training"), dict):
-        return GENERAL_QUESTIONS
     import numpy as np
 
     from adatoken3d_ros.lab.synthetic.invented import invented
+    from adatoken3d_ros.lmm.safetensors_files import read_json
+    from adatoken3d_ros.lmm.text_places import parse_clicks
 
+    trained = isinstance(read_json(model / "config.json").get("training"), dict)
     rng = np.random.default_rng(0)
 
     def questions(scene: Scene) -> Sequence[str]:
-        tokens = scene.tokens()
-        assert tokens is not None
-        return invented(rng, tokens.xyz.cpu().numpy(), clicks=scene.runtime.model.takes_clicks)
+        tokens, known = scene.tokens(), scene.runtime.understanding
+        if tokens is None or not (trained or known.wordings):
+            return GENERAL_QUESTIONS
+        found = invented(rng, tokens.xyz.cpu().numpy(), clicks=scene.runtime.model.takes_clicks)
+        if known.wordings:
+            found = [one for one in found if known.judge(parse_clicks(one)[0])[0]]
+        return found or GENERAL_QUESTIONS
 
     return questions
 

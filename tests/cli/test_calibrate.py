@@ -5,16 +5,21 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from adatoken3d_ros.cli.calibrate import GENERAL_QUESTIONS, parse_gates, read_questions
+from adatoken3d_ros.cli.calibrate import GENERAL_QUESTIONS, default_questions, parse_gates, read_questions
 from adatoken3d_ros.cli.main import main
 from adatoken3d_ros.engine.answer import Question, Status
+from adatoken3d_ros.engine.understanding import Understanding
 from adatoken3d_ros.lab.information import InformationSet
 from adatoken3d_ros.lab.synthetic.wordings import WORDINGS
+from adatoken3d_ros.lab.training.language import understanding
 from adatoken3d_ros.lmm import registry
 from adatoken3d_ros.lmm.llava3d.tiny import write_tiny_checkpoint
 from adatoken3d_ros.lmm.text_places import parse_clicks
@@ -234,6 +239,20 @@ def test_without_questions_a_model_is_asked_what_it_was_trained_for(
     for question in (*first, *second):
         for x, y, z in parse_clicks(question)[1]:
             assert -4 < x < 5 and 0 < y < 3 and -1 < z < 3  # on the wall that the views show
+
+
+def test_a_model_that_says_what_it_understands_is_asked_nothing_else(model: Path) -> None:
+    known = understanding()
+    for families, number in ((list(known["wordings"]), len(WORDINGS)), (["count", "colour"], 2)):
+        only = {name: known["wordings"][name] for name in families}
+        told = Understanding(known["words"], known["things"], known["colours"], only)
+        scene: Any = SimpleNamespace(
+            tokens=lambda: SimpleNamespace(xyz=torch.ones(3, 3)),
+            runtime=SimpleNamespace(understanding=told, model=SimpleNamespace(takes_clicks=True)),
+        )
+        asked = default_questions(model)(scene)
+        assert len(asked) == number
+        assert {told.judge(parse_clicks(question)[0])[0] for question in asked} == set(families)
 
 
 def test_what_moves_answers_much_is_said_last(
