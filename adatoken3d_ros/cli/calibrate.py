@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adatoken3d_ros.cli import ask
-from adatoken3d_ros.cli.options import add_scenes, settings_of
+from adatoken3d_ros.cli.options import add_scenes, check_files, settings_of
 from adatoken3d_ros.cli.progress import step_progress
+from adatoken3d_ros.cli.questions import read_questions
 
 if TYPE_CHECKING:
     from adatoken3d_ros.engine.scene import Scene
@@ -34,7 +35,6 @@ GENERAL_QUESTIONS = (
     "Is there a free path through the room?",
     "Describe the room.",
 )
-MAX_QUESTIONS_BYTES = 1 << 20
 _POOR_FIT = 0.5
 _MOVES_MUCH = 0.05  # nats; the strategies that the package brings move answers by less down to 15 % of the operations
 
@@ -87,7 +87,10 @@ _ONLY_FOR = {
 def run(args: argparse.Namespace) -> int:
     """Runs the command; returns 0. Raises ValueError or OSError naming what is wrong."""
     wanted = check_arguments(args)
-    questions = read_questions(args.questions) if args.questions else default_questions(args.model)
+
+    from adatoken3d_ros.engine.loading import checkpoint_path
+
+    questions = read_questions(args.questions) if args.questions else default_questions(checkpoint_path(args.model))
     args.report.mkdir(parents=True, exist_ok=True)
 
     from rich.console import Console
@@ -115,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
         options=options,
         schedule=schedule,
         model_hash=scene.runtime.model.identity,
-        model_id=args.model.resolve().name,
+        model_id=scene.runtime.model_id.partition("@")[0],
         info={
             "kind": args.kind,
             "made_from": {"scenes": list(dict.fromkeys(information.scenes)), "prompts": len(prompts.samples)},
@@ -191,14 +194,7 @@ def check_arguments(args: argparse.Namespace) -> Wanted:
     from adatoken3d_ros.lab.strategy_maker import Wanted
     from adatoken3d_ros.pruning.policies import make_policy
 
-    for option in ("model", "questions"):
-        if getattr(args, option) is not None and not getattr(args, option).exists():
-            raise FileNotFoundError(f"--{option}: {getattr(args, option)} does not exist")
-    for path in args.folder or args.bag:
-        if not path.exists():
-            raise FileNotFoundError(f"--{'folder' if args.folder else 'bag'}: {path} does not exist")
-    if not args.out.resolve().parent.is_dir():
-        raise FileNotFoundError(f"--out: {args.out.resolve().parent} is no folder")
+    check_files(args)
     for name, kinds in _ONLY_FOR.items():
         if getattr(args, name) not in (None, False) and args.kind not in kinds:
             raise ValueError(f"--{name.replace('_', '-')} is for --kind {' or '.join(kinds)}, not {args.kind}")
@@ -247,22 +243,6 @@ def parse_dims(text: str) -> list[int]:
         if not part.strip().isdecimal():
             raise ValueError(f"--sink-dims: {part!r} is no dimension; expected numbers or auto")
     return [int(part) for part in parts]
-
-
-def read_questions(path: Path) -> tuple[str, ...]:
-    """One question a line; empty lines and lines that begin with # are passed over. Raises ValueError, OSError."""
-    with path.open("rb") as file:
-        content = file.read(MAX_QUESTIONS_BYTES + 1)
-    if len(content) > MAX_QUESTIONS_BYTES:
-        raise ValueError(f"{path} is larger than {MAX_QUESTIONS_BYTES} bytes")
-    try:
-        lines = [line.strip() for line in content.decode("utf-8").splitlines()]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
-    questions = tuple(line for line in lines if line and not line.startswith("#"))
-    if not questions:
-        raise ValueError(f"{path} holds no question")
-    return questions
 
 
 def print_tables(console: Any, strategy: Any, concentration: dict[str, Any]) -> None:

@@ -32,13 +32,15 @@ ROS_MODULES = (
 def add_parser(subparsers: Any) -> None:
     """Adds the command's arguments."""
     parser = subparsers.add_parser("info", help="versions, what is missing, what a model needs", description=__doc__)
-    parser.add_argument("--model", type=Path, metavar="DIR", help="checkpoint to describe")
+    parser.add_argument("--model", type=Path, metavar="DIR", help="checkpoint to describe (the one in the package)")
+    parser.add_argument("--vision-path", type=Path, metavar="DIR", help="its vision tower, if it has none")
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command; 0 even where things are missing: that is the information."""
-    if args.model is not None and not args.model.is_dir():
-        raise NotADirectoryError(f"--model: {args.model} is no directory")
+    for option, path in (("--model", args.model), ("--vision-path", args.vision_path)):
+        if path is not None and not path.is_dir():
+            raise NotADirectoryError(f"{option}: {path} is no directory")
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -46,7 +48,9 @@ def run(args: argparse.Namespace) -> int:
     console = Console()
     sections = [("Versions", versions()), ("What is here", presence())]
     if args.model is not None:
-        sections.append(("Model", model_facts(args.model)))
+        sections.append(("Model", model_facts(args.model, args.vision_path)))
+    else:
+        sections.append(("Model in the package, which answers where no other is named", embedded_facts()))
     for title, facts in sections:
         table = Table(show_header=False, title=title, title_justify="left")
         table.add_column(style="bold", no_wrap=True)
@@ -96,7 +100,20 @@ def cuda() -> str:
     return ", ".join(f"{device.name}, {device.total_memory / 2**30:.0f} GiB" for device in devices)
 
 
-def model_facts(path: Path) -> list[tuple[str, str]]:
+def embedded_facts() -> list[tuple[str, str]]:
+    """As `model_facts`, of the model in the package; why it cannot be described, where it cannot."""
+    from adatoken3d_ros.weights import embedded_path
+
+    try:
+        path = embedded_path()
+    except FileNotFoundError as error:
+        return [("directory", str(error))]
+    if missing := [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]:
+        return [("directory", str(path)), ("shape", f"unknown: {' and '.join(missing)} not installed")]
+    return [*model_facts(path), ("card", "docs/model_card.md: what it knows, and how often it is right")]
+
+
+def model_facts(path: Path, vision_path: Path | None = None) -> list[tuple[str, str]]:
     """(fact, value) of a checkpoint, from its files and headers: the weights are not loaded.
 
     Raises:
@@ -104,7 +121,7 @@ def model_facts(path: Path) -> list[tuple[str, str]]:
     """
     from adatoken3d_ros.lmm.registry import architecture_of, outline
 
-    model = outline(path)
+    model = outline(path, vision_path)
     decoder, sizes, cut = model.decoder.size, model.sizes, model.sizes.patches
     parts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
     parameters = sum(p.numel() for p in model.parameters())

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,19 @@ OPTIONS = {
     "--base-to-camera": "pose.base_to_camera",
     "--budget-ms": "latency_budget_ms",
     "--device": "model.device",
+    "--depth-to-rgb": "pose.depth_to_rgb",
     "--dtype": "model.dtype",
+    "--input-source": "input.source",
     "--max-new-tokens": "max_new_tokens",
     "--max-views": "scene.max_views",
+    "--model": "model.path",
+    "--slop": "sync.slop",
     "--strategy": "strategy",
     "--unsure-below": "unsure_below",
+    "--vision-path": "model.vision_path",
 }
 _METAVARS = {int: "N", float: "X", str: "NAME", tuple: "'X Y Z ROLL PITCH YAW'"}
+_FOLDERS = ("--model", "--vision-path")
 
 
 def add_settings(parser: argparse.ArgumentParser, *options: str) -> None:
@@ -34,8 +41,8 @@ def add_settings(parser: argparse.ArgumentParser, *options: str) -> None:
             type=partial(_pose, setting) if kind is tuple else kind,
             default=setting.default,
             choices=setting.choices or None,
-            metavar=None if setting.choices else _METAVARS[kind],
-            help=text if kind is tuple else f"{text} (%(default)s)",
+            metavar=None if setting.choices else "DIR" if option in _FOLDERS else _METAVARS[kind],
+            help=text if kind is tuple or option in _FOLDERS else f"{text} (%(default)s)",
         )
 
 
@@ -50,11 +57,11 @@ def _pose(setting: Setting, text: str) -> tuple[float, ...]:
 
 def add_scenes(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
     """Adds the model's checkpoint, and bags or folders of frames: one, or several that are a scene each."""
-    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="the model's checkpoint")
+    add_settings(parser, *_FOLDERS)
     source = parser.add_mutually_exclusive_group(required=True)
     for option, metavar, what in (
         ("--bag", "PATH", "ROS 2 bag: an .mcap or .db3 file, or a bag's folder"),
-        ("--folder", "DIR", "color/, depth/, pose/ and intrinsics.json"),
+        ("--folder", "DIR", "color/, depth/, pose/ and intrinsics.json, see docs/data.md"),
     ):
         what += ", one scene each" if several else ""
         source.add_argument(option, type=Path, metavar=metavar, help=what, nargs="+" if several else None)
@@ -65,10 +72,31 @@ def add_scenes(parser: argparse.ArgumentParser, *, several: bool = False) -> Non
         "--scene-frame", default="", metavar="NAME",
         help=f"frame of the scene (what the bag's poses are in; for TF {DEFAULTS['scene.frame_id']})",
     )  # fmt: skip
-    for name in ("rgb", "depth", "pose"):
+    for name in ("rgb", "depth", "points", "pose"):
         parser.add_argument(f"--{name}-topic", default="", metavar="NAME", help="in the bag, if it has several")
+    add_settings(parser, "--input-source", "--slop", "--depth-to-rgb")
     parser.add_argument("--stride", type=int, default=1, metavar="N", help="use every N-th frame (%(default)s)")
     add_settings(parser, "--base-to-camera", "--max-views", "--device", "--dtype")
+
+
+def check_files(args: argparse.Namespace) -> None:
+    """Before any work: what is read is there, and where something is to be written there is a folder.
+
+    Raises:
+        OSError: names option and path.
+    """
+    for option in (*_FOLDERS, "--bag", "--folder", "--questions"):
+        found = getattr(args, option.strip("-").replace("-", "_"), None) or ()
+        for path in map(Path, found if isinstance(found, list) else [found] if found else []):
+            if not path.exists():
+                raise FileNotFoundError(f"{option}: {path} does not exist")
+    for option in ("--json", "--out"):
+        if (written := getattr(args, option.strip("-"), None)) is not None:
+            folder = written.resolve().parent
+            if not folder.is_dir():
+                raise FileNotFoundError(f"{option}: {folder} is no folder")
+            if written.is_dir() or not os.access(written if written.exists() else folder, os.W_OK):
+                raise PermissionError(f"{option}: {written} cannot be written to")
 
 
 def settings_of(args: argparse.Namespace) -> Settings:
@@ -80,7 +108,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
     Raises:
         ValueError: for a value that cannot be used; names option, setting, value and range.
     """
-    given: dict[str, Any] = {"model.path": str(args.model)}
+    given: dict[str, Any] = {}
     for option, name in OPTIONS.items():
         if (value := getattr(args, option.strip("-").replace("-", "_"), None)) is not None:
             if problem := BY_NAME[name].problem(value):

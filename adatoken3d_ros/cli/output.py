@@ -19,12 +19,12 @@ Record = dict[str, Any]
 
 
 def record_of_answer(answer: Answer) -> Record:
-    """The engine's answer under the field names of adatoken3d/msg/Answer; no data age (None), as nothing is live.
-
-    A confidence of NaN becomes None.
+    """The engine's answer under the field names of adatoken3d/msg/Answer, and the question's clicks; no age of the data
+    (None), as nothing is live. A confidence of NaN becomes None.
     """
     return {
         "question": answer.question.text,
+        "clicks": answer.question.clicks.tolist(),
         "text": answer.text,
         "status": answer.status.name,
         "status_message": answer.status_message,
@@ -42,14 +42,16 @@ def record_of_answer(answer: Answer) -> Record:
         "model_id": answer.model_id,
         "seed": answer.seed,
         "confidence": _known(answer.confidence),
+        "plan": answer.plan,
+        "predicted_ms": None if answer.predicted is None else answer.predicted.total,
     }
 
 
 def record_of_message(message: Any) -> Record:
-    """An adatoken3d/msg/Answer as plain values; a data age or confidence of NaN becomes None."""
+    """An adatoken3d/msg/Answer as plain values, NaN as None; it has no clicks, which a message does not tell."""
     same = (
         *("question", "text", "status_message", "latency_budget_ms", "budget_met", "spatial_tokens", "retained_tokens"),
-        *("prefill_flops", "prefill_flops_unpruned", "strategy", "model_id", "seed"),
+        *("prefill_flops", "prefill_flops_unpruned", "strategy", "model_id", "seed", "plan"),
         *(f"{stage}_ms" for stage in (*STAGES, "total")),
     )
     boxes = [
@@ -64,8 +66,7 @@ def record_of_message(message: Any) -> Record:
         "status": Status(message.status).name,
         "stamp_ns": message.header.stamp.sec * 10**9 + message.header.stamp.nanosec,
         "boxes": boxes,
-        "data_age": _known(message.data_age),
-        "confidence": _known(message.confidence),
+        **{name: _known(getattr(message, name)) for name in ("data_age", "confidence", "predicted_ms")},
     }
 
 
@@ -104,6 +105,13 @@ def rows(record: Record) -> list[tuple[str, str]]:
         ("latency budget", f"{budget:g} ms, {'met' if record['budget_met'] else 'missed'}" if budget else "none"),
         ("strategy, model", f"{record['strategy']}, {record['model_id']}" if record["model_id"] else "none was asked"),
     ]
+
+
+def brief(record: Record) -> str:
+    """What an answer cost, in one line."""
+    status = record["status"] + (f": {record['status_message']}" if record["status_message"] else "")
+    kept = f", {record['retained_tokens']} of {record['spatial_tokens']} tokens" if record["spatial_tokens"] else ""
+    return f"{status}, {record['total_ms']:.0f} ms{kept}"
 
 
 def write_json(record: Record, path: Path) -> None:

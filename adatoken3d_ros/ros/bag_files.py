@@ -28,6 +28,7 @@ from adatoken3d_ros.files import open_regular, read_file
 from adatoken3d_ros.text import described, quoted, shown
 
 STORE = get_typestore(Stores.ROS2_KILTED)
+METADATA, SUFFIXES = "metadata.yaml", (".mcap", ".db3")
 MAX_METADATA = 2**20  # bytes of metadata.yaml
 FREE_GROWTH, MOST_GROWTH = 32 * 2**20, 1000  # compressed data may grow to so many bytes, and to so many times its size
 MOST_CHUNK = 2**29  # bytes of a chunk when it is unpacked
@@ -116,7 +117,7 @@ class BagReader:
             folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
             paths = [self._unpacked(file, folder) for file in paths]
         for file in paths:
-            if file.suffix not in (".mcap", ".db3"):
+            if file.suffix not in SUFFIXES:
                 raise BagError(f"{file.name} is neither .mcap nor .db3")
             opened = _Mcap(file) if file.suffix == ".mcap" else _Sqlite(file)
             self._stack.callback(opened.close)
@@ -126,13 +127,18 @@ class BagReader:
 
     def _listed(self, path: Path) -> tuple[list[Path], str]:
         """The files that a bag's metadata lists, and how they are compressed."""
+        if not (path / METADATA).exists():
+            raise BagError(_without_metadata(path))
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        content = yaml.load(bytes(read_file(path / "metadata.yaml", MAX_METADATA)), Loader=loader)
+        content = yaml.load(bytes(read_file(path / METADATA, MAX_METADATA)), Loader=loader)
         info = content["rosbag2_bagfile_information"]
         mode, packed = str(info.get("compression_mode") or "").lower(), str(info.get("compression_format") or "")
         if mode not in ("", "none", "file", "message", "storage") or (mode in ("file", "message") and packed != "zstd"):
             raise BagError(f"it is compressed by {quoted(packed)} in mode {quoted(mode)}; read is zstd")
-        return [path / PurePath(str(name)).name for name in info["relative_file_paths"]], mode
+        files = [path / PurePath(str(name)).name for name in info["relative_file_paths"]]
+        if missing := [file.name for file in files if not file.exists()]:
+            raise BagError(f"its {METADATA} lists {shown(', '.join(missing), 300)}, which is not there")
+        return files, mode
 
     def _unpacked(self, file: Path, folder: Path) -> Path:
         out = folder / file.stem
@@ -140,6 +146,17 @@ class BagReader:
         with open_regular(file) as packed, out.open("xb") as plain:
             growth.stream(packed, plain)
         return out
+
+
+def _without_metadata(path: Path) -> str:
+    """What a folder holds instead of the files of a bag, in words."""
+    text, names = f"the folder has no {METADATA}", {file.name for file in path.iterdir()}
+    if recorded := sorted(name for name in names if PurePath(name).suffix in SUFFIXES):
+        which = shown(", ".join(recorded), 300)
+        return f"{text}; name one of its files ({which}), or have 'ros2 bag reindex {path}' write it"
+    if "intrinsics.json" in names:
+        return f"{text} and no .mcap or .db3 file, but an intrinsics.json: it is a folder of posed frames (--folder)"
+    return f"{text} and no .mcap or .db3 file"
 
 
 @contextmanager

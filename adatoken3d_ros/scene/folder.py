@@ -25,6 +25,8 @@ from adatoken3d_ros.scene.frames import (
 from adatoken3d_ros.text import described, quoted, shown
 
 MAX_TEXT, MAX_TIMES = 2**16, 2**24  # bytes of intrinsics.json or a pose, and of times.txt
+PARTS = ("color", "depth", "pose", "intrinsics.json")
+HOLDS = "a folder of posed frames holds color/, depth/, pose/ and intrinsics.json, see docs/data.md"
 _FRAME_PERIOD_NS = 100_000_000  # of folders without times.txt: 10 Hz
 
 
@@ -66,6 +68,8 @@ def read_folder(path: str | Path, *, stride: int = 1) -> Iterator[PosedFrame]:
         raise FolderError(f"stride {stride} must be at least 1")
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder")
+    if missing := [name for name in PARTS if not (folder / name).exists()]:
+        raise FileNotFoundError(f"{folder} has no {', '.join(missing)}; {HOLDS}")
     intrinsics = read_intrinsics(folder / "intrinsics.json")
     colors = sorted(p for p in (folder / "color").glob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
     if not colors:
@@ -92,7 +96,7 @@ def read_intrinsics(path: Path) -> FolderIntrinsics:
         depth_scale = float(content.get("depth_scale", 1000.0))
         distortion = np.array(content.get("distortion", [0.0] * 5), dtype=np.float64)
     except KeyError as error:
-        raise FolderError(f"{path} lacks {error}") from error
+        raise FolderError(f"{path} lacks {error} (docs/data.md has every key)") from error
     except UnusableFile as error:
         raise FolderError(str(error)) from error
     except (ValueError, TypeError, AttributeError, OverflowError) as error:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,13 @@ from rosbags.typesys import Stores, get_typestore
 
 from adatoken3d_ros.cli.ask import frames
 from adatoken3d_ros.cli.main import main, parser
+from adatoken3d_ros.cli.questions import Streamed
+from adatoken3d_ros.engine import loading
 from adatoken3d_ros.scene.folder import read_folder
 from adatoken3d_ros.weights import embedded_path
 
 TIMES = {f"{stage}_ms" for stage in ("queue", "encode", "tokens", "prefill", "decode", "total")}
+TIMES |= {"plan"}  # tells the measured times of the stages
 
 
 @pytest.fixture(scope="session")
@@ -164,6 +168,12 @@ def test_options_reach_the_session(tiny: Path, folder: Path, tmp_path: Path) -> 
         (["--model", "TINY", "--folder", "FOLDER", "x", "--strategy", "best"], "'best'"),
         (["--model", "TINY", "--folder", "FOLDER", "x", "--stride", "0"], "--stride 0"),
         (["--model", "TINY", "--folder", "FOLDER", "x", "--max-new-tokens", "-4"], "got -4"),
+        (["--model", "TINY", "--folder", "FOLDER", "x", "--vision-path", "NONE"], "--vision-path: NONE does not exist"),
+        (["--model", "TINY", "--folder", "FOLDER", "--questions", "NONE"], "--questions: NONE does not exist"),
+        (["--model", "TINY", "--folder", "FOLDER", "x", "--json", "NONE/a.json"], "--json: NONE is no folder"),
+        (["--model", "TINY", "--folder", "FOLDER", "x", "--json", "FOLDER"], "cannot be written to"),
+        (["--model", "TINY", "--bag", "FOLDER", "x"], "no metadata.yaml and no .mcap or .db3 file, but an intrinsics"),
+        (["--model", "TINY", "--folder", "BAG", "x"], "has no color, depth, pose, intrinsics.json; a folder of posed"),
         (["--model", "TINY", "--bag", "BAG", "x", "--rgb-topic", "/other"], "'/other'"),
         (["--model", "TINY", "--bag", "BAG", "x", "--pose-source", "tf"], "the bag's TF has no frame 'map'"),
     ],
@@ -178,6 +188,7 @@ def test_bad_input_is_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     paths = {"TINY": tiny, "FOLDER": folder, "BAG": bag, "NONE": tmp_path / "none"}
+    paths |= {"NONE/a.json": tmp_path / "none" / "a.json"}
     assert main(["ask", *(str(paths.get(argument, argument)) for argument in arguments)]) == 2
     error = capsys.readouterr().err
     assert message.replace("NONE", str(paths["NONE"])) in error
@@ -218,3 +229,94 @@ def test_question_that_the_session_refuses(
     monkeypatch.setenv("COLUMNS", "200")
     assert main(["ask", "--model", str(tiny), "--folder", str(folder), "what is <image>"]) == 1
     assert "INVALID_REQUEST" in capsys.readouterr().out
+
+
+def test_the_model_in_the_package_answers_where_none_is_named(
+    tiny: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "embedded_path", lambda: tiny)
+    assert ask(tmp_path, "--folder", str(folder), "What is here?")["model_id"].startswith(f"{tiny.name}@")
+
+
+def test_a_file_of_questions_is_answered_about_one_scene(
+    tiny: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ("--model", str(tiny), "--folder", str(folder))
+    one_by_one = [ask(tmp_path, *common, text) for text in ("What is here?", "What is on the wall?")]
+    loaded = []
+    load = loading.load_engine
+    monkeypatch.setattr(loading, "load_engine", lambda *given: loaded.append(1) or load(*given))
+    questions, record = tmp_path / "questions.txt", tmp_path / "answers.jsonl"
+    questions.write_text("What is here?\n\n# no question\nWhat is on the wall?\n")
+    capsys.readouterr()
+    more = ("--questions", str(questions), "--max-new-tokens", "5", "--json", str(record))
+    assert main(["ask", *common, *more]) == 0
+    several = [json.loads(line) for line in record.read_text().splitlines()]
+    assert [{key: value for key, value in one.items() if key not in TIMES} for one in several] == one_by_one
+    assert loaded == [1]
+    text = capsys.readouterr().out
+    assert "frames: 4 key_frame" in text and text.index("What is here?\n") < text.index("What is on the wall?\n")
+    questions.write_text("What is here?\nwhat is <image>\n")
+    assert main(["ask", *common, "--questions", str(questions), "--json", str(record)]) == 1
+    assert [json.loads(line)["status"] for line in record.read_text().splitlines()][1] == "INVALID_REQUEST"
+
+
+def test_chat_answers_what_is_typed_until_an_empty_line(
+    tiny: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ("--model", str(tiny), "--folder", str(folder))
+    expected = ask(tmp_path, *common, "What is here?")
+    capsys.readouterr()
+    monkeypatch.setattr("sys.stdin", io.StringIO("What is here?\nWhat is here?\n\nnever asked\n"))
+    record = tmp_path / "answers.jsonl"
+    assert main(["ask", *common, "--chat", "--max-new-tokens", "5", "--json", str(record)]) == 0
+    assert [json.loads(line)["text"] for line in record.read_text().splitlines()] == [expected["text"]] * 2
+    text = capsys.readouterr().out
+    assert text.count(f"{expected['text']}\n  [{expected['status']}") == 2 and "never asked" not in text
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert main(["ask", *common, "--chat"]) == 0
+
+
+def test_an_answer_is_shown_as_it_is_written() -> None:
+    out = io.StringIO()
+    streamed = Streamed(out)
+    for text in ("a", "a chair", "a chair", "the chair"):
+        streamed.show(text)
+    assert out.getvalue() == "a chair\nthe chair"
+
+
+def test_a_bag_of_clouds(tiny: Path, folder: Path, bag: Path, tmp_path: Path) -> None:
+    """Organised clouds of the folder's frames give what the folder gives."""
+    store, path = get_typestore(Stores.ROS2_KILTED), tmp_path / "clouds"
+    kinds = store.types
+    (first, *_) = read_folder(folder)
+    with Writer(path, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
+        names = {"/lidar": "sensor_msgs/msg/PointCloud2", "/pose": "geometry_msgs/msg/PoseStamped"}
+        topics = {name: writer.add_connection(name, kind, typestore=store) for name, kind in names.items()}
+        for frame in read_folder(folder):
+            stamp = kinds["builtin_interfaces/msg/Time"](*divmod(frame.stamp_ns, 10**9))
+            rows, columns = np.mgrid[:48, :64]
+            points = np.zeros((48, 64), [("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("rgb", "<u4")])
+            points["x"] = (columns - frame.K[0, 2]) / frame.K[0, 0] * frame.depth
+            points["y"] = (rows - frame.K[1, 2]) / frame.K[1, 1] * frame.depth
+            points["z"], wide = frame.depth, frame.rgb.astype(np.uint32)
+            points["rgb"] = wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]
+            field = kinds["sensor_msgs/msg/PointField"]
+            fields = [field(name, 4 * at, 7, 1) for at, name in enumerate(points.dtype.names or ())]
+            header, data = kinds["std_msgs/msg/Header"](stamp, "camera"), np.frombuffer(points.tobytes(), np.uint8)
+            cloud = kinds[names["/lidar"]](header, 48, 64, fields, False, 16, 16 * 64, data, True)
+            x, y, z = frame.T_world_camera[:3, 3]
+            pose = kinds["geometry_msgs/msg/Pose"](
+                kinds["geometry_msgs/msg/Point"](x, y, z),
+                kinds["geometry_msgs/msg/Quaternion"](-0.5, 0.5, -0.5, 0.5),
+            )
+            posed = kinds[names["/pose"]](kinds["std_msgs/msg/Header"](stamp, "map"), pose)
+            for name, message in (("/pose", posed), ("/lidar", cloud)):
+                writer.write(topics[name], frame.stamp_ns, store.serialize_cdr(message, names[name]))
+    args = parser()[0].parse_args(["ask", "What?", "--bag", str(path), "--input-source", "organised_points"])
+    found = list(frames(args))
+    assert [frame.stamp_ns for frame in found] == [frame.stamp_ns for frame in read_folder(folder)]
+    np.testing.assert_array_equal(found[0].rgb, first.rgb)
+    np.testing.assert_allclose(found[0].depth, first.depth, atol=1e-5)
+    record = ask(tmp_path, "--model", str(tiny), "--bag", str(path), "--input-source", "organised_points", "What?")
+    assert record["stamp_ns"] == 1_300_000_000 and record["spatial_tokens"]

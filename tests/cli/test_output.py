@@ -8,6 +8,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -16,7 +17,7 @@ from adatoken3d_ros.engine.answer import Answer, Box, Question, Status
 from adatoken3d_ros.engine.stages import StageTimes
 
 ANSWER = Answer(
-    Question("Where is the chair?", latency_budget_ms=300.0),
+    Question("Where is the chair?", np.array([[1.0, 2.0, 3.5]]), latency_budget_ms=300.0),
     Status.TRUNCATED,
     text="[bold]there",
     status_message="cut",
@@ -30,13 +31,15 @@ ANSWER = Answer(
     prefill_flops_unpruned=4e9,
     strategy="ours",
     model_id="m@1",
+    plan="ours, all tokens",
+    predicted=StageTimes(0.0, 2.0, 3.0, 4.0, 5.0, 14.0),
 )
 
 
 def message_of(answer: Answer) -> Any:
     """The fields of adatoken3d/msg/Answer for an answer, without ROS."""
     record = record_of_answer(answer)
-    fields = {key: value for key, value in record.items() if key not in ("stamp_ns", "boxes", "status")}
+    fields = {key: value for key, value in record.items() if key not in ("stamp_ns", "boxes", "status", "clicks")}
     boxes = [
         SimpleNamespace(
             center=SimpleNamespace(position=SimpleNamespace(**dict(zip("xyz", box.centre, strict=True)))),
@@ -74,7 +77,10 @@ def test_rows_by_hand() -> None:
 
 def test_message_and_engine_give_the_same_record() -> None:
     answer = replace(ANSWER, confidence=0.25)
-    assert record_of_message(message_of(answer)) == {**record_of_answer(answer), "data_age": 0.75}
+    record = record_of_answer(answer)
+    assert record.pop("clicks") == [[1.0, 2.0, 3.5]]  # which a message does not tell
+    assert record["plan"] == "ours, all tokens" and record["predicted_ms"] == 14.0
+    assert record_of_message(message_of(answer)) == {**record, "data_age": 0.75}
 
 
 def test_confidence_is_told_where_it_is_known() -> None:
@@ -87,10 +93,11 @@ def test_confidence_is_told_where_it_is_known() -> None:
     assert record_of_message(message)["confidence"] is None
 
 
-def test_age_that_is_not_known() -> None:
+def test_what_is_not_known() -> None:
     message = message_of(ANSWER)
-    message.data_age = math.nan
-    assert record_of_message(message)["data_age"] is None
+    message.data_age = message.predicted_ms = math.nan
+    record = record_of_message(message)
+    assert record["data_age"] is None and record["predicted_ms"] is None
 
 
 def test_nothing_seen_divides_by_nothing() -> None:

@@ -30,6 +30,15 @@ def test_what_is_no_bag(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-200])
     with pytest.raises(BagError):
         list(read_bag(folder))
+    file.rename(folder / "other.mcap")
+    with pytest.raises(BagError, match=rf"its metadata\.yaml lists {file.name}, which is not there"):
+        list(read_bag(folder))
+    (folder / "metadata.yaml").unlink()
+    with pytest.raises(BagError, match=r"no metadata\.yaml; name one of its files \(other\.mcap\).*ros2 bag reindex"):
+        list(read_bag(folder))
+    (folder / "other.mcap").unlink()
+    with pytest.raises(BagError, match=r"the folder has no metadata\.yaml and no \.mcap or \.db3 file$"):
+        list(read_bag(folder))
 
 
 COMPRESSIONS = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from adatoken3d_ros.scene.geometry import PatchGeometry
 from adatoken3d_ros.scene.patches import PatchConfig, patch_points
 
 DESK = Path(__file__).resolve().parents[3] / "shared" / "data" / "tum_fr1_desk"
+DATA = Path(__file__).resolve().parents[2] / "docs" / "data.md"
 INTRINSICS = {"width": 8, "height": 6, "fx": 7.0, "fy": 7.5, "cx": 3.5, "cy": 2.5, "depth_scale": 1000}
 
 
@@ -94,7 +96,7 @@ def intrinsics(**changes: object) -> Break:
         (lambda f: [p.unlink() for p in (f / "color").iterdir()], FolderError, "color"),
         (write("intrinsics.json", "{"), FolderError, "intrinsics.json is not valid"),
         (write("intrinsics.json", "[]"), FolderError, "intrinsics.json is not valid"),
-        (write("intrinsics.json", json.dumps({"width": 8})), FolderError, "lacks 'height'"),
+        (write("intrinsics.json", json.dumps({"width": 8})), FolderError, r"lacks 'height' \(docs/data.md"),
         (intrinsics(fx="wide"), FolderError, "wide"),
         (intrinsics(fx=0), FolderError, "fx=0"),
         (intrinsics(width=9000), FolderError, "9000x6"),
@@ -206,3 +208,28 @@ def test_points_agree_with_the_depth_of_other_frames(desk: list[PosedFrame]) -> 
         others = np.concatenate([d.xyz[d.valid] for i, d in enumerate(dense) if i != index])
         distances.append(cKDTree(others).query(points.xyz[points.valid])[0])
     assert np.median(np.concatenate(distances)) < 0.03
+
+
+def test_the_recipe_of_the_documentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A TUM sequence of 11 images and twice as many poses becomes a folder of its first and its last image."""
+    source, out = tmp_path / "tum", tmp_path / "frames"
+    for name, pixels in (("rgb", np.zeros((480, 640, 3), np.uint8)), ("depth", np.full((480, 640), 10_000, np.uint16))):
+        (source / name).mkdir(parents=True)
+        Image.fromarray(pixels).save(source / name / "one.png")
+        lines = [f"{100 + index / 30:.6f} {name}/one.png" for index in range(11)]
+        (source / f"{name}.txt").write_text("\n".join(["# timestamp filename", *lines]))
+    poses = [f"{100 + index / 60:.4f} {index} 0 1.5 0 0 0.6 0.8" for index in range(22)]
+    (source / "groundtruth.txt").write_text("\n".join(["# timestamp tx ty tz qx qy qz qw", *poses]))
+    monkeypatch.setattr("sys.argv", ["recipe", str(source), str(out)])
+    (code,) = re.findall(r"```python\n(.*?)```", DATA.read_text(), re.DOTALL)
+    exec(compile(code, str(DATA), "exec"), {})
+    first, last = read_folder(out)
+    assert (first.stamp_ns, last.stamp_ns) == (100_000_000_000, 100_333_333_000)
+    assert first.depth[0, 0] == 2.0 and last.T_world_camera[:3, 3].tolist() == [20.0, 0.0, 1.5]
+    # A quaternion about z with sin(a / 2) = 0.6: cos(a) = 0.28, sin(a) = 0.96.
+    assert_allclose(last.T_world_camera[:2, :2], [[0.28, -0.96], [0.96, 0.28]], atol=1e-12)
+
+
+def test_every_key_is_in_the_documentation() -> None:
+    for key in (*INTRINSICS, "distortion"):
+        assert f"`{key}`" in DATA.read_text()
