@@ -2,8 +2,9 @@
 """Ask the node from plain Python, without futures, executors or spinning.
 
     with SceneClient() as scene:
-        print(scene.ask("What is on the table?").text)
-        for piece in scene.stream("How many chairs are there?"):
+        answer = scene.ask("How many chairs are there?")
+        print(answer.text or answer.status_message)  # without a text the message says why: no scene yet, busy, ...
+        for piece in scene.stream("What is on the table?"):
             print(piece, end="", flush=True)
 
 A client may live in any process, also in one that already uses rclpy: it has its own context, executor and thread.

@@ -54,6 +54,7 @@ INFO_OF = {"rgb_info_topic": "rgb_topic", "depth_info_topic": "depth_topic"}
 # Launch argument -> the parameter that it sets.
 PARAMETERS = {
     "model": "model.path",
+    "vision_path": "model.vision_path",
     "pose_source": "pose.source",
     "input_source": "input.source",
     "transport": "input.transport",

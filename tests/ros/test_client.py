@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -223,3 +226,37 @@ def test_lost_replies_do_not_lose_the_question(processes: Processes, monkeypatch
     with SceneClient("lossy") as client:
         assert client.ask("say that you are there").text == "that you are there"
         assert client.state() == "unconfigured"
+
+
+@pytest.mark.parametrize(
+    ("answer", "printed"),
+    [
+        (
+            Answer(text="two", data_age=1.25, retained_tokens=30, spatial_tokens=200),
+            "two (1.2 s old, 30 of 200 tokens)\n",
+        ),
+        (
+            Answer(status=Answer.NO_SCENE, data_age=math.nan, status_message="nothing has come on /rgb/image"),
+            "no answer: nothing has come on /rgb/image\n",
+        ),
+    ],
+)
+def test_the_example_of_the_readme(
+    answer: Answer, printed: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever the node says, a person can read it."""
+    readme = Path(__file__).parents[2] / "README.md"
+    (code,) = (one for one in re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL) if "SceneClient" in one)
+    monkeypatch.setattr("adatoken3d_ros.ros.client.SceneClient", lambda: nullcontext(Asked(answer)))
+    exec(compile(code, str(readme), "exec"), {})
+    assert capsys.readouterr().out == printed
+
+
+class Asked:
+    """A client whose answer is known."""
+
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
+
+    def ask(self, question: str, latency_budget_ms: float) -> Answer:
+        return self._answer

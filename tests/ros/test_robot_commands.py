@@ -165,3 +165,13 @@ class Nav2Manager:
         request = ChangeState.Request(transition=Transition(id=number))
         assert self._graph.call(ChangeState, f"{self._node}/change_state", request).success
         assert self._graph.call(GetState, f"{self._node}/get_state").current_state.id == state
+
+
+def test_the_node_starts_without_a_ros_installation(graph: Graph, tiny_model: Path) -> None:
+    """By the README's line, which needs an environment of wheels alone."""
+    (line,) = re.findall(r"`\.venv/bin/python -m (adatoken3d_ros\.ros\.node [^`]*)`", README)
+    module, *words = shlex.split(line)
+    graph.start(module, *words, "-p", f"model.path:={tiny_model}")
+    graph.wait(lambda: graph.state() == "active", "the node to be active")
+    for topic in (word.split(":=")[1] for word in words if word.startswith(("rgb", "depth"))):
+        graph.wait(lambda topic=topic: graph.node.get_subscriptions_info_by_topic(topic), f"a subscription to {topic}")
