@@ -63,6 +63,9 @@ def answer(
     times = watch.finish()
     guard.finish(times)
     met = times.total <= (question.latency_budget_ms or math.inf)
+    if found.report is not None and found.status.answered:
+        short = guard.shortfall(times.total, sum(found.report.spatial_per_layer), scene.usual_reading)
+        found = replace(found, status_message="; ".join(filter(None, (found.status_message, short))))
     return replace(
         found, times=times, budget_met=met, plan=guard.why, predicted=guard.predicted, decision=guard.decision
     )

@@ -83,6 +83,12 @@ class Scene:
         draws = strategy.policy == "random" and "seed" not in strategy.options
         return make_policy(strategy.policy, **strategy.options, **({"seed": self.config.seed} if draws else {}))
 
+    @property
+    def usual_reading(self) -> int:
+        """Tokens that the strategy reads of the scene, summed over the layers."""
+        kept = self.make_policy(self.strategy).kept
+        return sum(self.strategy.schedule.counts(self.prepared.size(None), self.runtime.n_layers, kept))
+
     # --- frames ---
 
     @property

@@ -73,6 +73,7 @@ def test_a_prefill_that_does_not_fit_is_tried_once_more_with_half_the_tokens(
     assert sum(seen(answer)) < sum(seen(before)) // 2
     assert rows == [embeds, embeds - before.spatial_tokens + answer.spatial_tokens]
     assert freed == [{}]  # nothing of the first attempt was held on to
+    assert "memory ran out: the answer is by half the tokens" in answer.status_message
     assert "memory ran out" in answer.plan and "out of memory in the stage prefill" in caplog.text
     times = answer.times
     assert times.queue + times.encode + times.tokens + times.prefill + times.decode == pytest.approx(times.total)

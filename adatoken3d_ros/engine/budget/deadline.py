@@ -10,7 +10,7 @@ from statistics import median_high
 from adatoken3d_ros.engine.budget.controller import Controller, Infeasible, Reuse
 from adatoken3d_ros.engine.budget.hurry import Hurry
 from adatoken3d_ros.engine.budget.latency import FloatArray
-from adatoken3d_ros.engine.budget.plans import RUNGS, Plan, Situation, loss_per_share
+from adatoken3d_ros.engine.budget.plans import RUNGS, TOKEN_SHARES, Plan, Situation, loss_per_share
 from adatoken3d_ros.engine.stages import STAGES, StageTimes, Stopwatch
 from adatoken3d_ros.pruning.schedule import KeepCount
 
@@ -155,6 +155,23 @@ class DeadlineGuard:
         whole = "decode" in self._done and not self._done.isdisjoint({"prefill", "follow_up"})
         if latency is not None and whole and not self.small:
             latency.observe_answer(self._explained, (times.total - times.queue) / 1e3)
+
+    def shortfall(self, total_ms: float, read: int, usual: int) -> str:
+        """What an answer that is there cost, in words, where time or memory did not do; empty where they did.
+
+        Args:
+            total_ms: from the question's arrival to its answer.
+            read: tokens of the scene, summed over the layers that read them. usual: what the configured strategy reads.
+        """
+        found = []
+        if total_ms > 1e3 * (self.deadline - self._watch.arrived) and not self.warning:
+            found.append(f"the latency budget of {self._budget_ms:g} ms was missed: the answer took {total_ms:.0f} ms")
+        if self.small:
+            found.append("memory ran out: the answer is by half the tokens and the strongest pruning")
+        elif usual and read <= TOKEN_SHARES[-1] * usual:
+            share, name = read / usual, self._controller.strategy.name
+            found.append(f"there was time for {share:.1%} of what the strategy {name} reads of the scene")
+        return "; ".join(found)
 
     def hurry(self, plan: Plan, n_spatial: int, n_text: int, kept: KeepCount) -> Hurry | None:
         """What keeps the prefill of `plan` in time, whose policy counts as `kept` does; None where it has all the time

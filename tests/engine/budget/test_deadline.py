@@ -174,3 +174,38 @@ def test_a_question_that_waited_too_long_is_never_silently_late(
     # One that still can be answered gets what is left.
     waited = world.ask(1000.0, waited=0.8)
     assert waited.budget_met and waited.times.total <= 1000.0 and waited.status_message
+
+
+def test_an_answer_with_next_to_nothing_of_the_scene_says_so(make_world: Any, frames: Frames) -> None:
+    """In between, where plans take less than configured, the plan says it and the status has nothing to add."""
+    world = make_world()
+    for frame in frames[:2]:
+        world.session.observe(frame)
+    world.session.encode_pending()
+    answers = [world.ask(budget) for budget in (None, 60_000.0)]
+    least = float(re.findall(r"feasible one is (\d+) ms", world.ask(1.0).status_message)[0])
+    usual = sum(answers[0].report.spatial_per_layer)
+    assert usual == world.session.usual_reading
+    for budget in range(round(least) + 2, round(answers[0].times.total) + 20, 2):
+        answers.append(world.ask(float(budget)))
+    shares = [sum(answer.report.spatial_per_layer) / usual for answer in answers]
+    assert min(shares) <= 0.125 < max(share for share in shares if share < 1)
+    for answer, share in zip(answers, shares, strict=True):
+        assert answer.budget_met
+        told = f"there was time for {share:.1%} of what the strategy {world.session.strategy.name} reads of the scene"
+        short = [text for text in answer.status_message.split("; ") if "there was time" in text]
+        assert short == ([told] if share <= 0.125 else [])
+
+
+def test_a_missed_budget_is_said_beside_the_answer(make_world: Any, frames: Frames, monkeypatch: Any) -> None:
+    world = make_world()
+    world.session.observe(frames[0])
+    world.session.encode_pending()
+    finish = answering.Stopwatch.finish
+    monkeypatch.setattr(answering.Stopwatch, "finish", lambda watch: world.spend(0.5) or finish(watch))
+    budget = world.ask(60_000).times.total - 200.0  # the end alone takes 500
+    answer = world.ask(budget)
+    assert not answer.budget_met
+    took = f"the latency budget of {budget:g} ms was missed: the answer took {answer.times.total:.0f} ms"
+    assert took in answer.status_message
+    assert "missed" not in world.ask(60_000).status_message
