@@ -121,7 +121,8 @@ def test_gates_of_equal_operations(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_figures_are_of_the_model_that_is_here() -> None:
     identity = registry.load(missing_depth.MODEL).model.identity
-    assert json.loads((RESULTS / "frontier_video3d_cpu.json").read_text())["model"]["hash"] == identity
+    for name in ("frontier_video3d_cpu", "newlines_cpu"):
+        assert json.loads((RESULTS / f"{name}.json").read_text())["model"]["hash"] == identity
     gates = json.loads((RESULTS / "deepstack_cpu.json").read_text())
     assert gates["size"] == json.loads(json.dumps({**deepstack.SIZE, "views": deepstack.VIEWS}))
     found = json.loads((RESULTS / "missing_depth_cpu.json").read_text())
