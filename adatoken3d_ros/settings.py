@@ -184,6 +184,9 @@ SETTINGS: tuple[Setting, ...] = (
             low=0.0, high=1e6),
     Setting("scene.min_change", 8, CONFIGURE, "A known place has changed if so many patches lie where nothing was, "
             "or so many voxels are looked through.", low=1, high=10**6),
+    Setting("scene.max_disagreement", 0.2, CONFIGURE, "A frame of whose points more than this share would stand in "
+            "front of what the views near it measured there (a wrong pose) waits until others agree with it; 0: every "
+            "frame is believed.", low=0.0, high=1.0),
     Setting("scene.carving", True, CONFIGURE, "Take out of the scene what a newer key frame looks through."),
     Setting("scene.max_depth", 10.0, CONFIGURE, "Depth beyond this is not used, metres.", low=0.01, high=1000.0),
     Setting("scene.origin", (0.0, 0.0, 0.0), CONFIGURE, "Point of the scene frame that the model sees as its origin "
@@ -268,4 +271,9 @@ class Settings(Mapping[str, Any]):
 DEFAULTS = Settings()
 # What the engine's classes have by themselves: whoever makes them in a program shows chosen frames to them, each of
 # which counts, and means the origin that is given.
-OF_CHOSEN_FRAMES = DEFAULTS | {"scene.min_gain": 0.0, "scene.min_sharpness": 0.0, "scene.origin_mode": "fixed"}
+OF_CHOSEN_FRAMES = DEFAULTS | {
+    "scene.min_gain": 0.0,
+    "scene.min_sharpness": 0.0,
+    "scene.origin_mode": "fixed",
+    "scene.max_disagreement": 0.0,
+}

@@ -112,7 +112,7 @@ def test_the_engine_s_defaults_are_the_settings() -> None:
     assert made == SessionConfig()
     assert PatchConfig().max_depth == DEFAULTS["scene.max_depth"]
     differing = {name for name in DEFAULTS if DEFAULTS[name] != OF_CHOSEN_FRAMES[name]}
-    assert differing == {"scene.min_gain", "scene.min_sharpness", "scene.origin_mode"}
+    assert differing == {"scene.min_gain", "scene.min_sharpness", "scene.max_disagreement", "scene.origin_mode"}
 
 
 def test_choices_are_what_there_is() -> None:

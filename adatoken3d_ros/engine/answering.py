@@ -24,7 +24,7 @@ from adatoken3d_ros.engine.pointing import meant, told
 from adatoken3d_ros.engine.prepared import Block, Objects
 from adatoken3d_ros.engine.report import prefill_flops, token_report
 from adatoken3d_ros.engine.requests import InvalidRequest, clicks_of
-from adatoken3d_ros.engine.scene import NoScene, Scene
+from adatoken3d_ros.engine.scene import ContradictoryScene, NoScene, Scene
 from adatoken3d_ros.engine.stages import Stopwatch
 from adatoken3d_ros.engine.words import whole_words
 from adatoken3d_ros.lmm.interface import Spliced
@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 # What a question that ends without an answer is told, by what was raised.
 _STATUS = {
     NoScene: Status.NO_SCENE,
+    ContradictoryScene: Status.ERROR,
     InvalidRequest: Status.INVALID_REQUEST,
     BudgetInfeasible: Status.BUDGET_INFEASIBLE,
 }
@@ -56,7 +57,7 @@ def answer(
     found = Answer(question, Status.OK, strategy=scene.strategy.name, model_id=model_id, seed=seed)
     try:
         found = _Answering(scene, found, watch, guard, on_text, should_stop).within_memory()
-    except (NoScene, InvalidRequest, BudgetInfeasible) as error:
+    except (NoScene, ContradictoryScene, InvalidRequest, BudgetInfeasible) as error:
         found = replace(found, status=_STATUS[type(error)], status_message=str(error))
     except Cancelled:
         found = replace(found, status=Status.CANCELLED, status_message=f"cancelled during {watch.stage}")

@@ -40,6 +40,10 @@ class NoScene(Exception):
     """There is nothing yet that a question could be about; the message says why."""
 
 
+class ContradictoryScene(Exception):
+    """What has been seen cannot be true; the message says why, and what is probably wrong."""
+
+
 class Scene:
     """One robot's views and their tokens, its strategy and what is known of its answers.
 
@@ -221,9 +225,11 @@ class Scene:
             raise InvalidRequest(str(error)) from error
 
     def check(self, clicks: NDArray[np.float64]) -> None:
-        """Raises NoScene if the scene is empty, InvalidRequest for a click (n, 3) that is farther than FAR_CLICK from
-        all that has been seen.
+        """Raises ContradictoryScene if its views contradict each other, NoScene if it is empty, InvalidRequest for a
+        click (n, 3) that is farther than FAR_CLICK from all that has been seen.
         """
+        if self.memory.contradiction:
+            raise ContradictoryScene(self.memory.contradiction)
         if not len(self.memory):
             why = self.memory.problem or "no key frame with valid depth has been seen yet"
             raise NoScene(f"the scene is empty: {why}")

@@ -84,6 +84,11 @@ class SceneMemory:
         return self._map.keys()[-1] if len(self._map) else 0
 
     @property
+    def contradiction(self) -> str:
+        """Why what has been seen cannot be believed, see `scene.agreement`; empty where it can."""
+        return self._selector.contradiction
+
+    @property
     def patches_per_view(self) -> int:
         """How many patches a view has."""
         return self._patches.geometry.patches

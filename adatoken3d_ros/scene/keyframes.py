@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from adatoken3d_ros.scene.agreement import Agreement
 from adatoken3d_ros.scene.carving import CarvingConfig, seen_through
 from adatoken3d_ros.scene.coverage import Coverage
 from adatoken3d_ros.scene.frames import PosedFrame
@@ -32,6 +33,7 @@ class Verdict(str, Enum):
     NOTHING_NEW = "nothing_new"
     BLURRED = "blurred"
     NO_DEPTH = "no_depth"
+    DISAGREES = "disagrees"
 
     def __str__(self) -> str:
         return self.value
@@ -58,6 +60,7 @@ class KeyFrameConfig:
     sharpness_wait: float = OF_CHOSEN_FRAMES["scene.sharpness_wait"]
     change_interval: float = OF_CHOSEN_FRAMES["scene.change_interval"]
     min_change: int = OF_CHOSEN_FRAMES["scene.min_change"]
+    max_disagreement: float = OF_CHOSEN_FRAMES["scene.max_disagreement"]
     carving: CarvingConfig | None = field(default_factory=CarvingConfig)
 
     def __post_init__(self) -> None:
@@ -72,18 +75,19 @@ class _View(NamedTuple):
 
 
 class KeyFrameSelector:
-    """Picks key frames: sharp ones from a new place that show something new, or from any place that has changed.
+    """Picks key frames: sharp ones from a new place that show something new, or from any place that has changed, and
+    that do not contradict what is known (`scene.agreement`).
 
     `decide` keeps no view; one is kept from `accepted` on.
 
-    `evict` names views that go, the first of these that there is: one that is too far away or too old, the oldest
-    first; over `max_views` or `max_voxels` in the map the one of these that is missed least, that of least worth, of
-    equal ones the oldest. A view's worth is the number of voxels that no other view holds, divided by 1 + d / `near`
-    for a camera d metres away from the newest one: without that, a robot that drives on would keep where it came from
-    and forget where it is, because neighbouring views show much the same. The newest view always stays, or a robot in a
-    room that it knows would encode the same place again and again. Views that wait to be encoded are for the caller to
-    bound: the encoded ones, of which the scene consists, do not go for them. The newest view is the one that was
-    accepted last, not the one with the greatest stamp: time may jump back.
+    `evict` names views that go, the first of these that there is: one that is too far away, too old or outvoted,
+    the oldest first; over `max_views` or `max_voxels` in the map the one of these that is missed least, that of
+    least worth, of equal ones the oldest. A view's worth is the number of voxels that no other view holds, divided
+    by 1 + d / `near` for a camera d metres away from the newest one: without that, a robot that drives on would
+    keep where it came from and forget where it is, because neighbouring views show much the same. The newest view
+    always stays, or a robot in a room that it knows would encode the same place again and again. Views that wait to
+    be encoded are for the caller to bound: the encoded ones, of which the scene consists, do not go for them. The
+    newest view is the one that was accepted last, not the one with the greatest stamp: time may jump back.
 
     Args:
         config: thresholds. patches: where depth is looked at.
@@ -103,6 +107,7 @@ class KeyFrameSelector:
         self._patches = patches or PatchConfig()
         self._map = token_map
         self._blur = BlurFilter(self.config.min_sharpness, self.config.sharpness_wait)
+        self._agreement = Agreement(self.config.max_disagreement)
         self.clear()
 
     def clear(self) -> None:
@@ -112,6 +117,12 @@ class KeyFrameSelector:
         self._stamps: deque[int] = deque(maxlen=self.REMEMBERED_STAMPS)
         self._looked: int | None = None  # stamp of the last frame in which a change was looked for, or that was kept
         self._blur.clear()
+        self._agreement.clear()
+
+    @property
+    def contradiction(self) -> str:
+        """What is wrong where most of the latest frames contradict each other, in words; empty where they do not."""
+        return self._agreement.problem
 
     def __len__(self) -> int:
         return len(self._views)
@@ -171,7 +182,7 @@ class KeyFrameSelector:
             return Verdict.NO_DEPTH
         if not similar and self._gain(frame) < self.config.min_gain and not self._changed(frame):
             return Verdict.NOTHING_NEW
-        return Verdict.KEY_FRAME
+        return Verdict.KEY_FRAME if self._agreement.believes(frame) else Verdict.DISAGREES
 
     def accepted(self, frame: PosedFrame) -> None:
         """The frame is a view from now on.
@@ -182,6 +193,7 @@ class KeyFrameSelector:
         if frame.stamp_ns in self._stamps:
             raise ValueError(f"a frame with stamp {frame.stamp_ns} ns was accepted before")
         self._keep(frame.stamp_ns, frame.T_world_camera)
+        self._agreement.keep(frame)
         self._looked = frame.stamp_ns
         self._blur.settled()
 
@@ -193,6 +205,7 @@ class KeyFrameSelector:
     def forget(self, stamp_ns: int) -> None:
         """The view cannot be used; its place is new again, its stamp is not."""
         self._views.pop(stamp_ns, None)
+        self._agreement.drop(stamp_ns)
 
     def evict(self, held: Coverage | None = None) -> int | None:
         """Drop the view that is missed least if there are too many and return its stamp, else None.
@@ -209,8 +222,8 @@ class KeyFrameSelector:
         for stamp in others:
             # An older view with a later stamp is from before time jumped back: nobody knows how old it is.
             too_old = math.isfinite(max_age) and not 0 <= newest - stamp <= max_age
-            if away[stamp] > (self.config.far or math.inf) or too_old:
-                del self._views[stamp]
+            if away[stamp] > (self.config.far or math.inf) or too_old or stamp in self._agreement.outvoted:
+                self.forget(stamp)
                 return stamp
         scene = self._map if held is None else held
         crowded = scene is not None and scene.n_voxels > self.config.max_voxels
@@ -219,7 +232,7 @@ class KeyFrameSelector:
         exclusive = dict.fromkeys(self._views, 0) if scene is None else scene.exclusive()
         encoded = [stamp for stamp in others if stamp in exclusive]
         least = min(encoded, key=lambda stamp: exclusive[stamp] / (1.0 + away[stamp] / self.config.near))
-        del self._views[least]
+        self.forget(least)
         return least
 
     def _changed(self, frame: PosedFrame) -> bool:

@@ -18,6 +18,7 @@ from adatoken3d_ros.engine.events import FrameTaken, Listeners
 from adatoken3d_ros.ros.inputs.topics import Inputs
 from adatoken3d_ros.ros.outputs import diagnostics
 from adatoken3d_ros.ros.outputs.fill import ns_to_stamp
+from adatoken3d_ros.scene.keyframes import KeyFrameConfig
 from adatoken3d_ros.settings import DEFAULTS
 from tests.engine.scenes import new_scene, working
 
@@ -105,7 +106,11 @@ class Rig:
         self.seconds = 1000.0
         self.node = FakeNode()
         self.fates: list[str] = []
-        config = SessionConfig(max_new_tokens=4, max_depth=self.parameters["scene.max_depth"])
+        config = SessionConfig(
+            max_new_tokens=4,
+            max_depth=self.parameters["scene.max_depth"],
+            key_frames=KeyFrameConfig(max_disagreement=self.parameters["scene.max_disagreement"]),
+        )
         self.events = Listeners()
         self.thread, self.worker = working(new_scene(*loaded, config), events=self.events)
         self.thread.start()

@@ -19,6 +19,7 @@ from ros_messages import at, pose_message, transform
 
 from adatoken3d_ros.engine.answer import Status
 from adatoken3d_ros.ros.outputs import diagnostics
+from tests.scene.room import CUPBOARD, TABLE, Y_DOWN, K, depth_of, walk
 
 
 def test_no_camera_info(make_rig: MakeRig) -> None:
@@ -306,3 +307,52 @@ def test_a_wild_first_pose(make_rig: MakeRig, z: float) -> None:
     assert rig.fates == ["key_frame"]
     assert np.abs(rig.worker.call(lambda session: session.memory.origin).result(LIMIT)).max() < 10.0
     check_that_all_is_well(rig, rig.scene())
+
+
+def seen(rig: Rig, index: int, pose: Any, said: Any) -> dict[str, Any]:
+    """What a camera at `pose` in a room sees, with the pose that is said of it."""
+    messages = rig.messages(index)
+    for name in ("rgb_info", "depth_info"):
+        messages[name].k = K.reshape(-1).tolist()
+    messages["depth"].data = (depth_of(pose, CUPBOARD, TABLE) * 1000).astype("<u2").tobytes()
+    messages["pose"] = set_header(pose_message(START_NS + index * STEP_NS, said), START_NS + index * STEP_NS, "map")
+    return messages
+
+
+def test_one_pose_that_contradicts_the_others(make_rig: MakeRig) -> None:
+    """The frame is passed over and counted; those before and after it are seen."""
+    rig = make_rig()
+    for index, pose in enumerate(walk(12)):
+        said = pose.copy()
+        said[:3, 3] += (1.2, -0.9, 0.0) if index == 8 else 0.0
+        rig.send(seen(rig, index, pose, said))
+    assert rig.fates == ["key_frame"] * 8 + ["disagrees"] + ["key_frame"] * 3
+    assert rig.ask().status == Status.TRUNCATED
+    assert START_NS + 8 * STEP_NS not in rig.scene()[0]
+
+
+def test_poses_that_all_contradict_each_other(make_rig: MakeRig) -> None:
+    """The scene is an error that names the cause, and no question is answered about it until it is well again."""
+    rig = make_rig()
+    for index, pose in enumerate(walk(12)):
+        rig.send(seen(rig, index, pose, np.linalg.inv(pose)))
+    assert rig.fates.count("disagrees") >= 4
+    answer = rig.ask()
+    assert answer.status == Status.ERROR
+    assert "views do not agree" in answer.status_message and "probably the poses are inverted" in answer.status_message
+    contradiction = rig.worker.call(lambda session: session.memory.contradiction).result(LIMIT)
+    report = diagnostics.scene(True, 2, 100, 0.1, rig.inputs.fates, contradiction=contradiction)
+    assert report.level == diagnostics.ERROR and report.message == answer.status_message
+    rig.worker.call(lambda session: session.clear()).result(LIMIT)
+    for index, pose in enumerate(walk(12)):
+        rig.send(seen(rig, 100 + index, pose, pose))
+    assert rig.fates[-12:] == ["key_frame"] * 12 and rig.ask().status == Status.TRUNCATED
+
+
+def test_a_scene_frame_whose_z_is_not_up(make_rig: MakeRig) -> None:
+    """Said with the axis that seems to be."""
+    rig = make_rig()
+    for index, pose in enumerate(walk(8)):
+        rig.send(seen(rig, index, pose, Y_DOWN @ pose))
+    answer = rig.ask()
+    assert answer.status == Status.ERROR and "z is not up: -y seems to be" in answer.status_message

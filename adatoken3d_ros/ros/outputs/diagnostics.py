@@ -95,11 +95,18 @@ def inputs(state: InputState, stale_after: float, min_rate: float = 0.0) -> Repo
 
 
 def scene(
-    active: bool, views: int, tokens: int, age: float | None, fates: Mapping[str, int], given_up: int = 0
+    active: bool,
+    views: int,
+    tokens: int,
+    age: float | None,
+    fates: Mapping[str, int],
+    given_up: int = 0,
+    contradiction: str = "",
 ) -> Report:
     """How much has been seen; WARN while there is nothing to ask about, ERROR if frames come and none can be used.
 
-    `given_up`: views that could not be encoded, also those that had waited as key frames.
+    `given_up`: views that could not be encoded, also those that had waited as key frames. `contradiction`: why what has
+    been seen cannot be believed; ERROR, too.
     """
     values = {
         "key_frames": views,
@@ -108,6 +115,8 @@ def scene(
         "views_given_up": given_up,
         **{f"frames.{fate}": count for fate, count in sorted(fates.items())},
     }
+    if contradiction:
+        return Report("scene", ERROR, contradiction, values)
     if views:
         return Report("scene", OK, f"{views} key frames, {tokens} spatial tokens", values)
     judged = {fate: count for fate, count in fates.items() if fate not in ("superseded", "time_jump") and count}

@@ -77,6 +77,7 @@ class Health:
                 (now_ns - seen.stamp_ns) / 1e9 if seen.stamp_ns and now_ns else None,
                 self._inputs.fates,
                 0 if scene is None else scene.memory.given_up,
+                "" if scene is None else scene.memory.contradiction,
             ),
             diagnostics.model(
                 self._state(),

@@ -1,0 +1,299 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether views agree: where one looked through to a surface, another can have seen none in front of it.
+
+A pose that is wrong by half a metre or twenty degrees puts a third or more of the points that two views share into free
+space; a thing that came or went puts those that it covers there, and only in one of the two directions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import permutations
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from adatoken3d_ros.scene.frames import PosedFrame
+
+SIDE = 160  # pixels of a sketch's longer side, about
+GRID = 24, 32  # points of a sketch that are looked at
+OVERLAP = 60  # of these must fall on measurements of the other view, or the two say nothing about each other
+MARGIN, RELATIVE_MARGIN = 0.1, 0.05  # metres, and share of the distance, that count as the same surface
+FARTHEST = 100.0  # metres; more than a wrong scale makes of a room, less than what codes 'nothing'
+NEIGHBOURS = 6  # kept views that a new one is compared with, those whose cameras are nearest
+UPRIGHT = 6  # views from which it can be told where up is
+FACING = math.radians(25)  # what faces a direction
+ALLIES = 2  # doubtful frames that must agree with another one until all three are believed
+DOUBTFUL = 6  # of which so many are remembered
+FEWEST = 3  # pairs of views that show what is wrong,
+FITTING = 0.5  # by so much of what they share lying on the same surfaces
+JUDGED, HOPELESS = (
+    12,
+    5,
+)  # of the last frames that could be compared, so many contradictions are a scene's, not a frame's
+
+_OPTICAL = np.array([[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]], np.float64)  # in a body's axes, REP 103
+
+# What is usually wrong where nothing fits: how the right pose follows from the one given, and the right depth.
+Change = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+CAUSES: Mapping[str, tuple[Change, float]] = {
+    "the poses are inverted (world to camera instead of camera to world)": (lambda pose: _inverse(pose), 1.0),
+    "the poses are of a body (x forward), not of the camera's optical frame": (lambda pose: pose @ _OPTICAL, 1.0),
+    **{
+        f"depth is {1 / factor:g} times what it should be: its scale is wrong": (lambda pose: pose, factor)
+        for factor in (0.1, 0.2, 0.5, 2.0, 5.0, 10.0)
+    },
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Sketch:
+    """What is kept of a view to compare it with others.
+
+    Attributes:
+        near: (h, w) float32 least depth around a pixel, metres; inf where nothing was measured.
+        K: (3, 3) pinhole matrix of `near`, pixels.
+        xyz: (n, 3) float32 some of its points, camera optical frame, metres.
+        normals: (m, 3) float32 unit normals of its surfaces, towards the camera, camera optical frame.
+        pose: T_world_camera (4, 4).
+    """
+
+    near: NDArray[np.float32]
+    K: NDArray[np.float64]
+    xyz: NDArray[np.float32]
+    normals: NDArray[np.float32]
+    pose: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, frame: PosedFrame) -> Sketch:
+        """Every k-th pixel of a frame's depth."""
+        step = max(1, round(max(frame.depth.shape) / SIDE))
+        first = step // 2
+        depth = frame.depth[first::step, first::step]
+        depth = np.where((depth > 0) & (depth <= FARTHEST), depth, np.float32(np.inf))
+        K = frame.K.copy()
+        K[:2, 2] -= first
+        K[:2] /= step
+        height, width = depth.shape
+        rows = np.unique(np.linspace(0, height - 1, GRID[0]).round().astype(np.intp))
+        cols = np.unique(np.linspace(0, width - 1, GRID[1]).round().astype(np.intp))
+        z = depth[np.ix_(rows, cols)]
+        x = (cols[None, :] - K[0, 2]) / K[0, 0]
+        y = (rows[:, None] - K[1, 2]) / K[1, 1]
+        points = np.stack(np.broadcast_arrays(x, y, 1.0), axis=-1) * np.where(np.isfinite(z), z, np.nan)[..., None]
+        near = np.asarray(cv2.erode(depth, np.ones((3, 3), np.uint8)), np.float32)
+        known = np.isfinite(points[..., 0])
+        return cls(near, K, points[known].astype(np.float32), _normals(points), frame.T_world_camera)
+
+
+def _normals(points: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Unit normals (m, 3), towards the origin, of the triangles of a grid of points (h, w, 3), some of them NaN."""
+    corner = points[:-1, :-1]
+    normals = np.cross(points[1:, :-1] - corner, points[:-1, 1:] - corner).reshape(-1, 3)
+    normals = normals[np.isfinite(normals[:, 0]) & (np.abs(normals).sum(axis=1) > 0)]
+    return (normals / np.linalg.norm(normals, axis=1, keepdims=True)).astype(np.float32)
+
+
+def _inverse(pose: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(np.linalg.inv(pose), np.float64)
+
+
+class Comparison(NamedTuple):
+    """What became of the points of two views that fall on measurements of the other.
+
+    Attributes:
+        before: share of those before or on what the other measured that lie clearly before it, the mean of both
+            directions; NaN if all lie behind.
+        on: share of all of them that lie on it.
+    """
+
+    before: float
+    on: float
+
+
+def compare(a: Sketch, b: Sketch, change: Change = lambda pose: pose, scale: float = 1.0) -> Comparison | None:
+    """How two views fit; None where fewer than OVERLAP points of either fall on measurements of the other.
+
+    Args:
+        change: what is taken for the pose (4, 4) of a view, given the one that it has.
+        scale: by what depths are multiplied before; margins are, too.
+    """
+    poses = change(a.pose), change(b.pose)
+    shares, fitting = [], []
+    for (view, T), (other, S) in permutations(zip((a, b), poses, strict=True), 2):
+        to_other = np.linalg.inv(S) @ T
+        moved = view.xyz @ to_other[:3, :3].T.astype(np.float32) + (to_other[:3, 3] / scale).astype(np.float32)
+        moved = moved[moved[:, 2] > MARGIN]
+        z = moved[:, 2]
+        u = np.rint(other.K[0, 0] * moved[:, 0] / z + other.K[0, 2])
+        v = np.rint(other.K[1, 1] * moved[:, 1] / z + other.K[1, 2])
+        height, width = other.near.shape
+        inside = (u >= 0) & (u < width) & (v >= 0) & (v < height)
+        measured = other.near[v[inside].astype(np.intp), u[inside].astype(np.intp)]
+        known = np.isfinite(measured)
+        if known.sum() < OVERLAP:
+            return None
+        behind = z[inside][known] - measured[known]
+        margin = MARGIN + RELATIVE_MARGIN * measured[known]
+        before, on = int((behind < -margin).sum()), int((np.abs(behind) <= margin).sum())
+        fitting.append(on / len(behind))
+        if before + on:
+            shares.append(before / (before + on))
+    return Comparison(float(np.mean(shares)) if shares else math.nan, float(np.mean(fitting)))
+
+
+def contradiction(a: Sketch, b: Sketch) -> float:
+    """`Comparison.before` of two views; NaN where they cannot be compared."""
+    found = compare(a, b)
+    return math.nan if found is None else found.before
+
+
+@dataclass(eq=False)
+class Agreement:
+    """Which frames are believed, by what the kept views show; and what is wrong if hardly any can be.
+
+    A frame that contradicts its neighbours (by the median) waits for others that agree with it. So do they; when there
+    are enough of them, they are believed, and the views that they contradict are `outvoted`. A kept view that more
+    later views contradict than confirm is outvoted, too.
+
+    Args:
+        limit: share of contradiction above which two views do not agree; 0: every frame is believed.
+
+    Attributes:
+        outvoted: stamps of kept views that should go.
+    """
+
+    limit: float
+    outvoted: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        self._views: dict[int, Sketch] = {}
+        self._doubtful: deque[Sketch] = deque(maxlen=DOUBTFUL)
+        self._votes: Counter[int] = Counter()
+        self._judged: deque[bool] = deque(maxlen=JUDGED)
+        self._case: tuple[int, Sketch, dict[int, float], list[Sketch]] | None = None
+        self.outvoted.clear()
+        self._contradiction = self._cause = self._tilt = ""
+
+    @property
+    def problem(self) -> str:
+        """What is wrong with the whole scene, in words; empty while enough fits."""
+        return self._contradiction or self._tilt
+
+    def believes(self, frame: PosedFrame) -> bool:
+        """Whether the frame agrees with the kept views near it, or with enough frames that were doubted before."""
+        if not self.limit:
+            return True
+        sketch = Sketch.of(frame)
+        found = {stamp: contradiction(sketch, self._views[stamp]) for stamp in self._neighbours(sketch)}
+        found = {stamp: value for stamp, value in found.items() if not math.isnan(value)}
+        self._case = frame.stamp_ns, sketch, found, []
+        if not found:
+            return True
+        agrees = float(np.median(list(found.values()))) <= self.limit
+        self._judge(agrees)
+        if agrees:
+            return True
+        allies = [other for other in self._doubtful if contradiction(sketch, other) <= self.limit]
+        if len(allies) >= min(ALLIES, sum(value > self.limit for value in found.values())):
+            self._case = frame.stamp_ns, sketch, found, [sketch, *allies]
+            self._doubtful.clear()
+            return True
+        self._doubtful.append(sketch)
+        return False
+
+    def keep(self, frame: PosedFrame) -> None:
+        """The frame, which has been believed, is a view from now on; it votes on those that it was compared with."""
+        if not self.limit:
+            return
+        if self._case is None or self._case[0] != frame.stamp_ns:
+            self._case = frame.stamp_ns, Sketch.of(frame), {}, []
+        stamp, sketch, found, winners = self._case
+        self._case = None
+        for other, value in found.items():
+            if other in self._views:
+                self._votes[other] += 1 if value <= self.limit else -1
+                if value > self.limit and self._votes[other] <= -ALLIES:
+                    self.outvoted.add(other)
+        if winners:
+            for other, view in self._views.items():
+                values = [contradiction(winner, view) for winner in winners]
+                if sum(value > self.limit for value in values) > sum(value <= self.limit for value in values):
+                    self.outvoted.add(other)
+        self._views[stamp] = sketch
+        self._tilt = tilt(self._views.values())
+
+    def drop(self, stamp_ns: int) -> None:
+        """The view is kept no more."""
+        self._views.pop(stamp_ns, None)
+        self._votes.pop(stamp_ns, None)
+        self.outvoted.discard(stamp_ns)
+
+    def _neighbours(self, sketch: Sketch) -> list[int]:
+        """Stamps of the views that were taken from near by in about that direction, a metre being worth 90 degrees."""
+
+        def away(stamp: int) -> float:
+            pose = self._views[stamp].pose
+            turned = 1.0 - float(pose[:3, 2] @ sketch.pose[:3, 2])
+            return float(np.linalg.norm(pose[:3, 3] - sketch.pose[:3, 3])) + turned
+
+        return sorted(self._views, key=away)[:NEIGHBOURS]
+
+    def _judge(self, agrees: bool) -> None:
+        self._judged.append(agrees)
+        wrong = self._judged.count(False)
+        if wrong < HOPELESS or wrong * 2 < len(self._judged):
+            self._contradiction = self._cause = ""
+            return
+        self._cause = self._cause or likely_cause(
+            [*list(self._views.values())[-NEIGHBOURS:], *self._doubtful], self.limit
+        )
+        self._contradiction = (
+            f"views do not agree: {wrong} of the last {len(self._judged)} frames have surfaces in front of what others "
+            f"measured there; {self._cause or 'poses or depth are wrong'}"
+        )
+
+
+def likely_cause(sketches: Iterable[Sketch], limit: float) -> str:
+    """Which of CAUSES makes most of what the views share lie on the same surfaces; empty where none does."""
+    views = list(sketches)
+    best, found = FITTING, ""
+    for cause, (change, scale) in CAUSES.items():
+        pairs = [compare(a, b, change, scale) for i, a in enumerate(views) for b in views[:i]]
+        compared = [pair for pair in pairs if pair is not None and not math.isnan(pair.before)]
+        if len(compared) >= FEWEST and np.mean([pair.before for pair in compared]) < limit:
+            fitting = float(np.mean([pair.on for pair in compared]))
+            if fitting > best:
+                best, found = fitting, cause
+    return found and f"probably {found}"
+
+
+def tilt(sketches: Iterable[Sketch]) -> str:
+    """Where up seems to be if it is not z, in words; empty where z can be up, or too little is seen to tell.
+
+    That is the axis that most surfaces face (a floor, tops of things) of those towards which the pictures' up points on
+    the average: cameras are held upright, more or less. It must be faced by half as many as z at least, which a camera
+    that looks down from above sees.
+    """
+    views = list(sketches)
+    if len(views) < UPRIGHT:
+        return ""
+    upright = -np.mean([view.pose[:3, 1] for view in views], axis=0)
+    normals = np.concatenate([view.normals @ view.pose[:3, :3].T.astype(np.float32) for view in views])
+    axes = [(sign, axis) for axis in range(3) for sign in (1, -1)]
+    facing = {(s, i): float((s * normals[:, i] > math.cos(FACING)).mean()) if len(normals) else 0.0 for s, i in axes}
+    sign, axis = max(
+        (found for found in axes if found[0] * upright[found[1]] > 0.4), key=facing.__getitem__, default=(1, 2)
+    )
+    if upright[2] > 0.4 or facing[sign, axis] < max(0.1, facing[1, 2] / 2):
+        return ""
+    return f"the scene frame's z is not up: {'+-'[sign < 0]}{'xyz'[axis]} seems to be"

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Wrong poses, depths and axes are told from right ones, and from scenes that change."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adatoken3d_ros.lab.synthetic.camera import look_at
+from adatoken3d_ros.scene.agreement import Agreement, Sketch, contradiction, likely_cause, tilt
+from adatoken3d_ros.scene.frames import PosedFrame
+from adatoken3d_ros.scene.keyframes import KeyFrameConfig, KeyFrameSelector, Verdict
+from tests.scene.room import CUPBOARD, SIZE, TABLE, TO_BODY, Y_DOWN, K, Pose, view, walk
+
+LIMIT = 0.2
+
+
+def wrong(pose: Pose, metres: float = 0.0, degrees: float = 0.0) -> Pose:
+    """Off by so much, across the optical axis and around the camera's up."""
+    c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    off = np.array([[c, 0, s, metres], [0, 1, 0, 0], [-s, 0, c, 0], [0, 0, 0, 1]])
+    return np.asarray(pose @ off, np.float64)
+
+
+def shown(frames: list[PosedFrame], agreement: Agreement) -> list[int]:
+    """Stamps of the frames that are believed; what is outvoted goes."""
+    believed = []
+    for frame in frames:
+        if agreement.believes(frame):
+            agreement.keep(frame)
+            believed.append(frame.stamp_ns)
+            for stamp in list(agreement.outvoted):
+                agreement.drop(stamp)
+                believed.remove(stamp)
+    return believed
+
+
+def test_a_wall_by_hand() -> None:
+    at = np.eye(4)
+    back = np.eye(4)
+    back[2, 3] = -1.0
+    wall = np.full(SIZE, 2.0, np.float32)
+    a, b, further = (
+        Sketch.of(PosedFrame(np.zeros((*SIZE, 3), np.uint8), depth, K, pose, 1))
+        for depth, pose in ((wall, at), (wall, back), (wall + 1, back))
+    )
+    assert contradiction(a, further) == 0.0  # the same wall from a metre farther away
+    # b's wall is at z = 1, a metre in front of a's; what b saw hides a's, which says nothing.
+    assert contradiction(a, b) == contradiction(b, a) == 1.0
+    away = np.diag([-1.0, 1.0, -1.0, 1.0])
+    assert math.isnan(contradiction(a, Sketch.of(PosedFrame(np.zeros((*SIZE, 3), np.uint8), wall, K, away, 1))))
+
+
+def test_where_nothing_was_measured_nothing_is_contradicted() -> None:
+    blind = PosedFrame(np.zeros((*SIZE, 3), np.uint8), np.full(SIZE, np.nan, np.float32), K, np.eye(4), 1)
+    a = Sketch.of(blind)
+    assert len(a.xyz) == len(a.normals) == 0
+    assert math.isnan(contradiction(a, Sketch.of(view(2, walk(1)[0]))))
+
+
+def test_a_right_walk_is_believed() -> None:
+    agreement = Agreement(LIMIT)
+    frames = [view(i, pose) for i, pose in enumerate(walk(30))]
+    assert shown(frames, agreement) == list(range(30))
+    assert agreement.problem == ""
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 29), st.sampled_from([(0.0, 30.0), (1.0, 20.0)]))
+def test_one_wrong_pose_is_not_kept_and_costs_hardly_another(place: int, off: tuple[float, float]) -> None:
+    poses = walk(30)
+    frames = [view(i, pose, said=wrong(pose, *off) if i == place else None) for i, pose in enumerate(poses)]
+    agreement = Agreement(LIMIT)
+    believed = shown(frames, agreement)
+    assert place not in believed and len(believed) >= 28
+    assert agreement.problem == ""
+
+
+def test_a_first_view_that_is_wrong_is_outvoted() -> None:
+    poses = walk(12)
+    frames = [view(i, pose, said=wrong(pose, 0.9, 20.0) if i == 0 else None) for i, pose in enumerate(poses)]
+    believed = shown(frames, agreement := Agreement(LIMIT))
+    assert 0 not in believed and len(believed) >= 10
+    assert agreement.problem == ""
+
+
+def test_a_thing_that_comes_and_goes_is_no_wrong_pose() -> None:
+    poses = walk(20)
+    more = np.array([[-1.8, 0.6, 0.0], [-0.9, 1.5, 1.2]])
+    frames = [
+        view(i, pose, CUPBOARD, *((TABLE,) if i < 8 else ()), *((more,) if i > 12 else ()))
+        for i, pose in enumerate(poses)
+    ]
+    assert len(shown(frames, agreement := Agreement(LIMIT))) >= 19
+    assert agreement.problem == ""
+
+
+def test_a_jump_of_the_map_is_believed_when_others_agree() -> None:
+    """The robot was found somewhere else (a loop was closed): what was seen before does not fit any more."""
+    poses = walk(24)
+    frames = [view(i, pose, said=pose if i < 12 else shifted(pose)) for i, pose in enumerate(poses)]
+    believed = shown(frames, Agreement(LIMIT))
+    assert believed[-4:] == [20, 21, 22, 23]
+    assert len([i for i in believed if i < 12]) <= 6
+
+
+def shifted(pose: Pose) -> Pose:
+    moved = pose.copy()
+    moved[:3, 3] += (0.9, -0.5, 0.0)
+    return moved
+
+
+@pytest.mark.parametrize(
+    ("said", "scale", "cause"),
+    [
+        (np.linalg.inv, 1.0, "the poses are inverted"),
+        (lambda pose: pose @ TO_BODY, 1.0, "the poses are of a body"),
+        (lambda pose: pose, 5.0, "depth is 5 times what it should be"),
+        (lambda pose: pose, 2.0, "depth is 2 times what it should be"),
+        (lambda pose: Y_DOWN @ pose, 1.0, "the scene frame's z is not up: -y seems to be"),
+    ],
+    ids=["inverted", "body", "scale-5", "scale-2", "y-down"],
+)
+def test_what_is_wrong_with_all_of_them_is_named(said: Callable[[Pose], Pose], scale: float, cause: str) -> None:
+    agreement = Agreement(LIMIT)
+    shown([view(i, pose, said=said(pose), scale=scale) for i, pose in enumerate(walk(20))], agreement)
+    assert cause in agreement.problem
+    agreement.clear()
+    assert agreement.problem == ""
+
+
+def test_views_that_agree_have_nothing_wrong() -> None:
+    sketches = [Sketch.of(view(i, pose)) for i, pose in enumerate(walk(8))]
+    assert tilt(sketches) == ""
+    above = [look_at(np.array([x, 0.0, 2.0]), np.array([x, 0.01, 0.0])) for x in np.linspace(-2, 2, 8)]
+    down = [Sketch.of(view(0, pose)) for pose in above]
+    assert tilt(down) == ""  # what a camera above sees faces it
+    assert tilt(sketches[:2]) == ""
+    assert likely_cause([], LIMIT) == ""
+
+
+def test_without_a_limit_everything_is_believed() -> None:
+    agreement = Agreement(0.0)
+    frames = [view(i, pose, said=np.linalg.inv(pose)) for i, pose in enumerate(walk(8))]
+    assert shown(frames, agreement) == list(range(8))
+
+
+def test_the_selector_passes_a_wrong_frame_over_and_lets_an_outvoted_view_go() -> None:
+    selector = KeyFrameSelector(KeyFrameConfig(max_disagreement=LIMIT))
+    verdicts, gone = [], []
+    for i, pose in enumerate(walk(14)):
+        frame = view(i + 1, pose, said=wrong(pose, 0.9, 20.0) if i in (0, 9) else None)
+        verdicts.append(selector.decide(frame))
+        if verdicts[-1] == Verdict.KEY_FRAME:
+            selector.accepted(frame)
+            while (stamp := selector.evict()) is not None:
+                gone.append(stamp)
+    assert verdicts[9] == Verdict.DISAGREES
+    assert gone == [1]
+    assert verdicts.count(Verdict.DISAGREES) <= 3
+    assert selector.contradiction == ""
