@@ -14,9 +14,11 @@ models that the model never saw), which the fit never sees:
 * coverage: for thresholds of `unsure_below`, the share of the answers that stay, and how many of them are right.
 
 An answer is right to the letter, a box at an overlap of 0.25. The strategy is the one that is used unless told
-otherwise; `unpruned` is the same curve on answers without pruning.
+otherwise; `unpruned` is the same curve on answers without pruning, and `photographs` on the questions about a real desk
+(`benchmarks.photographs`), where their folder is given: one scene, its intervals are over questions.
 
-    python -m benchmarks.confidence --json F [--picture P] [--write] [--model DIR] [--scenes DIR] [--workers 2]
+    python -m benchmarks.confidence --json F [--picture P] [--write] [--model DIR] [--scenes DIR]
+        [--photographs DIR] [--resume FILE] [--workers 2]
 """
 
 from __future__ import annotations
@@ -37,22 +39,26 @@ from rich.table import Table
 
 from adatoken3d_ros.decoder.decode import generate, surest
 from adatoken3d_ros.decoder.prefill import prefill
+from adatoken3d_ros.engine.answer import Question
 from adatoken3d_ros.engine.loading import fitted_strategies, make_strategy
-from adatoken3d_ros.engine.understanding import FILE, Calibration, log_odds, write_understanding
+from adatoken3d_ros.engine.understanding import FILE, Calibration, Understanding, log_odds, write_understanding
 from adatoken3d_ros.lab.synthetic.furnished import Split
 from adatoken3d_ros.lab.training.language import understanding
 from adatoken3d_ros.pruning.policies import make_policy
 from adatoken3d_ros.pruning.strategy import Strategy
 from adatoken3d_ros.settings import BY_NAME
 from adatoken3d_ros.weights import embedded_path
+from benchmarks._kept import Kept, strategy_key
 from benchmarks._scenes import CALIBRATION_SEED, Reader, Room, Workers, bar, find_rooms, machine
 from benchmarks.accuracy import MAX_ANSWER, score
+from benchmarks.photographs import read_questions, watch, wilson
 
 FloatArray = NDArray[np.float64]
 
 CHECKED: tuple[Split, ...] = ("test", "test_unseen")
 GOAL = 0.05  # of the expected calibration error
 THRESHOLDS = (0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9)
+_FEWER = 4  # times fewer questions about unseen furniture and without pruning
 _OVERLAP = 0.25  # at which a box is right
 _BINS = 10
 _RIDGE = 1.0  # on what a family's offset adds to that of all
@@ -66,6 +72,10 @@ class Task:
     room: Room
     strategy: Strategy
 
+    def kept_as(self) -> list[Any]:
+        """What the answers depend on, the model apart."""
+        return [self.room.key(), strategy_key(self.strategy)]
+
 
 @dataclass(frozen=True)
 class Answered:
@@ -78,9 +88,9 @@ class Answered:
 
 
 @torch.inference_mode()
-def answers(reader: Reader, task: Task) -> list[Answered]:
-    """Every question about a room, as a scene answers it without a budget."""
-    found: list[Answered] = []
+def answers(reader: Reader, task: Task) -> list[tuple[str, float, bool]]:
+    """Every question about a room, as a scene answers it without a budget: `Answered` without the room."""
+    found = []
     strategy, room = task.strategy, task.room
     policy = make_policy(strategy.policy, **strategy.options)
     for qa, sample in zip(room.questions, reader.samples(room.scene(), room.questions), strict=True):
@@ -88,7 +98,18 @@ def answers(reader: Reader, task: Task) -> list[Answered]:
         sure = surest(read.logits)
         ids = list(generate(reader.decoder, read, max_new_tokens=MAX_ANSWER, eos_ids={reader.eos}))
         right = score(qa, reader.text(ids))
-        found.append(Answered(room.seed, qa.family, sure, right >= (_OVERLAP if qa.box is not None else 1.0)))
+        found.append((qa.family, sure, right >= (_OVERLAP if qa.box is not None else 1.0)))
+    return found
+
+
+def of_photographs(model: Path, folder: Path, strategy: str) -> list[Answered]:
+    """The questions about the desk, asked of a scene; each counts as a room of its own."""
+    engine, scene = watch(model, folder, strategy)
+    engine.understanding = Understanding(calibration=Calibration(1.0, 0.0))  # says the probability itself
+    found = []
+    for number, asked in enumerate(read_questions()[0]):
+        answer = engine.ask(scene, Question(asked.question))
+        found.append(Answered(number, asked.family, answer.confidence, asked.right(answer.text)))
     return found
 
 
@@ -162,7 +183,7 @@ def _groups(of: NDArray[Any], confidence: FloatArray, right: FloatArray) -> dict
             "questions": int(m.sum()),
             "confidence": float(confidence[m].mean()),
             "right": float(right[m].mean()),
-            "interval": _wilson(right[m]),
+            "interval": list(wilson(int(right[m].sum()), int(m.sum()))),
         }
         for name in np.unique(of)
         for m in [of == name]
@@ -177,13 +198,6 @@ def _coverage(threshold: float, confidence: FloatArray, right: FloatArray) -> di
 
 def _bins(confidence: FloatArray) -> NDArray[np.int64]:
     return np.minimum((confidence * _BINS).astype(np.int64), _BINS - 1)
-
-
-def _wilson(right: FloatArray) -> list[float]:
-    """95 % interval of a share (Wilson 1927)."""
-    n, p, z = len(right), float(right.mean()), 1.96
-    middle, half = p + z * z / (2 * n), z * float(np.sqrt(p * (1 - p) / n + z * z / (4 * n * n)))
-    return [(middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)]
 
 
 def run(args: argparse.Namespace, folder: Path, console: Console) -> dict[str, Any]:
@@ -201,17 +215,22 @@ def run(args: argparse.Namespace, folder: Path, console: Console) -> dict[str, A
             )
 
     aside = rooms("train", args.fit_questions, CALIBRATION_SEED)
-    tested = {split: rooms(split, args.questions) for split in CHECKED}
+    tested = {"test": rooms("test", args.questions), "test_unseen": rooms("test_unseen", args.questions // _FEWER or 1)}
     with Workers(reader, args.workers, console) as pool:
+        workers = Kept(pool, args.resume, reader.model.identity)
 
         def asked(what: str, about: Sequence[Room], strategy: Strategy) -> list[Answered]:
-            return sum(pool.map(what, answers, [Task(room, strategy) for room in about]), start=[])
+            given = workers.map(what, answers, [Task(room, strategy) for room in about])
+            return [Answered(room.seed, *one) for room, some in zip(about, given, strict=True) for one in some]
 
         train = asked("answers to fit to", aside, chosen)
         known = fit(train)
         given = {split: asked(f"answers, {split}", of, chosen) for split, of in tested.items()}
         found: dict[str, Any] = {split: figures(some, known, args.seed) for split, some in given.items()}
-        whole = figures(asked("answers, unpruned", tested["test"], unpruned), known, args.seed)
+        if args.photographs is not None:
+            desk = figures(of_photographs(args.model, args.photographs, name), known, args.seed)
+            found["photographs"] = {key: value for key, value in desk.items() if key != "rooms"}
+        whole = figures(asked("answers, unpruned", tested["test"][::_FEWER], unpruned), known, args.seed)
     return {
         "goal": GOAL,
         "strategy": name,
@@ -234,14 +253,17 @@ def write(result: Mapping[str, Any], model: Path) -> None:
 
 def table(result: Mapping[str, Any]) -> Table:
     """Splits across."""
-    columns = [*CHECKED, "unpruned"]
-    shown = Table(title=f"Right as often as it says? {result['fit']['questions']} questions fitted to")
+    columns = [name for name in (*CHECKED, "unpruned", "photographs") if name in result]
+    shown = Table(
+        title=f"Right as often as it says? {result['fit']['questions']} questions fitted to. Sure at: stay, right"
+    )
     shown.add_column("", no_wrap=True)
     for name in columns:
-        shown.add_column(f"{name}\n{result[name]['questions']} questions", justify="right", no_wrap=True)
+        shown.add_column(f"{name}\n{result[name]['questions']} asked", justify="right", no_wrap=True)
     for label, row in (
         ("right", lambda one: f"{one['right']:.3f}"),
-        ("ECE (95 %)", lambda one: "{:.3f} [{:.3f}, {:.3f}]".format(one["ece"], *one["ece_interval"])),
+        ("ECE", lambda one: f"{one['ece']:.3f}"),
+        ("95 %", lambda one: "{:.3f} to {:.3f}".format(*one["ece_interval"])),
         ("ECE by chance", lambda one: f"{one['ece_by_chance']:.3f}"),
         ("ECE of p", lambda one: f"{one['ece_of_probability']:.3f}"),
         ("AUC", lambda one: f"{one['auc']:.3f}"),
@@ -251,7 +273,7 @@ def table(result: Mapping[str, Any]) -> Table:
     for k, threshold in enumerate(THRESHOLDS):
         cells = [result[name]["coverage"][k] for name in columns]
         shares = [f"{c['answered']:.0%}, {c['right']:.0%}" if c["answered"] else "none" for c in cells]
-        shown.add_row(f"at {threshold:g}: stay, right", *shares)
+        shown.add_row(f"sure at {threshold:g}", *shares)
     return shown
 
 
@@ -297,8 +319,12 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help=f"write the curve into the model's {FILE}")
     parser.add_argument("--model", type=Path, help="checkpoint (the embedded model)")
     parser.add_argument("--scenes", type=Path, metavar="DIR", help="rooms, encoded once and kept (none are kept)")
+    parser.add_argument(
+        "--photographs", type=Path, metavar="DIR", help="of the desk, as benchmarks.photographs takes it"
+    )
+    parser.add_argument("--resume", type=Path, metavar="FILE", help="answers are kept here, and not asked for again")
     parser.add_argument("--fit-questions", type=int, default=1100, help="at least so many (%(default)s)")
-    parser.add_argument("--questions", type=int, default=2000, help="at least so many a split (%(default)s)")
+    parser.add_argument("--questions", type=int, default=2000, help="at least so many of the split test (%(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="processes with one thread each (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the questions and the bootstrap")
     args = parser.parse_args()

@@ -32,6 +32,7 @@ from adatoken3d_ros.lmm import registry
 from adatoken3d_ros.lmm.text_places import parse_clicks
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.weights import embedded_path
+from benchmarks.photographs import read_questions
 from tests.engine.scenes import ask
 
 CONTENT: dict[str, Any] = {
@@ -239,6 +240,12 @@ def test_every_question_of_the_lab_is_understood(embedded: Understanding) -> Non
             if embedded.judge(text, len(points)) != (qa.family, ""):
                 wrong.append((qa.question, qa.family, embedded.judge(text, len(points))))
     assert not wrong and count > 1000
+
+
+def test_every_question_about_the_photographs_is_understood(embedded: Understanding) -> None:
+    for asked in read_questions()[0]:
+        text, points = parse_clicks(asked.question)
+        assert embedded.judge(text, len(points)) == (asked.family, ""), asked.question
 
 
 @pytest.mark.parametrize(
