@@ -36,7 +36,7 @@ def embedded() -> Loaded:
 def test_the_files_are_few_and_small(embedded: Loaded) -> None:
     path: Path = embedded_path()
     files = {f.name for f in path.iterdir() if f.is_file()}
-    assert files == {"README.md", "config.json", "model.safetensors", "tokenizer.json"}
+    assert files == {"README.md", "config.json", "model.safetensors", "tokenizer.json", "understanding.json"}
     assert sum(f.stat().st_size for f in path.iterdir()) <= 40_000_000
     model, tokenizer, report = embedded
     assert report.vision == "embedded" and report.ignored == []
