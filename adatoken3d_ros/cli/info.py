@@ -72,15 +72,22 @@ def versions() -> list[tuple[str, str]]:
     return [*found, ("system", f"{platform.system()} {platform.release()} {platform.machine()}")]
 
 
+def is_here(module: str) -> bool:
+    """Whether this Python can import it."""
+    return importlib.util.find_spec(module) is not None
+
+
 def presence() -> list[tuple[str, str]]:
     """(part, "yes" or what is missing and how to get it)."""
     found = [
-        (name, "yes" if importlib.util.find_spec(name) else f"missing, needed for {purpose}: {remedy}")
+        (name, "yes" if is_here(name) else f"missing, needed for {purpose}: {remedy}")
         for name, purpose, remedy in ROS_MODULES
     ]
     rviz = shutil.which("rviz2")
     found.append(("rviz2", rviz or "missing, needed to see the tokens: apt install ros-$ROS_DISTRO-rviz2"))
-    found.append(("ROS_DISTRO", os.environ.get("ROS_DISTRO") or "not set: no ROS installation is sourced"))
+    start = f"{sys.executable} -m adatoken3d_ros.ros.node --ros-args -p autostart:=true"
+    without = f"not set: no ROS installation is sourced; the node starts by '{start}'"
+    found.append(("ROS_DISTRO", os.environ.get("ROS_DISTRO") or without))
     display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     found.append(("display", display or "none: RViz has no screen here"))
     return [*found, ("CUDA", cuda())]

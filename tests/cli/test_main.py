@@ -8,13 +8,13 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from adatoken3d_ros.cli import info
 from adatoken3d_ros.cli import main as command_line
 from adatoken3d_ros.cli.processes import Processes
+from adatoken3d_ros.weights import embedded_path
 
 HEAVY = ("torch", "transformers", "rclpy", "open3d", "rosbags")
 
@@ -137,13 +137,14 @@ def test_info_names_versions_and_what_is_missing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "300")
-    found = info.importlib.util.find_spec
-    monkeypatch.setattr(
-        info.importlib, "util", SimpleNamespace(find_spec=lambda name: None if name == "tf2_msgs" else found(name))
-    )
+    found = info.is_here
+    monkeypatch.setattr(info, "is_here", lambda name: name != "tf2_msgs" and found(name))
+    monkeypatch.delenv("ROS_DISTRO", raising=False)
     assert command_line.main(["info"]) == 0
     text = capsys.readouterr().out
     assert "adatoken3d_ros" in text and "torch" in text
+    assert "-m adatoken3d_ros.ros.node --ros-args -p autostart:=true" in text
+    assert str(embedded_path()) in text and "12 layers of 192" in text
     assert "missing, needed for the node, which reads /tf: apt install ros-$ROS_DISTRO-tf2-msgs" in text
 
 

@@ -178,6 +178,10 @@ class TransformTree:
         """Names of all frames, sorted."""
         return sorted(self._names)
 
+    def root(self, frame: str) -> str:
+        """The top of the tree that a frame is in, by the newest samples."""
+        return list(self._ancestors(frame)[0])[-1]
+
     def connected(self, target: str, source: str) -> bool:
         """Whether a way leads from one frame to the other, whatever the time."""
         return not self._ancestors(target)[0].keys().isdisjoint(self._ancestors(source)[0])
