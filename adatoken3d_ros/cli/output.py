@@ -16,6 +16,7 @@ from adatoken3d_ros.engine.answer import Answer, Status
 from adatoken3d_ros.engine.stages import STAGES
 
 Record = dict[str, Any]
+_MAYBE = ("data_age", "confirmed_age", "confidence", "predicted_ms")  # NaN in a message where it is not known
 
 
 def record_of_answer(answer: Answer) -> Record:
@@ -31,6 +32,7 @@ def record_of_answer(answer: Answer) -> Record:
         "stamp_ns": answer.stamp_ns,
         "boxes": [{"center": list(box.centre), "size": list(box.size)} for box in answer.boxes],
         "data_age": None,
+        "confirmed_age": None,
         **{f"{stage}_ms": getattr(answer.times, stage) for stage in (*STAGES, "total")},
         "latency_budget_ms": answer.question.latency_budget_ms or 0.0,
         "budget_met": answer.budget_met,
@@ -66,7 +68,7 @@ def record_of_message(message: Any) -> Record:
         "status": Status(message.status).name,
         "stamp_ns": message.header.stamp.sec * 10**9 + message.header.stamp.nanosec,
         "boxes": boxes,
-        **{name: _known(getattr(message, name)) for name in ("data_age", "confidence", "predicted_ms")},
+        **{name: _known(getattr(message, name)) for name in _MAYBE},
     }
 
 
@@ -87,7 +89,7 @@ def rows(record: Record) -> list[tuple[str, str]]:
     status = record["status"] + (f": {record['status_message']}" if record["status_message"] else "")
     before, after = record["spatial_tokens"], record["retained_tokens"]
     full, run = record["prefill_flops_unpruned"], record["prefill_flops"]
-    age, budget = record["data_age"], record["latency_budget_ms"]
+    age, confirmed, budget = record["data_age"], record["confirmed_age"], record["latency_budget_ms"]
     stages = ", ".join(f"{stage} {record[f'{stage}_ms']:.1f}" for stage in STAGES)
     sure = record.get("confidence")
     boxes = "; ".join(f"centre {_triple(box['center'])} size {_triple(box['size'])}" for box in record["boxes"])
@@ -101,7 +103,7 @@ def rows(record: Record) -> list[tuple[str, str]]:
         ("spatial tokens", f"{before} before, {after} after" + (f" ({after / before:.0%} kept)" if before else "")),
         ("prefill FLOPs", f"{run:.3g} of {full:.3g} ({1 - run / full:.1%} saved)" if full else "none"),
         ("time (ms)", f"{record['total_ms']:.1f} in all: {stages}"),
-        ("age of the data", "no live data" if age is None else f"{age:.2f} s"),
+        ("age of the data", "no live data" if age is None else f"{age:.2f} s, confirmed {confirmed:.2f} s ago"),
         ("latency budget", f"{budget:g} ms, {'met' if record['budget_met'] else 'missed'}" if budget else "none"),
         ("strategy, model", f"{record['strategy']}, {record['model_id']}" if record["model_id"] else "none was asked"),
     ]

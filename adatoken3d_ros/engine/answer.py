@@ -90,7 +90,8 @@ class TokenReport:
 class Answer:
     """An answer and what it cost.
 
-    `stamp_ns` is the newest acquisition time in the scene that was used, 0 for none. `strategy` and `model_id` are
+    `stamp_ns` is the newest acquisition time in the scene that was used, 0 for none; `confirmed_ns` that of the newest
+    frame that is part of it or was found to agree with it, which may be later. `strategy` and `model_id` are
     empty where the question never came to an engine. `plan` says for people how the question was answered and why so;
     `predicted` are the times that were expected (median, without the queue), None where nothing was known about times.
     `decision` is the last plan, with the rung and loss of all that was given up. `confidence` is how likely the text is
@@ -117,3 +118,4 @@ class Answer:
     predicted: StageTimes | None = None
     decision: Plan | None = None
     confidence: float = math.nan
+    confirmed_ns: int = 0

@@ -108,7 +108,11 @@ class _Answering:
             self.scene.prepared.forget()
             free_cached()
             self.guard.small = True
-        return replace(begun, status=Status.ERROR, status_message="; ".join(problems), stamp_ns=self.scene.stamp_ns)
+        return replace(begun, status=Status.ERROR, status_message="; ".join(problems), **self._seen())
+
+    def _seen(self) -> dict[str, Any]:
+        """When what the answer is about was seen."""
+        return {"stamp_ns": self.scene.stamp_ns, "confirmed_ns": self.scene.confirmed_ns}
 
     def run(self) -> None:
         """The stages."""
@@ -133,7 +137,7 @@ class _Answering:
         built = scene.prepared.size(plan.max_tokens) in scene.prepared.built
         block = scene.prepared.block(plan.max_tokens)
         spliced = scene.splice(prompt, clicks, block)
-        self.set(stamp_ns=scene.stamp_ns, spatial_tokens=spliced.n_spatial)
+        self.set(spatial_tokens=spliced.n_spatial, **self._seen())
         guard.record("tokens", token_terms(0 if built else spliced.n_spatial))
         objects = scene.objects() if prompt.points else None
         plan = guard.plan(scene.situation(question, prompt, block))

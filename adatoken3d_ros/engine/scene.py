@@ -105,6 +105,11 @@ class Scene:
         """Acquisition time of the newest view, the last to arrive, 0 while there is none."""
         return self.memory.stamp_ns
 
+    @property
+    def confirmed_ns(self) -> int:
+        """As `SceneMemory.confirmed_ns`."""
+        return self.memory.confirmed_ns
+
     def announce(self, stamp_ns: int, T_world_camera: NDArray[np.float64]) -> Verdict | None:
         """What `observe` would say of a frame as far as its stamp and pose (4, 4) tell; None: it has to be seen."""
         return self.memory.announce(stamp_ns, T_world_camera)

@@ -89,6 +89,11 @@ class SceneMemory:
         return self._selector.contradiction
 
     @property
+    def confirmed_ns(self) -> int:
+        """Acquisition time of the newest frame that is a view or in which nothing had changed; 0 without a view."""
+        return (self._selector.confirmed or self.stamp_ns) if len(self._map) else 0
+
+    @property
     def patches_per_view(self) -> int:
         """How many patches a view has."""
         return self._patches.geometry.patches

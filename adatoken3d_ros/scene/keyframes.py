@@ -92,6 +92,10 @@ class KeyFrameSelector:
     Args:
         config: thresholds. patches: where depth is looked at.
         token_map: what has been seen. Without one, no change is noticed and the oldest view goes.
+
+    Attributes:
+        confirmed: stamp of the last frame that agreed with the map, nanoseconds; None if there was none since the last
+            view was accepted.
     """
 
     # No stamp among so many of the last accepted ones is encoded twice, whether its view is still kept or not.
@@ -115,6 +119,7 @@ class KeyFrameSelector:
         self._views: dict[int, _View] = {}  # by stamp, in the order of arrival
         self._arrived = 0
         self._stamps: deque[int] = deque(maxlen=self.REMEMBERED_STAMPS)
+        self.confirmed: int | None = None
         self._looked: int | None = None  # stamp of the last frame in which a change was looked for, or that was kept
         self._blur.clear()
         self._agreement.clear()
@@ -181,6 +186,7 @@ class KeyFrameSelector:
         if not valid_depth(frame.depth[np.ix_(rows, cols)], self._patches.max_depth).any():
             return Verdict.NO_DEPTH
         if not similar and self._gain(frame) < self.config.min_gain and not self._changed(frame):
+            self.confirmed = frame.stamp_ns
             return Verdict.NOTHING_NEW
         return Verdict.KEY_FRAME if self._agreement.believes(frame) else Verdict.DISAGREES
 
@@ -194,7 +200,7 @@ class KeyFrameSelector:
             raise ValueError(f"a frame with stamp {frame.stamp_ns} ns was accepted before")
         self._keep(frame.stamp_ns, frame.T_world_camera)
         self._agreement.keep(frame)
-        self._looked = frame.stamp_ns
+        self._looked, self.confirmed = frame.stamp_ns, None
         self._blur.settled()
 
     def _keep(self, stamp_ns: int, T_world_camera: NDArray[np.float64]) -> None:
@@ -243,12 +249,14 @@ class KeyFrameSelector:
         self._looked = frame.stamp_ns
         points = patch_points(frame, self._patches)
         new = int((~token_map.near_occupied(points.xyz[points.valid])).sum()) if points.valid.any() else 0
-        if new >= self.config.min_change:
-            return True
-        if self.config.carving is None:
-            return False
-        through = seen_through(frame, token_map.centres(), token_map.voxel_size, self.config.carving)
-        return int(through.sum()) >= self.config.min_change
+        gone = 0
+        if new < self.config.min_change and self.config.carving is not None:
+            through = seen_through(frame, token_map.centres(), token_map.voxel_size, self.config.carving)
+            gone = int(through.sum())
+        changed = max(new, gone) >= self.config.min_change
+        if points.valid.any() and not changed:
+            self.confirmed = frame.stamp_ns
+        return changed
 
     def _gain(self, frame: PosedFrame) -> float:
         """Share of the frame's patches that lie where nothing was seen yet; 1 while there is nothing to compare."""

@@ -55,6 +55,7 @@ def message_of(answer: Answer) -> Any:
             "boxes": boxes,
             "header": header,
             "data_age": 0.75,
+            "confirmed_age": 0.5,
             "confidence": answer.confidence,
         }
     )
@@ -80,7 +81,7 @@ def test_message_and_engine_give_the_same_record() -> None:
     record = record_of_answer(answer)
     assert record.pop("clicks") == [[1.0, 2.0, 3.5]]  # which a message does not tell
     assert record["plan"] == "ours, all tokens" and record["predicted_ms"] == 14.0
-    assert record_of_message(message_of(answer)) == {**record, "data_age": 0.75}
+    assert record_of_message(message_of(answer)) == {**record, "data_age": 0.75, "confirmed_age": 0.5}
 
 
 def test_confidence_is_told_where_it_is_known() -> None:
@@ -93,11 +94,15 @@ def test_confidence_is_told_where_it_is_known() -> None:
     assert record_of_message(message)["confidence"] is None
 
 
+def test_both_ages_are_told() -> None:
+    assert ("age of the data", "0.75 s, confirmed 0.50 s ago") in rows(record_of_message(message_of(ANSWER)))
+
+
 def test_what_is_not_known() -> None:
     message = message_of(ANSWER)
-    message.data_age = message.predicted_ms = math.nan
+    message.data_age = message.confirmed_age = message.predicted_ms = math.nan
     record = record_of_message(message)
-    assert record["data_age"] is None and record["predicted_ms"] is None
+    assert record["data_age"] is None and record["confirmed_age"] is None and record["predicted_ms"] is None
 
 
 def test_nothing_seen_divides_by_nothing() -> None:

@@ -210,6 +210,30 @@ def test_a_change_is_looked_for_once_in_an_interval_and_not_for_ever() -> None:
     assert small.see(room(99 * SECOND, chair=0.5)) == Verdict.TOO_SIMILAR
 
 
+def test_a_frame_in_which_nothing_has_changed_confirms_the_scene() -> None:
+    memory = Memory(min_gain=0.05, change_interval=1.0)
+    memory.see(room(1 * SECOND, chair=-0.5))
+    assert memory.selector.confirmed is None
+    assert memory.see(room(3 * SECOND, chair=-0.5)) == Verdict.TOO_SIMILAR
+    assert memory.selector.confirmed == 3 * SECOND
+    # Nobody looks at what comes too soon after the last look.
+    assert memory.see(room(3 * SECOND + SECOND // 2, chair=-0.5)) == Verdict.TOO_SIMILAR
+    assert memory.selector.confirmed == 3 * SECOND
+    covered = room(5 * SECOND)
+    covered.depth[:] = np.nan
+    assert memory.see(covered) == Verdict.TOO_SIMILAR
+    assert memory.selector.confirmed == 3 * SECOND, "a lens that is covered shows nothing"
+    assert memory.see(room(7 * SECOND)) == Verdict.KEY_FRAME, "the chair is gone"
+    assert memory.selector.confirmed is None
+    nearer = room(9 * SECOND)
+    nearer.T_world_camera[0, 3] = 0.5
+    nearer.depth[:] = 2.5
+    assert memory.see(nearer) == Verdict.NOTHING_NEW
+    assert memory.selector.confirmed == 9 * SECOND
+    memory.selector.restore(memory.selector.poses())
+    assert memory.selector.confirmed is None
+
+
 def test_the_view_that_is_missed_least_goes_and_the_newest_stays() -> None:
     memory = Memory(max_views=3)
     for i, angle in enumerate((0, 60, 120)):

@@ -102,16 +102,21 @@ def scene(
     fates: Mapping[str, int],
     given_up: int = 0,
     contradiction: str = "",
+    confirmed_age: float | None = None,
 ) -> Report:
     """How much has been seen; WARN while there is nothing to ask about, ERROR if frames come and none can be used.
 
-    `given_up`: views that could not be encoded, also those that had waited as key frames. `contradiction`: why what has
-    been seen cannot be believed; ERROR, too.
+    Args:
+        age: of the newest key frame, seconds.
+        given_up: views that could not be encoded, also those that had waited as key frames.
+        contradiction: why what has been seen cannot be believed; ERROR, too.
+        confirmed_age: of the newest frame that agreed with the scene, or is in it, seconds.
     """
     values = {
         "key_frames": views,
         "spatial_tokens": tokens,
-        "data_age_s": NOT_YET if age is None else f"{age:.3f}",
+        "data_age_s": _figure(age, 3),
+        "confirmed_age_s": _figure(confirmed_age, 3),
         "views_given_up": given_up,
         **{f"frames.{fate}": count for fate, count in sorted(fates.items())},
     }

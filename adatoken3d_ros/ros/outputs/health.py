@@ -64,6 +64,10 @@ class Health:
         """How everything is now."""
         now_ns = self._node.get_clock().now().nanoseconds
         seen, worker, scene = self._outputs.scene, self._engine.queue, self._engine.scene
+
+        def age(stamp_ns: int) -> float | None:
+            return (now_ns - stamp_ns) / 1e9 if stamp_ns and now_ns else None
+
         reports = [
             diagnostics.inputs(
                 self._inputs.state(),
@@ -74,10 +78,11 @@ class Health:
                 self._state() == "active",
                 len(seen.poses),
                 len(seen.xyz),
-                (now_ns - seen.stamp_ns) / 1e9 if seen.stamp_ns and now_ns else None,
+                age(seen.stamp_ns),
                 self._inputs.fates,
                 0 if scene is None else scene.memory.given_up,
                 "" if scene is None else scene.memory.contradiction,
+                None if scene is None else age(scene.confirmed_ns),
             ),
             diagnostics.model(
                 self._state(),

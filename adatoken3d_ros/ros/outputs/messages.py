@@ -73,7 +73,7 @@ def answer_message(answer: Answer, frame_id: str, now_ns: int) -> AnswerMsg:
 
     Args:
         frame_id: of the scene.
-        now_ns: the node's time, for the age of the data; 0 if simulated time has not begun.
+        now_ns: the node's time, for the ages of the data; 0 if simulated time has not begun.
     """
     message = AnswerMsg(
         header=header(answer.stamp_ns, frame_id),
@@ -82,7 +82,7 @@ def answer_message(answer: Answer, frame_id: str, now_ns: int) -> AnswerMsg:
         text=answer.text,
         status=int(answer.status),
         status_message=shown(answer.status_message),
-        data_age=(now_ns - answer.stamp_ns) / 1e9 if answer.stamp_ns and now_ns else math.nan,
+        data_age=_age(answer.stamp_ns, now_ns),
         **{f"{stage}_ms": getattr(answer.times, stage) for stage in (*STAGES, "total")},
         latency_budget_ms=float(answer.question.latency_budget_ms or 0.0),
         budget_met=answer.budget_met,
@@ -96,6 +96,7 @@ def answer_message(answer: Answer, frame_id: str, now_ns: int) -> AnswerMsg:
         plan=answer.plan,
         predicted_ms=math.nan if answer.predicted is None else answer.predicted.total,
         confidence=answer.confidence,
+        confirmed_age=_age(answer.confirmed_ns, now_ns),
     )
     for box in answer.boxes:
         item = Box3D()
@@ -103,6 +104,11 @@ def answer_message(answer: Answer, frame_id: str, now_ns: int) -> AnswerMsg:
         item.size.x, item.size.y, item.size.z = box.size
         message.boxes.append(item)
     return message
+
+
+def _age(stamp_ns: int, now_ns: int) -> float:
+    """Seconds; NaN where either is not known."""
+    return (now_ns - stamp_ns) / 1e9 if stamp_ns and now_ns else math.nan
 
 
 def report_message(answer: Answer, report: TokenReport, frame_id: str) -> TokenReportMsg:

@@ -100,7 +100,10 @@ def test_scene() -> None:
     assert none.level == d.ERROR and "6 error, 4 no_depth" in none.message
     assert d.scene(True, 0, 0, None, {"no_depth": 3, "error": 6, "superseded": 90, "time_jump": 9}).level == d.WARN
     assert d.scene(False, 0, 0, None, {"error": 60}).level == d.OK
-    assert d.scene(True, 3, 100, 0.5, {}).message == "3 key frames, 100 spatial tokens"
+    well = d.scene(True, 3, 100, 12.5, {}, confirmed_age=0.5)
+    assert well.message == "3 key frames, 100 spatial tokens"
+    assert (well.values["data_age_s"], well.values["confirmed_age_s"]) == ("12.500", "0.500")
+    assert empty.values["confirmed_age_s"] == "n/a"
 
 
 def test_model() -> None:

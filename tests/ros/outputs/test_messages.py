@@ -52,6 +52,8 @@ def test_answer_keeps_the_sensor_stamp_and_says_its_age() -> None:
     message = m.answer_message(ANSWER, "map", STAMP + 250_000_000)
     assert (message.header.stamp.sec, message.header.stamp.nanosec) == (1_305_031_102, 175_304_000)
     assert message.data_age == pytest.approx(0.25)
+    confirmed = replace(ANSWER, confirmed_ns=STAMP + 200_000_000)
+    assert m.answer_message(confirmed, "map", STAMP + 250_000_000).confirmed_age == pytest.approx(0.05)
     assert (message.status, message.text, message.status_message) == (message.TRUNCATED, "there", "cut")
     assert [message.queue_ms, message.encode_ms, message.tokens_ms, message.prefill_ms, message.decode_ms] == [
         1.0,
@@ -72,7 +74,8 @@ def test_confidence_goes_along_and_is_nan_where_nobody_knows() -> None:
 
 
 def test_without_a_scene_the_age_is_nan() -> None:
-    assert math.isnan(m.answer_message(Answer(Question("?"), Status.NO_SCENE), "map", STAMP).data_age)
+    nothing = m.answer_message(Answer(Question("?"), Status.NO_SCENE), "map", STAMP)
+    assert math.isnan(nothing.data_age) and math.isnan(nothing.confirmed_age)
     before_simulated_time = m.answer_message(Answer(Question("?"), Status.OK, stamp_ns=STAMP), "map", 0)
     assert math.isnan(before_simulated_time.data_age)
 
