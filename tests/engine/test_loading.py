@@ -46,6 +46,7 @@ SETTINGS = Settings(
         "scene.sharpness_wait": 0.3,
         "scene.change_interval": 4.0,
         "scene.min_change": 5,
+        "scene.max_disagreement": 0.1,
         "scene.carving": False,
     }
 )
@@ -54,7 +55,7 @@ SETTINGS = Settings(
 def test_every_setting_arrives(tiny_directory: Path) -> None:
     session = load_scene(SETTINGS | {"model.path": str(tiny_directory), "model.dtype": "bfloat16"})
     assert session.config == SessionConfig(
-        key_frames=KeyFrameConfig(0.3, 20.0, 5, 9, 2.0, 3.0, 0.0, 0.1, 0.2, 0.3, 4.0, 5, carving=None),
+        key_frames=KeyFrameConfig(0.3, 20.0, 5, 9, 2.0, 3.0, 0.0, 0.1, 0.2, 0.3, 4.0, 5, 0.1, None),
         max_depth=4.0,
         origin=(1.0, 2.0, 0.5),
         question_views=7,
