@@ -127,11 +127,20 @@ class Tokens:
 
 
 def operations(
-    decoder: DecoderSize, policy: Policy, counts: Sequence[int], n_spatial: int, n_text: int, n_question: int
+    decoder: DecoderSize,
+    policy: Policy,
+    counts: Sequence[int],
+    n_spatial: int,
+    n_text: int,
+    n_question: int,
+    rows: Sequence[int] = (),
 ) -> float:
-    """Exact prefill operations of one prompt whose layers saw `counts` spatial tokens, scoring included."""
-    scoring = scoring_flops(policy, decoder, n_spatial, counts, n_text, n_question)
-    return prefill_flops(decoder, counts, n_text) + scoring
+    """Exact prefill operations of one prompt whose layers saw `counts` spatial tokens, scoring included.
+
+    rows: all that each layer saw, if less than all others beside them.
+    """
+    scoring = scoring_flops(policy, decoder, n_spatial, counts, n_text, n_question, rows)
+    return prefill_flops(decoder, rows or counts, 0 if rows else n_text) + scoring
 
 
 @dataclass(frozen=True, eq=False)

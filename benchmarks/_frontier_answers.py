@@ -52,7 +52,7 @@ def answer(reader: Reader, task: Ask) -> list[list[float]]:
         for sample, qa, guess in zip(samples, room.questions, guesses, strict=True):
             filled = read(reader, sample, task.strategy, policy)
             scores.append(judge(reader, filled, qa, guess))
-            sizes = sample.n_spatial, sample.n_text, sample.layout.n_question
+            sizes = sample.n_spatial, sample.n_text, sample.layout.n_question, filled.trace.rows_per_layer
             spent.append(operations(reader.decoder.size, policy, filled.trace.spatial_per_layer, *sizes))
     return [scores, spent]
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -116,18 +117,19 @@ def last_layers(decoder: Decoder, sample: Sample, line: Tensor, schedule: Schedu
 
     Args:
         line: (N,) int64 rising, the line of each spatial token.
-        newlines_go: the row behind the last token of a line goes with the last of its tokens.
+        newlines_go: the row behind the last token of a line goes with the last of its tokens, as in the gate.
     """
     rows = sample.layout.rows
     assert rows is not None
-    policy = make_policy("ours")
-    trace = prefill(decoder, sample.embeds, sample.layout, schedule, policy, scene=sample.scene).trace
+    policy, layout = make_policy("ours"), sample.layout if newlines_go else replace(sample.layout, closing=None)
+    trace = prefill(decoder, sample.embeds, layout, schedule, policy, scene=sample.scene).trace
     last = torch.full((sample.n_tokens,), len(decoder) - 1)
     last[rows] = trace.last_layer
     if newlines_go:
         lines = int(line[-1]) + 1
         end = torch.zeros(lines, dtype=torch.int64).scatter_reduce(0, line, rows, "amax") + 1
-        last[end] = torch.full((lines,), -1).scatter_reduce(0, line, trace.last_layer, "amax")
+        # The last one is read with the question.
+        last[end[:-1]] = torch.full((lines,), -1).scatter_reduce(0, line, trace.last_layer, "amax")[:-1]
     return last
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -43,11 +43,13 @@ class Layout:
         spatial_start: row of the first spatial token.
         n_spatial: spatial tokens N, 0 or more.
         n_tokens: rows in all, S; those after the spatial tokens are the question.
-        rows: (N,) int64 rows of the spatial tokens, rising; rows between them stay at every gate. None: one after the
-            other from `spatial_start` on.
+        rows: (N,) int64 rows of the spatial tokens, rising; rows between them stay at every gate, unless `closing` says
+            otherwise. None: one after the other from `spatial_start` on.
         positions: (S,) rotary positions, or (axes, S) of a model whose positions have several; None: the rows' numbers.
         next_position: rotary position of the first token after the prompt; -1: S.
         added: (N, D) vectors for each of the first layers, added to the spatial tokens that leave it.
+        closing: (N,) int64 with `rows`: the row between the spatial tokens that closes the line of each and goes with
+            the last token of its line (one that is learned has no place, but stands for a line); -1 for none.
     """
 
     spatial_start: int
@@ -57,6 +59,7 @@ class Layout:
     positions: Tensor | None = None
     next_position: int = -1
     added: tuple[Tensor, ...] = ()
+    closing: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.next_position < 0:
@@ -84,7 +87,7 @@ class Layout:
     def every_row(self, device: torch.device) -> Rows:
         """All of them, before the first gate."""
         spatial = slice(self.spatial_start, self.spatial_end) if self.rows is None else self.rows
-        return Rows.at_start(self.n_tokens, spatial, self.positions, self.added, device)
+        return Rows.at_start(self.n_tokens, spatial, self.positions, self.added, self.closing, device)
 
 
 @dataclass
@@ -98,6 +101,7 @@ class GateTrace:
             a gate measured it, else zeros.
         retained: (N,) bool alive after the last gate (a withdrawal of all tokens is not one).
         gate_seconds: time spent choosing and gathering, on the device.
+        rows_per_layer: rows of the whole prompt seen by each layer.
     """
 
     spatial_per_layer: tuple[int, ...]
@@ -105,6 +109,12 @@ class GateTrace:
     contribution: Tensor
     retained: Tensor
     gate_seconds: float = 0.0
+    rows_per_layer: tuple[int, ...] = ()
+
+    def counted(self, n_text: int) -> tuple[int, ...]:
+        """Rows that each layer has seen beside `n_text` of the prompt that are not spatial: fewer than its spatial
+        tokens where others have gone with them."""
+        return tuple(n - n_text for n in self.rows_per_layer)
 
 
 @dataclass
@@ -173,6 +183,8 @@ def prefill(
     renumber = (rope or policy.rope) == "renumber"
     if renumber and gates.bypass:
         raise GateError(f"policy {policy.name} takes tokens back, and rope 'renumber' leaves them no position")
+    if gates.bypass:
+        rows = replace(rows, closing=None)  # a line whose tokens may come back is not over
     cos_sin = decoder.rotary(hidden, rows.positions)
     for g, layer in enumerate(decoder.layers):
         if should_stop is not None and should_stop():
@@ -194,6 +206,7 @@ def prefill(
         if g + 1 < len(decoder) and (at_most is not None or counts[g + 1] != counts[g]):
             question = hidden[0, -layout.n_question :].clone()  # a view would keep all of `hidden` alive
         cache.shifts[g] = rows.shift
+        journal.rows.append(hidden.shape[1])
         if isinstance(policy, Watching) and policy.watches(g, len(decoder)):
             with layer.watched() as parts:
                 hidden = layer.run(hidden, cos_sin, cache=cache)
@@ -286,6 +299,7 @@ class _Journal:
         self.last_layer = torch.full((layout.n_spatial,), n_layers - 1, device=device)
         self.contribution = torch.zeros(layout.n_spatial, device=device)
         self.finite: list[tuple[int, Tensor]] = []
+        self.rows: list[int] = []
         self.clock = _Clock(device)
 
     def note(self, g: int, reached: Tensor, alive: Tensor, chosen: Selection) -> None:
@@ -307,7 +321,8 @@ class _Journal:
         if broken:
             raise GateError(f"scores that are not finite (NaN or infinite) at the gates before layers {broken}")
         share = self.contribution / self.contribution.sum().clamp(min=_TINY)
-        return GateTrace(spatial_per_layer, self.last_layer, share, self.retained, self.clock.seconds())
+        seconds = self.clock.seconds()
+        return GateTrace(spatial_per_layer, self.last_layer, share, self.retained, seconds, tuple(self.rows))
 
 
 class _Clock:

@@ -20,6 +20,7 @@ class Rows:
         positions: (S',) or (axes, S') int64 rotary positions.
         alive: (n,) int64 original indices of the spatial tokens, rising.
         spatial: the rows of these. fixed: the others' rows, where the spatial tokens do not follow one another.
+        closing: (n,) rows that go with the last of the tokens that name them; -1 for none.
         added: (n, D) vectors that the next layers add to them.
         shift: how far positions after the spatial tokens have moved down.
         changed: (n,) sum of what a watching policy said of the layers so far.
@@ -34,18 +35,28 @@ class Rows:
     shift: int = 0
     changed: Tensor | None = None
     parked: Parked | None = None
+    closing: Tensor | None = None
 
     @classmethod
     def at_start(
-        cls, n_tokens: int, spatial: slice | Tensor, positions: Tensor | None, added: tuple[Tensor, ...], device: Any
+        cls,
+        n_tokens: int,
+        spatial: slice | Tensor,
+        positions: Tensor | None,
+        added: tuple[Tensor, ...],
+        closing: Tensor | None,
+        device: Any,
     ) -> Rows:
-        """All rows of a prompt: where its spatial tokens are, its positions (its rows' numbers without), `added`."""
+        """All rows of a prompt: where its spatial tokens are, its positions (its rows' numbers without), what is added
+        to them, what closes their lines."""
         every = torch.arange(n_tokens, device=device)
         positions = every if positions is None else positions.to(device)
         if isinstance(spatial, slice):
             return cls(positions, torch.arange(spatial.stop - spatial.start, device=device), spatial, None, added)
         spatial = spatial.to(device)
-        return cls(positions, torch.arange(len(spatial), device=device), spatial, fixed_rows(every, spatial), added)
+        closing = None if closing is None else closing.to(device)
+        alive = torch.arange(len(spatial), device=device)
+        return cls(positions, alive, spatial, fixed_rows(every, spatial), added, closing=closing)
 
     def add(self, hidden: Tensor) -> Rows:
         """Adds, in place, what is added to the rows (1, S', D) that leave a layer."""
@@ -99,18 +110,26 @@ class Rows:
             fixed = None
         else:
             assert self.fixed is not None
-            index = torch.cat([self.fixed, self.spatial[chosen.keep]]).sort().values
+            stay = self.fixed
+            if self.closing is not None:
+                named = torch.isin(stay, self.closing)
+                stay = stay[~named | torch.isin(stay, self.closing[chosen.keep])]
+            index = torch.cat([stay, self.spatial[chosen.keep]]).sort().values
             spatial = torch.searchsorted(index, self.spatial[chosen.keep])
-            fixed = torch.searchsorted(index, self.fixed)
+            fixed = torch.searchsorted(index, stay)
         hidden = hidden.index_select(1, index)
         if chosen.merged is not None:
             hidden[0, spatial] = chosen.merged
         alive, added = self.alive[chosen.keep], tuple(chosen.of(vectors) for vectors in self.added)
         changed = None if self.changed is None else self.changed[chosen.keep]
+        closing = None
+        if self.closing is not None:
+            closing = self.closing[chosen.keep]
+            closing = torch.where(closing < 0, closing, torch.searchsorted(index, closing))
         positions, shift = self.positions[..., index], self.shift
         if renumbered_until is not None:
             positions, shift = torch.arange(len(index), device=device), renumbered_until - len(index)
-        return hidden, Rows(positions, alive, spatial, fixed, added, shift, changed, self.parked)
+        return hidden, Rows(positions, alive, spatial, fixed, added, shift, changed, self.parked, closing)
 
 
 @dataclass(frozen=True, eq=False)

@@ -150,8 +150,8 @@ class _Answering:
             self.set(
                 strategy="scene-prefix" if plan.reuse else plan.strategy.name,
                 retained_tokens=int(report.retained.sum()),
-                prefill_flops=prefill_flops(size, policy, filled.trace.spatial_per_layer, spliced),
-                prefill_flops_unpruned=prefill_flops(size, policy, (spliced.n_spatial,) * size.n_layers, spliced),
+                prefill_flops=prefill_flops(size, policy, filled.trace, spliced),
+                prefill_flops_unpruned=prefill_flops(size, policy, None, spliced),
                 report=report,
             )
             self.watch.begin("decode")
@@ -195,7 +195,7 @@ class _Answering:
             at_most=hurry,
         )
         guard.record_drops(hurry)
-        guard.record("prefill", read_terms(filled.trace.spatial_per_layer, spliced.n_spatial, n_text))
+        guard.record("prefill", read_terms(filled.trace.counted(n_text), spliced.n_spatial, n_text))
         yield filled
 
     def _point(self, filled: Prefill, objects: Objects) -> None:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,16 +27,24 @@ def token_report(decoder: DecoderSize, tokens: SpatialTokens, trace: GateTrace, 
         last_layer=trace.last_layer.cpu().numpy(),
         retained=trace.retained.cpu().numpy(),
         spatial_per_layer=trace.spatial_per_layer,
-        flops_per_layer=tuple(flops.layer_flops(decoder, n + n_text) for n in trace.spatial_per_layer),
+        flops_per_layer=tuple(flops.layer_flops(decoder, n) for n in rows_of(trace, n_text)),
         lorenz_share_60=lorenz_share(contribution, 0.6),
     )
 
 
-def prefill_flops(decoder: DecoderSize, policy: Policy, spatial_per_layer: Sequence[int], spliced: Spliced) -> float:
-    """Operations of a prefill whose layers saw so many spatial tokens, scoring included."""
+def rows_of(trace: GateTrace, n_text: int) -> tuple[int, ...]:
+    """Rows of the prompt that each layer saw; a prefix keeps no count, and drops nothing."""
+    return trace.rows_per_layer or tuple(n + n_text for n in trace.spatial_per_layer)
+
+
+def prefill_flops(decoder: DecoderSize, policy: Policy, trace: GateTrace | None, spliced: Spliced) -> float:
+    """Operations of a prefill, scoring included; without a trace of one that drops nothing."""
     n_text = spliced.n_tokens - spliced.n_spatial
-    sizes = (decoder, spliced.n_spatial, spatial_per_layer, n_text, spliced.n_question)
-    return flops.prefill_flops(decoder, spatial_per_layer, n_text) + flops.scoring_flops(policy, *sizes)
+    if trace is None:
+        return flops.prefill_flops(decoder, [spliced.n_spatial] * decoder.n_layers, n_text)
+    rows = rows_of(trace, n_text)
+    sizes = (decoder, spliced.n_spatial, trace.spatial_per_layer, n_text, spliced.n_question, rows)
+    return flops.prefill_flops(decoder, rows, 0) + flops.scoring_flops(policy, *sizes)
 
 
 def lorenz_share(contribution: NDArray[np.float32], q: float) -> float:

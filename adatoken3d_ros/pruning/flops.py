@@ -45,12 +45,24 @@ def prefill_flops(
 
 
 def scoring_flops(
-    policy: Policy, decoder: DecoderSize, n_spatial: int, spatial_per_layer: Sequence[int], n_text: int, n_question: int
+    policy: Policy,
+    decoder: DecoderSize,
+    n_spatial: int,
+    spatial_per_layer: Sequence[int],
+    n_text: int,
+    n_question: int,
+    rows_per_layer: Sequence[int] = (),
 ) -> float:
-    """What `policy` spends on choosing at the gates of a prefill that starts from `n_spatial` tokens, exact."""
+    """What `policy` spends on choosing at the gates of a prefill that starts from `n_spatial` tokens, exact.
+
+    rows_per_layer: rows that each layer sees, where others went with the spatial tokens; empty: `n_text` beside them.
+    """
+    rows = rows_per_layer or [n + n_text for n in spatial_per_layer]
     return sum(
-        policy.flops(decoder, GateSize(layer, n + n_text, n, kept, n_question, n_spatial))
-        for layer, (n, kept) in enumerate(pairwise((n_spatial, *spatial_per_layer)))
+        policy.flops(decoder, GateSize(layer, before, n, kept, n_question, n_spatial))
+        for layer, (before, (n, kept)) in enumerate(
+            zip((n_spatial + n_text, *rows), pairwise((n_spatial, *spatial_per_layer)), strict=False)
+        )
         if 0 < kept < n
     )
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -94,8 +95,10 @@ def make_case(gaps: bool = True) -> SimpleNamespace:
 CASE = make_case()
 
 
-def oracle(decoder: Decoder, last_layer: Tensor) -> Tensor:
-    """Logits (1 + T, V) of transformers' own model at full length, where a layer's rows do not see dropped tokens."""
+def oracle(decoder: Decoder, last_layer: Tensor, closing: Tensor | None = None) -> Tensor:
+    """Logits (1 + T, V) of transformers' own model at full length, where a layer's rows do not see dropped tokens, nor
+    what closes a line of which no token is left.
+    """
     layout, model, cache = CASE.layout, decoder.language.model, DynamicCache()
     spatial = torch.zeros(1, layout.n_tokens, dtype=torch.bool)
     spatial[0, layout.rows] = True
@@ -107,6 +110,8 @@ def oracle(decoder: Decoder, last_layer: Tensor) -> Tensor:
             n = cache.layers[layer].get_seq_length() + q if len(cache.layers) > layer else q
             visible = torch.ones(n, dtype=torch.bool)
             visible[layout.rows] = last_layer >= layer
+            for row in () if closing is None else set(closing.tolist()) - {-1}:
+                visible[row] = bool((last_layer[closing == row] >= layer).any())
             mask = torch.ones(n, n, dtype=torch.bool).tril() & (visible | torch.eye(n, dtype=torch.bool))
             return args, {**kwargs, "attention_mask": mask[None, None, n - q :]}
 
@@ -157,6 +162,30 @@ def test_rows_between_the_tokens_stay_when_all_tokens_go(decoder) -> None:
     n_text = CASE.layout.n_tokens - CASE.layout.n_spatial
     assert filled.cache.lengths == (CASE.layout.n_tokens, *[n_text] * 5)
     torch.testing.assert_close(answered(decoder, filled), oracle(decoder, filled.trace.last_layer), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "schedule", [*SCHEDULES.values(), Schedule.of([1, 3], [0.2, 0.05]), Schedule(withdraw_layer=2)]
+)
+def test_a_row_that_closes_a_line_goes_with_the_last_token_of_it(decoder, schedule: Schedule) -> None:
+    """One of three tokens and one of a single token, so some gates empty them."""
+    between = [row for row in range(6, CASE.layout.spatial_end) if row not in CASE.layout.rows.tolist()]
+    closing = torch.full((CASE.layout.n_spatial,), -1)
+    closing[1:4], closing[12] = between[0], between[1]
+    layout = replace(CASE.layout, closing=closing)
+    filled = prefill(
+        decoder, CASE.embeds, layout, schedule, make_policy("pyramiddrop"), scene=CASE.scene, rope="original"
+    )
+    last, n_text = filled.trace.last_layer, layout.n_tokens - layout.n_spatial
+    expected = [
+        n + n_text - sum(int(not (last[closing == row] >= layer).any()) for row in between[:2])
+        for layer, n in enumerate(filled.trace.spatial_per_layer)
+    ]
+    assert filled.trace.rows_per_layer == filled.cache.lengths == tuple(expected)
+    assert filled.trace.counted(n_text) == tuple(n - n_text for n in expected)
+    if schedule.withdraw_layer:
+        assert expected[-1] == n_text - 2
+    torch.testing.assert_close(answered(decoder, filled), oracle(decoder, last, closing), rtol=0, atol=1e-5)
 
 
 def test_renumbered_positions_are_those_of_a_text(decoder) -> None:

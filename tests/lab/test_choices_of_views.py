@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -87,20 +88,24 @@ def test_rows_are_hidden_as_they_are_dropped_and_newlines_go_with_their_line(
     decoder = engine.model.decoder
     schedule = Schedule.of([1, 3], [0.5, 0.1])
     kept = newlines.last_layers(decoder, sample, line, schedule, newlines_go=False)
-    filled = prefill(decoder, sample.embeds, sample.layout, schedule, make_policy("ours"), scene=sample.scene)
-    answer = [int(filled.logits.argmax()), 5, 7]
-    expected = [filled.logits, *(decode(decoder, filled, token) for token in answer[:-1])]
-    found = newlines.hidden_run(decoder, sample, answer, kept)
-    torch.testing.assert_close(found, torch.stack(expected).log_softmax(-1), atol=1e-4, rtol=0)
-
     gone = newlines.last_layers(decoder, sample, line, schedule, newlines_go=True)
+    for layout, last in ((replace(sample.layout, closing=None), kept), (sample.layout, gone)):
+        filled = prefill(decoder, sample.embeds, layout, schedule, make_policy("ours"), scene=sample.scene)
+        answer = [int(filled.logits.argmax()), 5, 7]
+        expected = [filled.logits, *(decode(decoder, filled, token) for token in answer[:-1])]
+        found = newlines.hidden_run(decoder, sample, answer, last)
+        torch.testing.assert_close(found, torch.stack(expected).log_softmax(-1), atol=1e-4, rtol=0)
+        assert filled.trace.rows_per_layer == tuple(int((last >= i).sum()) for i in range(len(decoder)))
+
     rows = sample.layout.rows
-    assert rows is not None and torch.equal(kept[rows], gone[rows])
+    assert rows is not None
+    kept[rows] = gone[rows]  # behind the first gate the newlines that stay are seen, and others are chosen
     changed = (kept != gone).nonzero()[:, 0].tolist()
     ends = [int(rows[line == one].max()) + 1 for one in line.unique()]
     assert changed and set(changed) <= set(ends)
-    for one, end in zip(line.unique(), ends, strict=True):
+    for one, end in list(zip(line.unique(), ends, strict=True))[:-1]:
         assert gone[end] == gone[rows[line == one]].max()
+    assert gone[ends[-1]] == len(decoder) - 1  # read with the question
     less, more = (newlines.operations(decoder, sample, last) for last in (gone, kept))
     assert less < more and newlines._refill(decoder, [(sample, line, answer)], schedule) > 1.0
 

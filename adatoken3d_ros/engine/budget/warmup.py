@@ -200,9 +200,9 @@ def _measure_size(
         def read(schedule: Schedule = schedule) -> Any:
             return prefill(model.decoder, spliced.embeds, layout, schedule, policy, scene=scene)
 
-        counts = schedule.counts(n, n_layers, policy.kept)
-        log("prefill", read_terms(counts, n, n_text), _median(read, clock))
-        filled, times, cached = read(), [], sum(counts) + n_layers * n_text
+        filled = read()
+        log("prefill", read_terms(filled.trace.counted(n_text), n, n_text), _median(read, clock))
+        filled, times, cached = read(), [], sum(filled.trace.rows_per_layer)
         for step in range(DECODE_STEPS + 1):
             began = clock()
             decode(model.decoder, filled, 0)

@@ -187,7 +187,8 @@ class Video3D(SpatialLMM):
     ) -> Spliced:
         """Puts tokens and clicks into the embedded text, with a newline behind the last token of each row of a grid.
 
-        Newlines have no place and stay at every gate. A row of which no token is left has none.
+        Newlines have no place; at a gate one goes with the last token of its line, but for the last one, which is read
+        with the question. A row of which no token is left has none.
 
         Args:
             prompt: from `prompt`.
@@ -226,4 +227,13 @@ class Video3D(SpatialLMM):
                 rows.append(scene)
             else:
                 rows.append(clicks[piece.index : piece.index + 1].to(self.device, self.dtype))
-        return Spliced(torch.cat(rows)[None], Layout(start, len(spatial), total, rows=start + tokens))
+        layout = Layout(start, len(spatial), total, rows=start + tokens, closing=_closing(start + tokens))
+        return Spliced(torch.cat(rows)[None], layout)
+
+
+def _closing(rows: Tensor) -> Tensor:
+    """(N,) the newline behind the line of each token, given the rows (N,) of the tokens; -1 for those of the last."""
+    gap = torch.cat([rows[1:] - rows[:-1] > 1, rows.new_zeros(1, dtype=torch.bool)])
+    ends = rows[gap] + 1
+    line = torch.cat([gap.new_zeros(1), gap[:-1]]).cumsum(0)
+    return torch.cat([ends, ends.new_full((1,), -1)])[line]

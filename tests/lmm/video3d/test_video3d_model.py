@@ -99,6 +99,7 @@ def test_a_newline_ends_each_line(model):
         11,
     )  # the last newline is read with the question
     assert spliced.layout.rows.tolist() == [2, 3, 5, 6, 8]
+    assert spliced.layout.closing.tolist() == [4, 4, 7, 7, -1]
     views = model.splice(prompt, spatial, where=in_rows([3, 0, 1, 2, 0], [0, 1, 1, 1, 2]))  # the same rows of others
     assert views.layout.rows.tolist() == [2, 4, 5, 6, 8]
     with pytest.raises(SpliceError, match="for 2 tokens, there are 5"):
