@@ -132,11 +132,14 @@ def fit(scene: Scene, prompts: Prompts, answer_tokens: int) -> Fitted:
     return Fitted(strategies, curves)
 
 
-def flops(scene: Scene, sample: Sample, schedule: Schedule) -> float:
-    """Exact operations of a prefill, scoring included."""
+def flops(scene: Scene, sample: Sample, schedule: Schedule, rows: Sequence[int] = ()) -> float:
+    """Exact operations of a prefill, scoring included.
+
+    rows: what each layer saw; without them as planned, where what closes a line stays: an upper bound.
+    """
     decoder, policy = scene.runtime.model.decoder.size, make_policy("ours")
     counts = schedule.counts(sample.n_spatial, decoder.n_layers, policy.kept)
-    return operations(decoder, policy, counts, sample.n_spatial, sample.n_text, sample.layout.n_question)
+    return operations(decoder, policy, counts, sample.n_spatial, sample.n_text, sample.layout.n_question, rows)
 
 
 def saved_by(scene: Scene, samples: Sequence[Sample], schedule: Schedule) -> float:
@@ -157,7 +160,7 @@ def times(scene: Scene, samples: Sequence[Sample], fitted: Fitted, args: argpars
     schedules = {"none": Schedule(), **{name: one.schedule for name, one in fitted.strategies.items()}}
     ways: dict[str, Callable[[], Prefill]] = {n: partial(read, scene, sample, s) for n, s in schedules.items()}
     seconds = {name: median(s for s, _ in runs) for name, runs in interleaved(ways, args).items()}
-    spent = {name: flops(scene, sample, schedule) for name, schedule in schedules.items()}
+    spent = {n: flops(scene, sample, one, ways[n]().trace.rows_per_layer) for n, one in schedules.items()}
     speedup = {name: seconds["none"] / seconds[name] for name in SAVED}
     return {
         "spatial_tokens": sample.n_spatial,
