@@ -103,3 +103,15 @@ def oracle_logits(
     oracle = MaskedOracle(decoder.language, prompt.layout.spatial_start, trace.last_layer, renumber)
     steps = [oracle(prompt.embeds[0])]
     return torch.stack(steps + [oracle(decoder.embed(torch.tensor([token]))) for token in tokens])
+
+
+def last_of_rows(layout: Layout, last_layer: torch.Tensor, n_layers: int) -> torch.Tensor:
+    """(S,) the last layer that sees each row, given that (N,) of the spatial tokens: what closes a line goes with the
+    last token of it.
+    """
+    spatial = torch.arange(layout.spatial_start, layout.spatial_end) if layout.rows is None else layout.rows
+    last = torch.full((layout.n_tokens,), n_layers - 1)
+    last[spatial] = last_layer
+    for row in () if layout.closing is None else set(layout.closing.tolist()) - {-1}:
+        last[row] = last_layer[layout.closing == row].max()
+    return last

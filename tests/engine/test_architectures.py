@@ -30,7 +30,7 @@ from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.patches import PatchConfig
 from adatoken3d_ros.scene.storage import SceneFileError
 from tests.architectures import NAMES
-from tests.decoder.oracle import MaskedOracle
+from tests.decoder.oracle import MaskedOracle, last_of_rows
 from tests.engine.scenes import ask, new_scene
 
 CONFIG = SessionConfig(max_new_tokens=4)
@@ -71,12 +71,7 @@ def test_each_answers_with_every_policy_as_a_masked_run_of_full_length(see: See,
     if policy == "coarse_voxel" or made.rope == "renumber" or spliced.layout.positions is not None:
         return  # kept rows are means of others, or move, or have more positions than the oracle knows
     start, end = spliced.spatial_start, spliced.layout.spatial_end
-    rows = spliced.layout.rows
-    last = torch.full((end - start,), len(decoder) - 1)
-    last[slice(None) if rows is None else rows - start] = filled.trace.last_layer
-    if spliced.layout.closing is not None:  # what closes a line goes with the last token of it
-        for row in set(spliced.layout.closing.tolist()) - {-1}:
-            last[row - start] = filled.trace.last_layer[spliced.layout.closing == row].max()
+    last = last_of_rows(spliced.layout, filled.trace.last_layer, len(decoder))[start:end]
     expected = MaskedOracle(decoder.language, start, last)(spliced.embeds[0].clone())
     torch.testing.assert_close(filled.logits, expected, atol=1e-4, rtol=0)
 

@@ -25,7 +25,7 @@ from adatoken3d_ros.pruning.strategy import default_strategy
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.window import OriginMode
 from tests.architectures import NAMES, write_tiny
-from tests.decoder.oracle import MaskedOracle
+from tests.decoder.oracle import MaskedOracle, last_of_rows
 from tests.engine.scenes import THINGS, ask, new_scene, room_frame
 
 LAYERS = 6
@@ -118,12 +118,11 @@ def test_under_gates_it_reads_what_a_masked_run_gives(see: Callable[..., Scene],
     """The row that is read stays at every gate; boxes are described by what the tower saw, not by rows."""
     scene = see()
     spliced, block = scene.spliced(QUESTION)
-    decoder, rows, schedule = scene.runtime.model.decoder, spliced.layout.rows, Schedule.of([1, 3], [0.5, 0.1])
+    decoder, schedule = scene.runtime.model.decoder, Schedule.of([1, 3], [0.5, 0.1])
     made = make_policy(policy)
     filled = prefill(decoder, spliced.embeds, spliced.layout, schedule, made, scene=block.scene)
     start, end = spliced.spatial_start, spliced.layout.spatial_end
-    last = torch.full((end - start,), LAYERS - 1)
-    last[rows - start] = filled.trace.last_layer
+    last = last_of_rows(spliced.layout, filled.trace.last_layer, LAYERS)[start:end]
     assert len(filled.trace.last_layer.unique()) == 3
     masked = MaskedOracle(decoder.language, start, last)
     hidden: list[torch.Tensor] = []

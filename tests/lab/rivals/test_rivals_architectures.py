@@ -13,8 +13,9 @@ from adatoken3d_ros.decoder.prefill import Prefill, prefill
 from adatoken3d_ros.engine.answer import Question
 from adatoken3d_ros.lab.rivals import RIVAL_NAMES, make_rival
 from adatoken3d_ros.lmm import registry
-from adatoken3d_ros.pruning.view import PolicyError, SceneTokens
+from adatoken3d_ros.pruning.view import Bypassing, PolicyError, SceneTokens
 from tests.architectures import NAMES
+from tests.decoder.oracle import last_of_rows
 from tests.engine.conftest import _wall_frame
 from tests.engine.scenes import new_scene
 
@@ -41,8 +42,13 @@ def run(request: pytest.FixtureRequest, tiny_of: Callable[[str], Path]) -> Run:
         found = prefill(decoder, spliced.embeds, spliced.layout, schedule, policy, scene=scene)
         assert found.trace.spatial_per_layer == schedule.counts(n, len(decoder), policy.kept)
         assert int(found.trace.retained.sum()) == found.trace.spatial_per_layer[-1] < n
-        text = spliced.layout.n_tokens - n
-        assert found.cache.lengths == tuple(text + k for k in found.trace.spatial_per_layer), "all else stays"
+        if isinstance(policy, Bypassing) and policy.bypass:  # tokens may come back, and with them lines
+            text = spliced.layout.n_tokens - n
+            rows = [text + k for k in found.trace.spatial_per_layer]
+        else:
+            last = last_of_rows(spliced.layout, found.trace.last_layer, len(decoder))
+            rows = [int((last >= layer).sum()) for layer in range(len(decoder))]
+        assert found.cache.lengths == found.trace.rows_per_layer == tuple(rows), "all else stays"
         return found
 
     read.plain = SceneTokens(block.scene.xyz, block.scene.features)  # type: ignore[attr-defined]
