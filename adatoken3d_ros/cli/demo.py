@@ -40,6 +40,7 @@ SUGGESTION_SECONDS = 15.0
 NODE = "adatoken3d"
 SEED = 2  # a bedroom with much in it
 DOMAINS = range(1, 102)  # above, the ports overlap with those that Linux hands out
+PROBED = 10  # participants of a domain that are looked for: the first may have ended before the others
 POLL_SECONDS = 0.1
 WRITE_TINY = "import sys; from adatoken3d_ros.lmm.registry import write_tiny; write_tiny(sys.argv[1])"
 
@@ -270,7 +271,7 @@ def claim_domain(domains: Iterable[int] | None = None) -> tuple[int, socket.sock
     """A ROS domain in which no participant runs on this machine and that no other caller holds, and what holds it:
     free again when the socket is closed. The first of `domains`; without them one of DOMAINS at random.
 
-    The first participant of domain d listens on UDP port 7410 + 250 d (RTPS specification, well-known ports), but only
+    Participant p of domain d listens on UDP port 7410 + 250 d + 2 p (RTPS specification, well-known ports), but only
     seconds after the domain was chosen: two demos that start together are told apart by an abstract socket's name.
 
     Raises:
@@ -278,13 +279,14 @@ def claim_domain(domains: Iterable[int] | None = None) -> tuple[int, socket.sock
     """
     for domain in random.sample(DOMAINS, len(DOMAINS)) if domains is None else domains:
         claim = socket.socket(socket.AF_UNIX)
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            try:
-                claim.bind(f"\0adatoken3d-domain-{domain}")
-                probe.bind(("", 7410 + 250 * domain))
-            except OSError:
-                claim.close()
-                continue
+        try:
+            claim.bind(f"\0adatoken3d-domain-{domain}")
+            for participant in range(PROBED):
+                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+                    probe.bind(("", 7410 + 250 * domain + 2 * participant))
+        except OSError:
+            claim.close()
+            continue
         return domain, claim
     raise OSError("every ROS domain from 1 to 101 is in use on this machine: give one with --domain-id")
 

@@ -29,10 +29,11 @@ def test_missing_ros_says_what_to_install(
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_a_domain_in_use_or_claimed_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("participant", [0, 1, 4])
+def test_a_domain_in_use_or_claimed_is_passed_over(monkeypatch: pytest.MonkeyPatch, participant: int) -> None:
     monkeypatch.setattr(demo, "DOMAINS", range(96, 99))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as used:
-        used.bind(("", 7410 + 250 * 97))
+        used.bind(("", 7410 + 250 * 97 + 2 * participant))
         first, claim = demo.claim_domain()
         second, other = demo.claim_domain()  # before anything has started in the first
         assert {first, second} == {96, 98}
