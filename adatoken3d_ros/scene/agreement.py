@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import permutations
 from typing import NamedTuple
@@ -32,10 +32,8 @@ ALLIES = 2  # doubtful frames that must agree with another one until all three a
 DOUBTFUL = 6  # of which so many are remembered
 FEWEST = 3  # pairs of views that show what is wrong,
 FITTING = 0.5  # by so much of what they share lying on the same surfaces
-JUDGED, HOPELESS = (
-    12,
-    5,
-)  # of the last frames that could be compared, so many contradictions are a scene's, not a frame's
+JUDGED = 12  # of so many frames, the last that could be compared,
+HOPELESS = 5  # so many contradictions are a scene's, not a frame's
 
 _OPTICAL = np.array([[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]], np.float64)  # in a body's axes, REP 103
 
@@ -194,14 +192,9 @@ class Agreement:
         if not self.limit:
             return True
         sketch = Sketch.of(frame)
-        found = {stamp: contradiction(sketch, self._views[stamp]) for stamp in self._neighbours(sketch)}
-        found = {stamp: value for stamp, value in found.items() if not math.isnan(value)}
+        found = self._compared(sketch)
         self._case = frame.stamp_ns, sketch, found, []
-        if not found:
-            return True
-        agrees = float(np.median(list(found.values()))) <= self.limit
-        self._judge(agrees)
-        if agrees:
+        if self._agrees(found):
             return True
         allies = [other for other in self._doubtful if contradiction(sketch, other) <= self.limit]
         if len(allies) >= min(ALLIES, sum(value > self.limit for value in found.values())):
@@ -210,6 +203,31 @@ class Agreement:
             return True
         self._doubtful.append(sketch)
         return False
+
+    def fits(self, frame: PosedFrame, same: Collection[int] = ()) -> bool:
+        """Whether a frame that is to be no view agrees with those near it; looked at while there is a `problem` alone,
+        so that it ends when frames are right again.
+
+        Args:
+            same: stamps of views from the same place: with these it agrees however wrong its pose is.
+        """
+        if not self.problem:
+            return True
+        found = self._compared(Sketch.of(frame))
+        return self._agrees({stamp: value for stamp, value in found.items() if stamp not in same})
+
+    def _compared(self, sketch: Sketch) -> dict[int, float]:
+        """Contradictions of the neighbours that it can be compared with, by stamp."""
+        found = {stamp: contradiction(sketch, self._views[stamp]) for stamp in self._neighbours(sketch)}
+        return {stamp: value for stamp, value in found.items() if not math.isnan(value)}
+
+    def _agrees(self, found: Mapping[int, float]) -> bool:
+        """Whether most of what was `_compared` agrees, which is noted; of nothing, nothing is."""
+        if not found:
+            return True
+        agrees = float(np.median(list(found.values()))) <= self.limit
+        self._judge(agrees)
+        return agrees
 
     def keep(self, frame: PosedFrame) -> None:
         """The frame, which has been believed, is a view from now on; it votes on those that it was compared with."""
@@ -234,9 +252,11 @@ class Agreement:
 
     def drop(self, stamp_ns: int) -> None:
         """The view is kept no more."""
-        self._views.pop(stamp_ns, None)
+        if self._views.pop(stamp_ns, None) is None:
+            return
         self._votes.pop(stamp_ns, None)
         self.outvoted.discard(stamp_ns)
+        self._tilt = tilt(self._views.values())
 
     def _neighbours(self, sketch: Sketch) -> list[int]:
         """Stamps of the views that were taken from near by in about that direction, a metre being worth 90 degrees."""

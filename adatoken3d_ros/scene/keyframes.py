@@ -185,7 +185,9 @@ class KeyFrameSelector:
         rows, cols = sample_pixels(width, height, self._patches.geometry)
         if not valid_depth(frame.depth[np.ix_(rows, cols)], self._patches.max_depth).any():
             return Verdict.NO_DEPTH
-        if not similar and self._gain(frame) < self.config.min_gain and not self._changed(frame):
+        # Where what is known is wrong, nothing new has to be shown to mend it.
+        known = not similar and not self.contradiction and self._gain(frame) < self.config.min_gain
+        if known and not self._changed(frame):
             self.confirmed = frame.stamp_ns
             return Verdict.NOTHING_NEW
         return Verdict.KEY_FRAME if self._agreement.believes(frame) else Verdict.DISAGREES
@@ -254,7 +256,7 @@ class KeyFrameSelector:
             through = seen_through(frame, token_map.centres(), token_map.voxel_size, self.config.carving)
             gone = int(through.sum())
         changed = max(new, gone) >= self.config.min_change
-        if points.valid.any() and not changed:
+        if points.valid.any() and not changed and self._agreement.fits(frame, self._near(frame.T_world_camera)):
             self.confirmed = frame.stamp_ns
         return changed
 
@@ -277,7 +279,11 @@ class KeyFrameSelector:
 
     def _is_known(self, T_world_camera: NDArray[np.float64]) -> bool:
         """Whether a kept view was taken from about there."""
-        return any(self._similar(T_world_camera, view.T_world_camera) for view in self._views.values())
+        return bool(self._near(T_world_camera))
+
+    def _near(self, T_world_camera: NDArray[np.float64]) -> set[int]:
+        """Stamps of the kept views from about there."""
+        return {stamp for stamp, v in self._views.items() if self._similar(T_world_camera, v.T_world_camera)}
 
     def _similar(self, a: NDArray[np.float64], b: NDArray[np.float64]) -> bool:
         if np.linalg.norm(a[:3, 3] - b[:3, 3]) >= self.config.min_translation:

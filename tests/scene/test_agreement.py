@@ -16,6 +16,7 @@ from adatoken3d_ros.scene.agreement import Agreement, Sketch, contradiction, lik
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.keyframes import KeyFrameConfig, KeyFrameSelector, Verdict
 from tests.scene.room import CUPBOARD, SIZE, TABLE, TO_BODY, Y_DOWN, K, Pose, view, walk
+from tests.scene.test_keyframes import Memory
 
 LIMIT = 0.2
 
@@ -164,3 +165,44 @@ def test_the_selector_passes_a_wrong_frame_over_and_lets_an_outvoted_view_go() -
     assert gone == [1]
     assert verdicts.count(Verdict.DISAGREES) <= 3
     assert selector.contradiction == ""
+
+
+def problems(said: list[Pose], poses: list[Pose]) -> list[str]:
+    """What is wrong with the scene after each frame, seen from `poses` and said to be from others; two a second."""
+    memory = Memory(max_disagreement=LIMIT, max_views=20, min_gain=0.02)
+    found = []
+    for i, (pose, other) in enumerate(zip(poses, said, strict=True)):
+        memory.see(view((i + 1) * 500_000_000, pose, said=other))
+        found.append(memory.selector.contradiction)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("fault", "before"),
+    [(np.linalg.inv, 0), (np.linalg.inv, 20), (lambda p: p @ TO_BODY, 20), (lambda p: Y_DOWN @ p, 0)],
+    ids=["inverted", "inverted-later", "body-later", "y-down"],
+)
+def test_a_fault_of_a_while_is_over_soon_after_it(fault: Callable[[Pose], Pose], before: int) -> None:
+    """Also in a room that is known, where right frames show nothing new."""
+    poses = walk(before + 50)
+    found = problems([fault(p) if before <= i < before + 20 else p for i, p in enumerate(poses)], poses)
+    assert found[before + 19]
+    assert not any(found[before + 36 :])
+
+
+def test_who_stands_still_is_well_by_what_other_views_say() -> None:
+    """From one place frames agree with each other, however wrong their pose is."""
+    poses = walk(40)
+    still = [*poses, *[poses[-1]] * 60]
+    inverted = [np.linalg.inv(p) for p in still]
+    assert all(problems(inverted, still)[40:])
+    assert not any(problems([*poses[:20], *inverted[20:40], *still[40:]], still)[-30:])
+
+
+def test_what_is_wrong_with_views_that_go_goes_with_them() -> None:
+    agreement = Agreement(LIMIT)
+    shown([view(i, pose, said=Y_DOWN @ pose) for i, pose in enumerate(walk(8))], agreement)
+    assert "z is not up" in agreement.problem
+    for i in range(8):
+        agreement.drop(i)
+    assert agreement.problem == ""
