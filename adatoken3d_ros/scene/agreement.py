@@ -199,7 +199,6 @@ class Agreement:
         allies = [other for other in self._doubtful if contradiction(sketch, other) <= self.limit]
         if len(allies) >= min(ALLIES, sum(value > self.limit for value in found.values())):
             self._case = frame.stamp_ns, sketch, found, [sketch, *allies]
-            self._doubtful.clear()
             return True
         self._doubtful.append(sketch)
         return False
@@ -243,6 +242,7 @@ class Agreement:
                 if value > self.limit and self._votes[other] <= -ALLIES:
                     self.outvoted.add(other)
         if winners:
+            self._doubtful.clear()
             for other, view in self._views.items():
                 values = [contradiction(winner, view) for winner in winners]
                 if sum(value > self.limit for value in values) > sum(value <= self.limit for value in values):

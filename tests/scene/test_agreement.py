@@ -110,6 +110,15 @@ def test_a_jump_of_the_map_is_believed_when_others_agree() -> None:
     assert len([i for i in believed if i < 12]) <= 6
 
 
+def test_who_was_believed_by_others_and_not_kept_leaves_them_to_the_next() -> None:
+    """A blurred frame waits for a sharper one, which the same doubted frames speak for."""
+    agreement = Agreement(LIMIT)
+    poses = walk(24)
+    shown([view(i, pose) for i, pose in enumerate(poses[:12])], agreement)
+    believed = [agreement.believes(view(i, pose, said=shifted(pose))) for i, pose in enumerate(poses[12:], 12)]
+    assert not any(believed[5:8]) and all(believed[8:])
+
+
 def shifted(pose: Pose) -> Pose:
     moved = pose.copy()
     moved[:3, 3] += (0.9, -0.5, 0.0)
