@@ -100,16 +100,16 @@ class GateTrace:
         contribution: (N,) float32 share of the question's attention to the scene, mean over the gates; sums to 1 where
             a gate measured it, else zeros.
         retained: (N,) bool alive after the last gate (a withdrawal of all tokens is not one).
-        gate_seconds: time spent choosing and gathering, on the device.
         rows_per_layer: rows of the whole prompt seen by each layer.
+        gate_seconds: time spent choosing and gathering, on the device.
     """
 
     spatial_per_layer: tuple[int, ...]
     last_layer: Tensor
     contribution: Tensor
     retained: Tensor
+    rows_per_layer: tuple[int, ...]
     gate_seconds: float = 0.0
-    rows_per_layer: tuple[int, ...] = ()
 
     def counted(self, n_text: int) -> tuple[int, ...]:
         """Rows that each layer has seen beside `n_text` of the prompt that are not spatial: fewer than its spatial
@@ -322,7 +322,7 @@ class _Journal:
             raise GateError(f"scores that are not finite (NaN or infinite) at the gates before layers {broken}")
         share = self.contribution / self.contribution.sum().clamp(min=_TINY)
         seconds = self.clock.seconds()
-        return GateTrace(spatial_per_layer, self.last_layer, share, self.retained, seconds, tuple(self.rows))
+        return GateTrace(spatial_per_layer, self.last_layer, share, self.retained, tuple(self.rows), seconds)
 
 
 class _Clock:

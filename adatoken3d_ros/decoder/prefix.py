@@ -158,7 +158,7 @@ class ScenePrefix:
         if not contribution.isfinite().all():
             raise PrefixError("the question's attention to the scene is not finite (NaN or infinite)")
         n_seen = len(self.keep) if self.top_k is None else self.top_k
-        trace = GateTrace((n_seen,) * n_layers, last_layer, contribution, last_layer == n_layers - 1)
+        trace = GateTrace((n_seen,) * n_layers, last_layer, contribution, last_layer == n_layers - 1, cache.lengths)
         last = hidden[0, -1]
         return Prefill(self.decoder.logits(last), last, cache, self.next_position + question.shape[1], trace)
 

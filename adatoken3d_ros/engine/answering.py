@@ -146,7 +146,7 @@ class _Answering:
         self.watch.begin("prefill")
         policy, size = scene.make_policy(plan.strategy), self.runtime.model.decoder.size
         with torch.inference_mode(), self._prefilled(plan, policy, spliced, block) as filled:
-            report = token_report(size, block.tokens, filled.trace, spliced)
+            report = token_report(size, block.tokens, filled.trace)
             self.set(
                 strategy="scene-prefix" if plan.reuse else plan.strategy.name,
                 retained_tokens=int(report.retained.sum()),

@@ -16,9 +16,8 @@ from adatoken3d_ros.pruning.view import DecoderSize, Policy
 from adatoken3d_ros.scene.spatial_tokens import SpatialTokens
 
 
-def token_report(decoder: DecoderSize, tokens: SpatialTokens, trace: GateTrace, spliced: Spliced) -> TokenReport:
+def token_report(decoder: DecoderSize, tokens: SpatialTokens, trace: GateTrace) -> TokenReport:
     """What became of the tokens of a question, by the trace of its prefill through a language model."""
-    n_text = spliced.n_tokens - spliced.n_spatial
     contribution = trace.contribution.float().cpu().numpy()
     return TokenReport(
         xyz=tokens.xyz.float().cpu().numpy(),
@@ -27,14 +26,9 @@ def token_report(decoder: DecoderSize, tokens: SpatialTokens, trace: GateTrace, 
         last_layer=trace.last_layer.cpu().numpy(),
         retained=trace.retained.cpu().numpy(),
         spatial_per_layer=trace.spatial_per_layer,
-        flops_per_layer=tuple(flops.layer_flops(decoder, n) for n in rows_of(trace, n_text)),
+        flops_per_layer=tuple(flops.layer_flops(decoder, n) for n in trace.rows_per_layer),
         lorenz_share_60=lorenz_share(contribution, 0.6),
     )
-
-
-def rows_of(trace: GateTrace, n_text: int) -> tuple[int, ...]:
-    """Rows of the prompt that each layer saw; a prefix keeps no count, and drops nothing."""
-    return trace.rows_per_layer or tuple(n + n_text for n in trace.spatial_per_layer)
 
 
 def prefill_flops(decoder: DecoderSize, policy: Policy, trace: GateTrace | None, spliced: Spliced) -> float:
@@ -42,7 +36,7 @@ def prefill_flops(decoder: DecoderSize, policy: Policy, trace: GateTrace | None,
     n_text = spliced.n_tokens - spliced.n_spatial
     if trace is None:
         return flops.prefill_flops(decoder, [spliced.n_spatial] * decoder.n_layers, n_text)
-    rows = rows_of(trace, n_text)
+    rows = trace.rows_per_layer
     sizes = (decoder, spliced.n_spatial, trace.spatial_per_layer, n_text, spliced.n_question, rows)
     return flops.prefill_flops(decoder, rows, 0) + flops.scoring_flops(policy, *sizes)
 

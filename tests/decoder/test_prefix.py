@@ -124,7 +124,7 @@ def test_retrieval_equals_the_slow_way(decoder: Decoder, k: int) -> None:
             (expected,) = question_over_best_tokens(decoder, question, k)
         with prefix.asking(question) as result:
             torch.testing.assert_close(result.logits, expected, rtol=0, atol=1e-5)
-            assert result.cache.lengths == (5 + k + question.shape[1],) * N_LAYERS
+            assert result.trace.rows_per_layer == result.cache.lengths == (5 + k + question.shape[1],) * N_LAYERS
             assert result.trace.retained.sum() == k
 
 
