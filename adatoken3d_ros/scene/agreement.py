@@ -26,7 +26,7 @@ OVERLAP = 60  # of these must fall on measurements of the other view, or the two
 MARGIN, RELATIVE_MARGIN = 0.1, 0.05  # metres, and share of the distance, that count as the same surface
 FARTHEST = 100.0  # metres; more than a wrong scale makes of a room, less than what codes 'nothing'
 NEIGHBOURS = 6  # kept views that a new one is compared with, those whose cameras are nearest
-UPRIGHT = 6  # views from which it can be told where up is
+UPRIGHT, LATEST = 6, 20  # views from which it can be told where up is, and those that are asked
 FACING = math.radians(25)  # what faces a direction
 ALLIES = 2  # doubtful frames that must agree with another one until all three are believed
 DOUBTFUL = 6  # of which so many are remembered
@@ -248,7 +248,7 @@ class Agreement:
                 if sum(value > self.limit for value in values) > sum(value <= self.limit for value in values):
                     self.outvoted.add(other)
         self._views[stamp] = sketch
-        self._tilt = tilt(self._views.values())
+        self._tilt = tilt(list(self._views.values())[-LATEST:])
 
     def drop(self, stamp_ns: int) -> None:
         """The view is kept no more."""
@@ -256,7 +256,7 @@ class Agreement:
             return
         self._votes.pop(stamp_ns, None)
         self.outvoted.discard(stamp_ns)
-        self._tilt = tilt(self._views.values())
+        self._tilt = tilt(list(self._views.values())[-LATEST:])
 
     def _neighbours(self, sketch: Sketch) -> list[int]:
         """Stamps of the views that were taken from near by in about that direction, a metre being worth 90 degrees."""
