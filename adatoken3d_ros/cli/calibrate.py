@@ -101,6 +101,8 @@ def run(args: argparse.Namespace) -> int:
     from adatoken3d_ros.pruning.strategy import Strategy
 
     _, scene = ask.open_scene(args)
+    if wanted.given is not None:  # before anything is mined, which can take hours
+        wanted.given.check(scene.runtime.n_layers, scene.runtime.model.decoder.first_gate)
     console = Console()
     with step_progress(console) as report:
         prompts = strategy_maker.collect(scene, scenes(args), questions, report)
