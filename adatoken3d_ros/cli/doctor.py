@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,7 @@ from adatoken3d_ros.cli import info
 from adatoken3d_ros.cli.demo import share
 from adatoken3d_ros.cli.options import check_files
 from adatoken3d_ros.requirements import advice, missing
+from adatoken3d_ros.settings import DEFAULTS
 
 if TYPE_CHECKING:
     from adatoken3d_ros.ros.findings import Finding
@@ -40,14 +43,16 @@ def run(args: argparse.Namespace) -> int:
     if not 0 < args.seconds <= 600:
         raise ValueError(f"--seconds {args.seconds:g} must be above 0 and at most 600")
     check_files(args)
-    found, loaded, model = of_packages(), False, ""
+    name = f"{('/' + args.namespace.strip('/')).rstrip('/')}/{args.node}"
+    if not re.fullmatch(r"(/[A-Za-z_]\w*)+", name, re.ASCII):
+        raise ValueError(f"--namespace, --node: {name!r} is no node's name")
+    found, loaded, settings = of_packages(), False, DEFAULTS
     if not any(one.about in ("rclpy", "adatoken3d") and one.level != "ok" for one in found):
         from adatoken3d_ros.ros.examination import examine
 
-        name = f"{('/' + args.namespace.strip('/')).rstrip('/')}/{args.node}"
-        seen, loaded, model = _with_status(lambda told: examine(name, args.seconds, profile(), told))
+        seen, loaded, settings = _with_status(lambda told: examine(name, args.seconds, profile(), told))
         found += seen
-    found += of_machine(loaded, model)
+    found += of_machine(loaded, settings)
     print_findings(found)
     if args.json is not None:
         args.json.write_text(json.dumps([asdict(one) for one in found], indent=2) + "\n", encoding="utf-8")
@@ -72,7 +77,7 @@ def of_packages() -> list[Finding]:
     return found or [Finding(OK, "packages", f"all there ({where})")]
 
 
-def of_machine(loaded: bool, model: str) -> list[Finding]:
+def of_machine(loaded: bool, settings: Mapping[str, Any]) -> list[Finding]:
     """GPU, memory, and the model unless the node has it already."""
     from adatoken3d_ros.ros.findings import ERROR, OK, Finding, of_memory
 
@@ -80,23 +85,30 @@ def of_machine(loaded: bool, model: str) -> list[Finding]:
     found = [Finding(OK, "GPU", text)]
     import psutil
 
-    free, needed, name = psutil.virtual_memory().available, 0, ""
+    free, needed, name, device = psutil.virtual_memory().available, 0, "", "cpu"
     if not loaded and not missing():
-        from adatoken3d_ros.engine.loading import checkpoint_path
+        import torch
+
+        from adatoken3d_ros.engine.loading import checkpoint_path, device_of, dtype_of
+        from adatoken3d_ros.lmm.registry import architecture_of, outline
+        from adatoken3d_ros.lmm.safetensors_files import free_bytes
 
         try:
-            path = checkpoint_path(model)
-            name = path.resolve().name
-            stored = list(path.glob("*.safetensors"))
-            needed = sum(file.stat().st_size for file in stored)
-            facts = dict(info.model_facts(path))
-            text = f"{path}: {facts['architecture']}, {facts['spatial tokens']}"
+            path = checkpoint_path(settings["model.path"])
+            name, device = path.resolve().name, device_of(settings["model.device"])
+            free, dtype = free_bytes(torch.device(device)), dtype_of(settings["model.dtype"], device)
+            model = outline(path, settings["model.vision_path"] or None)
+            needed = sum(p.numel() for p in model.parameters()) * dtype.itemsize
+            name += f" in {str(dtype).removeprefix('torch.')}"
+            text = (
+                f"{path}: {architecture_of(path).model_type}, at most {model.sizes.max_spatial_tokens} spatial tokens"
+            )
             found.append(Finding(OK, "model", text))
-            if not stored:
+            if not any(path.glob("*.safetensors")):
                 found.append(Finding(ERROR, "model", f"{path} has no safetensors file", "see docs/models.md"))
         except (ValueError, OSError) as error:
             found.append(Finding(ERROR, "model", str(error), "model:=DIR, a checkpoint as docs/models.md says"))
-    return found + of_memory(free, needed, name)
+    return found + of_memory(free, needed, name, device)
 
 
 def profile() -> Path:

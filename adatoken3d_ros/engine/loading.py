@@ -13,6 +13,8 @@ from adatoken3d_ros.text import quoted
 from adatoken3d_ros.weights import embedded_path
 
 if TYPE_CHECKING:
+    import torch
+
     from adatoken3d_ros.engine.engine import Engine
     from adatoken3d_ros.engine.runtime import Runtime
     from adatoken3d_ros.engine.scene import Scene
@@ -34,19 +36,14 @@ def load_engine(settings: Settings, progress: Callable[[float, str], None] | Non
         ValueError, OSError: for a path, device, checkpoint or strategy that cannot be used; the text names it.
     """
     path = checkpoint_path(settings["model.path"])
-    import torch
-
     from adatoken3d_ros.engine.engine import Engine
     from adatoken3d_ros.engine.understanding import read_understanding
     from adatoken3d_ros.lmm.registry import load
 
     device = device_of(settings["model.device"])
-    dtype_name = settings["model.dtype"]
-    if dtype_name == "auto":
-        dtype_name = "float32" if device == "cpu" else "bfloat16"
     model, tokenizer, _ = load(
         path,
-        dtype=getattr(torch, dtype_name),
+        dtype=dtype_of(settings["model.dtype"], device),
         device=device,
         vision_path=Path(settings["model.vision_path"]) if settings["model.vision_path"] else None,
         progress=None if progress is None else lambda share, file: progress(share, f"reading {file}"),
@@ -98,6 +95,14 @@ def device_of(name: str) -> str:
     if name != "cpu" and not torch.cuda.is_available():
         raise ValueError(f"the device is {quoted(name)}, but torch sees no CUDA device")
     return name
+
+
+def dtype_of(name: str, device: str) -> torch.dtype:
+    """Number type of the weights by its name; `auto`: as the device is best at."""
+    import torch
+
+    found: torch.dtype = getattr(torch, ("float32" if device == "cpu" else "bfloat16") if name == "auto" else name)
+    return found
 
 
 def checkpoint_path(path: str) -> Path:

@@ -35,6 +35,7 @@ from adatoken3d_ros.ros.findings import (
     of_shared_memory,
     of_transforms,
 )
+from adatoken3d_ros.ros.inputs.accounting import NOT_YET
 from adatoken3d_ros.ros.inputs.conversions import ConversionError, stamp_to_ns
 from adatoken3d_ros.ros.inputs.poses import PoseError
 from adatoken3d_ros.ros.inputs.subscriptions import mismatches
@@ -44,7 +45,8 @@ from adatoken3d_ros.settings import DEFAULTS
 
 FRAMED = (Image, CompressedImage, PointCloud2)  # what is of the camera
 KINDS = (*FRAMED, CameraInfo, Odometry, PoseStamped)
-READ = ("input.source", "pose.source", "scene.frame_id", "model.path")
+MODEL = ("model.path", "model.vision_path", "model.device", "model.dtype")
+READ = ("input.source", "pose.source", "scene.frame_id", *MODEL)
 REPLY_SECONDS = 3.0
 ACTIVE = "active"
 START = (
@@ -69,7 +71,7 @@ class Examination:
 
     Attributes:
         loaded: whether the node has its model.
-        model: directory that its parameter names; empty: the one in the package.
+        settings: values of the node's parameters in READ; without it, their defaults.
     """
 
     def __init__(self, name: str, seconds: float, profile: Path, context: Context | None = None) -> None:
@@ -80,17 +82,13 @@ class Examination:
         self._counted: dict[str, list[bytes]] = {}  # topic -> its messages; only the first is kept whole
         self._ages: dict[str, list[float]] = {}
         self._said: dict[str, DiagnosticStatus] = {}
-        self._settings: dict[str, Any] = {name: DEFAULTS[name] for name in READ}
+        self.settings: dict[str, Any] = {name: DEFAULTS[name] for name in READ}
         self.loaded = False
         self._listen(DiagnosticArray, "/diagnostics", self._on_diagnostics, QoSProfile(depth=10))
         for topic, durability in (("/tf", DurabilityPolicy.VOLATILE), ("/tf_static", DurabilityPolicy.TRANSIENT_LOCAL)):
             take = partial(self._on_transforms, topic.endswith("static"))
             self._listen(TFMessage, topic, take, QoSProfile(depth=100, durability=durability))
         self._connection.start()
-
-    @property
-    def model(self) -> str:
-        return str(self._settings["model.path"])
 
     def close(self) -> None:
         """Ends the connection."""
@@ -102,9 +100,11 @@ class Examination:
         found, state = self._node_itself()
         progress(f"counting messages for {self._seconds:g} s")
         inputs = self._inputs(state)
+        if state == "unconfigured" and (loading := self._loading()):
+            found[-1] = Finding(ERROR, "node", f"{self._name} is {state}, {loading}", "wait until it is active")
         for one in inputs:
             found += of_input(one)
-        if self._settings["pose.source"] == "tf":
+        if self.settings["pose.source"] == "tf":
             found += of_transforms(self._transforms(inputs))
         free = shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0
         found += of_shared_memory(inputs, os.environ, free, str(self._profile))
@@ -132,9 +132,14 @@ class Examination:
             client: Any = self._node.create_client(GetParameters, f"{self._name}/get_parameters")
             request = GetParameters.Request(names=list(READ))
             values = self._connection.call(client, request, REPLY_SECONDS, "reply").values
-            self._settings |= dict(zip(READ, map(parameter_value_to_python, values), strict=True))
         except (TimeoutError, ConnectionError) as error:
             return [*found, Finding(ERROR, "node", f"{self._name} does not reply: {error}", "start it again")], ""
+        if len(values) != len(READ):  # rclpy gives none where one is not declared
+            text = (
+                f"{self._name} is no node that answers questions, or one of another version: its parameters are others"
+            )
+            return [*found, Finding(ERROR, "node", text, "name the node: --node NAME, --namespace NAME")], ""
+        self.settings |= dict(zip(READ, map(parameter_value_to_python, values), strict=True))
         self.loaded = state in ("inactive", ACTIVE)
         if state != ACTIVE:
             verb = "activate" if state == "inactive" else "configure"
@@ -144,6 +149,12 @@ class Examination:
 
     def _nodes(self) -> list[str]:
         return [f"{space.rstrip('/')}/{name}" for name, space in self._node.get_node_names_and_namespaces()]
+
+    def _loading(self) -> str:
+        """What the node says of a model that it is loading; empty if it is not."""
+        said = self._said.get("model", DiagnosticStatus())
+        values = {one.key: one.value for one in said.values}
+        return said.message if values.get("load_progress", NOT_YET) != NOT_YET else ""
 
     def _own_words(self) -> list[Finding]:
         """What the node says on /diagnostics that is not well."""
@@ -158,7 +169,7 @@ class Examination:
 
     def _inputs(self, state: str) -> list[Input]:
         """The node's topics, and what comes on them; where it is not active, those that it would have by default."""
-        kinds, needed = {type_name(kind): kind for kind in KINDS}, NEEDED[self._settings["input.source"]]
+        kinds, needed = {type_name(kind): kind for kind in KINDS}, NEEDED[self.settings["input.source"]]
         by_default = {f"/{name}" for name in needed}
         if state == ACTIVE:
             space, _, name = self._name.rpartition("/")
@@ -219,7 +230,7 @@ class Examination:
         )
 
     def _transforms(self, inputs: list[Input]) -> Transforms:
-        scene, camera = self._settings["scene.frame_id"], next((one.frame for one in inputs if one.frame), "")
+        scene, camera = self.settings["scene.frame_id"], next((one.frame for one in inputs if one.frame), "")
         frames = self._tree.frames()
         connected = scene in frames and camera in frames and self._tree.connected(scene, camera)
         root = self._tree.root(camera) if camera in frames else ""
@@ -254,8 +265,8 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
 
 def examine(
     name: str, seconds: float, profile: Path, progress: Callable[[str], object]
-) -> tuple[list[Finding], bool, str]:
-    """All findings, whether the node has its model, and which directory its parameter names."""
+) -> tuple[list[Finding], bool, dict[str, Any]]:
+    """All findings, whether the node has its model, and its parameters in READ."""
     with closing(Examination(name, seconds, profile)) as examination:
         found = examination.findings(progress)
-        return found, examination.loaded, examination.model
+        return found, examination.loaded, examination.settings

@@ -146,9 +146,9 @@ def of_transforms(seen: Transforms) -> list[Finding]:
     return [Finding(ERROR, about, f"no way leads from {quoted(seen.camera)} to {quoted(seen.scene)}", mend)]
 
 
-def of_memory(free: int, needed: int, what: str) -> list[Finding]:
+def of_memory(free: int, needed: int, what: str, device: str = "cpu") -> list[Finding]:
     """Whether a model that is not loaded yet fits, both in bytes; needed 0: it is not known."""
-    text = f"{free / 2**30:.1f} GiB are free"
+    text = f"{free / 2**30:.1f} GiB are free" + ("" if device == "cpu" else f" on {device}")
     if not needed:
         return [Finding(OK, "memory", text)]
     text += f", {what} needs {needed / 2**30:.2g} GiB for its weights"

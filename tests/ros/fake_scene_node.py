@@ -3,7 +3,8 @@
 
 The first word of the question says what happens: `say` answers with the rest, `hang` never answers, `die` ends the
 process, `endless` (stream only) writes until it is cancelled, `refuse` (stream only) is not accepted. With the argument
-`lossy`, its first two replies about its state get lost, as those do whose reader has not been found yet.
+`lossy`, its first two replies about its state get lost, as those do whose reader has not been found yet; with
+`loading` it says that it is loading a model.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from rclpy.node import Node
 from std_srvs.srv import Trigger
 
+from adatoken3d_ros.settings import DEFAULTS
+
 
 class FakeSceneNode(LifecycleNode):
     """Refuses to clear the scene, and to be activated twice in its life."""
@@ -36,6 +39,9 @@ class FakeSceneNode(LifecycleNode):
         self._activations = 0
         self._transition = self._service_change_state.callback
         self._service_change_state.callback = self._change_state
+        if "loading" in sys.argv:
+            for name, setting in DEFAULTS.items():
+                self.declare_parameter(name, setting)
         if "lossy" in sys.argv:
             self._losses, self._reply = 2, self._service_get_state.send_response
             self._service_get_state.send_response = self._lose
@@ -68,7 +74,14 @@ class FakeSceneNode(LifecycleNode):
 
     def _diagnose(self) -> None:
         values = [KeyValue(key="key_frames", value="3")]
-        self._diagnostics.publish(DiagnosticArray(status=[DiagnosticStatus(name="adatoken3d: scene", values=values)]))
+        status = [DiagnosticStatus(name="adatoken3d: scene", values=values)]
+        if "loading" in sys.argv:
+            values = [KeyValue(key="load_progress", value="0.25")]
+            text = "loading for 3.0 s"
+            status.append(
+                DiagnosticStatus(name="adatoken3d: model", level=DiagnosticStatus.WARN, message=text, values=values)
+            )
+        self._diagnostics.publish(DiagnosticArray(status=status))
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         self._activations += 1

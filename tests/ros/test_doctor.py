@@ -18,9 +18,13 @@ pytest.importorskip("rclpy")
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from ros_graph import Camera, Graph, claim_domain, synthetic_frame
 
+from adatoken3d_ros.cli.doctor import of_machine
 from adatoken3d_ros.cli.main import main
+from adatoken3d_ros.lmm.registry import outline
 from adatoken3d_ros.ros.examination import Examination
 from adatoken3d_ros.ros.findings import Finding
+from adatoken3d_ros.settings import DEFAULTS
+from adatoken3d_ros.weights import embedded_path
 
 CAMERA = {"rgb": "/cam/color/image_raw", "rgb_info": "/cam/color/camera_info", "depth": "/cam/depth/image_raw"}
 BEST_EFFORT = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
@@ -98,6 +102,21 @@ def test_a_camera_that_is_well_and_transforms_that_are_missing(graph: Graph, tin
     assert found["shared memory"][0].level == "ok"
 
 
+def test_a_node_that_loads_its_model(graph: Graph) -> None:
+    graph.start_script(Path(__file__).with_name("fake_scene_node.py"), "loading")
+    assert graph.state() == "unconfigured"
+    (node,) = look(graph, "it says of its model")["node"]
+    assert node.level == "error" and "is unconfigured, loading for 3.0 s" in node.text
+    assert node.mend == "wait until it is active"
+
+
+def test_a_node_of_another_kind(graph: Graph) -> None:
+    graph.start_script(Path(__file__).with_name("fake_scene_node.py"))
+    assert graph.state() == "unconfigured"
+    (node,) = look(graph)["node"]
+    assert node.level == "error" and "is no node that answers questions" in node.text
+
+
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     domain, lock = claim_domain()
     with closing(lock):
@@ -114,3 +133,19 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert found["model"]["level"] == "ok" and "weights/embedded" in found["model"]["text"]
     assert main(["doctor", "--seconds", "0"]) == 2
     assert capsys.readouterr().err == "adatoken3d doctor: --seconds 0 must be above 0 and at most 600\n"
+    assert main(["doctor", "--node", "a b"]) == 2
+    assert capsys.readouterr().err == "adatoken3d doctor: --namespace, --node: '/a b' is no node's name\n"
+
+
+@pytest.mark.parametrize(("dtype", "width"), [("auto", 4), ("float32", 4), ("bfloat16", 2)])
+def test_memory_is_that_of_the_number_type(dtype: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights are stored in two bytes; on a CPU they take four."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    path = embedded_path()
+    parameters = sum(p.numel() for p in outline(path).parameters())
+    monkeypatch.setattr("adatoken3d_ros.lmm.safetensors_files.free_bytes", lambda device: parameters * 3)
+    found = {one.about: one for one in of_machine(False, {**DEFAULTS, "model.dtype": dtype})}
+    assert found["memory"].level == ("error" if width == 4 else "ok")
+    assert f"embedded in {'bfloat16' if width == 2 else 'float32'} needs {parameters * width / 2**30:.2g} GiB" in (
+        found["memory"].text
+    )
