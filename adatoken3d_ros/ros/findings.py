@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -98,15 +99,19 @@ def of_shared_memory(inputs: Iterable[Input], environment: Mapping[str, str], fr
     if middleware != FASTDDS:
         return [Finding(OK, about, f"not looked at: the middleware is {middleware}")]
     given = next((f"{name}={environment[name]}" for name in PROFILES if environment.get(name)), "")
-    largest = max(inputs, key=lambda one: one.size, default=None)
+    sizes: Counter[str] = Counter()  # of one message on each topic, by publisher: they share its segment
+    for one in inputs:
+        for who in one.publishers:
+            sizes[who] += one.size
+    who, together = max(sizes.items(), key=lambda item: item[1], default=("", 0))
     if given:
         if free < PROFILE_SHM:
             text = f"{free / 2**20:.0f} MiB of /dev/shm are free, and {given}"
             return [Finding(WARNING, about, text, "give a container more: docker run --shm-size=256m")]
         return [Finding(OK, about, f"{given}; {free / 2**20:.0f} MiB of /dev/shm are free")]
-    if largest is None or largest.size <= SEGMENT:
+    if together <= SEGMENT:
         return [Finding(OK, about, "Fast DDS's half a megabyte is enough for what came")]
-    text = f"a message on {largest.topic} has {largest.size / 2**20:.1f} MiB, Fast DDS has 0.5: images get lost"
+    text = f"what {who} sends at once has {together / 2**20:.2f} MiB, Fast DDS has room for 0.50: messages get lost"
     mend = f"in every terminal: export {PROFILES[0]}={profile} (on Jazzy {PROFILES[1]})"
     return [Finding(WARNING, about, text, mend)]
 

@@ -87,7 +87,7 @@ def test_transforms(seen: Transforms, level: str, text: str, mend: str) -> None:
     ("size", "environment", "free", "level", "text"),
     [
         (1000, {}, 2**30, "ok", "half a megabyte is enough"),
-        (2**20, {}, 2**30, "warning", "a message on /rgb/image has 1.0 MiB"),
+        (2**20, {}, 2**30, "warning", "what /camera sends at once has 1.00 MiB"),
         (2**20, {"FASTDDS_DEFAULT_PROFILES_FILE": "p.xml"}, 2**30, "ok", "p.xml; 1024 MiB"),
         (2**20, {"FASTRTPS_DEFAULT_PROFILES_FILE": "p.xml"}, 2**20, "warning", "1 MiB of /dev/shm are free"),
         (2**20, {"RMW_IMPLEMENTATION": "rmw_cyclonedds_cpp"}, 0, "ok", "the middleware is rmw_cyclonedds_cpp"),
@@ -98,6 +98,15 @@ def test_shared_memory(size: int, environment: dict[str, str], free: int, level:
     assert found.level == level and text in found.text and bool(found.mend) == (level != "ok")
     if size > 1000 and not environment:
         assert "export FASTDDS_DEFAULT_PROFILES_FILE=/share/fastdds_shm.xml" in found.mend
+
+
+def test_messages_that_fit_alone_and_not_together() -> None:
+    """Colour and depth of one camera, 0.29 MiB each, go through the half megabyte of its process."""
+    colour, depth = replace(WELL, size=300_000), replace(WELL, topic="/depth/image", size=300_000)
+    (found,) = of_shared_memory([colour, depth], {}, 2**30, "")
+    assert found.level == "warning" and "what /camera sends at once has 0.57 MiB" in found.text
+    (found,) = of_shared_memory([colour, replace(depth, publishers=["/lidar"])], {}, 2**30, "")
+    assert found.level == "ok"
 
 
 def test_memory() -> None:
