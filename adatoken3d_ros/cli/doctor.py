@@ -81,12 +81,13 @@ def of_machine(loaded: bool, settings: Mapping[str, Any]) -> list[Finding]:
     """GPU, memory, and the model unless the node has it already."""
     from adatoken3d_ros.ros.findings import ERROR, OK, Finding, of_memory
 
-    text = info.cuda()
-    found = [Finding(OK, "GPU", text)]
+    found = [Finding(OK, "GPU", info.cuda())]
+    if missing():  # which `of_packages` says
+        return found
     import psutil
 
     free, needed, name, device = psutil.virtual_memory().available, 0, "", "cpu"
-    if not loaded and not missing():
+    if not loaded:
         import torch
 
         from adatoken3d_ros.engine.loading import checkpoint_path, device_of, dtype_of

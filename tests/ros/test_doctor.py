@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -135,6 +136,12 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert capsys.readouterr().err == "adatoken3d doctor: --seconds 0 must be above 0 and at most 600\n"
     assert main(["doctor", "--node", "a b"]) == 2
     assert capsys.readouterr().err == "adatoken3d doctor: --namespace, --node: '/a b' is no node's name\n"
+
+
+def test_where_a_library_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adatoken3d_ros.cli.doctor.missing", lambda: ["psutil"])
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    assert [one.about for one in of_machine(False, DEFAULTS)] == ["GPU"]
 
 
 @pytest.mark.parametrize(("dtype", "width"), [("auto", 4), ("float32", 4), ("bfloat16", 2)])
