@@ -97,7 +97,7 @@ def _chat(args: argparse.Namespace, settings: Settings, engine: Engine, scene: S
     for text in typed_questions():
         streamed = Streamed(sys.stdout)
         answer = engine.ask(scene, _question(args, settings, text), on_text=streamed.show)
-        streamed.show(answer.text)
+        streamed.show(answer.text or "(empty)")
         print(f"\n  [{brief(record_of_answer(answer))}]", flush=True)
         yield answer
 

@@ -273,6 +273,9 @@ def test_chat_answers_what_is_typed_until_an_empty_line(
     assert [json.loads(line)["text"] for line in record.read_text().splitlines()] == [expected["text"]] * 2
     text = capsys.readouterr().out
     assert text.count(f"{expected['text']}\n  [{expected['status']}") == 2 and "never asked" not in text
+    monkeypatch.setattr("sys.stdin", io.StringIO("locate: a chair\n"))
+    assert main(["ask", *common, "--chat"]) == 1
+    assert "\n(empty)\n  [INVALID_REQUEST: " in capsys.readouterr().out
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     assert main(["ask", *common, "--chat"]) == 0
 
