@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from adatoken3d.msg import Answer
 from diagnostic_msgs.msg import DiagnosticStatus
@@ -16,6 +17,8 @@ from ros_graph import Camera, Graph, synthetic_frame
 from seeing_node import LATER, NAME, STAMP, SeeingNode
 from sensor_msgs.msg import PointCloud2
 from std_srvs.srv import Trigger
+
+from tests.scene.room import CUPBOARD, TABLE, K, depth_of, walk
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +119,31 @@ def test_the_scene_goes_into_a_file_and_comes_back(live: SeeingNode, tmp_path: P
     scenes = live.graph.collect(PointCloud2, f"{NAME}/scene_tokens")
     live.graph.wait(lambda: scenes and scenes[-1].width == answer.spatial_tokens, "the scene in sight")
     live.set("scene.file", "")
+
+
+def test_poses_that_contradict_each_other_are_an_error_until_they_are_right(live: SeeingNode) -> None:
+    """In the answer, on /diagnostics and in the log, with the cause; over a scene that was right before, too."""
+
+    def show(said: Callable[[Any], Any]) -> None:
+        for pose in walk(12):
+            depth = (depth_of(pose, CUPBOARD, TABLE) * 1000).astype(np.uint16)
+            seen = sum(frames().values())
+            rgb = synthetic_frame(0)[0]
+            live.camera.send(live.camera.messages(STAMP + next(LATER), rgb, depth, K, said(pose)))
+            live.graph.wait(lambda seen=seen: sum(frames().values()) > seen, "what became of the frame")
+
+    def frames() -> dict[str, int]:
+        return {p.key: int(p.value) for p in live.status("scene").values if p.key.startswith("frames.")}
+
+    assert live.graph.call(Trigger, f"{NAME}/clear_scene").success
+    show(np.linalg.inv)
+    answer = live.ask()
+    assert answer.status == Answer.ERROR and "probably the poses are inverted" in answer.status_message
+    assert live.status("scene").level == DiagnosticStatus.ERROR
+    live.graph.wait(lambda: "probably the poses are inverted" in live.process.log, "a line in the log")
+    show(lambda pose: pose)
+    live.graph.wait(lambda: live.ask().status == Answer.TRUNCATED, "an answer about what is right now")
+    live.graph.wait(lambda: live.status("scene").level == DiagnosticStatus.OK, "the scene to be well")
 
 
 def test_two_publishers_whose_clocks_differ_are_said_and_the_scene_survives(live: SeeingNode) -> None:

@@ -13,6 +13,7 @@ from rclpy.node import Node
 
 from adatoken3d_ros.ros.engine_owner import EngineOwner
 from adatoken3d_ros.ros.inputs.topics import Inputs
+from adatoken3d_ros.ros.logs import WARN_SECONDS
 from adatoken3d_ros.ros.outputs import diagnostics
 from adatoken3d_ros.ros.outputs.publishers import Publishers
 from adatoken3d_ros.ros.parameters import Parameters
@@ -68,6 +69,9 @@ class Health:
         def age(stamp_ns: int) -> float | None:
             return (now_ns - stamp_ns) / 1e9 if stamp_ns and now_ns else None
 
+        contradiction = "" if scene is None else scene.memory.contradiction
+        if contradiction:
+            self._node.get_logger().error(contradiction, throttle_duration_sec=WARN_SECONDS)
         reports = [
             diagnostics.inputs(
                 self._inputs.state(),
@@ -81,7 +85,7 @@ class Health:
                 age(seen.stamp_ns),
                 self._inputs.fates,
                 0 if scene is None else scene.memory.given_up,
-                "" if scene is None else scene.memory.contradiction,
+                contradiction,
                 None if scene is None else age(scene.confirmed_ns),
             ),
             diagnostics.model(
