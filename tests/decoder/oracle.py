@@ -67,6 +67,17 @@ def make_prompt(n_before: int, n_spatial: int, n_after: int, seed: int = 0) -> P
     )
 
 
+@torch.no_grad()
+def attention_map(decoder: Decoder, embeds: Tensor, layer: int) -> Tensor:
+    """(H, S, S) attention that a layer of the unpruned model pays to a prompt (1, S, D), as transformers gives it."""
+    decoder.language.set_attn_implementation("eager")
+    try:
+        found: Tensor = decoder.language(inputs_embeds=embeds, output_attentions=True).attentions[layer][0]
+    finally:
+        decoder.language.set_attn_implementation("sdpa")
+    return found
+
+
 class MaskedOracle:
     """A prompt at full length: nothing is removed, but what was dropped is hidden from the rows of later layers.
 

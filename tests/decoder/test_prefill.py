@@ -25,7 +25,7 @@ from adatoken3d_ros.pruning.view import (
     Rope,
     Selection,
 )
-from tests.decoder.oracle import N_LAYERS, Prompt, make_prompt, oracle_logits, tiny_decoder
+from tests.decoder.oracle import N_LAYERS, Prompt, attention_map, make_prompt, oracle_logits, tiny_decoder
 from tests.decoder.prompts import PROMPTS, SCHEDULES, SINGLE, assert_equals_oracle, run
 
 
@@ -109,13 +109,8 @@ def test_nothing_measured_is_zero(mha: Decoder) -> None:
 
 def test_the_score_is_the_attention_that_the_layer_below_paid(decoder: Decoder) -> None:
     result = run(decoder, SINGLE, Schedule.of([3], [0.5]), "ours")
-    decoder.language.set_attn_implementation("eager")
-    try:
-        with torch.no_grad():
-            attention = decoder.language(inputs_embeds=SINGLE.embeds, output_attentions=True).attentions[2]
-    finally:
-        decoder.language.set_attn_implementation("sdpa")
-    share = attention[0, :, -7:, 5:45].mean((0, 1))
+    attention = attention_map(decoder, SINGLE.embeds, 2)
+    share = attention[:, -7:, 5:45].mean((0, 1))
     torch.testing.assert_close(result.trace.contribution, share / share.sum(), rtol=1e-4, atol=1e-7)
 
 

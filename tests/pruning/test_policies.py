@@ -16,7 +16,7 @@ from adatoken3d_ros.pruning.policies.pyramiddrop import RELEASED_LISTS
 from adatoken3d_ros.pruning.schedule import Schedule
 from adatoken3d_ros.pruning.scores import diverse_places, farthest_points
 from adatoken3d_ros.pruning.view import Policy, PolicyError, SceneTokens
-from tests.decoder.oracle import N_LAYERS, make_prompt
+from tests.decoder.oracle import N_LAYERS, attention_map, make_prompt
 
 PROMPT = make_prompt(5, 40, 7)
 
@@ -114,13 +114,8 @@ def test_fastv_is_ours_with_one_row_and_nothing_else(mha: Decoder) -> None:
 
 def test_pyramiddrop_scores_in_the_next_layer(decoder: Decoder) -> None:
     # Without a drop so far, layer 3 of the unpruned model is the next layer of a gate at 3.
-    decoder.language.set_attn_implementation("eager")
-    try:
-        with torch.no_grad():
-            attention = decoder.language(inputs_embeds=PROMPT.embeds, output_attentions=True).attentions[3]
-    finally:
-        decoder.language.set_attn_implementation("sdpa")
-    best = attention[0, :, -1, 5:45].mean(0).topk(12).indices.sort().values
+    attention = attention_map(decoder, PROMPT.embeds, 3)
+    best = attention[:, -1, 5:45].mean(0).topk(12).indices.sort().values
     assert kept(decoder, make_policy("pyramiddrop"), Schedule.of([3], [0.3])) == best.tolist()
 
 

@@ -18,7 +18,7 @@ from adatoken3d_ros.lab.rivals import make_rival
 from adatoken3d_ros.pruning.schedule import Schedule, at_least_one
 from adatoken3d_ros.pruning.view import GateView, Policy, Rope, Selection
 from tests.decoder import test_layout
-from tests.decoder.oracle import N_LAYERS, make_prompt, tiny_decoder
+from tests.decoder.oracle import N_LAYERS, attention_map, make_prompt, tiny_decoder
 
 PROMPT, CASE = make_prompt(5, 40, 7), test_layout.CASE
 with_axes = test_layout.decoder
@@ -119,13 +119,8 @@ def test_without_a_way_back_it_is_a_gate_as_any_other(decoder: Decoder) -> None:
 
 def test_its_score_is_the_next_layers_attention(decoder: Decoder) -> None:
     found = prefill(decoder, PROMPT.embeds, PROMPT.layout, Schedule.of([3], [0.3]), make_rival("bypass"))
-    decoder.language.set_attn_implementation("eager")
-    try:
-        with torch.no_grad():
-            attention = decoder.language(inputs_embeds=PROMPT.embeds, output_attentions=True).attentions[3]
-    finally:
-        decoder.language.set_attn_implementation("sdpa")
-    best = attention[0, :, -7:, 5:45].mean((0, 1)).topk(12).indices.sort().values
+    attention = attention_map(decoder, PROMPT.embeds, 3)
+    best = attention[:, -7:, 5:45].mean((0, 1)).topk(12).indices.sort().values
     assert found.trace.retained.nonzero()[:, 0].tolist() == best.tolist()
 
 
@@ -198,13 +193,8 @@ def test_both_halves_of_the_score_count_the_same(decoder: Decoder) -> None:
     policy = make_rival("transprune", watched=(1, 16))
     found = prefill(decoder, PROMPT.embeds, PROMPT.layout, Schedule.of([3], [0.3]), policy)
     change = by_hand(decoder, range(3))[5:45]
-    decoder.language.set_attn_implementation("eager")
-    try:
-        with torch.no_grad():
-            attention = decoder.language(inputs_embeds=PROMPT.embeds, output_attentions=True).attentions[3]
-    finally:
-        decoder.language.set_attn_implementation("sdpa")
-    paid = attention[0, :, -7:, 5:45].mean((0, 1))
+    attention = attention_map(decoder, PROMPT.embeds, 3)
+    paid = attention[:, -7:, 5:45].mean((0, 1))
     best = (change / change.sum() + paid / paid.sum()).topk(12).indices.sort().values
     assert found.trace.retained.nonzero()[:, 0].tolist() == best.tolist()
 

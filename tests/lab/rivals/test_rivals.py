@@ -24,7 +24,7 @@ from adatoken3d_ros.pruning.flops import scoring_flops
 from adatoken3d_ros.pruning.policies import POLICY_NAMES
 from adatoken3d_ros.pruning.schedule import Schedule
 from adatoken3d_ros.pruning.view import DecoderSize, GateSize, PolicyError, SceneTokens
-from tests.decoder.oracle import N_LAYERS, Prompt, make_prompt, tiny_decoder
+from tests.decoder.oracle import N_LAYERS, Prompt, attention_map, make_prompt, tiny_decoder
 from tests.decoder.prompts import assert_equals_oracle
 
 MERGING = ("visionzip", "sparsevlm")
@@ -289,13 +289,8 @@ def test_the_raters_attention_decides(decoder: Decoder) -> None:
     found = run(decoder, "sparsevlm", Schedule.of([3], [0.3]), recycle=False)
     raters = text_raters(PROMPT.embeds[0, 5:45], PROMPT.embeds[0, 45:])
     assert 0 < int(raters.sum()) < 7
-    decoder.language.set_attn_implementation("eager")
-    try:
-        with torch.no_grad():
-            attention = decoder.language(inputs_embeds=PROMPT.embeds, output_attentions=True).attentions[2]
-    finally:
-        decoder.language.set_attn_implementation("sdpa")
-    best = attention[0, :, 45:][:, raters][..., 5:45].mean((0, 1)).topk(12).indices.sort().values
+    attention = attention_map(decoder, PROMPT.embeds, 2)
+    best = attention[:, 45:][:, raters][..., 5:45].mean((0, 1)).topk(12).indices.sort().values
     assert found.trace.retained.nonzero()[:, 0].tolist() == best.tolist()
 
 
