@@ -17,8 +17,8 @@ from adatoken3d_ros.lab.rivals.holov import HoloV
 from adatoken3d_ros.lab.rivals.sparsevlm import SparseVLM
 from adatoken3d_ros.lab.rivals.transprune import TransPrune
 from adatoken3d_ros.lab.rivals.visionzip import VisionZip
-from adatoken3d_ros.pruning.policies import POLICY_NAMES, make_policy
-from adatoken3d_ros.pruning.view import Policy, PolicyError
+from adatoken3d_ros.pruning.policies import POLICIES, made
+from adatoken3d_ros.pruning.view import Policy
 
 _RIVALS: dict[str, Callable[..., Policy]] = {
     "cdpruner": CDPruner,
@@ -38,11 +38,4 @@ def make_rival(name: str, **options: Any) -> Policy:
     Raises:
         PolicyError: no such policy, or an option it does not have.
     """
-    if name in POLICY_NAMES:
-        return make_policy(name, **options)
-    if name not in _RIVALS:
-        raise PolicyError(f"no policy {name!r}; there are {', '.join((*POLICY_NAMES, *RIVAL_NAMES))}")
-    try:
-        return _RIVALS[name](**options)
-    except TypeError as error:
-        raise PolicyError(f"policy {name!r}: {error}") from error
+    return made({**POLICIES, **_RIVALS}, name, options)

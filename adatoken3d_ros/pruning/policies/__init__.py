@@ -7,7 +7,7 @@ a line in the table below.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from adatoken3d_ros.pruning.policies.ours import Ours
 from adatoken3d_ros.pruning.policies.pyramiddrop import PyramidDrop, adatoken_release
 from adatoken3d_ros.pruning.view import Policy, PolicyError
 
-_POLICIES: dict[str, Callable[..., Policy]] = {
+POLICIES: dict[str, Callable[..., Policy]] = {
     "none": Unpruned,
     "random": Random,
     "coarse_voxel": CoarseVoxel,
@@ -33,7 +33,7 @@ _POLICIES: dict[str, Callable[..., Policy]] = {
     "divprune": DivPrune,
     "ours": Ours,
 }
-POLICY_NAMES = tuple(_POLICIES)
+POLICY_NAMES = tuple(POLICIES)
 
 
 def make_policy(name: str, **options: Any) -> Policy:
@@ -42,9 +42,18 @@ def make_policy(name: str, **options: Any) -> Policy:
     Raises:
         PolicyError: no such policy, or an option it does not have.
     """
-    if name not in _POLICIES:
-        raise PolicyError(f"no policy {name!r}; there are {', '.join(POLICY_NAMES)}")
+    return made(POLICIES, name, options)
+
+
+def made(table: Mapping[str, Callable[..., Policy]], name: str, options: Mapping[str, Any]) -> Policy:
+    """The policy of a table that is called `name`.
+
+    Raises:
+        PolicyError: no such policy, or an option it does not have.
+    """
+    if name not in table:
+        raise PolicyError(f"no policy {name!r}; there are {', '.join(table)}")
     try:
-        return _POLICIES[name](**options)
+        return table[name](**options)
     except TypeError as error:
         raise PolicyError(f"policy {name!r}: {error}") from error
