@@ -17,7 +17,6 @@ Intervals are 95 % bootstrap intervals over rooms: questions about one room are 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import time
 from collections import Counter, defaultdict
@@ -40,7 +39,7 @@ from adatoken3d_ros.lab.synthetic.wordings import QA
 from adatoken3d_ros.lmm.text_places import parse_boxes
 from adatoken3d_ros.weights import embedded_path
 from benchmarks._paired import COLUMNS, EXACT, Tally
-from benchmarks._scenes import Reader, Room, Workers, bar, find_rooms, machine
+from benchmarks._scenes import Reader, Room, Workers, bar, find_rooms, machine, write_json
 
 SPLITS: tuple[Split, ...] = ("test", "test_unseen")
 MAX_ANSWER = 48  # tokens; a box takes 26 to 32
@@ -209,8 +208,7 @@ def main() -> None:
             arguments.workers,
         )
     console.print(report(result))
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_json(arguments.json, result)
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ from benchmarks._architecture_report import draw, goals, table, write_docs
 from benchmarks._budgets import operations
 from benchmarks._frontier_answers import judge
 from benchmarks._paired import Tally
-from benchmarks._scenes import CALIBRATION_SEED, Reader, Workers, bar, machine
+from benchmarks._scenes import CALIBRATION_SEED, Reader, Workers, bar, machine, write_json
 from benchmarks._timing import interleaved
 from benchmarks.accuracy import MAX_ANSWER
 from benchmarks.frontier import UNPRUNED
@@ -368,8 +368,7 @@ def main() -> None:
     for goal, met in goals(result).items():
         console.print(f"{'yes' if met else 'NO '}  {goal}", highlight=False)
     if args.json is not None:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_json(args.json, result)
     if args.picture is not None:
         draw(result, args.picture)
     if args.docs is not None:

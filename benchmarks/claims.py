@@ -19,7 +19,6 @@ Means are over rooms of questions about each; intervals are 95 % bootstrap inter
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +42,7 @@ from adatoken3d_ros.weights import embedded_path
 from benchmarks._frontier_answers import judge
 from benchmarks._paired import Tally, scene_interval
 from benchmarks._reuse import remembering
-from benchmarks._scenes import Reader, Room, Workers, bar, find_rooms, machine
+from benchmarks._scenes import Reader, Room, Workers, bar, find_rooms, machine, write_json
 from benchmarks.accuracy import MAX_ANSWER, SPLITS
 
 REMOVALS = (*(f"least by {measure}" for measure in MEASURES), "random", f"most by {MEASURES[-1]}")
@@ -365,8 +364,7 @@ def main() -> None:
         console.print(shown)
     for line in result["verdict"]["in_words"]:
         console.print(line, highlight=False)
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_json(args.json, result)
     if args.picture is not None:
         draw(result, args.picture)
 

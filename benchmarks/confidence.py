@@ -49,7 +49,7 @@ from adatoken3d_ros.pruning.strategy import Strategy
 from adatoken3d_ros.settings import BY_NAME
 from adatoken3d_ros.weights import embedded_path
 from benchmarks._kept import Kept, strategy_key
-from benchmarks._scenes import CALIBRATION_SEED, Reader, Room, Workers, bar, find_rooms, machine
+from benchmarks._scenes import CALIBRATION_SEED, Reader, Room, Workers, bar, find_rooms, machine, write_json
 from benchmarks.accuracy import MAX_ANSWER, score
 from benchmarks.photographs import read_questions, watch, wilson
 
@@ -337,8 +337,7 @@ def main() -> None:
     with TemporaryDirectory() as temporary:
         result = run(args, args.scenes or Path(temporary), console)
     console.print(table(result))
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_json(args.json, result)
     if args.picture is not None:
         draw(result, args.picture)
     if args.write:

@@ -15,7 +15,6 @@ as many tokens as cost the same exact prefill operations, scoring included:
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -39,7 +38,7 @@ from adatoken3d_ros.lmm.registry import load
 from adatoken3d_ros.pruning.policies import make_policy
 from adatoken3d_ros.pruning.schedule import Schedule
 from benchmarks._budgets import Operations, solve
-from benchmarks._scenes import Advance, bar, machine
+from benchmarks._scenes import Advance, bar, machine, write_json
 
 SIZE: dict[str, Any] = {
     "layers": 16,
@@ -151,8 +150,7 @@ def main() -> None:
         result = measure(args.models, args.prompts, args.share, Path(temporary), progress)
     console.print(report(result))
     result |= {"size": {**SIZE, "views": VIEWS}, "share": args.share, "machine": machine()}
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_json(args.json, result)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,6 @@ for the answers about the first N rooms, of those that --rooms and --questions l
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -65,6 +64,7 @@ from benchmarks._scenes import (
     bar,
     find_rooms,
     machine,
+    write_json,
 )
 from benchmarks.accuracy import MAX_ANSWER, SPLITS
 
@@ -372,8 +372,7 @@ def main() -> None:
     console.print(table(result))
     console.print(token_table(result))
     console.print(verdict(result["goals"]))
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_json(args.json, result)
     if args.picture is not None:
         draw(result, args.picture)
 

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from adatoken3d_ros.engine.answer import Question, Status
+from adatoken3d_ros.engine.answer import Question
 from adatoken3d_ros.engine.budget.controller import BudgetConfig, Reuse
 from adatoken3d_ros.engine.config import SessionConfig
 from adatoken3d_ros.engine.engine import Engine
@@ -45,7 +45,7 @@ from adatoken3d_ros.scene.folder import read_folder
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.patches import PatchConfig
 from benchmarks._paired import Tally
-from benchmarks._scenes import Advance, bar, machine
+from benchmarks._scenes import Advance, bar, machine, write_json
 from benchmarks.accuracy import MAX_ANSWER, score
 
 MODEL = Path(__file__).parent / "data" / "video3d_small"
@@ -152,7 +152,7 @@ def _answers(engine: Engine, frames: Sequence[PosedFrame], about: Sequence[Any])
     texts = []
     for qa in about:
         answer = engine.ask(scene, Question(qa.question))
-        if answer.status not in (Status.OK, Status.TRUNCATED):
+        if not answer.status.answered:
             raise RuntimeError(f"{qa.question!r}: {answer.status.name} {answer.status_message}")
         texts.append(answer.text.strip())
     return texts
@@ -229,8 +229,7 @@ def main() -> None:
     for table in report(result):
         console.print(table)
     result |= {"model": args.model.resolve().name, "machine": machine()}
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_json(args.json, result)
 
 
 if __name__ == "__main__":

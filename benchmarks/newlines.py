@@ -38,7 +38,7 @@ from adatoken3d_ros.pruning.flops import prefill_flops
 from adatoken3d_ros.pruning.policies import make_policy
 from adatoken3d_ros.pruning.schedule import Schedule, scaled
 from benchmarks._paired import Tally
-from benchmarks._scenes import Advance, Reader, bar, find_rooms, machine
+from benchmarks._scenes import Advance, Reader, bar, find_rooms, machine, write_json
 from benchmarks.missing_depth import MODEL, accuracy, points
 
 SCHEDULES = {"60 %, then 30 %": (0.6, 0.3), "25 %, then 10 %": (0.25, 0.1), "30 %, then 5 %": (0.3, 0.05)}
@@ -198,8 +198,7 @@ def main() -> None:
         result = measure(reader, args.scenes or Path(temporary), args.questions, args.seed, progress)
     console.print(report(result))
     result |= {"model": reader.about(), "machine": machine()}
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_json(args.json, result)
 
 
 if __name__ == "__main__":

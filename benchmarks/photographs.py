@@ -49,6 +49,7 @@ from adatoken3d_ros.lmm.registry import load
 from adatoken3d_ros.scene.folder import read_folder
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.weights import embedded_path
+from benchmarks._scenes import write_json
 from benchmarks.accuracy import majority_answers
 
 QUESTIONS = Path(__file__).parent / "data" / "tum_fr1_desk.json"
@@ -286,8 +287,7 @@ def main() -> None:
     console = Console()
     result = run(arguments.model or embedded_path(), arguments.photographs, arguments.blind, console)
     console.print(report(result))
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_json(arguments.json, result)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ drawn at random. A fault is `found` if the scene is called wrong, `named` if its
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -34,6 +32,7 @@ from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.keyframes import KeyFrameConfig, KeyFrameSelector, Verdict
 from adatoken3d_ros.scene.patches import patch_points
 from adatoken3d_ros.settings import DEFAULTS
+from benchmarks._scenes import machine, write_json
 
 WIDTH, HEIGHT = 320, 240
 STEP = 0.8  # seconds between two frames of the camera's path
@@ -169,9 +168,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     Console().print(table)
     if args.json is not None:
-        setting = {"rooms": args.rooms, "views": args.views, "limit": limit, "cpu": platform.processor()}
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps({"setting": setting, **figures}, indent=2) + "\n")
+        setting = {"rooms": args.rooms, "views": args.views, "limit": limit}
+        write_json(args.json, {"setting": setting, **figures, "machine": machine()})
 
 
 if __name__ == "__main__":

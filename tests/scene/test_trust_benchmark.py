@@ -16,7 +16,7 @@ def test_a_room_is_measured_and_written(tmp_path: Path, capsys: pytest.CaptureFi
     path = tmp_path / "trust.json"
     trust.main(["--rooms", "1", "--views", "10", "--json", str(path)])
     found = json.loads(path.read_text())
-    assert found["setting"]["views"] == 10
+    assert found["setting"]["views"] == 10 and found["machine"]["processor"]
     assert found["false_alarms"] == found["right_frames_refused"] == found["ghost_voxels"] == 0.0
     assert found["found"]["inverted"] == found["found"]["y_down"] == 1.0
     assert "conventions_found" in capsys.readouterr().out
