@@ -37,7 +37,7 @@ class VisionZip:
     def select(self, view: GateView) -> Selection:
         attended = attention_of_tower(self.name, view)
         n, device = len(attended), attended.device
-        n_targets = min(int(self.contextual * view.n_keep), view.n_keep - 1)
+        n_targets = int(self.contextual * view.n_keep)
         order = attended.argsort(descending=True, stable=True)
         dominant = order[: view.n_keep - n_targets]
         others = order[view.n_keep - n_targets :].sort().values

@@ -284,6 +284,10 @@ def test_clusters_are_those_of_loops() -> None:
     assert clusters(states, k).tolist() == expected
 
 
+def test_of_equally_dense_tokens_the_first_counts_as_denser() -> None:
+    assert clusters(torch.tensor([[0.0], [1], [4], [5]]), 2).tolist() == [0, 0, 1, 1]
+
+
 def test_the_raters_attention_decides(decoder: Decoder) -> None:
     """Its score is that of the whole map, of the raters' rows alone."""
     found = run(decoder, "sparsevlm", Schedule.of([3], [0.3]), recycle=False)
