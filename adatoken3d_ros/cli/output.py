@@ -14,9 +14,16 @@ from rich.text import Text
 
 from adatoken3d_ros.engine.answer import Answer, Status
 from adatoken3d_ros.engine.stages import STAGES
+from adatoken3d_ros.scene.evidence import Evidence, Observed
 
 Record = dict[str, Any]
-_MAYBE = ("data_age", "confirmed_age", "confidence", "predicted_ms")  # NaN in a message where it is not known
+_MAYBE = (
+    "data_age",
+    "confirmed_age",
+    "confidence",
+    "predicted_ms",
+    "coverage",
+)  # NaN in a message where it is not known
 
 
 def record_of_answer(answer: Answer) -> Record:
@@ -46,7 +53,50 @@ def record_of_answer(answer: Answer) -> Record:
         "confidence": _known(answer.confidence),
         "plan": answer.plan,
         "predicted_ms": None if answer.predicted is None else answer.predicted.total,
+        "as_of_ns": answer.as_of_ns,
+        "verdict": answer.verdict.name,
+        "verdict_reason": answer.verdict_reason,
+        "evidence": [_evidence(item) for item in answer.evidence],
+        "coverage": _known(answer.coverage),
+        "goal_near": None if answer.goal is None else answer.goal[:3, 3].tolist(),
+        "goal_reason": answer.goal_reason,
     }
+
+
+def _evidence(evidence: Evidence) -> Record:
+    return {
+        "place": list(evidence.place),
+        "extent": list(evidence.extent),
+        "first_seen_ns": evidence.first_ns,
+        "last_seen_ns": evidence.last_ns,
+        "views": evidence.views,
+        "contribution": _known(evidence.contribution),
+        "gone_ns": evidence.gone_ns,
+        "moved_to": None if evidence.moved_to is None else list(evidence.moved_to),
+        "moved_confidence": evidence.moved_confidence,
+    }
+
+
+def _xyz(point: Any) -> tuple[float, float, float]:
+    return point.x, point.y, point.z
+
+
+def _ns(stamp: Any) -> int:
+    return int(stamp.sec * 10**9 + stamp.nanosec)
+
+
+def _evidence_of_message(message: Any) -> Evidence:
+    return Evidence(
+        place=_xyz(message.place),
+        extent=_xyz(message.extent),
+        first_ns=_ns(message.first_seen),
+        last_ns=_ns(message.last_seen),
+        views=message.views,
+        contribution=message.contribution,
+        gone_ns=_ns(message.gone),
+        moved_to=_xyz(message.moved_to) if message.moved else None,
+        moved_confidence=message.moved_confidence,
+    )
 
 
 def record_of_message(message: Any) -> Record:
@@ -54,6 +104,7 @@ def record_of_message(message: Any) -> Record:
     same = (
         *("question", "text", "status_message", "latency_budget_ms", "budget_met", "spatial_tokens", "retained_tokens"),
         *("prefill_flops", "prefill_flops_unpruned", "strategy", "model_id", "seed", "plan"),
+        *("verdict_reason", "goal_reason"),
         *(f"{stage}_ms" for stage in (*STAGES, "total")),
     )
     boxes = [
@@ -66,8 +117,12 @@ def record_of_message(message: Any) -> Record:
     return {
         **{name: getattr(message, name) for name in same},
         "status": Status(message.status).name,
-        "stamp_ns": message.header.stamp.sec * 10**9 + message.header.stamp.nanosec,
+        "stamp_ns": _ns(message.header.stamp),
         "boxes": boxes,
+        "as_of_ns": _ns(message.as_of),
+        "verdict": Observed(message.verdict).name,
+        "evidence": [_evidence(_evidence_of_message(item)) for item in message.evidence],
+        "goal_near": list(_xyz(message.goal_near.pose.position)) if message.goal_near.header.frame_id else None,
         **{name: _known(getattr(message, name)) for name in _MAYBE},
     }
 
@@ -93,6 +148,7 @@ def rows(record: Record) -> list[tuple[str, str]]:
     stages = ", ".join(f"{stage} {record[f'{stage}_ms']:.1f}" for stage in STAGES)
     sure = record.get("confidence")
     boxes = "; ".join(f"centre {_triple(box['center'])} size {_triple(box['size'])}" for box in record["boxes"])
+    known = record.get("verdict_reason") and f"{record['verdict']}: {record['verdict_reason']}"
     return [
         ("question", record["question"]),
         ("answer", record["text"] or "(empty)"),
@@ -100,6 +156,7 @@ def rows(record: Record) -> list[tuple[str, str]]:
         ("status", status),
         *([] if sure is None else [("confidence", f"{sure:.0%} likely to be right")]),
         *([("boxes (m)", boxes)] if boxes else []),
+        *([("known", known)] if known else []),
         ("spatial tokens", f"{before} before, {after} after" + (f" ({after / before:.0%} kept)" if before else "")),
         ("prefill FLOPs", f"{run:.3g} of {full:.3g} ({1 - run / full:.1%} saved)" if full else "none"),
         ("time (ms)", f"{record['total_ms']:.1f} in all: {stages}"),

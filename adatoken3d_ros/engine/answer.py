@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adatoken3d_ros.engine.stages import StageTimes
+from adatoken3d_ros.scene.evidence import Evidence, Observed
 
 if TYPE_CHECKING:
     from adatoken3d_ros.engine.budget.plans import Plan
@@ -96,6 +97,10 @@ class Answer:
     `predicted` are the times that were expected (median, without the queue), None where nothing was known about times.
     `decision` is the last plan, with the rung and loss of all that was given up. `confidence` is how likely the text is
     right, from 0 to 1 (`engine.understanding`): 0 where the question was not understood, NaN where nobody can tell.
+    `as_of_ns` is the acquisition time of the newest view that was used, 0 for none. `verdict` and its reason say what
+    is known of what was asked about, and `evidence` what that rests on, with what has gone at the end; `coverage` is
+    the share of the place in question that was ever seen, NaN where there is none. `goal` is where to drive to look at
+    the evidence, T_world_goal (4, 4), x forwards and z up; None with a `goal_reason`.
     """
 
     question: Question
@@ -119,3 +124,10 @@ class Answer:
     decision: Plan | None = None
     confidence: float = math.nan
     confirmed_ns: int = 0
+    as_of_ns: int = 0
+    verdict: Observed = Observed.UNKNOWN
+    verdict_reason: str = ""
+    evidence: tuple[Evidence, ...] = ()
+    coverage: float = math.nan
+    goal: NDArray[np.float64] | None = None
+    goal_reason: str = ""

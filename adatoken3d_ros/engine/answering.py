@@ -112,7 +112,8 @@ class _Answering:
 
     def _seen(self) -> dict[str, Any]:
         """When what the answer is about was seen."""
-        return {"stamp_ns": self.scene.stamp_ns, "confirmed_ns": self.scene.confirmed_ns}
+        newest = self.scene.stamp_ns  # is always among the views that are used
+        return {"stamp_ns": newest, "as_of_ns": newest, "confirmed_ns": self.scene.confirmed_ns}
 
     def run(self) -> None:
         """The stages."""

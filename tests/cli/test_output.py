@@ -15,6 +15,7 @@ from rich.console import Console
 from adatoken3d_ros.cli.output import print_answer, record_of_answer, record_of_message, rows
 from adatoken3d_ros.engine.answer import Answer, Box, Question, Status
 from adatoken3d_ros.engine.stages import StageTimes
+from adatoken3d_ros.scene.evidence import Evidence, Observed
 
 ANSWER = Answer(
     Question("Where is the chair?", np.array([[1.0, 2.0, 3.5]]), latency_budget_ms=300.0),
@@ -33,30 +34,66 @@ ANSWER = Answer(
     model_id="m@1",
     plan="ours, all tokens",
     predicted=StageTimes(0.0, 2.0, 3.0, 4.0, 5.0, 14.0),
+    as_of_ns=2_000_000_005,
+    verdict=Observed.SEEN_THEN_GONE,
+    verdict_reason="there until 1.50 s",
+    evidence=(
+        Evidence((1.0, 2.0, 0.5), (0.5, 0.25, 1.0), 1_000_000_000, 1_500_000_000, 3, 0.25),
+        Evidence((0.0, 1.0, 0.5), (0.5, 0.5, 0.5), 5, 1_000_000_002, 1, 0.0, 2_000_000_005, (3.0, 4.0, 0.5), 0.75),
+    ),
+    coverage=0.5,
+    goal=np.array([[1.0, 0, 0, 7], [0, 1, 0, 8], [0, 0, 1, 0], [0, 0, 0, 1]]),
 )
+
+
+def point(values: Any) -> Any:
+    return SimpleNamespace(**dict(zip("xyz", values, strict=True)))
+
+
+def stamp(time_ns: int) -> Any:
+    return SimpleNamespace(sec=time_ns // 10**9, nanosec=time_ns % 10**9)
 
 
 def message_of(answer: Answer) -> Any:
     """The fields of adatoken3d/msg/Answer for an answer, without ROS."""
     record = record_of_answer(answer)
-    fields = {key: value for key, value in record.items() if key not in ("stamp_ns", "boxes", "status", "clicks")}
     boxes = [
-        SimpleNamespace(
-            center=SimpleNamespace(position=SimpleNamespace(**dict(zip("xyz", box.centre, strict=True)))),
-            size=SimpleNamespace(**dict(zip("xyz", box.size, strict=True))),
-        )
+        SimpleNamespace(center=SimpleNamespace(position=point(box.centre)), size=point(box.size))
         for box in answer.boxes
     ]
-    header = SimpleNamespace(stamp=SimpleNamespace(sec=2, nanosec=5))
+    evidence = [
+        SimpleNamespace(
+            place=point(item.place),
+            extent=point(item.extent),
+            first_seen=stamp(item.first_ns),
+            last_seen=stamp(item.last_ns),
+            views=item.views,
+            contribution=item.contribution,
+            gone=stamp(item.gone_ns),
+            moved=item.moved_to is not None,
+            moved_to=point(item.moved_to or (0.0, 0.0, 0.0)),
+            moved_confidence=item.moved_confidence,
+        )
+        for item in answer.evidence
+    ]
+    goal = (0.0, 0.0, 0.0) if answer.goal is None else answer.goal[:3, 3].tolist()
     return SimpleNamespace(
         **{
-            **fields,
+            **record,
             "status": int(answer.status),
             "boxes": boxes,
-            "header": header,
+            "header": SimpleNamespace(stamp=stamp(answer.stamp_ns)),
             "data_age": 0.75,
             "confirmed_age": 0.5,
             "confidence": answer.confidence,
+            "as_of": stamp(answer.as_of_ns),
+            "verdict": int(answer.verdict),
+            "evidence": evidence,
+            "coverage": answer.coverage,
+            "goal_near": SimpleNamespace(
+                header=SimpleNamespace(frame_id="" if answer.goal is None else "map"),
+                pose=SimpleNamespace(position=point(goal)),
+            ),
         }
     )
 
@@ -67,6 +104,7 @@ def test_rows_by_hand() -> None:
         ("answer", "[bold]there"),
         ("status", "TRUNCATED: cut"),
         ("boxes (m)", "centre (1.00, 2.00, 3.00) size (0.50, 0.25, 1.00)"),
+        ("known", "SEEN_THEN_GONE: there until 1.50 s"),
         ("spatial tokens", "200 before, 25 after (12% kept)"),
         ("prefill FLOPs", "1e+09 of 4e+09 (75.0% saved)"),
         ("time (ms)", "15.0 in all: queue 1.0, encode 2.0, tokens 3.0, prefill 4.0, decode 5.0"),

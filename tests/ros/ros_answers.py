@@ -9,6 +9,7 @@ from ros_messages import at
 from adatoken3d_ros.engine.answer import Answer, Box, Question, Status, TokenReport
 from adatoken3d_ros.engine.events import SceneView
 from adatoken3d_ros.engine.stages import StageTimes
+from adatoken3d_ros.scene.evidence import Evidence, Observed
 
 STAMP = 1_305_031_102_175_304_000
 
@@ -39,5 +40,14 @@ ANSWER = Answer(
     model_id="tiny@1",
     seed=3,
     report=REPORT,
+    as_of_ns=STAMP,
+    verdict=Observed.SEEN_THEN_GONE,
+    verdict_reason="it was there",
+    evidence=(
+        Evidence((1.0, 2.0, 3.0), (0.1, 0.2, 0.3), STAMP - 5, STAMP, 2, 0.75),
+        Evidence((4.0, 5.0, 6.0), (0.1, 0.2, 0.3), 1, 2, 1, 0.0, STAMP, (7.0, 8.0, 9.0), 0.5),
+    ),
+    coverage=0.25,
+    goal=at(2.0),
 )
 SCENE = SceneView("map", REPORT.xyz, REPORT.rgb, np.array([4, 9]), {STAMP: at(1.0)}, STAMP)

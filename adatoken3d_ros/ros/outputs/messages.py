@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from adatoken3d.msg import Answer as AnswerMsg
 from adatoken3d.msg import Box3D, LayerTokens
+from adatoken3d.msg import Evidence as EvidenceMsg
 from adatoken3d.msg import TokenReport as TokenReportMsg
 from numpy.typing import NDArray
 from sensor_msgs.msg import PointCloud2, PointField
@@ -19,7 +20,8 @@ from adatoken3d_ros.engine.answer import Answer, TokenReport
 from adatoken3d_ros.engine.events import SceneView
 from adatoken3d_ros.engine.requests import LONGEST_TEXT
 from adatoken3d_ros.engine.stages import STAGES
-from adatoken3d_ros.ros.outputs.fill import ns_to_stamp
+from adatoken3d_ros.ros.outputs.fill import fill_pose, ns_to_stamp
+from adatoken3d_ros.scene.evidence import Evidence
 from adatoken3d_ros.text import shown
 
 NAME = 200  # characters of a strategy or model: both come from files and directories
@@ -97,12 +99,43 @@ def answer_message(answer: Answer, frame_id: str, now_ns: int) -> AnswerMsg:
         predicted_ms=math.nan if answer.predicted is None else answer.predicted.total,
         confidence=answer.confidence,
         confirmed_age=_age(answer.confirmed_ns, now_ns),
+        verdict=int(answer.verdict),
+        verdict_reason=shown(answer.verdict_reason),
+        evidence=[evidence_message(item) for item in answer.evidence],
+        coverage=answer.coverage,
+        goal_reason=shown(answer.goal_reason),
     )
+    ns_to_stamp(message.as_of, answer.as_of_ns)
+    if answer.goal is not None:
+        message.goal_near.header = header(answer.stamp_ns, frame_id)
+        fill_pose(message.goal_near.pose, answer.goal)
     for box in answer.boxes:
         item = Box3D()
         item.center.position.x, item.center.position.y, item.center.position.z = box.centre
         item.size.x, item.size.y, item.size.z = box.size
         message.boxes.append(item)
+    return message
+
+
+def evidence_message(evidence: Evidence) -> EvidenceMsg:
+    """A piece of evidence as its message."""
+    moved = evidence.moved_to is not None
+    message = EvidenceMsg(
+        views=evidence.views,
+        contribution=evidence.contribution,
+        moved=moved,
+        moved_confidence=evidence.moved_confidence if moved else 0.0,
+    )
+    message.place.x, message.place.y, message.place.z = evidence.place
+    message.extent.x, message.extent.y, message.extent.z = evidence.extent
+    if evidence.moved_to is not None:
+        message.moved_to.x, message.moved_to.y, message.moved_to.z = evidence.moved_to
+    for stamp, time_ns in (
+        (message.first_seen, evidence.first_ns),
+        (message.last_seen, evidence.last_ns),
+        (message.gone, evidence.gone_ns),
+    ):
+        ns_to_stamp(stamp, time_ns)
     return message
 
 

@@ -12,10 +12,12 @@ import pytest
 from ros_answers import ANSWER, REPORT, SCENE, STAMP
 from visualization_msgs.msg import Marker
 
+from adatoken3d_ros.cli.output import record_of_answer, record_of_message
 from adatoken3d_ros.engine.answer import Answer, Question, Status
 from adatoken3d_ros.engine.events import SceneView
 from adatoken3d_ros.ros.outputs import messages as m
 from adatoken3d_ros.ros.outputs.markers import markers
+from adatoken3d_ros.scene.evidence import Observed
 
 
 def read(cloud: m.PointCloud2) -> dict[str, np.ndarray]:
@@ -71,6 +73,31 @@ def test_answer_keeps_the_sensor_stamp_and_says_its_age() -> None:
 def test_confidence_goes_along_and_is_nan_where_nobody_knows() -> None:
     assert m.answer_message(replace(ANSWER, confidence=0.25), "map", STAMP).confidence == 0.25
     assert math.isnan(m.answer_message(ANSWER, "map", STAMP).confidence)
+
+
+def test_what_an_answer_rests_on() -> None:
+    message = m.answer_message(ANSWER, "map", STAMP)
+    assert (message.as_of, message.coverage) == (message.header.stamp, 0.25)
+    assert (message.verdict, message.verdict_reason) == (message.SEEN_THEN_GONE, "it was there")
+    here, gone = message.evidence
+    assert (here.place.z, here.extent.y, here.views, here.contribution) == (3.0, 0.2, 2, 0.75)
+    assert (here.first_seen.nanosec, here.last_seen.nanosec, here.gone.sec, here.moved) == (
+        175_303_995,
+        175_304_000,
+        0,
+        0,
+    )
+    assert (gone.gone, gone.moved, gone.moved_to.y, gone.moved_confidence) == (message.as_of, True, 8.0, 0.5)
+    goal = message.goal_near
+    assert (goal.header.frame_id, goal.pose.position.x, goal.pose.orientation.w) == ("map", 2.0, 1.0)
+    nowhere = m.answer_message(replace(ANSWER, goal=None, goal_reason="no floor"), "map", STAMP)
+    assert (nowhere.goal_near.header.frame_id, nowhere.goal_reason) == ("", "no floor")
+    assert record_of_message(message)["evidence"] == record_of_answer(ANSWER)["evidence"]
+
+
+@pytest.mark.parametrize("verdict", list(Observed))
+def test_verdict_numbers_are_those_of_the_message(verdict: Observed) -> None:
+    assert getattr(m.AnswerMsg, verdict.name) == int(verdict)
 
 
 def test_without_a_scene_the_age_is_nan() -> None:
