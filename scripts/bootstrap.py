@@ -82,7 +82,7 @@ with open("pyproject.toml", "rb") as file:
     content = tomllib.load(file)
 project = content["project"]
 print(*content["build-system"]["requires"], *project["dependencies"], sep="\\n")
-print(*project["optional-dependencies"]["dev"], sep="\\n")
+print(*project["optional-dependencies"]["view"], *project["optional-dependencies"]["dev"], sep="\\n")
 """
 
 

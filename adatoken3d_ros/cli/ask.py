@@ -2,7 +2,8 @@
 """`adatoken3d ask`: questions about a bag or a folder of posed RGB-D frames.
 
 One question; with --questions those of a file; with --chat those that you type. The model is loaded and the scene is
-built once for all of them. No ROS is needed, and the same input gives the same answers every time.
+built once for all of them. No ROS is needed, and the same input gives the same answers every time. With --report a page
+shows them to people.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from adatoken3d_ros.engine.scene import Scene
     from adatoken3d_ros.scene.frames import PosedFrame
     from adatoken3d_ros.settings import Settings
+    from adatoken3d_ros.view.pictures import Pictures
 
 
 def add_parser(subparsers: Any) -> None:
@@ -46,6 +48,10 @@ def add_parser(subparsers: Any) -> None:
         "--json", type=Path, metavar="FILE",
         help="also write the answer as JSON; several one in a line, each as it comes",
     )  # fmt: skip
+    parser.add_argument(
+        "--report", type=Path, metavar="FILE",
+        help="also write a page for the browser: answers, tokens in 3D, key frames, times, how to repeat it",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
@@ -62,16 +68,21 @@ def run(args: argparse.Namespace) -> int:
     for question in questions:
         check_question(question)
     engine, scene = open_scene(args)
-    verdicts = watch_all(scene, frames(args))
+    pictures = None
+    if args.report is not None:
+        from adatoken3d_ros.view.pictures import Pictures
+
+        pictures = Pictures()
+    verdicts = watch_all(scene, frames(args), pictures)
     told = "frames: " + ", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts.items()))
     if args.chat or args.questions:
         print(told)
         asked = _chat(args, settings, engine, scene) if args.chat else _each(questions, engine, scene)
-        return _written(asked, args.json)
+        return _written(_reported(args, scene, pictures, asked), args.json)
 
     from adatoken3d_ros.cli.output import print_answer, record_of_answer, write_json
 
-    answer = engine.ask(scene, questions[0])
+    [answer] = _reported(args, scene, pictures, iter([engine.ask(scene, questions[0])]))
     record = record_of_answer(answer)
     print_answer(record)
     print(told)
@@ -133,6 +144,27 @@ def _written(answers: Iterator[Answer], path: Path | None) -> int:
     return int(failed)
 
 
+def _reported(
+    args: argparse.Namespace, scene: Scene, pictures: Pictures | None, answers: Iterator[Answer]
+) -> Iterator[Answer]:
+    """Hands on the answers; once there are no more, all that came are in the report, if one is wanted."""
+    if pictures is None:
+        yield from answers
+        return
+
+    from adatoken3d_ros.cli.output import record_of_answer
+    from adatoken3d_ros.view.report import reported, write_report
+
+    kept = []
+    try:
+        for answer in answers:
+            kept.append(reported(record_of_answer(answer), answer.report, scene))
+            yield answer
+    finally:
+        if kept:
+            write_report(args.report, kept, pictures.of(scene.poses), args.typed)
+
+
 def open_scene(args: argparse.Namespace) -> tuple[Engine, Scene]:
     """An engine and an empty scene as the options say; raises as `settings_of` and `loading` do."""
     from rich.console import Console
@@ -170,8 +202,11 @@ def frames(args: argparse.Namespace) -> Iterator[PosedFrame]:
     yield from itertools.islice(source, None, None, args.stride)
 
 
-def watch_all(scene: Scene, source: Iterator[PosedFrame]) -> Counter[str]:
-    """Shows every frame to the scene, with a progress display; returns how many there were of each verdict."""
+def watch_all(scene: Scene, source: Iterator[PosedFrame], pictures: Pictures | None = None) -> Counter[str]:
+    """Shows every frame to the scene, with a progress display; returns how many there were of each verdict.
+
+    `pictures` keeps those of the key frames.
+    """
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -183,5 +218,7 @@ def watch_all(scene: Scene, source: Iterator[PosedFrame]) -> Counter[str]:
         for frame in source:
             verdicts[scene.observe(frame).value] += 1
             scene.encode_pending()
+            if pictures is not None and frame.stamp_ns in scene.poses:
+                pictures.add(frame, scene)
             progress.advance(task)
     return verdicts

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import shlex
 import signal
 import sys
 from types import ModuleType
@@ -42,6 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     interrupts.arm()
     top, modules = parser()
     args = top.parse_args(argv)
+    args.typed = shlex.join(["adatoken3d", *(sys.argv[1:] if argv is None else argv)])
     try:
         return int(modules[args.command].run(args))
     except KeyboardInterrupt:

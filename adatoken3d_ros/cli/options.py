@@ -90,7 +90,7 @@ def check_files(args: argparse.Namespace) -> None:
         for path in map(Path, found if isinstance(found, list) else [found] if found else []):
             if not path.exists():
                 raise FileNotFoundError(f"{option}: {path} does not exist")
-    for option in ("--json", "--out"):
+    for option in ("--json", "--out", "--report"):
         if (written := getattr(args, option.strip("-"), None)) is not None:
             folder = written.resolve().parent
             if not folder.is_dir():

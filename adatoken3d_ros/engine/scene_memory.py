@@ -93,6 +93,15 @@ class SceneMemory:
         """Acquisition time of the newest frame that is a view or in which nothing had changed; 0 without a view."""
         return (self._selector.confirmed or self.stamp_ns) if len(self._map) else 0
 
+    def patches(self, frame: PosedFrame) -> PatchPoints:
+        """Where the patches of a frame are, as they would be taken in."""
+        return self._model.place_tokens(frame, self._patches)
+
+    def voxels(self, points: NDArray[np.floating]) -> NDArray[np.int64]:
+        """(n,) keys of the voxels in which points (n, 3) lie, scene frame, metres; raises as `voxel_keys`."""
+        keys: NDArray[np.int64] = self._map.keys_at(points).numpy()
+        return keys
+
     @property
     def patches_per_view(self) -> int:
         """How many patches a view has."""

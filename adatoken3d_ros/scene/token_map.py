@@ -254,12 +254,15 @@ class TokenMap:
         centres: NDArray[np.float64] = (voxel_indices(self._keys) * self.voxel_size + self.origin).numpy()
         return centres
 
+    def keys_at(self, xyz: Tensor | NDArray[np.floating]) -> Tensor:
+        """(P,) int64 keys of the voxels of points (P, 3), scene frame, metres; raises as `voxel_keys`."""
+        return voxel_keys((torch.as_tensor(xyz).double() - self.origin).float(), self.voxel_size)
+
     def near_occupied(self, xyz: Tensor | NDArray[np.floating]) -> Tensor:
         """(P,) bool: whether the voxel of each point (P, 3), scene frame, or one of its 26 neighbours is occupied."""
-        points = torch.as_tensor(xyz).double() - self.origin
         if not len(self._keys):
-            return torch.zeros(len(points), dtype=torch.bool)
-        around = voxel_keys(points.float(), self.voxel_size)[:, None] + NEIGHBOURS
+            return torch.zeros(len(xyz), dtype=torch.bool)
+        around = self.keys_at(xyz)[:, None] + NEIGHBOURS
         found = self._keys[torch.searchsorted(self._keys, around).clamp_(max=len(self._keys) - 1)]
         return (found == around).any(dim=1)
 
