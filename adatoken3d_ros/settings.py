@@ -123,6 +123,9 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("model.vision_path", "", CONFIGURE, "Directory of the vision tower, if the checkpoint has none."),
     Setting("model.dtype", "auto", CONFIGURE, "Number type of the weights; auto: float32 on a CPU, bfloat16 on a GPU.",
             choices=("auto", "float32", "float16", "bfloat16")),
+    Setting("model.quantization", "none", CONFIGURE, "What the weights of the language model's linear layers become "
+            "while they are loaded: eight or four bits take a half or a third of the memory of bfloat16.",
+            choices=("none", "int8", "int4", "fp8")),
     Setting("model.device", "auto", CONFIGURE, "Where the model runs: auto, cpu, cuda or cuda:<n>.", check=_device),
     Setting("model.template", "", CONFIGURE, "Name of one of the model's prompt templates; empty: its own choice."),
     Setting("model.tell_poses", False, CONFIGURE, "Tell the model in words where each view was taken from and where it "

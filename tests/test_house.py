@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lmm": {"lmm/identity", "lmm/vision", "decoder", "pruning", "scene", *BASE},
     "lmm/vision": {"decoder", "scene", *BASE},
     **{folder: {"lmm", "lmm/identity", "lmm/vision", "decoder", "pruning", "scene", *BASE} for folder in FAMILIES},
-    "engine": {"engine/budget", "lmm", "decoder", "pruning", "scene", *BASE},
+    "engine": {"engine/budget", "lmm", "lmm/identity", "decoder", "pruning", "scene", *BASE},
     "engine/budget": {"engine", "lmm", "decoder", "pruning", *BASE},
     "lab": {"engine", "engine/budget", "lmm", "lmm/vision", "decoder", "pruning", "scene", *BASE},
     "ros": {"engine", "pruning", "scene", *BASE},

@@ -22,6 +22,7 @@ OPTIONS = {
     "--max-new-tokens": "max_new_tokens",
     "--max-views": "scene.max_views",
     "--model": "model.path",
+    "--quantization": "model.quantization",
     "--slop": "sync.slop",
     "--strategy": "strategy",
     "--unsure-below": "unsure_below",
@@ -76,7 +77,7 @@ def add_scenes(parser: argparse.ArgumentParser, *, several: bool = False) -> Non
         parser.add_argument(f"--{name}-topic", default="", metavar="NAME", help="in the bag, if it has several")
     add_settings(parser, "--input-source", "--slop", "--depth-to-rgb")
     parser.add_argument("--stride", type=int, default=1, metavar="N", help="use every N-th frame (%(default)s)")
-    add_settings(parser, "--base-to-camera", "--max-views", "--device", "--dtype")
+    add_settings(parser, "--base-to-camera", "--max-views", "--device", "--dtype", "--quantization")
 
 
 def check_files(args: argparse.Namespace) -> None:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from adatoken3d_ros.pruning.view import DecoderSize
 
@@ -149,6 +149,11 @@ class Decoder:
         window: int | None = getattr(config, "sliding_window", None)
         sliding = "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"])
         return window if sliding else None
+
+    def linears(self) -> Iterator[nn.Linear]:
+        """The linear layers inside the decoder layers; the table of words and the output layer are none of them."""
+        for layer in self.layers:
+            yield from (part for part in layer.module.modules() if isinstance(part, nn.Linear))
 
     def restore_buffers(self, device: torch.device) -> None:
         """Computes the rotary frequencies, which no checkpoint holds, in float32 whatever the weights are."""

@@ -46,6 +46,7 @@ def load_engine(settings: Settings, progress: Callable[[float, str], None] | Non
         dtype=dtype_of(settings["model.dtype"], device),
         device=device,
         vision_path=Path(settings["model.vision_path"]) if settings["model.vision_path"] else None,
+        quantization=settings["model.quantization"],
         progress=None if progress is None else lambda share, file: progress(share, f"reading {file}"),
     )
     identity = model.identity

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from adatoken3d_ros.files import parse_json, read_file, replacing
+from adatoken3d_ros.lmm.identity import original_identity
 from adatoken3d_ros.lmm.text_places import CLICK_MARK
 from adatoken3d_ros.text import quoted, shown
 
@@ -158,7 +159,7 @@ def _calibration(content: Mapping[str, Any], path: Path, model_hash: str) -> Cal
     found = Calibration(float(fitted["slope"]), float(fitted["offset"]), offsets)
     if not all(map(math.isfinite, (found.slope, found.offset, *offsets.values()))):
         raise ValueError("confidence is not finite")
-    if fitted["model_hash"] != model_hash:
+    if fitted["model_hash"] not in (model_hash, original_identity(model_hash)):
         logger.warning("%s: the confidence was fitted to other weights, and is not used", path)
         return None
     return found

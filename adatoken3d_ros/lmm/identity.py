@@ -42,14 +42,22 @@ def weights_identity(digests: Iterable[tuple[str, bytes]]) -> str:
     return found.hexdigest()[:16]
 
 
-def model_identity(shape: str, weights: str) -> str:
-    """What scenes, strategies and fits are marked with: the hashes of a model's shape and of its weights."""
-    return f"{shape}-{weights}"
+def model_identity(shape: str, weights: str, quantization: str = "none", original: str = "") -> str:
+    """What scenes, strategies and fits are marked with: the hashes of a model's shape and of its weights; of weights in
+    few bits also how many these are, and the hash of those that they were made of."""
+    made = "" if quantization == "none" else f"-{quantization}-of-{original or 'unknown'}"
+    return f"{shape}-{weights}{made}"
 
 
 def shape_of(identity: str) -> str:
     """The hash of the shape alone; the whole of an identity from the time when there was no other."""
     return identity.partition("-")[0]
+
+
+def original_identity(identity: str) -> str:
+    """The identity of the weights before they were quantised; of others their own."""
+    made, of, original = identity.partition("-of-")
+    return f"{shape_of(made)}-{original}" if of else identity
 
 
 def _add(found: hashlib._Hash, values: torch.Tensor) -> None:

@@ -174,6 +174,7 @@ class SpatialLMM(nn.Module, ABC):
         sizes: see there.
         shape_hash: 16 hexadecimal digits that tell models of another shape apart.
         loaded_identity: `identity` of the weights as they lie in the files, set by who loads them.
+        quantization: what its linear layers are kept in, `none` or one of `lmm.quantized.formats.KINDS`.
         vision: the tower.
         decoder: the language model, layer by layer, and its first legal gate.
         grounds: whether it can tell which of some boxes a description means (`object_tokens`, `point_at`).
@@ -189,6 +190,7 @@ class SpatialLMM(nn.Module, ABC):
     writes_clicks: bool = False
     tells_poses: bool = False
     loaded_identity: str | None = None
+    quantization: str = "none"
     shape_hash: str
     sizes: ModelSizes
     vision: VisionTower

@@ -16,6 +16,8 @@ import torch
 
 from adatoken3d_ros.lmm.identity import model_identity
 from adatoken3d_ros.lmm.interface import SpatialLMM
+from adatoken3d_ros.lmm.quantized.foreign import chosen_kind, original_of
+from adatoken3d_ros.lmm.quantized.linear import check_device
 from adatoken3d_ros.lmm.safetensors_files import (
     CheckpointError,
     LoadReport,
@@ -38,6 +40,12 @@ def by_prefix(names: Iterable[str], table: Sequence[tuple[str, str]]) -> dict[st
         prefix, official = next(pair for pair in table if ours.startswith(pair[0]))
         found[ours] = official + ours.removeprefix(prefix)
     return found
+
+
+def linear_weights(model: SpatialLMM) -> list[str]:
+    """Names of what may be had in few bits: the weights of the linear layers inside the language model's layers."""
+    inside = set(model.decoder.linears())
+    return [f"{name}.weight" for name, module in model.named_modules() if module in inside]
 
 
 def check_layers(said: int, stored: Iterable[str], path: Path) -> None:
@@ -123,6 +131,7 @@ def finish(
     tied: Mapping[str, str] | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device,
+    quantization: str = "none",
     progress: Progress | None = None,
     free_memory: Callable[[torch.device], int] | None = None,
 ) -> LoadReport:
@@ -131,14 +140,35 @@ def finish(
     Args:
         path: the checkpoint. tokenizer: its file. ignored: tensors that no part of the model takes.
         started: of the load, by `time.monotonic`. vision: where the tower comes from.
+        quantization: of the language model's linear layers; a checkpoint that has them so already stays as it is.
 
     Raises:
-        CheckpointError: as `fill` and `check_filled`.
+        CheckpointError: as `fill` and `check_filled`; for a checkpoint that is quantised in another way.
+        DeviceLacks: for a device that cannot make such products.
     """
-    weights = fill(
-        model, sources, wanted, dtype=dtype, device=device, tied=tied, progress=progress, free_memory=free_memory
+    linears = linear_weights(model)
+    stored = {sources[name].quantization for name in linears if name in sources} - {"none"}
+    try:
+        kind = chosen_kind(quantization, stored, path)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+    if kind != "none":
+        check_device(kind, device)
+    filled = fill(
+        model,
+        sources,
+        wanted,
+        dtype=dtype,
+        device=device,
+        tied=tied,
+        quantization=kind,
+        linears=linears,
+        progress=progress,
+        free_memory=free_memory,
     )
-    model.loaded_identity = model_identity(model.shape_hash, weights)
+    model.quantization = kind
+    original = original_of(path) if stored else filled.original
+    model.loaded_identity = model_identity(model.shape_hash, filled.weights, kind, original)
     model.decoder.restore_buffers(device)
     model.vision.restore_buffers(device)
     check_filled(model)

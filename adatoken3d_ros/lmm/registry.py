@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol, cast
 import torch
 
 from adatoken3d_ros.lmm.interface import SpatialLMM
+from adatoken3d_ros.lmm.quantized.foreign import foreign_config
 from adatoken3d_ros.lmm.safetensors_files import CheckpointError, LoadReport, Progress, local_directory, read_json
 from adatoken3d_ros.text import quoted
 
@@ -38,6 +39,7 @@ class Loader(Protocol):
         dtype: torch.dtype | None,
         device: torch.device | str,
         vision_path: str | Path | None,
+        quantization: str,
         progress: Progress | None,
         free_memory: Callable[[torch.device], int] | None,
     ) -> tuple[SpatialLMM, Any, LoadReport]:
@@ -117,6 +119,8 @@ def architecture_of(path: str | Path) -> Architecture:
     """
     file = local_directory(path) / "config.json"
     content = read_json(file)
+    if other := foreign_config(content, file):
+        raise CheckpointError(other)
     for one in known():
         if one.made(content):
             return one
@@ -131,6 +135,7 @@ def load(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     vision_path: str | Path | None = None,
+    quantization: str = "none",
     progress: Progress | None = None,
     free_memory: Callable[[torch.device], int] | None = None,
 ) -> LoadedModel:
@@ -141,6 +146,9 @@ def load(
         dtype: of all weights; None keeps what is stored.
         device: where the weights go.
         vision_path: directory of the vision tower, where the checkpoint carries none.
+        quantization: of the weights of the language model's linear layers, `none` or one of
+            `lmm.quantized.formats.KINDS`; they are converted while they are read. A checkpoint that has them so
+            already is `none`, too.
         progress: called with (fraction of the bytes, name of the file) as loading goes on.
         free_memory: bytes free on a device; the machine's own answer if None.
 
@@ -151,7 +159,13 @@ def load(
     path = local_directory(path)
     found = architecture_of(path).import_loader()
     model, tokenizer, report = found.load(
-        path, dtype=dtype, device=device, vision_path=vision_path, progress=progress, free_memory=free_memory
+        path,
+        dtype=dtype,
+        device=device,
+        vision_path=vision_path,
+        quantization=quantization,
+        progress=progress,
+        free_memory=free_memory,
     )
     return LoadedModel(model, tokenizer, report)
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import torch
@@ -21,6 +21,9 @@ from torch import nn
 
 from adatoken3d_ros.files import UnusableFile, open_regular, parse_json, read_file
 from adatoken3d_ros.lmm.identity import tensor_digest, weights_identity
+from adatoken3d_ros.lmm.quantized.foreign import foreign_files, foreign_tensors
+from adatoken3d_ros.lmm.quantized.formats import GROUP, SCALE, ZERO, Parts, fits, kind_of, quantise, stored_bytes
+from adatoken3d_ros.lmm.quantized.linear import QuantizedLinear
 from adatoken3d_ros.text import quoted
 
 _FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
@@ -64,12 +67,29 @@ class LoadReport:
 
 @dataclass(frozen=True)
 class Stored:
-    """Where a tensor lies."""
+    """Where a tensor lies; one in few bits has the shape of the matrix that it stands for.
+
+    Attributes:
+        kind: dtype, as safetensors calls it. parts: what goes with a matrix in few bits, by what its name adds.
+    """
 
     file: Path
     name: str
     shape: tuple[int, ...]
     kind: str
+    parts: Mapping[str, Stored] = field(default_factory=dict)
+
+    @property
+    def quantization(self) -> str:
+        """`int8`, `int4`, `fp8`, or `none`."""
+        return kind_of(self.kind) if self.parts else "none"
+
+
+class Filled(NamedTuple):
+    """The identities of the weights that a model got: its own, and of those that they were before quantisation."""
+
+    weights: str
+    original: str
 
 
 def fill(
@@ -80,10 +100,12 @@ def fill(
     dtype: torch.dtype | None = None,
     device: torch.device,
     tied: Mapping[str, str] | None = None,
+    quantization: str = "none",
+    linears: Collection[str] = (),
     progress: Progress | None = None,
     free_memory: Callable[[torch.device], int] | None = None,
-) -> str:
-    """Gives a model that was made on the meta device its weights; returns their identity (`identity.model_identity`).
+) -> Filled:
+    """Gives a model that was made on the meta device its weights; returns their identities.
 
     Args:
         model: keeps its buffers that no file holds, without values.
@@ -91,6 +113,7 @@ def fill(
             the model needs; messages call tensors by the latter.
         dtype: of all weights; None keeps what is stored. device: where they go.
         tied: {name: name of the tensor that it is, too}.
+        quantization: what `linears`, weights of linear layers, become while they are read, one after the other.
         progress: called with (fraction of the bytes, name of the file) as loading goes on.
         free_memory: bytes free on a device; the machine's own answer if None.
 
@@ -98,16 +121,38 @@ def fill(
         CheckpointError: for a tensor that is missing, misshapen, of a kind that is not read or not finite, a damaged
             file, and for weights that do not fit into memory.
     """
-    _check(model, sources, wanted)
-    _check_memory(_bytes(sources.values(), dtype), device, free_memory or free_bytes)
-    tensors, digests = _read(sources, dtype, device, progress or (lambda _fraction, _text: None))
+    _check(model, sources, wanted, linears)
+    needed = _bytes(sources, dtype, quantization, linears)
+    _check_memory(needed, device, free_memory or free_bytes)
+    tell = progress or (lambda _fraction, _text: None)
+    tensors: dict[str, torch.Tensor] = {}
+    digests: dict[str, bytes] = {}
+    before: dict[str, bytes] = {}
+    for name, stored, parts in _read(sources, device, tell):
+        if not parts:
+            before[name] = tensor_digest(stored)
+        if not parts and name in linears and quantization != "none" and fits(stored.shape, quantization):
+            _finite(stored, sources[name])
+            parts = quantise(stored.to(device), quantization)
+        if parts:
+            digests |= {f"{name}{part}": tensor_digest(tensor) for part, tensor in parts.items()}
+            module = name.rpartition(".")[0]
+            kind = quantization if sources[name].quantization == "none" else sources[name].quantization
+            bias = getattr(model.get_submodule(module), "bias", None)
+            layer = QuantizedLinear(kind, parts, dtype or _kept_dtype(stored), bias)
+            model.set_submodule(module, layer)
+        else:
+            # A copy: tensors from the file are views of a memory map, and would change or fault with the file.
+            tensors[name] = stored.to(device=device, dtype=dtype or stored.dtype, copy=device.type == "cpu")
+            _finite(tensors[name], sources[name])
+            digests[name] = before[name]
     tied = tied or {}
     model.load_state_dict({**tensors, **{name: tensors[source] for name, source in tied.items()}}, assign=True)
     for name, source in tied.items():  # assigning made two parameters of the one tensor
         module, _, parameter = name.rpartition(".")
         setattr(model.get_submodule(module), parameter, model.get_parameter(source))
     model.requires_grad_(False).eval()
-    return weights_identity(digests.items())
+    return Filled(weights_identity(digests.items()), weights_identity(before.items()))
 
 
 def check_filled(model: nn.Module) -> None:
@@ -171,11 +216,12 @@ def inventory(directory: Path) -> dict[str, Stored]:
         files = [single] if single.is_file() else sorted(directory.glob("*.safetensors"))
         listed = {}
     if not files:
-        pickles = sorted(p.name for pattern in _PICKLES for p in directory.glob(pattern))
-        if pickles:
+        if other := foreign_files(directory):
+            raise CheckpointError(other)
+        if pickles := pickled(directory):
             raise CheckpointError(
-                f"{directory} has {', '.join(pickles)} but no safetensors file: pickled weights are never opened, "
-                "convert them with transformers' save_pretrained"
+                f"{directory} has {', '.join(one.name for one in pickles)} but no safetensors file: pickled weights "
+                f"are never opened here, make safetensors of them: adatoken3d convert {directory} OUT"
             )
         raise CheckpointError(f"{directory} has no safetensors file")
 
@@ -191,7 +237,35 @@ def inventory(directory: Path) -> dict[str, Stored]:
     for name, shard_name in listed.items():
         if name not in stored or stored[name].file.name != shard_name:
             raise CheckpointError(f"{directory / str(shard_name)} lacks {name}, which {index.name} says is in it")
-    return stored
+    if other := foreign_tensors(stored, directory):
+        raise CheckpointError(other)
+    return _together(stored)
+
+
+def pickled(directory: Path) -> list[Path]:
+    """Weights as PyTorch files, which the loader does not open."""
+    return sorted(path for pattern in _PICKLES for path in directory.glob(pattern))
+
+
+def _together(stored: Mapping[str, Stored]) -> dict[str, Stored]:
+    """What belongs to a matrix in few bits is in its `parts`, and no tensor of its own."""
+    found = dict(stored)
+    for name, one in stored.items():
+        if not (kind := kind_of(one.kind)) or len(one.shape) != 2:
+            continue
+        names = (SCALE, ZERO) if kind == "int4" else (SCALE,)
+        if missing := [name + part for part in names if name + part not in stored]:
+            raise CheckpointError(f"{name} in {one.file} is {one.kind} and lacks {', '.join(missing)}")
+        parts = {part: found.pop(name + part) for part in names}
+        rows, columns = one.shape[0], one.shape[1] * (2 if kind == "int4" else 1)
+        wanted = (rows, columns // GROUP) if kind == "int4" else (rows,)
+        for part in parts.values():
+            if part.shape != wanted or part.kind not in _FLOATS or part.file != one.file:
+                raise CheckpointError(
+                    f"{part.name} in {part.file} is {part.kind} {part.shape}, beside {name} it must be a float {wanted}"
+                )
+        found[name] = replace(one, shape=(rows, columns), parts=parts)
+    return found
 
 
 def _check_numbering(directory: Path, files: list[Path]) -> None:
@@ -220,7 +294,9 @@ def _open(file: Path, device: torch.device) -> Any:
         raise CheckpointError(f"{file} is truncated or damaged ({size} bytes): {error}") from error
 
 
-def _check(model: nn.Module, sources: Mapping[str, Stored], wanted: Mapping[str, str]) -> None:
+def _check(
+    model: nn.Module, sources: Mapping[str, Stored], wanted: Mapping[str, str], linears: Collection[str]
+) -> None:
     """Every tensor there, of the right shape and of a kind that can be used."""
     if missing := [official for ours, official in wanted.items() if ours not in sources]:
         raise CheckpointError(f"the checkpoint lacks {some(missing)}")
@@ -228,7 +304,7 @@ def _check(model: nn.Module, sources: Mapping[str, Stored], wanted: Mapping[str,
     for ours, source in sources.items():
         if source.shape != shapes[ours]:
             raise CheckpointError(f"{source.name} in {source.file} has shape {source.shape}, expected {shapes[ours]}")
-        if source.kind not in _FLOATS:
+        if source.kind not in _FLOATS and not (source.parts and ours in linears):
             raise CheckpointError(f"{source.name} in {source.file} is {source.kind}; read are {', '.join(_FLOATS)}")
 
 
@@ -238,11 +314,32 @@ def some(names: list[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + more
 
 
-def _bytes(sources: Iterable[Stored], dtype: torch.dtype | None) -> int:
-    return sum(
-        torch.Size(source.shape).numel() * (_FLOATS[source.kind] if dtype is None else dtype.itemsize)
-        for source in sources
-    )
+def _bytes(
+    sources: Mapping[str, Stored], dtype: torch.dtype | None, quantization: str, linears: Collection[str]
+) -> int:
+    """Of all weights as they will be in memory."""
+    total = 0
+    for ours, source in sources.items():
+        kind = source.quantization if source.parts else quantization if ours in linears else "none"
+        if kind != "none" and fits(source.shape, kind):
+            total += stored_bytes(torch.Size(source.shape).numel(), kind)
+        else:
+            total += torch.Size(source.shape).numel() * (_FLOATS[source.kind] if dtype is None else dtype.itemsize)
+    return total
+
+
+def _length(source: Stored) -> int:
+    """Bytes in the file, about."""
+    return torch.Size(source.shape).numel() * _FLOATS.get(source.kind, 1)
+
+
+def _kept_dtype(stored: torch.Tensor) -> torch.dtype:
+    return stored.dtype if stored.dtype in (torch.float16, torch.float32) else torch.bfloat16
+
+
+def _finite(tensor: torch.Tensor, source: Stored) -> None:
+    if not torch.isfinite(tensor.sum(dtype=torch.float32)):
+        raise CheckpointError(f"{source.name} in {source.file} holds values that are not finite in {tensor.dtype}")
 
 
 def _check_memory(needed: int, device: torch.device, free_memory: Callable[[torch.device], int]) -> None:
@@ -256,24 +353,22 @@ def _check_memory(needed: int, device: torch.device, free_memory: Callable[[torc
 
 
 def _read(
-    sources: Mapping[str, Stored], dtype: torch.dtype | None, device: torch.device, progress: Progress
-) -> tuple[dict[str, torch.Tensor], dict[str, bytes]]:
-    """The tensors as they are wanted, and the digests of what is stored."""
-    tensors: dict[str, torch.Tensor] = {}
-    digests: dict[str, bytes] = {}
-    total, done = _bytes(sources.values(), None), 0
+    sources: Mapping[str, Stored], device: torch.device, progress: Progress
+) -> Iterator[tuple[str, torch.Tensor, Parts]]:
+    """(our name, tensor as it is stored, its parts if it is one in few bits), file by file."""
+    total, done = sum(map(_length, sources.values())), 0
     for file in sorted({source.file for source in sources.values()}):
         progress(done / total, file.name)
         with _open(file, device) as shard:
             for ours, source in sources.items():
                 if source.file != file:
                     continue
-                stored = shard.get_tensor(source.name)
-                # A copy: tensors from the file are views of a memory map, and would change or fault with the file.
-                tensor = stored.to(device=device, dtype=dtype or stored.dtype, copy=device.type == "cpu")
-                if not torch.isfinite(tensor.sum(dtype=torch.float32)):
-                    raise CheckpointError(f"{source.name} in {file} holds values that are not finite in {tensor.dtype}")
-                tensors[ours], digests[ours] = tensor, tensor_digest(stored)
-                done += _bytes([source], None)
+                stored, parts = shard.get_tensor(source.name), {}
+                if source.parts:
+                    parts = {"": stored} | {part: shard.get_tensor(one.name) for part, one in source.parts.items()}
+                    parts = {part: tensor.to(device, copy=device.type == "cpu") for part, tensor in parts.items()}
+                    for part, one in source.parts.items():
+                        _finite(parts[part], one)
+                yield ours, stored, parts
+                done += _length(source)
                 progress(done / total, file.name)
-    return tensors, digests

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from adatoken3d_ros.files import UnusableFile, read_file, replacing
-from adatoken3d_ros.lmm.identity import shape_of
+from adatoken3d_ros.lmm.identity import original_identity, shape_of
 from adatoken3d_ros.pruning.policies import make_policy
 from adatoken3d_ros.pruning.schedule import Schedule, ScheduleError, Stage
 from adatoken3d_ros.text import quoted, shown
@@ -53,8 +53,11 @@ class Strategy:
     model_id: str = ""
 
     def fits(self, identity: str) -> bool:
-        """Whether it was made for the model of this identity, as far as it says: `names_only_the_shape` may be true."""
-        return self.model_hash == identity or (self.names_only_the_shape and self.model_hash == shape_of(identity))
+        """Whether it was made for the model of this identity, or for the one that it was before its weights were
+        quantised, as far as it says: `names_only_the_shape` may be true."""
+        return self.model_hash in (identity, original_identity(identity)) or (
+            self.names_only_the_shape and self.model_hash == shape_of(identity)
+        )
 
     @property
     def names_only_the_shape(self) -> bool:

@@ -45,7 +45,7 @@ from adatoken3d_ros.settings import DEFAULTS
 
 FRAMED = (Image, CompressedImage, PointCloud2)  # what is of the camera
 KINDS = (*FRAMED, CameraInfo, Odometry, PoseStamped)
-MODEL = ("model.path", "model.vision_path", "model.device", "model.dtype")
+MODEL = ("model.path", "model.vision_path", "model.device", "model.dtype", "model.quantization")
 READ = ("input.source", "pose.source", "scene.frame_id", *MODEL)
 REPLY_SECONDS = 3.0
 ACTIVE = "active"

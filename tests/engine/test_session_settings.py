@@ -151,7 +151,15 @@ def test_another_value_changes_what_the_session_does(
 
 OF_SOME_MODELS = {"model.tell_poses", "unsure_below"}  # test_scene_of_views.py, test_understanding.py
 # What the node makes of these, tests/ros/test_parameter_effects.py and tests/ros/test_parameters.py tell.
-OF_THE_NODE = {"model.path", "model.vision_path", "model.dtype", "model.device", "budget.background", "scene.frame_id"}
+OF_THE_NODE = {
+    "model.path",
+    "model.vision_path",
+    "model.dtype",
+    "model.quantization",
+    "model.device",
+    "budget.background",
+    "scene.frame_id",
+}
 
 
 def test_no_setting_that_is_read_by_configure_is_left_out() -> None:

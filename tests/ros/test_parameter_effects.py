@@ -134,27 +134,31 @@ def test_quality_of_service_is_overridden_at_the_start_and_not_later(live: Live)
 
 
 def test_the_model_and_its_number_type(live: Live, tmp_path: Path) -> None:
-    """model.path, model.dtype, budget.background, budget.infeasible: each as it was given."""
+    """model.path, model.dtype, model.quantization, budget.background, budget.infeasible: each as it was given."""
 
-    def look() -> tuple[str, str, float, bool]:
+    def look() -> tuple[str, str, str, float, bool]:
         assert live.configure(), live.node.engine.problem
         worker = live.node.engine.queue
         assert worker is not None
         future = worker.call(
-            lambda session: (session.runtime.model_id.partition("@")[0], str(session.runtime.model.dtype))
+            lambda session: (
+                session.runtime.model_id.partition("@")[0],
+                str(session.runtime.model.dtype),
+                session.runtime.model.quantization,
+            )
         )
-        name, dtype = live.wait(future.done, "the session") and future.result()
+        name, dtype, kind = live.wait(future.done, "the session") and future.result()
         share, refuses = live.node.engine.worker.duty.share, worker.refuse_late
         live.node.trigger_cleanup()
-        return name, dtype, share, refuses
+        return name, dtype, kind, share, refuses
 
     before = look()
     shutil.copytree(live.model, tmp_path / "another")
     live.put({"model.path": str(tmp_path / "another"), "model.dtype": "bfloat16", "budget.background": 0.25})
-    live.put({"budget.infeasible": "refuse"})
+    live.put({"budget.infeasible": "refuse", "model.quantization": "int8"})
     after = look()
-    assert before == (live.model.name, "torch.float32", 0.5, False)
-    assert after == ("another", "torch.bfloat16", 0.25, True)
+    assert before == (live.model.name, "torch.float32", "none", 0.5, False)
+    assert after == ("another", "torch.bfloat16", "int8", 0.25, True)
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,7 @@ def load(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     vision_path: str | Path | None = None,
+    quantization: str = "none",
     progress: Progress | None = None,
     free_memory: Callable[[torch.device], int] | None = None,
 ) -> tuple[Llava3D, PreTrainedTokenizerFast, LoadReport]:
@@ -73,6 +74,7 @@ def load(
         dtype: of all weights; None keeps what is stored.
         device: where the weights go.
         vision_path: directory of a CLIP model in safetensors, used where the checkpoint carries no vision tower.
+        quantization: what the language model's linear layers become, see `registry.load`.
         progress: called with (fraction of the bytes, name of the file) as loading goes on.
         free_memory: bytes free on a device; the machine's own answer if None.
 
@@ -113,6 +115,7 @@ def load(
         tied={_HEAD: "language.model.embed_tokens.weight"} if config.language.tie_word_embeddings else None,
         dtype=dtype,
         device=device,
+        quantization=quantization,
         progress=progress,
         free_memory=free_memory,
     )

@@ -45,6 +45,7 @@ def load(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     vision_path: str | Path | None = None,
+    quantization: str = "none",
     progress: Progress | None = None,
     free_memory: Callable[[torch.device], int] | None = None,
 ) -> tuple[Qwen3VL, PreTrainedTokenizerFast, LoadReport]:
@@ -78,6 +79,7 @@ def load(
         tied={_HEAD: _TABLE} if settings.tied else None,
         dtype=dtype,
         device=device,
+        quantization=quantization,
         progress=progress,
         free_memory=free_memory,
     )

@@ -70,6 +70,7 @@ def load(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     vision_path: str | Path | None = None,
+    quantization: str = "none",
     progress: Progress | None = None,
     free_memory: Callable[[torch.device], int] | None = None,
 ) -> tuple[Video3D, PreTrainedTokenizerFast, LoadReport]:
@@ -117,6 +118,7 @@ def load(
         tied={f"language.{_HEAD}": f"language.{_TABLE}"} if config.language.tie_word_embeddings else None,
         dtype=dtype,
         device=device,
+        quantization=quantization,
         progress=progress,
         free_memory=free_memory,
     )
