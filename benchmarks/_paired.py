@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from adatoken3d_ros.lab.metrics.resampling import INTERVAL, draws, interval
 from adatoken3d_ros.lab.synthetic.questions import FAMILIES
 
 FloatArray = NDArray[np.float64]
 EXACT = tuple(family for family in FAMILIES if family != "box")
 BOXES = {"box@0.25": 0.25, "box@0.50": 0.50}
 COLUMNS = (*EXACT, *BOXES)
-_INTERVAL = (0.025, 0.975)
 
 
 class Tally:
@@ -55,19 +55,19 @@ class Tally:
         self.rooms, self.asked = len(names), count.sum(axis=0).astype(int)
         self.accuracy = _share(right.sum(axis=1), count.sum(axis=0))
         self.macro = _macro(self.accuracy)
-        drawn = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), resamples)
+        drawn = draws(len(names), resamples, seed)
         sums = np.einsum("br,crf->bcf", drawn, right, optimize=True)
         self._drawn = _share(sums, (drawn @ count)[:, None])  # (B, C, F)
         self._macros = _macro(self._drawn)  # (B, C)
 
     def interval(self, way: int) -> list[float]:
         """Of the macro."""
-        return _quantiles(self._macros[:, way])
+        return interval(self._macros[:, way])
 
     def column_intervals(self, way: int) -> dict[str, list[float]]:
         """Of each column that was asked for."""
         asked = np.flatnonzero(self.asked)
-        return {COLUMNS[k]: _quantiles(self._drawn[:, way, k]) for k in asked}
+        return {COLUMNS[k]: interval(self._drawn[:, way, k]) for k in asked}
 
     def difference(self, way: int, to: int) -> float:
         """Of the macros."""
@@ -75,7 +75,7 @@ class Tally:
 
     def difference_interval(self, way: int, to: int) -> list[float]:
         """Of the paired difference of the macros."""
-        return _quantiles(self._macros[:, way] - self._macros[:, to])
+        return interval(self._macros[:, way] - self._macros[:, to])
 
     def ratio_interval(self, way: int, to: int) -> list[float] | None:
         """Of the ratio of the macros; None where `to` has none right in some draw."""
@@ -100,7 +100,7 @@ def scene_interval(rooms: Sequence[int], values: FloatArray, resamples: int = 20
     names, place = np.unique(np.asarray(rooms), return_inverse=True)
     means = np.stack([values[place == k].mean(axis=0) for k in range(len(names))])
     drawn = np.random.default_rng(seed).integers(len(names), size=(resamples, len(names)))
-    low, high = np.quantile(np.stack([means[rows].mean(axis=0) for rows in drawn]), _INTERVAL, axis=0)
+    low, high = np.quantile(np.stack([means[rows].mean(axis=0) for rows in drawn]), INTERVAL, axis=0)
     return np.stack([means.mean(axis=0), low, high])
 
 
@@ -117,8 +117,4 @@ def _macro(accuracy: FloatArray) -> FloatArray:
 
 def _ratios(own: FloatArray, other: FloatArray) -> list[float] | None:
     asked = ~np.isnan(other)
-    return _quantiles(own[asked] / other[asked]) if bool((other[asked] > 0).all()) else None
-
-
-def _quantiles(values: FloatArray) -> list[float]:
-    return [float(v) for v in np.nanquantile(values, _INTERVAL)]
+    return interval(own[asked] / other[asked]) if bool((other[asked] > 0).all()) else None

@@ -33,6 +33,7 @@ from rich.table import Table
 
 from adatoken3d_ros.decoder.decode import generate
 from adatoken3d_ros.decoder.prefix import ScenePrefix
+from adatoken3d_ros.lab.metrics.answers import overlap
 from adatoken3d_ros.lab.synthetic.furnished import Split, make_room
 from adatoken3d_ros.lab.synthetic.questions import generate as ask
 from adatoken3d_ros.lab.synthetic.wordings import QA
@@ -80,17 +81,6 @@ def score(qa: QA, answer: str) -> float:
         return float(answer == qa.answer)
     boxes = parse_boxes(answer)
     return overlap(boxes[0][:6], qa.box) if boxes else 0.0
-
-
-def overlap(a: Sequence[float], b: Sequence[float]) -> float:
-    """Intersection over union of two boxes (cx, cy, cz, dx, dy, dz); 0 where a size is not positive."""
-    first, second = np.array(a, np.float64), np.array(b, np.float64)
-    if (first[3:] <= 0).any() or (second[3:] <= 0).any():
-        return 0.0
-    low = np.maximum(first[:3] - first[3:] / 2, second[:3] - second[3:] / 2)
-    high = np.minimum(first[:3] + first[3:] / 2, second[:3] + second[3:] / 2)
-    shared = float(np.prod(np.maximum(high - low, 0)))
-    return shared / float(np.prod(first[3:]) + np.prod(second[3:]) - shared)
 
 
 def summary(outcomes: Sequence[Outcome], seed: int = 0) -> dict[str, Any]:

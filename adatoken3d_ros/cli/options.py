@@ -23,6 +23,7 @@ OPTIONS = {
     "--max-views": "scene.max_views",
     "--model": "model.path",
     "--quantization": "model.quantization",
+    "--origin-mode": "scene.origin_mode",
     "--slop": "sync.slop",
     "--strategy": "strategy",
     "--unsure-below": "unsure_below",

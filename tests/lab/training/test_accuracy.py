@@ -12,6 +12,7 @@ from adatoken3d_ros.decoder.decode import generate
 from adatoken3d_ros.decoder.prefill import prefill
 from adatoken3d_ros.engine.answer import Question
 from adatoken3d_ros.engine.config import SessionConfig
+from adatoken3d_ros.lab.metrics.answers import overlap
 from adatoken3d_ros.lab.synthetic.furnished import make_room
 from adatoken3d_ros.lab.synthetic.questions import generate as ask
 from adatoken3d_ros.lab.synthetic.views import render_views
@@ -22,7 +23,7 @@ from adatoken3d_ros.pruning.schedule import Schedule
 from adatoken3d_ros.scene.keyframes import KeyFrameConfig
 from benchmarks._paired import EXACT
 from benchmarks._scenes import Reader, Workers, find_rooms
-from benchmarks.accuracy import Outcome, answers, guesses, majority_answers, outcomes, overlap, score, summary
+from benchmarks.accuracy import Outcome, answers, guesses, majority_answers, outcomes, score, summary
 from tests.engine.scenes import new_scene
 
 UNIT = (0.0, 0.0, 0.0, 1.0, 1.0, 1.0)
