@@ -117,6 +117,11 @@ def _local_path(value: str) -> None:
         raise ValueError(f"must be an absolute path on this machine, got {quoted(value)}")
 
 
+def _map_id(value: str) -> None:
+    if len(value) > 128 or value != value.strip() or not value.isprintable():
+        raise ValueError(f"at most 128 printable characters, no spaces around them, got {quoted(value)}")
+
+
 SETTINGS: tuple[Setting, ...] = (
     Setting("autostart", False, START, "Configure and activate the node by itself when it starts."),
     Setting("model.path", "", CONFIGURE, "Directory of the checkpoint; empty: the small model in the package."),
@@ -162,6 +167,10 @@ SETTINGS: tuple[Setting, ...] = (
             "adatoken3d in $ROS_HOME or ~/.ros.", check=_local_path),
     Setting("scene.file", "", ANY_TIME, "File of the services save_scene and load_scene, an absolute path.",
             check=_local_path),
+    Setting("scene.on_load", "replace", ANY_TIME, "Whether load_scene replaces the scene or adds to it; a file of "
+            "another map is never added.", choices=("replace", "merge")),
+    Setting("scene.map_id", "", CONFIGURE, "Name of the map that the scene frame belongs to: files of another one are "
+            "refused; empty: one is made up, or that of a loaded file.", check=_map_id),
     Setting("scene.max_views", 20, CONFIGURE, "Key frames that are kept; beyond it, the one goes that is missed "
             "least: that alone shows few voxels, is far away, is old.", low=1, high=1000),
     Setting("scene.max_voxels", 20000, CONFIGURE, "Occupied voxels that are kept, as far as dropping views can do it.",

@@ -26,6 +26,7 @@ class SessionConfig:
     max_depth: float = OF_CHOSEN_FRAMES["scene.max_depth"]
     origin: tuple[float, float, float] = OF_CHOSEN_FRAMES["scene.origin"]
     origin_mode: OriginMode = OriginMode(OF_CHOSEN_FRAMES["scene.origin_mode"])
+    map_id: str = OF_CHOSEN_FRAMES["scene.map_id"]
     question_views: int = OF_CHOSEN_FRAMES["scene.question_views"]
     max_new_tokens: int = OF_CHOSEN_FRAMES["max_new_tokens"]
     template: str = ""
@@ -44,6 +45,7 @@ def session_config(settings: Settings) -> SessionConfig:
         max_depth=settings["scene.max_depth"],
         origin=settings["scene.origin"],
         origin_mode=OriginMode(settings["scene.origin_mode"]),
+        map_id=settings["scene.map_id"],
         question_views=settings["scene.question_views"],
         max_new_tokens=settings["max_new_tokens"],
         template=settings["model.template"],

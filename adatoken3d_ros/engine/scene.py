@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from adatoken3d_ros.pruning.view import Policy
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.keyframes import Verdict
 from adatoken3d_ros.scene.spatial_tokens import SpatialTokens
+from adatoken3d_ros.scene.storage import Packed
 from adatoken3d_ros.settings import DEFAULTS
 
 logger = logging.getLogger(__name__)
@@ -155,16 +156,27 @@ class Scene:
         self.memory.clear()
         self.prepared.forget()
 
-    def save(self, path: str | Path, frame_id: str = DEFAULTS["scene.frame_id"]) -> None:
-        """Writes the scene, frames that wait included, to a file; raises as `scene.storage.save_scene`."""
+    def packed(self, frame_id: str = DEFAULTS["scene.frame_id"]) -> Packed:
+        """The scene as it is, frames that wait included, to be written; raises SceneFileError if there is nothing."""
         self.encode_usable()
-        self.memory.save(path, frame_id)
+        return self.memory.packed(frame_id)
 
-    def load(self, path: str | Path, frame_id: str = DEFAULTS["scene.frame_id"]) -> int:
-        """Replaces the scene by a saved one and returns its number of views; see `SceneMemory.load`."""
-        views = self.memory.load(path, frame_id)
+    def save(self, path: str | Path, frame_id: str = DEFAULTS["scene.frame_id"]) -> None:
+        """Writes the scene, frames that wait included, to a file; raises as `packed`, and OSError."""
+        self.packed(frame_id).write(path)
+
+    def load(self, path: str | Path, frame_id: str = DEFAULTS["scene.frame_id"], *, merge: bool = False) -> int:
+        """Replaces the scene by a saved one, or adds that, and returns its number of views; see `KeptScene.load`."""
+        views = self.memory.load(path, frame_id, merge=merge)
         self.prepared.forget()
         return views
+
+    def move(self, poses: Mapping[int, NDArray[np.float64]]) -> int:
+        """Views were taken from elsewhere than was believed; see `KeptScene.move`."""
+        moved = self.memory.move(poses)
+        if moved:
+            self.prepared.forget()
+        return moved
 
     # --- ahead of a question ---
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,16 +14,16 @@ from torch import Tensor
 
 from adatoken3d_ros.decoder.prefill import Cancelled
 from adatoken3d_ros.engine.config import SessionConfig
+from adatoken3d_ros.engine.kept_scene import KeptScene
 from adatoken3d_ros.engine.out_of_memory import describe, is_out_of_memory
 from adatoken3d_ros.lmm.interface import SeenViews, SpatialLMM
 from adatoken3d_ros.scene.frames import PosedFrame
-from adatoken3d_ros.scene.keyframes import KeyFrameSelector, Verdict, carve_free_space
-from adatoken3d_ros.scene.patches import PatchConfig, PatchPoints
+from adatoken3d_ros.scene.keyframes import Verdict, carve_free_space
+from adatoken3d_ros.scene.patches import PatchPoints
 from adatoken3d_ros.scene.spatial_tokens import SpatialTokens
-from adatoken3d_ros.scene.storage import load_scene, save_scene
 from adatoken3d_ros.scene.token_map import TokenMap
 from adatoken3d_ros.scene.view_blocks import ViewTokenMap
-from adatoken3d_ros.scene.window import OriginMode, best_shift, floor_height, level_patches
+from adatoken3d_ros.scene.window import OriginMode, floor_height, level_patches
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +32,7 @@ class ViewError(ValueError):
     """Views that could not be encoded and were given up; the message has the first one's stamp and what was wrong."""
 
 
-class SceneMemory:
+class SceneMemory(KeptScene):
     """Views, their tokens, and the point from which the model sees them. Not thread safe.
 
     With `OriginMode.AUTO` the model's origin follows the floor and the middle of what has been seen (`scene.window`).
@@ -44,34 +43,12 @@ class SceneMemory:
         model: encodes the frames. config: the scene's.
 
     Attributes:
-        poses: {stamp in nanoseconds: T_world_camera (4, 4)} of the encoded views.
-        pending: key frames that wait to be encoded, oldest first.
         given_up: how many views could not be encoded.
-        problem: what was wrong with the last one of them; empty before there is one, and for a new scene.
     """
 
     def __init__(self, model: SpatialLMM, config: SessionConfig) -> None:
-        self._model = model
-        self._config = config
-        self._patches = PatchConfig(
-            geometry=model.sizes.patches,
-            max_depth=config.max_depth,
-        )
-        sizes = model.sizes
-        self._map: TokenMap = TokenMap(sizes.voxel_size, config.origin, embed=model.lift_places)
-        if sizes.tokens == "views":
-            self._map = ViewTokenMap(sizes.voxel_size, config.origin, embed=model.lift_places, parts=sizes.parts)
-        self._selector = KeyFrameSelector(config.key_frames, self._patches, self._map)
-        self._asked: TokenMap | None = None
-        self._later: dict[int, PosedFrame] = {}  # encoded before one that arrived earlier, by their order
-        self.pending: list[PosedFrame] = []
-        self.poses: dict[int, NDArray[np.float64]] = {}
+        super().__init__(model, config)
         self.given_up = 0
-        self.problem = ""
-
-    def __len__(self) -> int:
-        """Number of encoded views."""
-        return len(self._map)
 
     @property
     def origin(self) -> NDArray[np.float64]:
@@ -242,14 +219,6 @@ class SceneMemory:
                 del self.poses[stamp]
             evicted = self._selector.evict() is not None
 
-    def _recentre(self) -> None:
-        if self._config.origin_mode is not OriginMode.AUTO:
-            return
-        shift = best_shift(self._map)
-        if (shift != self._map.shift.numpy()).any():
-            self._map.move_origin(shift)
-            logger.info("the model sees its origin at %s m", np.round(self.origin, 3).tolist())
-
     # --- tokens out ---
 
     def tokens(self) -> SpatialTokens | None:
@@ -321,51 +290,3 @@ class SceneMemory:
             tuple(block.grid for block in blocks.values()),
             tuple(self.poses[stamp] for stamp in blocks),
         )
-
-    # --- the whole ---
-
-    def clear(self) -> None:
-        """Forgets everything."""
-        self._selector.clear()
-        self._map.clear(self._config.origin)
-        self._begin({})
-
-    def _begin(self, poses: dict[int, NDArray[np.float64]]) -> None:
-        """The map holds other views, those of `poses`; none waits."""
-        self._asked = None
-        self._later.clear()
-        self.pending.clear()
-        self.poses.clear()
-        self.poses.update(poses)
-        self.problem = ""
-
-    def save(self, path: str | Path, frame_id: str) -> None:
-        """Writes the encoded views to a file; raises as `scene.storage.save_scene`."""
-        save_scene(path, self._map, self.poses, model_hash=self._model.identity, frame_id=frame_id)
-
-    def load(self, path: str | Path, frame_id: str) -> int:
-        """Replaces the scene by a saved one, as much of it as may be kept, and returns its number of views.
-
-        Raises as `scene.storage.load_scene`.
-        """
-        poses = load_scene(
-            path,
-            self._map,
-            model_hash=self._model.identity,
-            frame_id=frame_id,
-            channels=self._model.sizes.feature_width,
-            device=self._model.device,
-            adopt_origin=self._config.origin_mode is OriginMode.AUTO,
-        )
-        self._selector.restore(poses)
-        self._begin(poses)
-        # What may not stay is decided before anything goes: view by view, each would cost a look at the whole map.
-        held, gone = self._map.coverage(), set()
-        while (stamp := self._selector.evict(held)) is not None:
-            held.remove(stamp)
-            gone.add(stamp)
-        if gone:
-            self._map.restore({key: view for key, view in self._map.contributions().items() if key not in gone})
-            for stamp in gone:
-                del self.poses[stamp]
-        return len(self.poses)

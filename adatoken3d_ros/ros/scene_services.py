@@ -91,10 +91,14 @@ class SceneServices:
 
     async def _on_load(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         path, frame_id = self._parameters[FILE], self._parameters["scene.frame_id"]
+        merge = self._parameters["scene.on_load"] == "merge"
 
         def load(scene: Any) -> str:
-            views = scene.load(self._file(path), frame_id)
+            before = len(scene.poses)
+            views = scene.load(self._file(path), frame_id, merge=merge)
             self._engine.show_another(scene)
+            if merge and before:
+                return f"{views} views are there with those from {path}; there were {before} before"
             return f"{views} views came from {path}"
 
         return await self._with_file(path, response, load)

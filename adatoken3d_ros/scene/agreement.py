@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import permutations
 from typing import NamedTuple
 
@@ -181,6 +181,7 @@ class Agreement:
         self._case: tuple[int, Sketch, dict[int, float], list[Sketch]] | None = None
         self.outvoted.clear()
         self._contradiction = self._cause = self._tilt = ""
+        self._until_search = 0
 
     @property
     def problem(self) -> str:
@@ -258,6 +259,22 @@ class Agreement:
         self.outvoted.discard(stamp_ns)
         self._tilt = tilt(list(self._views.values())[-LATEST:])
 
+    def sketches(self) -> dict[int, Sketch]:
+        """Of the kept views, by stamp."""
+        return dict(self._views)
+
+    def restore(self, sketches: Mapping[int, Sketch]) -> None:
+        """Forgets everything else than these sketches of kept views."""
+        self.clear()
+        if self.limit:
+            self._views.update(sketches)
+            self._tilt = tilt(list(self._views.values())[-LATEST:])
+
+    def move(self, poses: Mapping[int, NDArray[np.float64]]) -> None:
+        """Kept views were taken from elsewhere, {stamp: T_world_camera}; what doubted their old places is forgotten."""
+        moved = {stamp: replace(self._views[stamp], pose=T) for stamp, T in poses.items() if stamp in self._views}
+        self.restore({**self._views, **moved})
+
     def _neighbours(self, sketch: Sketch) -> list[int]:
         """Stamps of the views that were taken from near by in about that direction, a metre being worth 90 degrees."""
 
@@ -273,10 +290,12 @@ class Agreement:
         wrong = self._judged.count(False)
         if wrong < HOPELESS or wrong * 2 < len(self._judged):
             self._contradiction = self._cause = ""
+            self._until_search = 0
             return
-        self._cause = self._cause or likely_cause(
-            [*list(self._views.values())[-NEIGHBOURS:], *self._doubtful], self.limit
-        )
+        if not self._cause and self._until_search <= 0:  # a search costs as much as hundreds of comparisons
+            self._cause = likely_cause([*list(self._views.values())[-NEIGHBOURS:], *self._doubtful], self.limit)
+            self._until_search = JUDGED
+        self._until_search -= 1
         self._contradiction = (
             f"views do not agree: {wrong} of the last {len(self._judged)} frames have surfaces in front of what others "
             f"measured there; {self._cause or 'poses or depth are wrong'}"

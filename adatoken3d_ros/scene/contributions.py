@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -25,6 +26,8 @@ class Contribution:
         level: (P,) bool, whether the surface faces up there.
         position: (R, H) float32, sums of the embedded points, on the device of the features. All others but the
             features are on the CPU.
+        patches: (P, C) features of the patches, in their order and the kind of number in which they came.
+        colours: (P, 3) uint8, theirs.
         order: place of the view among the others, see `TokenMap.add_view`.
     """
 
@@ -36,6 +39,8 @@ class Contribution:
     points: Tensor
     level: Tensor
     position: Tensor
+    patches: Tensor
+    colours: Tensor
     order: int = 0
 
     def rows(self, kept: Tensor) -> Contribution:
@@ -50,8 +55,51 @@ class Contribution:
             self.points[patches],
             self.level[patches],
             self.position[kept.to(device)],
+            self.patches[patches],
+            self.colours[patches],
             self.order,
         )
+
+    def moved(self, T: NDArray[np.float64], origin: Tensor, voxel_size: float) -> Contribution:
+        """What the view adds, without positions, if its points are where T (4, 4) takes them, scene frame, metres.
+
+        Equal to what its patches add there. Which surfaces face up is as it was.
+
+        Args:
+            origin: (3,) float64, centre of voxel (0, 0, 0), scene frame, metres.
+
+        Raises:
+            TokenMapError: for a point that gets no voxel.
+        """
+        if not len(self.points):
+            return self
+        made = reduced(
+            self.patches.to(self.features.device),
+            transformed(self.points, T),
+            self.colours,
+            None,
+            self.level,
+            origin,
+            voxel_size,
+        )
+        return replace(made, order=self.order)
+
+
+def transformed(points: Tensor, T: NDArray[np.float64]) -> Tensor:
+    """Points (..., 3) where T (4, 4) takes them, float32, computed in float64; where T is the identity, the same."""
+    R, t = torch.from_numpy(T[:3, :3].copy()), torch.from_numpy(T[:3, 3].copy())
+    return (points.double() @ R.T + t).float()
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def moved_views(
+    views: Mapping[int, Contribution], moves: Mapping[int, NDArray[np.float64]], origin: Tensor, voxel_size: float
+) -> dict[int, Contribution]:
+    """Views of which some are moved, see `Contribution.moved`; raises TokenMapError for a move of none of them."""
+    if unknown := [key for key in moves if key not in views]:
+        raise TokenMapError(f"view {unknown[0]} is not in the map")
+    return {**views, **{key: views[key].moved(T, origin, voxel_size) for key, T in moves.items()}}
 
 
 def reduced(
@@ -82,7 +130,8 @@ def reduced(
     if not len(rows):
         raise TokenMapError(f"none of the {n} patches is valid")
     features, points, up = features.detach().index_select(0, rows.to(features.device)), xyz[rows].float(), up[rows]
-    xyz, rgb = xyz[rows].double(), rgb[rows].double()
+    xyz, colours = xyz[rows].double(), rgb[rows].to(torch.uint8)
+    rgb = rgb[rows].double()
     # The sum tells quickly that all are finite; only where it does not is it worth looking at each.
     if not bool(torch.isfinite(features.sum())) and not bool((finite := torch.isfinite(features)).all()):
         bad = int(rows[int(torch.nonzero(~finite.all(dim=1))[0])])
@@ -90,11 +139,20 @@ def reduced(
     order, inverse, keys, count = group_equal(voxel_keys((xyz - origin).float(), voxel_size))
     device_order = order.to(features.device)
     xyz, rgb, points, up = xyz[order], rgb[order], points[order], up[order]
+    patches, colours = features.cpu()[order], colours[order]
     nothing = features.new_zeros(0, 0, dtype=torch.float32)
     features = sum_groups(features, device_order, count.to(features.device))
     sums = torch.zeros(len(keys), 3, dtype=torch.float64)
     xyz, rgb = sums.index_add(0, inverse, xyz), sums.index_add(0, inverse, rgb)
-    return Contribution(keys, features, count, xyz, rgb, points, up, nothing)
+    return Contribution(keys, features, count, xyz, rgb, points, up, nothing, patches, colours)
+
+
+def nothing(features: Tensor) -> Contribution:
+    """What a view adds of which no patch is left; features (0, C)."""
+    empty, rows = torch.zeros(0, 3, dtype=torch.float64), torch.empty(0, dtype=torch.int64)
+    flags, colours = torch.zeros(0, dtype=torch.bool), torch.zeros(0, 3, dtype=torch.uint8)
+    hidden = features.new_zeros(0, 0)
+    return Contribution(rows, features, rows, empty, empty, empty.float(), flags, hidden, features.cpu(), colours)
 
 
 class Sums:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from adatoken3d_ros.scene.agreement import Agreement
+from adatoken3d_ros.scene.agreement import Agreement, Sketch
 from adatoken3d_ros.scene.carving import CarvingConfig, seen_through
 from adatoken3d_ros.scene.coverage import Coverage
 from adatoken3d_ros.scene.frames import PosedFrame
@@ -22,6 +23,8 @@ from adatoken3d_ros.scene.patches import PatchConfig, patch_points, valid_depth
 from adatoken3d_ros.scene.sharpness import MOMENT_NS, BlurFilter
 from adatoken3d_ros.scene.token_map import TokenMap
 from adatoken3d_ros.settings import BY_NAME, OF_CHOSEN_FRAMES
+
+NOISE = 0.25  # of a voxel's side, by which a measurement may be off
 
 
 class Verdict(str, Enum):
@@ -144,11 +147,22 @@ class KeyFrameSelector:
         """{stamp: T_world_camera} of the kept views in the order of their arrival."""
         return {stamp: view.T_world_camera for stamp, view in self._views.items()}
 
-    def restore(self, poses: dict[int, NDArray[np.float64]]) -> None:
-        """Replaces the views by these {stamp: T_world_camera}, oldest first."""
+    def sketches(self) -> dict[int, Sketch]:
+        """By stamp, of the kept views that have one: by what a new frame is judged."""
+        return self._agreement.sketches()
+
+    def restore(self, poses: Mapping[int, NDArray[np.float64]], sketches: Mapping[int, Sketch] | None = None) -> None:
+        """Replaces the views by these {stamp: T_world_camera}, oldest first, with their sketches."""
         self.clear()
         for stamp, pose in poses.items():
             self._keep(stamp, pose)
+        self._agreement.restore(sketches or {})
+
+    def move(self, poses: Mapping[int, NDArray[np.float64]]) -> None:
+        """Kept views were taken from elsewhere than was believed, {stamp: T_world_camera}."""
+        for stamp, pose in poses.items():
+            self._views[stamp] = self._views[stamp]._replace(T_world_camera=pose)
+        self._agreement.move(poses)
 
     def announce(self, stamp_ns: int, T_world_camera: NDArray[np.float64]) -> Verdict | None:
         """A frame has arrived with this stamp and pose (4, 4): the verdict where they decide, None: it has to be seen.
@@ -261,11 +275,17 @@ class KeyFrameSelector:
         return changed
 
     def _gain(self, frame: PosedFrame) -> float:
-        """Share of the frame's patches that lie where nothing was seen yet; 1 while there is nothing to compare."""
-        if not self.config.min_gain or self._map is None or not self._map.n_voxels:
+        """Share of the frame's patches that lie where nothing was seen yet; 1 while there is nothing to compare.
+
+        Beside a surface that was seen is where nothing was seen: only what noise may have moved over a voxel's side
+        counts as seen.
+        """
+        token_map = self._map
+        if not self.config.min_gain or token_map is None or not token_map.n_voxels:
             return 1.0
         points = patch_points(frame, self._patches)
-        return float((~self._map.near_occupied(points.xyz[points.valid])).double().mean())
+        seen = token_map.holds(points.xyz[points.valid], token_map.voxel_size * NOISE)
+        return float((~seen).double().mean())
 
     def _looks_for_changes(self, stamp_ns: int) -> bool:
         """Whether it is time to look, and there is a scene that can have changed."""

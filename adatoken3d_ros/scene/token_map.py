@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adatoken3d_ros.scene.contributions import Contribution, Sums, reduced
+from adatoken3d_ros.scene.contributions import Contribution, Sums, moved_views, reduced
 from adatoken3d_ros.scene.coverage import Coverage
 from adatoken3d_ros.scene.spatial_tokens import SpatialTokens
-from adatoken3d_ros.scene.voxels import NEIGHBOURS, TokenMapError, sum_groups, voxel_indices, voxel_keys
+from adatoken3d_ros.scene.voxels import TokenMapError, corners_around, near_any, sum_groups, voxel_indices, voxel_keys
 
 
 class TokenMap:
@@ -228,6 +228,19 @@ class TokenMap:
                 view = self._views[key] = self._seen_from_here(self._views[key])
                 position.index_add_(0, self._rows_of(view.keys).to(view.position.device), view.position)
 
+    def move_views(self, moves: Mapping[int, NDArray[np.float64]]) -> None:
+        """Views are elsewhere than was believed: all is added up anew from their patches; what was carved stays out.
+
+        If anything is raised, the map is as it was.
+
+        Args:
+            moves: by view, the rigid transform (4, 4) that takes its points to where they are, scene frame, metres.
+
+        Raises:
+            TokenMapError: if there is no such view, or a point gets no voxel.
+        """
+        self.restore(moved_views(self._views, moves, self.origin, self.voxel_size))
+
     def _seen_from_here(self, view: Contribution) -> Contribution:
         """The view with its points embedded as they are seen from the model's origin."""
         device = view.features.device
@@ -241,8 +254,7 @@ class TokenMap:
     def level_points(self) -> NDArray[np.float32]:
         """(n, 3) points of the patches whose surface faces up, scene frame, metres, by view."""
         found = [self._views[key].points[self._views[key].level] for key in self.keys()]
-        points: NDArray[np.float32] = torch.cat([torch.zeros(0, 3), *found]).numpy()
-        return points
+        return np.asarray(torch.cat([torch.zeros(0, 3), *found]).numpy(), np.float32)
 
     @property
     def occupied_keys(self) -> Tensor:
@@ -251,8 +263,7 @@ class TokenMap:
 
     def centres(self) -> NDArray[np.float64]:
         """(M, 3) centres of the occupied voxels, scene frame, metres, in the order of `occupied_keys`."""
-        centres: NDArray[np.float64] = (voxel_indices(self._keys) * self.voxel_size + self.origin).numpy()
-        return centres
+        return np.asarray((voxel_indices(self._keys) * self.voxel_size + self.origin).numpy(), np.float64)
 
     def keys_at(self, xyz: Tensor | NDArray[np.floating]) -> Tensor:
         """(P,) int64 keys of the voxels of points (P, 3), scene frame, metres; raises as `voxel_keys`."""
@@ -260,11 +271,11 @@ class TokenMap:
 
     def near_occupied(self, xyz: Tensor | NDArray[np.floating]) -> Tensor:
         """(P,) bool: whether the voxel of each point (P, 3), scene frame, or one of its 26 neighbours is occupied."""
-        if not len(self._keys):
-            return torch.zeros(len(xyz), dtype=torch.bool)
-        around = self.keys_at(xyz)[:, None] + NEIGHBOURS
-        found = self._keys[torch.searchsorted(self._keys, around).clamp_(max=len(self._keys) - 1)]
-        return (found == around).any(dim=1)
+        return near_any(self._keys, self.keys_at(xyz))
+
+    def holds(self, xyz: Tensor | NDArray[np.floating], within: float) -> Tensor:
+        """(P,) bool: whether an occupied voxel is at most `within` (half a voxel) from each point along each axis."""
+        return torch.isin(self.keys_at(corners_around(xyz, within)), self._keys).reshape(-1, 8).any(dim=1)
 
     def exclusive(self) -> dict[int, int]:
         """Of each view, how many voxels no other view holds: the coverage that is lost without it."""

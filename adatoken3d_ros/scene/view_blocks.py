@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adatoken3d_ros.scene.contributions import Contribution
+from adatoken3d_ros.scene.contributions import Contribution, moved_views, transformed
 from adatoken3d_ros.scene.spatial_tokens import SpatialTokens
 from adatoken3d_ros.scene.token_map import TokenMap
 from adatoken3d_ros.scene.voxels import TokenMapError, voxel_indices, voxel_keys
@@ -113,6 +113,15 @@ class ViewTokenMap(TokenMap):
     def remove_view(self, key: int) -> None:
         super().remove_view(key)
         self._blocks.pop(key, None)
+
+    def move_views(self, moves: Mapping[int, NDArray[np.float64]]) -> None:
+        """As the parent's; tokens that were carved out are gone for good, since their voxels are no more."""
+        views, blocks = moved_views(self._views, moves, self.origin, self.voxel_size), self.blocks()
+        for key, T in moves.items():
+            xyz, parts = (transformed(places, T) for places in (blocks[key].xyz, blocks[key].parts))
+            keys = voxel_keys((xyz.double() - self.origin).float(), self.voxel_size)
+            blocks[key] = replace(blocks[key], xyz=xyz, parts=parts, keys=keys)
+        self.restore(views, blocks=blocks)
 
     def _seen_from_here(self, view: Contribution) -> Contribution:
         """Places are embedded token by token, when tokens are asked for."""

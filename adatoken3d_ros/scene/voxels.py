@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 # A voxel is one int64: three signed 21-bit indices, x highest, so that numeric order is lexicographic (x, y, z) order.
@@ -12,7 +14,10 @@ _BIAS = 1 << (_BITS - 1)
 _MASK = (1 << _BITS) - 1
 _STEP = torch.tensor([-1, 0, 1])
 # (27,) what the keys of a voxel and of those around it differ by.
-NEIGHBOURS = ((_STEP << (2 * _BITS))[:, None, None] + (_STEP << _BITS)[:, None] + _STEP).reshape(-1)
+_NEIGHBOURS = ((_STEP << (2 * _BITS))[:, None, None] + (_STEP << _BITS)[:, None] + _STEP).reshape(-1)
+
+# (8, 3) corners of a cube around the origin whose edges are 2 long.
+_CORNERS = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * 3)
 
 
 class TokenMapError(ValueError):
@@ -44,6 +49,19 @@ def voxel_keys(xyz: Tensor, voxel_size: float) -> Tensor:
 def voxel_indices(keys: Tensor) -> Tensor:
     """(M, 3) int64 voxel index of each key (M,): the inverse of the packing in `voxel_keys`."""
     return torch.stack([(keys >> shift) & _MASK for shift in (2 * _BITS, _BITS, 0)], dim=1) - _BIAS
+
+
+def near_any(held: Tensor, keys: Tensor) -> Tensor:
+    """(P,) bool: whether a voxel of `keys` (P,) or one of its 26 neighbours is among `held` (M,), which ascend."""
+    if not len(held):
+        return torch.zeros(len(keys), dtype=torch.bool)
+    around = keys[:, None] + _NEIGHBOURS
+    return (held[torch.searchsorted(held, around).clamp_(max=len(held) - 1)] == around).any(dim=1)
+
+
+def corners_around(points: Tensor | NDArray[np.floating], within: float) -> Tensor:
+    """(8 P, 3) float64 corners of a cube around each point (P, 3), whose edges are 2 `within` long, point by point."""
+    return (torch.as_tensor(points).double()[:, None] + within * _CORNERS).reshape(-1, 3)
 
 
 def voxel_pool(

@@ -65,6 +65,7 @@ def behaviour(settings: Settings, cache: Path) -> dict[str, Any]:
         verdicts.append(session.observe(frame).value)
         session.encode_pending()
     found: dict[str, Any] = {"verdicts": verdicts, "latency": session.controller.latency is not None}
+    found["map"] = session.memory.map_id
     found["cache"] = sorted(path.name for path in cache.iterdir())
     if session.poses:
         tokens = session.memory.question_tokens(10_000)
@@ -90,6 +91,7 @@ SESSION: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "budget.cache": ("CACHE", "cache", {"budget.warm_up": True}),
     "budget.infeasible": ("refuse", "hurried", {"budget.warm_up": True}),
     "budget.reuse": ("prefix", "strategy", {}),
+    "scene.map_id": ("cellar", "map", {}),
     "scene.max_views": (2, "views", {}),
     "scene.max_voxels": (150, "views", {}),
     "scene.near": (0.01, "views", {"scene.max_views": 4, "scene.max_disagreement": 0.0}),

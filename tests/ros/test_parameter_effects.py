@@ -207,6 +207,11 @@ def test_what_an_active_node_makes_of_it(live: Live, tmp_path: Path) -> None:
                 node.inputs.record.arrived(topic).add(now - 7.9 + 0.1 * i)
         return {status.name.rpartition(" ")[2]: status for status in node.health.report().status}
 
+    def load_again() -> str:
+        live.put({"scene.file": str(tmp_path / "again")})
+        assert live.call(Trigger, "save_scene").success
+        return str(live.call(Trigger, "load_scene").message)
+
     def rates() -> str:
         live.put({"diagnostics.stale_after": 3600.0})
         return str(reports()["inputs"].message)
@@ -233,6 +238,7 @@ def test_what_an_active_node_makes_of_it(live: Live, tmp_path: Path) -> None:
         "max_new_tokens": (3, lambda: live.ask().status_message),
         "click_question": ("And this?", clicked),
         "scene.file": (str(tmp_path / "scene"), lambda: live.call(Trigger, "save_scene").message),
+        "scene.on_load": ("merge", load_again),
         "diagnostics.period": (0.5, period),
         "diagnostics.stale_after": (3600.0, lambda: reports()["inputs"].level),
         "diagnostics.min_rate": (1000.0, rates),

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adatoken3d_ros.lab.synthetic.camera import look_at
-from adatoken3d_ros.scene.agreement import Agreement, Sketch, contradiction, likely_cause, tilt
+from adatoken3d_ros.scene import agreement as agreement_module
+from adatoken3d_ros.scene.agreement import JUDGED, Agreement, Sketch, contradiction, likely_cause, tilt
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.keyframes import KeyFrameConfig, KeyFrameSelector, Verdict
 from tests.scene.room import CUPBOARD, SIZE, TABLE, TO_BODY, Y_DOWN, K, Pose, view, walk
@@ -206,6 +207,17 @@ def test_who_stands_still_is_well_by_what_other_views_say() -> None:
     inverted = [np.linalg.inv(p) for p in still]
     assert all(problems(inverted, still)[40:])
     assert not any(problems([*poses[:20], *inverted[20:40], *still[40:]], still)[-30:])
+
+
+def test_a_cause_that_is_not_found_is_not_looked_for_with_every_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    searches = []
+    monkeypatch.setattr(agreement_module, "likely_cause", lambda *_: searches.append(1) or "")
+    rng = np.random.default_rng(1)
+    agreement = Agreement(LIMIT)
+    lost = [wrong(pose, *rng.uniform((0.8, 20), (3.0, 90))) for pose in walk(40)]
+    shown([view(i, pose, said=said) for i, (pose, said) in enumerate(zip(walk(40), lost, strict=True))], agreement)
+    assert agreement.problem.endswith("poses or depth are wrong")
+    assert 1 <= len(searches) <= 40 // JUDGED
 
 
 def test_what_is_wrong_with_views_that_go_goes_with_them() -> None:

@@ -303,6 +303,22 @@ def test_a_moved_frame_that_shows_nothing_new_is_passed_over_until_the_scene_cha
     assert memory.see(room(6 * SECOND, angle=60)) == Verdict.KEY_FRAME
 
 
+def test_beside_what_was_seen_is_where_nothing_was_seen() -> None:
+    """A step in the wall of one voxel's depth shows new places, although each has an occupied neighbour."""
+    memory = Memory(min_gain=0.05, change_interval=1e6)
+    assert memory.see(room(1 * SECOND)) == Verdict.KEY_FRAME
+    step = room(2 * SECOND)
+    step.T_world_camera[:2, 3] = 0.3, 0.2
+    step.depth[:] = 2.7
+    step.depth[:, 30:54] = 2.5
+    assert memory.map.near_occupied(patch_points(step, PATCHES).xyz).all()
+    assert memory.see(step) == Verdict.KEY_FRAME
+    noisy = room(3 * SECOND)
+    noisy.T_world_camera[1, 3] = 0.2
+    noisy.depth[:] += np.random.default_rng(0).uniform(-0.03, 0.03, noisy.depth.shape).astype(np.float32)
+    assert memory.see(noisy) == Verdict.NOTHING_NEW, "noise is nothing new"
+
+
 def textured(stamp: int, x: float, blur: int) -> PosedFrame:
     f = frame(stamp, x)
     sharp = np.random.default_rng(7).integers(0, 255, f.rgb.shape, dtype=np.uint8)

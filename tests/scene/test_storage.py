@@ -16,11 +16,25 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save, save_file
 
-from adatoken3d_ros.scene import storage
-from adatoken3d_ros.scene.storage import SceneFileError, load_scene, save_scene
+from adatoken3d_ros.scene import sealed_file, storage
+from adatoken3d_ros.scene.agreement import Sketch
+from adatoken3d_ros.scene.sealed_file import SceneFileError
+from adatoken3d_ros.scene.storage import About, load_scene, save_scene
 from adatoken3d_ros.scene.token_map import TokenMap
 
 IDENTITY = {"model_hash": "abc", "frame_id": "map"}
+_RNG = np.random.default_rng(0)
+SKETCHES = {
+    stamp: Sketch(
+        _RNG.uniform(1, 9, (4, 5 + stamp)).astype(np.float32),
+        np.array([[9.0, 0, 2], [0, 9.0, 2], [0, 0, 1]]),
+        _RNG.uniform(-1, 1, (3, 3)).astype(np.float32),
+        _RNG.uniform(-1, 1, (2, 3)).astype(np.float32),
+        np.eye(4) + np.eye(4, k=3) * stamp,
+    )
+    for stamp in (1, 3)
+}
+ABOUT = About("cellar", SKETCHES, {"marks": ["dock"]}, 7)
 
 
 def scene(views: int = 3, **options: Any) -> tuple[TokenMap, dict[int, Any]]:
@@ -34,7 +48,7 @@ def scene(views: int = 3, **options: Any) -> tuple[TokenMap, dict[int, Any]]:
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    save_scene(tmp_path / "scene.safetensors", *scene(), **IDENTITY)
+    save_scene(tmp_path / "scene.safetensors", *scene(), about=ABOUT, **IDENTITY)
     return tmp_path / "scene.safetensors"
 
 
@@ -43,7 +57,7 @@ def test_a_scene_comes_back_bit_by_bit_and_lives_on(tmp_path: Path) -> None:
     token_map.carve(token_map.occupied_keys[::3], before=3)
     save_scene(tmp_path / "s", token_map, {**poses, 99: np.eye(4)}, **IDENTITY)
     other, _ = scene(5)
-    found = load_scene(tmp_path / "s", other, channels=5, **IDENTITY)
+    found, _ = load_scene(tmp_path / "s", other, channels=5, **IDENTITY)
     assert other.keys() == (1, 2, 3) and found.keys() == poses.keys()
     np.testing.assert_array_equal(found[2], poses[2])
     for remove in (None, 2):
@@ -62,9 +76,27 @@ def test_views_come_back_in_the_order_of_their_arrival(tmp_path: Path) -> None:
         poses[stamp] = np.eye(4)
     save_scene(tmp_path / "s", token_map, poses, **IDENTITY)
     other = TokenMap(0.2)
-    assert tuple(load_scene(tmp_path / "s", other, channels=5, **IDENTITY)) == (100, 101, 3) == other.keys()
+    assert tuple(load_scene(tmp_path / "s", other, channels=5, **IDENTITY)[0]) == (100, 101, 3) == other.keys()
     assert torch.equal(other.tokens().features, token_map.tokens().features)
     assert other.carve(other.occupied_keys, before=2) == 2
+
+
+def test_what_is_known_beside_the_views_comes_back(saved: Path) -> None:
+    _, about = load_scene(saved, scene(1)[0], channels=5, map_id="cellar", **IDENTITY)
+    assert (about.map_id, about.notes, about.saved_ns) == ("cellar", {"marks": ["dock"]}, 7)
+    assert about.sketches.keys() == SKETCHES.keys(), "the view at 2 ns has none"
+    for stamp, sketch in about.sketches.items():
+        for name, value in vars(SKETCHES[stamp]).items():
+            np.testing.assert_array_equal(getattr(sketch, name), value)
+
+
+def test_a_view_of_which_nothing_is_left_comes_back(tmp_path: Path) -> None:
+    token_map, poses = scene(2)
+    token_map.carve(token_map.occupied_keys, before=2)
+    save_scene(tmp_path / "s", token_map, poses, **IDENTITY)
+    other = TokenMap(0.2)
+    load_scene(tmp_path / "s", other, channels=5, **IDENTITY)
+    assert other.keys() == (1, 2) and torch.equal(other.tokens().features, token_map.tokens().features)
 
 
 def test_saving_again_replaces_and_leaves_nothing_else(saved: Path) -> None:
@@ -76,13 +108,13 @@ def test_saving_again_replaces_and_leaves_nothing_else(saved: Path) -> None:
 
 
 def test_a_save_that_fails_leaves_the_old_file(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before, chunks = saved.read_bytes(), storage._bytes
+    before, chunks = saved.read_bytes(), sealed_file._bytes
 
     def full(*args: Any) -> Any:
         yield next(chunks(*args))
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(storage, "_bytes", full)
+    monkeypatch.setattr(sealed_file, "_bytes", full)
     with pytest.raises(OSError, match="No space left"):
         save_scene(saved, *scene(1), **IDENTITY)
     assert saved.read_bytes() == before and len(list(saved.parent.iterdir())) == 1
@@ -102,9 +134,13 @@ def test_a_saved_file_is_one_that_others_can_read(tmp_path: Path) -> None:
     save_scene(tmp_path / "s", token_map, poses, **IDENTITY)
     views = token_map.contributions()
     with safe_open(tmp_path / "s", framework="pt") as file:
-        assert set(file.keys()) == {*storage._OF_ROWS, *storage._OF_PATCHES, "stamps", "rows", "poses"}
-        for name in (*storage._OF_ROWS, *storage._OF_PATCHES):
+        for name in storage._OF_PATCHES:
             assert torch.equal(file.get_tensor(name), torch.cat([getattr(views[key], name) for key in views])), name
+        assert len(file.get_tensor("poses")) == 3
+        content = json.loads(file.metadata()["adatoken3d_scene"])
+    assert (content["model"], content["frame"], content["map"], content["newest_ns"]) == ("abc", "map", "", 3)
+    low, high = np.array(content["extent"])
+    assert (low <= 0.1).all() and (high >= 0.9).all() and (high - low <= 1.41).all()
 
 
 def test_what_cannot_be_saved_is_named(tmp_path: Path) -> None:
@@ -123,7 +159,7 @@ def sealed(tensors: dict[str, torch.Tensor], content: Any, path: Path) -> None:
     metadata = {"adatoken3d_scene": content if isinstance(content, str) else json.dumps(content), "sha256": "0" * 64}
     data = save(tensors, metadata)
     if b"0" * 64 in data[:4096]:
-        data = data.replace(b"0" * 64, storage.checksum(data, "0" * 64).encode(), 1)
+        data = data.replace(b"0" * 64, sealed_file.checksum(data, "0" * 64).encode(), 1)
     path.write_bytes(data)
 
 
@@ -144,7 +180,8 @@ def refused(path: Path, named: str, token_map: TokenMap | None = None, **changes
 def test_a_scene_of_another_model_frame_or_map_is_refused(saved: Path) -> None:
     refused(saved, "model 'abc'.*'xyz'", model_hash="xyz")
     refused(saved, "frame 'map'.*'odom'", frame_id="odom")
-    refused(saved, r"features is .*5\].*6\]", channels=6)
+    refused(saved, r"patches is .*5\].*6\]", channels=6)
+    refused(saved, "map 'cellar', here it is 'attic'", map_id="attic")
     refused(saved, "origin", scene(1, origin=(1.0, 0.0, 0.0))[0])
     tensors, content = content_of(saved)
     sealed(tensors, {**content, "numbers": "bfloat16"}, saved)
@@ -154,32 +191,34 @@ def test_a_scene_of_another_model_frame_or_map_is_refused(saved: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "change", "named"),
     [
-        ("features", lambda t: t.fill_(float("nan")), "features holds a number that is not finite"),
-        ("features", lambda t: t.fill_(1e30), "features holds 1e.30, more than"),
-        ("features", lambda t: t.double(), "features is .*F64"),
-        ("xyz", lambda t: t[:, :2], "xyz is"),
-        ("xyz", lambda t: t + 1.0, "xyz at .* is not in its voxel at"),
-        ("points", lambda t: t - 0.7, "points at .* is not in its voxel at"),
+        ("patches", lambda t: t.fill_(float("nan")), "patches holds a number that is not finite"),
+        ("patches", lambda t: t.fill_(1e30), "patches holds 1e.30, more than"),
+        ("patches", lambda t: t.double(), "patches is .*F64"),
+        ("points", lambda t: t[:, :2], "points is"),
         ("points", lambda t: t.fill_(3e6), "points holds 3e.06, more than"),
-        ("rgb", lambda t: t - 1000.0, "a colour that is none"),
-        ("rgb", lambda t: t + 1000.0, "a colour that is none"),
+        ("points", lambda t: t.fill_(9e5), "more than 1048576 voxels"),
         ("points", lambda t: t[1:], "level is"),
         ("points", lambda t: t.fill_(float("inf")), "points holds a number that is not finite"),
+        ("colours", lambda t: t.long(), "colours is"),
         ("level", lambda t: t.float(), "level is"),
-        ("count", lambda t: t + 1, "patches, there are"),
-        ("count", lambda t: t + 2**60, "patches, there are"),
-        ("count", lambda t: t * 0, "a voxel of 0 patches"),
-        ("rows", lambda t: t + 1, "rows, there are"),
-        ("rows", lambda t: t * torch.tensor([-1, 1, 1]), "rows, there are"),
-        ("keys", lambda t: t.flip(0), "do not ascend"),
+        ("rows", lambda t: t + 1, "patches, there are"),
+        ("rows", lambda t: t * torch.tensor([-1, 1, 1]), "patches, there are"),
+        ("rows", lambda t: t + torch.tensor([2**62, 2**62, -(2**63)]), "patches, there are"),
         ("stamps", lambda t: t.clamp(max=2), "same stamp"),
         ("stamps", lambda t: t[:0], "0 views"),
         ("stamps", lambda t: t - 2, "a view at -1 ns"),
         ("stamps", lambda t: t + 2**62, "a view at 46.* ns, not 0 to"),
-        ("rows", lambda t: t + torch.tensor([2**62, 2**62, -(2**63)]), "rows, there are"),
         ("poses", lambda t: t + 1e9 * torch.eye(4).roll(3, 1), "poses holds 1e.09"),
         ("poses", lambda t: t * 2, "view at 1 ns: the pose is not a rigid"),
-        ("poses", None, "no scene: it holds count"),
+        ("poses", None, "no scene: it holds colours"),
+        ("notes", lambda t: t[:1], "its notes are of no use"),
+        ("notes", lambda t: torch.full((2**20 + 1,), 32, dtype=torch.uint8), "notes are of no use: 1048577 bytes"),
+        ("sketch_near", lambda t: -t, "sketch_near holds a depth that is not positive"),
+        ("sketch_near", lambda t: t[1:], "sketch_near has .* rows, the views"),
+        ("sketch_points", lambda t: t * float("nan"), "sketch_points holds a number"),
+        ("sketch_normals", lambda t: t + 5, "sketch_normals holds a number"),
+        ("sketch_sizes", lambda t: t - 1000, "a sketch of"),
+        ("sketch_cameras", lambda t: t * 0, "the sketch at 1 ns has the camera"),
     ],
 )
 def test_a_tampered_file_is_named(saved: Path, name: str, change: Any, named: str) -> None:
@@ -254,9 +293,10 @@ def test_origins_that_are_none_are_named(saved: Path, name: str, value: Any) -> 
         ('{"format": %s}' % ("9" * 5000), "is no scene|format 999"),  # as Python's version limits integers or not
         ('{"format": {"a": [%s]}}' % ("0," * 9999 + "0"), "format {'a': .{,200}, this program"),
         ("null", "describes itself by a NoneType"),
-        ('{"format": 2}', "format 2, this program reads 3"),
+        ('{"format": 3}', "format 3, this program reads 4"),
+        ('{"format": 2}', "format 2, this program reads 4"),
     ],
-    ids=["nested", "long", "digits", "wide", "nothing", "older"],
+    ids=["nested", "long", "digits", "wide", "nothing", "three", "two"],
 )
 def test_a_description_that_is_none_is_named(saved: Path, content: str, named: str) -> None:
     sealed(content_of(saved)[0], content, saved)
@@ -266,7 +306,7 @@ def test_a_description_that_is_none_is_named(saved: Path, content: str, named: s
 def test_a_scene_of_the_format_without_a_checksum_is_refused_by_its_name(saved: Path) -> None:
     tensors, content = content_of(saved)
     save_file(tensors, saved, metadata={"adatoken3d_scene": json.dumps({**content, "format": 2})})
-    refused(saved, "format 2, this program reads 3")
+    refused(saved, "format 2, this program reads 4")
     save_file(tensors, saved, metadata={"adatoken3d_scene": json.dumps(content)})
     refused(saved, "no checksum")
 
@@ -284,7 +324,7 @@ def test_no_byte_of_a_scene_can_change(tmp_path: Path) -> None:
         with pytest.raises(SceneFileError):
             load_scene(path, TokenMap(0.2), channels=5, adopt_origin=True, **IDENTITY)
     path.write_bytes(content)
-    assert len(load_scene(path, TokenMap(0.2), channels=5, adopt_origin=True, **IDENTITY)) == 1
+    assert len(load_scene(path, TokenMap(0.2), channels=5, adopt_origin=True, **IDENTITY)[0]) == 1
 
 
 @settings(max_examples=100, deadline=None)

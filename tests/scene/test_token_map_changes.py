@@ -160,6 +160,10 @@ def test_near_and_centres_are_taken_from_the_origin() -> None:
     np.testing.assert_allclose(token_map.centres(), [[10.4, 0.0, 0.05]])
     points = np.array([[10.4, 0.0, 0.0], [10.6, 0.2, 0.2], [10.8, 0.0, 0.0], [10.2, -0.2, 0.1]])
     assert token_map.near_occupied(points).tolist() == [True, True, False, True]
+    # Its voxel reaches from 10.3 to 10.5; what is 0.05 m beside it may be in it.
+    points = np.array([[10.4, 0.0, 0.0], [10.54, 0.0, 0.0], [10.56, 0.0, 0.0], [10.54, 0.14, 0.0], [10.54, 0.16, 0.0]])
+    assert token_map.holds(points, 0.05).tolist() == [True, True, False, True, False]
+    assert not TokenMap(0.2).holds(points, 0.05).any()
 
 
 # --- the model's origin -----------------------------------------------------------------------------------------------

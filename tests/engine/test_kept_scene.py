@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A scene as a whole: joined with a saved one of the same map, and moved when its poses are corrected."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from adatoken3d_ros.engine.answer import Question
+from adatoken3d_ros.engine.config import SessionConfig
+from adatoken3d_ros.engine.scene import Scene
+from adatoken3d_ros.scene.frames import FrameError, PosedFrame
+from adatoken3d_ros.scene.keyframes import KeyFrameConfig, Verdict
+from adatoken3d_ros.scene.marks import Mark
+from adatoken3d_ros.scene.sealed_file import SceneFileError
+from adatoken3d_ros.scene.window import OriginMode
+from tests.engine.scenes import ask
+from tests.scene.room import view, walk
+
+MakeSession = Callable[..., Scene]
+CONFIG = SessionConfig(key_frames=KeyFrameConfig(0.0, 0.0, max_disagreement=0.2), origin_mode=OriginMode.AUTO)
+QUESTION = Question("What is there?", max_new_tokens=4)
+FRAMES = [view((i + 1) * 10**9, pose) for i, pose in enumerate(walk(6))]
+
+
+def looked(scene: Scene, frames: list[PosedFrame]) -> Scene:
+    for frame in frames:
+        assert scene.observe(frame) is Verdict.KEY_FRAME
+        scene.encode_pending()
+    return scene
+
+
+def turn(degrees: float, x: float) -> np.ndarray:
+    c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    return np.array([[c, -s, 0, x], [s, c, 0, 0.4], [0, 0, 1, 0.0], [0, 0, 0, 1.0]])
+
+
+def test_a_saved_scene_is_joined_to_one_of_the_same_map(make_session: MakeSession, tmp_path: Path) -> None:
+    named = replace(CONFIG, map_id="cellar")
+    saved = looked(make_session(named), FRAMES[:3])
+    saved.memory.marks.add(Mark("dock", (1.0, 0.0, 0.0)))
+    saved.save(tmp_path / "s")
+    # The other began elsewhere, so that its voxels lie differently; one view is in both.
+    other = looked(make_session(named), FRAMES[5:2:-1] + FRAMES[2:3])
+    other.memory.marks.add(Mark("door", (0.0, 1.0, 0.0)))
+    assert other.load(tmp_path / "s", merge=True) == 6
+    assert other.memory._map.keys() == tuple(f.stamp_ns for f in FRAMES[:2] + FRAMES[5:2:-1] + FRAMES[2:3])
+    assert [mark.name for mark in other.memory.marks.all()] == ["dock", "door"]
+    assert other.memory._selector.sketches().keys() == other.poses.keys()
+    expected = make_session(
+        replace(named, origin_mode=OriginMode.FIXED, origin=tuple(other.memory._map.origin.tolist()))
+    )
+    looked(expected, FRAMES[:2] + FRAMES[5:2:-1] + FRAMES[2:3])
+    a, b = other.tokens(), expected.tokens()
+    assert a is not None and b is not None and torch.equal(a.voxel, b.voxel) and torch.equal(a.count, b.count)
+    torch.testing.assert_close(a.features, b.features)
+    # It lives on.
+    looked(other, [replace(FRAMES[0], stamp_ns=10**11)])
+    assert ask(other, QUESTION).status.answered
+
+
+def test_a_frame_that_waits_is_joined_by_older_views(make_session: MakeSession, tmp_path: Path) -> None:
+    looked(make_session(replace(CONFIG, map_id="m")), FRAMES[:2]).save(tmp_path / "s")
+    scene = make_session(replace(CONFIG, map_id="m"))
+    scene.observe(FRAMES[4])
+    assert scene.load(tmp_path / "s", merge=True) == 2 and len(scene.memory.pending) == 1
+    scene.encode_pending()
+    assert tuple(scene.poses) == (FRAMES[0].stamp_ns, FRAMES[1].stamp_ns, FRAMES[4].stamp_ns)
+
+
+def test_another_map_is_refused_and_nothing_is_mixed(make_session: MakeSession, tmp_path: Path) -> None:
+    saved = looked(make_session(CONFIG), FRAMES[:2])
+    saved.save(tmp_path / "s")
+    other = looked(make_session(CONFIG), FRAMES[3:4])
+    before = other.memory.map_id, tuple(other.poses)
+    with pytest.raises(SceneFileError, match=f"has map '{saved.memory.map_id}', here it is '{before[0]}'"):
+        other.load(tmp_path / "s", merge=True)
+    assert (other.memory.map_id, tuple(other.poses)) == before and ask(other, QUESTION).status.answered
+    # In place of it, it is taken, with its map; a scene whose map has a name takes none of another name.
+    assert other.load(tmp_path / "s") == 2 and other.memory.map_id == saved.memory.map_id
+    looked(other, FRAMES[4:5]).save(tmp_path / "t")
+    assert saved.load(tmp_path / "t", merge=True) == 3
+    named = make_session(replace(CONFIG, map_id="attic"))
+    with pytest.raises(SceneFileError, match="here it is 'attic'"):
+        named.load(tmp_path / "s")
+    # Into nothing anything of this model may be merged.
+    empty = make_session(CONFIG)
+    assert empty.load(tmp_path / "s", merge=True) == 2 and empty.memory.map_id == saved.memory.map_id
+
+
+def test_marks_and_map_outlive_what_was_seen(make_session: MakeSession) -> None:
+    scene = looked(make_session(CONFIG), FRAMES[:1])
+    scene.memory.marks.add(Mark("dock", (1.0, 0.0, 0.0)))
+    before = scene.memory.map_id
+    scene.clear()
+    assert len(scene.memory.marks) == 1 and scene.memory.map_id == before and not len(scene.memory)
+
+
+def test_a_loaded_scene_judges_the_next_frame_at_once(make_session: MakeSession, tmp_path: Path) -> None:
+    looked(make_session(CONFIG), FRAMES[:5]).save(tmp_path / "s")
+    other = make_session(CONFIG)
+    other.load(tmp_path / "s")
+    T = FRAMES[5].T_world_camera.copy()
+    T[:3, 3] += (0.9, 0.9, 0.0)
+    assert other.observe(replace(FRAMES[5], T_world_camera=T)) is Verdict.DISAGREES
+    assert other.observe(replace(FRAMES[5], stamp_ns=7 * 10**9)) is Verdict.KEY_FRAME
+
+
+def test_views_move_with_their_poses_and_what_waits_does(make_session: MakeSession) -> None:
+    """As if all had been seen from there: tokens, poses, what a new frame is compared with, the model's origin."""
+    T = turn(40, 3.0)
+    scene, there = looked(make_session(CONFIG), FRAMES[:4]), make_session(CONFIG)
+    moved = [replace(f, T_world_camera=T @ f.T_world_camera) for f in FRAMES]
+    looked(there, moved[:4])
+    scene.observe(FRAMES[4])
+    there.observe(moved[4])
+    assert scene.move({f.stamp_ns: f.T_world_camera for f in moved}) == 5
+    for one in (scene, there):
+        one.encode_pending()
+    a, b = scene.tokens(), there.tokens()
+    assert a is not None and b is not None
+    assert scene.poses.keys() == there.poses.keys()
+    for stamp, pose in scene.poses.items():
+        np.testing.assert_allclose(pose, there.poses[stamp])
+    assert len(set(map(tuple, a.voxel.tolist())) ^ set(map(tuple, b.voxel.tolist()))) <= 0.02 * len(b), "rounding"
+    assert np.abs(scene.memory.origin - there.memory.origin).max() <= 1.0
+    assert scene.observe(moved[5]) is Verdict.KEY_FRAME
+    assert scene.move({f.stamp_ns: f.T_world_camera for f in moved}) == 0, "they are there already"
+    bad = moved[0].T_world_camera * 2
+    with pytest.raises(FrameError, match="not a rigid transform"):
+        scene.move({FRAMES[0].stamp_ns: bad})
+    assert ask(scene, QUESTION).status.answered
