@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from adatoken3d_ros.lab.synthetic.camera import pixel_rays
 from adatoken3d_ros.lab.synthetic.furnished import FurnishedRoom
 from adatoken3d_ros.lab.synthetic.items import CEILING, FLOOR, WALL
+from adatoken3d_ros.lab.synthetic.texture import Style, factors
 
 _SUN = np.array([0.5, 0.3, 0.81], np.float32)
 
@@ -21,10 +22,13 @@ class Renderer:
 
     Matte surfaces (Lambert) under a lamp below the ceiling that casts shadows, weak light from one side and an ambient
     part that is stronger from above.
+
+    Args:
+        styles: of the textures that surfaces get, see `texture`; none: all are plain.
     """
 
-    def __init__(self, room: FurnishedRoom) -> None:
-        self.room = room
+    def __init__(self, room: FurnishedRoom, styles: tuple[Style, ...] = ()) -> None:
+        self.room, self._styles = room, styles
         self._scene = o3d.t.geometry.RaycastingScene()
         x, y, z = room.size[0] / 2, room.size[1] / 2, room.size[2]
         base = [(-x, -y), (x, -y), (x, y), (-x, y)]
@@ -85,6 +89,9 @@ class Renderer:
         albedo = self._colours[face]
         self._paint_floor(albedo, points, ids == FLOOR)
         self._paint_walls(albedo, points, ids == WALL)
+        if self._styles:
+            rng = np.random.default_rng([self.room.seed, 3])  # the same for each view
+            albedo *= factors(points.reshape(-1, 3), ids.ravel(), rng, self._styles).reshape(albedo.shape)
         light = self._shade(rays, hits, points, face, missed)
         rgb = np.clip(np.rint(albedo * light), 0, 255).astype(np.uint8)
         return rgb, np.where(missed, np.float32(np.nan), depth), ids

@@ -80,8 +80,10 @@ def _free_radius(room: FurnishedRoom) -> tuple[NDArray[np.float64], NDArray[np.f
     return np.append(phases, 2 * math.pi), np.append(smooth, smooth[0])
 
 
-def choose_views(renderer: Renderer, rng: np.random.Generator, count: int = 8) -> list[NDArray[np.float64]]:
-    """Poses (4, 4) of `count` cameras at 1 to 1.7 m that together show as many items as well as they can.
+def choose_views(
+    renderer: Renderer, rng: np.random.Generator, count: int = 8, heights: tuple[float, float] = (1.0, 1.7)
+) -> list[NDArray[np.float64]]:
+    """Poses (4, 4) of `count` cameras at such heights, metres, that together show as many items as well as they can.
 
     Many candidates that look at things are rendered small; the best is taken again and again, where what has been shown
     already counts less.
@@ -91,7 +93,7 @@ def choose_views(renderer: Renderer, rng: np.random.Generator, count: int = 8) -
     poses: list[NDArray[np.float64]] = []
     gains: list[NDArray[np.float64]] = []
     for _ in range(400):
-        pose = _candidate(room, rng)
+        pose = _candidate(room, rng, heights)
         if pose is None:
             continue
         ids = renderer.instances(K, 40, 30, pose)
@@ -121,13 +123,15 @@ def choose_views(renderer: Renderer, rng: np.random.Generator, count: int = 8) -
     return [poses[c] for c in chosen]
 
 
-def _candidate(room: FurnishedRoom, rng: np.random.Generator) -> NDArray[np.float64] | None:
+def _candidate(
+    room: FurnishedRoom, rng: np.random.Generator, heights: tuple[float, float]
+) -> NDArray[np.float64] | None:
     """A random camera in free space that looks at an item or across the room."""
     eye = np.array(
         [
             rng.uniform(-1, 1) * (room.size[0] / 2 - 0.3),
             rng.uniform(-1, 1) * (room.size[1] / 2 - 0.3),
-            rng.uniform(1.0, 1.7),
+            rng.uniform(*heights),
         ]
     )
     if any(i.high[2] > eye[2] - 0.3 and i.footprint.distance(eye[0], eye[1]) < 0.3 for i in room.items):
