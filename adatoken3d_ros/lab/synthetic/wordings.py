@@ -13,6 +13,8 @@ from adatoken3d_ros.lab.synthetic.items import Item
 
 _PLURALS = {"bookshelf": "bookshelves", "box": "boxes", "bench": "benches", "person": "people", "radio": "radios"}
 
+UNKNOWN = "I do not know"  # the answer where nothing was seen
+
 WORDINGS: dict[str, tuple[str, ...]] = {
     "existence": (
         "Is there {a} in the room?",

@@ -25,11 +25,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adatoken3d_ros.files import replacing
+from adatoken3d_ros.lab.synthetic.detections import simulated
 from adatoken3d_ros.lab.synthetic.furnished import FurnishedRoom, Split, make_room
 from adatoken3d_ros.lab.synthetic.render import Renderer
+from adatoken3d_ros.lab.synthetic.sensor import sensed_views
+from adatoken3d_ros.lab.synthetic.texture import TRAINED
 from adatoken3d_ros.lab.synthetic.views import Sight, View, render_views, sights
 from adatoken3d_ros.lmm.interface import ViewTokens
 from adatoken3d_ros.lmm.untrained import trainable
+from adatoken3d_ros.lmm.vision.ssd import CLASSES, EVIDENCE, painted
 from adatoken3d_ros.lmm.vision.tower import VisionTower
 from adatoken3d_ros.scene.geometry import PatchGeometry, sample_pixels
 from adatoken3d_ros.scene.patches import PatchConfig, patch_points
@@ -37,6 +41,8 @@ from adatoken3d_ros.scene.voxels import voxel_pool
 
 Progress = Callable[[int, int], None]
 _FINE = 4  # points along the edge of a view's token
+_DRAWS = 2  # of a detector's evidence
+_SENSED = 7  # of ten rooms, seen through a real camera
 
 
 class DataError(ValueError):
@@ -51,6 +57,8 @@ class SceneConfig:
         views: of each room. image_size, grid: of the vision tower. voxel_size: metres. max_tokens: of a scene.
         vision: identifies the tower's weights.
         tokens: what a spatial token is, see `ModelSizes`; of views, `grid` is that of their tokens.
+        camera: "ideal", every second room with some noise; "real", most rooms textured and seen through a real camera
+            (`synthetic.sensor`); "other", all of them, with textures that "real" does not have.
     """
 
     views: int
@@ -60,6 +68,7 @@ class SceneConfig:
     max_tokens: int
     vision: str
     tokens: str = "voxels"
+    camera: str = "ideal"
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +83,8 @@ class Scene:
         xyz: (P, 3) float32, points of the valid patches, room frame, metres; of finer ones where tokens are of views.
         voxel: (P,) int64, row of `features` that each point belongs to.
         instance: (P,) int64, what each point is of: an item's instance, or less than FIRST_ITEM for the room itself.
+        evidence: (M, n, K) float32, what a detector might have said of photographs of the room, n times drawn; None
+            where the vision tower has none. The last K channels of `features` are what it said of these views.
         place: (M, 3) float32, where each token is, and where: which of which views, where tokens are those of views.
     """
 
@@ -85,6 +96,7 @@ class Scene:
     instance: Tensor
     place: Tensor | None = None
     where: ViewTokens | None = None
+    evidence: Tensor | None = None
 
     @property
     def rows(self) -> int:
@@ -102,6 +114,9 @@ def encode_views(room: FurnishedRoom, views: list[View], vision: VisionTower, co
     valid = torch.from_numpy(np.concatenate([p.valid for p in points]))
     ids = torch.from_numpy(np.concatenate([_shown(view, patches.geometry) for view in views]).astype(np.int64))
     features = vision([view.frame.rgb for view in views]).flatten(0, 1)
+    width = features.shape[1]
+    if detects(vision):
+        features = torch.cat([features, _evidence(room, views, config)], dim=1)
     mean, voxel, count, _ = voxel_pool(features, xyz, config.voxel_size, valid=valid)
     xyz, ids, voxel = xyz[valid], ids[valid], voxel[valid]
     if len(mean) > config.max_tokens:  # the best covered voxels, in order: as TokenMap.tokens
@@ -109,7 +124,31 @@ def encode_views(room: FurnishedRoom, views: list[View], vision: VisionTower, co
         place = torch.full((len(mean),), -1).index_copy_(0, kept, torch.arange(len(kept)))
         mean, inside = mean[kept], place[voxel] >= 0
         xyz, ids, voxel = xyz[inside], ids[inside], place[voxel[inside]]
-    return Scene(room, sights(views, np.random.default_rng([room.seed, 1])), mean, xyz, voxel, ids)
+    evidence = mean[:, width:].unflatten(1, (_DRAWS, -1)) if detects(vision) else None
+    seen = sights(views, np.random.default_rng([room.seed, 1]))
+    return Scene(room, seen, mean[:, :width], xyz, voxel, ids, evidence=evidence)
+
+
+def detects(vision: VisionTower) -> bool:
+    """Whether a detector's evidence is among the tower's features."""
+    return getattr(vision.tower, "detector", None) is not None
+
+
+def _evidence(room: FurnishedRoom, views: list[View], config: SceneConfig) -> Tensor:
+    """(P, n K) what a detector of photographs might say of each patch, drawn n times."""
+    rng = np.random.default_rng([room.seed, 2])
+    found = []
+    for view in views:
+        height, width = view.ids.shape
+        edge = min(height, width)  # of the square that the tower sees
+        top, left = (height - edge) // 2, (width - edge) // 2
+        ids = view.ids[top : top + edge, left : left + edge]
+        drawn = []
+        for _ in range(_DRAWS):
+            boxes, scores = (torch.from_numpy(a)[None] for a in simulated(ids, room.items, list(CLASSES), rng))
+            drawn.append(EVIDENCE * painted(boxes, scores, config.grid)[0])
+        found.append(torch.cat(drawn, dim=1))
+    return torch.cat(found)
 
 
 def _encode_grids(room: FurnishedRoom, views: list[View], vision: VisionTower, config: SceneConfig) -> Scene:
@@ -163,7 +202,12 @@ def grid_lines(where: ViewTokens) -> NDArray[np.int64]:
 def build_scene(seed: int, split: Split, vision: VisionTower, config: SceneConfig) -> Scene:
     """Renders and encodes room `seed`; every second room is seen through a camera with noise."""
     room = make_room(seed, split)
-    views = render_views(room, seed=seed, count=config.views, noise=seed % 2 == 1, renderer=Renderer(room))
+    if config.camera == "other":
+        views = sensed_views(Renderer(room, ("striped",)), seed, config.views)
+    elif config.camera == "real" and seed % 10 < _SENSED:
+        views = sensed_views(Renderer(room, TRAINED), seed, config.views)
+    else:
+        views = render_views(room, seed=seed, count=config.views, noise=seed % 2 == 1, renderer=Renderer(room))
     return encode_views(room, views, vision, config)
 
 
@@ -186,6 +230,8 @@ def save_scene(scene: Scene, path: Path) -> None:
         arrays["place"] = scene.place.numpy()
         arrays["view"], arrays["cell"] = (t.numpy().astype(np.int16) for t in (scene.where.view, scene.where.cell))
         arrays["grids"] = np.array(scene.where.grids, np.int16)
+    if scene.evidence is not None:
+        arrays["evidence"] = scene.evidence.half().numpy()
     with replacing(path) as file:
         np.savez(file, **arrays)
 
@@ -210,6 +256,7 @@ def read_scene(path: Path, split: Split) -> Scene:
         room = make_room(int(path.stem), split)
         if arrays["room"].tobytes().decode() != room_digest(room):
             raise DataError(f"{path} shows another room than seed {path.stem} gives now: delete it")
+        place, where = _read_grids(arrays)
         return Scene(
             room,
             found,
@@ -217,7 +264,9 @@ def read_scene(path: Path, split: Split) -> Scene:
             torch.from_numpy(arrays["xyz"]),
             torch.from_numpy(arrays["voxel"].astype(np.int64)),
             torch.from_numpy(arrays["instance"].astype(np.int64)),
-            *_read_grids(arrays),
+            place,
+            where,
+            torch.from_numpy(arrays["evidence"]).float() if "evidence" in arrays else None,
         )
     except DataError:
         raise
@@ -225,9 +274,9 @@ def read_scene(path: Path, split: Split) -> Scene:
         raise DataError(f"{path} is no scene: {error}") from error
 
 
-def _read_grids(arrays: Mapping[str, Any]) -> tuple[Tensor, ViewTokens] | tuple[()]:
+def _read_grids(arrays: Mapping[str, Any]) -> tuple[Tensor, ViewTokens] | tuple[None, None]:
     if "place" not in arrays:
-        return ()
+        return None, None
     view, cell = (torch.from_numpy(arrays[name].astype(np.int64)) for name in ("view", "cell"))
     grids = tuple((int(rows), int(columns)) for rows, columns in arrays["grids"])
     return torch.from_numpy(arrays["place"]), ViewTokens(view, cell, grids)
@@ -258,8 +307,9 @@ def prepare(
     target.mkdir(parents=True, exist_ok=True)
     settings = folder / "scenes.json"
     wanted = {name: getattr(config, name) for name in SceneConfig.__dataclass_fields__}
-    if config.tokens == "voxels":
-        del wanted["tokens"]  # what there was before there was a choice
+    for name, usual in (("tokens", "voxels"), ("camera", "ideal")):
+        if wanted[name] == usual:
+            del wanted[name]  # what there was before there was a choice
     if settings.is_file():
         found = json.loads(settings.read_text(encoding="utf-8"))
         if found != wanted:

@@ -17,7 +17,8 @@ from torch import nn
 from adatoken3d_ros.engine.understanding import WORD, write_understanding
 from adatoken3d_ros.lab.synthetic.facts import DIRECTIONS
 from adatoken3d_ros.lab.synthetic.furniture import COLOURS, KINDS
-from adatoken3d_ros.lab.synthetic.wordings import STANDPOINTS, WORDINGS, article, plural
+from adatoken3d_ros.lab.synthetic.wordings import STANDPOINTS, UNKNOWN, WORDINGS, article, plural
+from adatoken3d_ros.lab.training.pretrained import DETECTOR
 from adatoken3d_ros.lmm.interface import SpatialLMM
 from adatoken3d_ros.lmm.untrained import ModelSize, trainable, trainable_of
 from adatoken3d_ros.lmm.vision.tower import VisionTower
@@ -32,7 +33,7 @@ def words(of_prompts: Sequence[str] = ()) -> Iterator[str]:
     yield from of_prompts
     texts = [text for group in (WORDINGS, STANDPOINTS) for wording in group.values() for text in wording]
     texts += [name for kind in KINDS for name in (article(kind), plural(kind))]
-    texts += [*COLOURS, *DIRECTIONS, "yes no floor wall ceiling the colour color I metres"]
+    texts += [*COLOURS, *DIRECTIONS, "yes no floor wall ceiling the colour color I metres", UNKNOWN]
     for text in texts:
         for word in re.sub(r"\{\w\}|[?,.:]", " ", text).split():
             yield word
@@ -146,9 +147,10 @@ def save_model(
     if tower is not None:
         content = {**content, "mm_vision_tower": os.path.relpath(tower.resolve(), directory.resolve())}
     state = {ours: tensor.detach().float() for ours, tensor in model.state_dict().items()}
-    # The tower stays what it was published as, and what scenes were encoded with.
+    # The tower stays what it was published as, and what scenes were encoded with; its detector has float16's values.
+    kept = {"vision.": torch.float32, f"vision.tower.{DETECTOR}": torch.float16}
     weights = {
-        theirs: (state[ours] if ours.startswith("vision.") else state[ours].to(dtype)).contiguous()
+        theirs: state[ours].to(next((t for p, t in reversed(kept.items()) if ours.startswith(p)), dtype)).contiguous()
         for ours, theirs in trainable_of(content).official_names(model).items()
         if tower is None or not ours.startswith("vision.")
     }

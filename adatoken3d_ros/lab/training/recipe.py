@@ -53,6 +53,9 @@ class TrainConfig:
         auxiliary: factor of the losses on tokens and attention.
         guided_heads: heads whose attention is shown what to look at. noise: deviation of noise on vision features.
         blind: train without spatial tokens, to see what can be guessed.
+        simulated: part of the scenes whose detector's evidence is simulated, `strange`: of those whose other features
+            say nothing besides (`variants.detected`), where the tower has a detector.
+        unseen: questions a scene about places that no view shows, at most.
         autocast: matrix products in bfloat16.
         compiled: layers by torch.compile, which needs a C++ compiler and some minutes at first.
     """
@@ -75,6 +78,9 @@ class TrainConfig:
     auxiliary: float = 1.5
     guided_heads: int = 2
     noise: float = 0.3
+    simulated: float = 0.25
+    strange: float = 0.35
+    unseen: int = 0
     blind: bool = False
     autocast: bool = False
     compiled: bool = False

@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from adatoken3d_ros.lab.synthetic.questions import FAMILIES, generate
-from adatoken3d_ros.lab.training.data import Scene
+from adatoken3d_ros.lab.synthetic.unseen import unseen
+from adatoken3d_ros.lab.training.data import Scene, detects
 from adatoken3d_ros.lab.training.language import (
     config_content,
     new_model,
@@ -42,11 +43,13 @@ from adatoken3d_ros.lab.training.packing import (
     spatial_tokens,
 )
 from adatoken3d_ros.lab.training.recipe import TrainConfig, TrainingError
-from adatoken3d_ros.lab.training.variants import thinned, turned
+from adatoken3d_ros.lab.training.variants import detected, thinned, turned
 from adatoken3d_ros.lmm.untrained import ModelSize, trainable
+from adatoken3d_ros.lmm.vision.ssd import CLASSES
 from adatoken3d_ros.lmm.vision.tower import VisionTower
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")  # of AdamW and of Muon
+_EVIDENCE_NOISE = 0.2  # beside that of other features: of small things it is weak
 _ALIGNED_SCENES = 4  # of a batch while aligning
 STATE = "training"  # folder in the checkpoint, which the loader does not read
 
@@ -92,6 +95,7 @@ class Trainer:
             empty = torch.zeros(1, self.model.decoder.size.hidden, device=self.model.device)
             self.alone = len(self.model.lay_out(empty, None)[0])
         self.objective = Objective(self.model, self.encoder, config, finding=self.form.LEARNS_PLACES)
+        self.detects = detects(vision)
         self.parameters = {
             **{n: p for n, p in self.model.named_parameters() if p.requires_grad},
             **{f"heads.{n}": p for n, p in self.objective.heads.named_parameters()},
@@ -129,6 +133,13 @@ class Trainer:
                 found.append(self.encoder.encode(qa, scene))
         return found
 
+    def unseen(self, scene: Scene, rng: np.random.Generator) -> list[Encoded]:
+        """Encoded questions about what no view shows."""
+        if not self.config.unseen:
+            return []
+        asked = unseen(scene.room, scene.sights, scene.xyz.numpy(), rng, self.config.unseen)
+        return [self.encoder.encode(qa, scene) for qa in asked]
+
     def sample(self, step: int, batch: int) -> tuple[list[Scene], Packed | None]:
         """Some scenes, turned, mirrored and thinned at random, and questions on them, none while aligning."""
         config = self.config
@@ -140,10 +151,13 @@ class Trainer:
         scenes, asked = [], []
         for number in rng.choice(len(self.scenes), n, replace=False).tolist():
             scene = turned(self.scenes[number], int(rng.integers(4)), bool(rng.integers(2)), self.size.voxel_size)
+            scene = detected(scene, config.simulated, config.strange, rng)
             if not aligning:
-                asked.append(self.questions(scene, config.counts(step), rng))
+                asked.append(self.questions(scene, config.counts(step), rng) + self.unseen(scene, rng))
                 scene = thinned(scene, *config.kept(kind, rng), rng, most=rows - len(self.encoder.system))
             noise = torch.from_numpy(rng.standard_normal(scene.features.shape, dtype=np.float32))
+            if self.detects:
+                noise[:, -len(CLASSES) :] *= _EVIDENCE_NOISE
             scenes.append(replace(scene, features=scene.features.float() + config.noise * noise))
         if aligning:
             return scenes, None
@@ -269,6 +283,35 @@ class Trainer:
             metadata={"step": str(self.step), "seconds": str(self.seconds), "size": json.dumps(asdict(self.size))},
         )
         partial.replace(folder / "state.safetensors")
+
+    def start(self, directory: Path) -> None:
+        """Begins with the weights of a trained model, which may know fewer words and have a tower of fewer channels.
+
+        Raises:
+            TrainingError: if they do not fit otherwise.
+        """
+        try:
+            content = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+            weights = load_file(directory / "model.safetensors")
+            theirs = vocabulary_of(directory, content)
+        except (OSError, ValueError) as error:
+            raise TrainingError(f"{directory} cannot be started from: {error}") from error
+        table = self.model.decoder.language.model.embed_tokens.weight
+        state = self.model.state_dict()
+        for name, official in self.form.official_names(self.model).items():
+            if name.startswith("vision."):
+                continue
+            new, old = state[name], weights[official].float()
+            if len(new) == len(table) and name.endswith("embed_tokens.weight"):
+                with torch.no_grad():
+                    for word, row in self.tokenizer.get_vocab().items():
+                        if word in theirs:
+                            new[row] = old[theirs[word]]
+                continue
+            if old.ndim != new.ndim or any(a > b for a, b in zip(old.shape, new.shape, strict=True)):
+                raise TrainingError(f"{directory} holds {official} of shape {tuple(old.shape)} for {tuple(new.shape)}")
+            new.copy_(self.form.widened(name, old, new.shape))
+        self.recipe["started_from"] = {k: content.get("training", {}).get(k) for k in ("step", "hours", "rooms")}
 
     def resume(self, directory: Path) -> None:
         """Goes on from what `save` wrote.

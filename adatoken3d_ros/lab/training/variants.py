@@ -18,6 +18,8 @@ from adatoken3d_ros.lab.training.data import Scene, grid_lines
 from adatoken3d_ros.lmm.interface import ViewTokens
 from adatoken3d_ros.scene.voxels import voxel_keys
 
+_PIXEL_CHANNELS = 3  # the first of a patch's feature
+
 
 def thinned(scene: Scene, items: float, rest: float, rng: np.random.Generator, most: int | None = None) -> Scene:
     """The scene with a random part `items` of the tokens that show something, and `rest` of those that show only the
@@ -49,6 +51,7 @@ def thinned(scene: Scene, items: float, rest: float, rng: np.random.Generator, m
     return replace(
         scene,
         features=scene.features[staying],
+        evidence=None if scene.evidence is None else scene.evidence[staying],
         place=None if scene.place is None else scene.place[staying],
         where=where,
         xyz=scene.xyz[inside],
@@ -83,7 +86,39 @@ def turned(scene: Scene, quarters: int, mirror: bool, voxel_size: float) -> Scen
         scene.instance,
         None if scene.place is None else _moved(scene.place, matrix)[order],
         None if where is None else replace(where, view=where.view[order], cell=cell[order]),
+        None if scene.evidence is None else scene.evidence[order],
     )
+
+
+def detected(scene: Scene, simulated: float, strange: float, rng: np.random.Generator) -> Scene:
+    """The scene with some other evidence than what the detector said of its renders.
+
+    In a part `simulated` of all cases it is what a detector might have said of photographs; in a part `strange` also
+    the network's features say nothing that training rooms could teach (but for the pixels, which show colours): things
+    differ from each other and from the room, each in its own way, as they do to a network that has only seen renders.
+    """
+    if scene.evidence is None:
+        return scene
+    draw, number = float(rng.random()), int(rng.integers(scene.evidence.shape[1]))
+    if draw >= simulated + strange:
+        return replace(scene, evidence=None)
+    own, evidence = scene.features.float(), scene.evidence[:, number].float()
+    own = own[:, : -evidence.shape[1]]
+    if draw < strange:
+        m, width = len(own), own.shape[1] - _PIXEL_CHANNELS
+        # A direction for each thing, one for each of the room's surfaces, and one of all of them.
+        kinds = int(scene.instance.max()) + 1
+        looks = torch.from_numpy(rng.standard_normal((kinds, width), dtype=np.float32))
+        share = torch.zeros(m, kinds).index_put_(
+            (scene.voxel, scene.instance.clamp(min=0)), torch.ones(len(scene.voxel)), accumulate=True
+        )
+        share /= share.sum(dim=1, keepdim=True).clamp(min=1)
+        noise = torch.from_numpy(rng.standard_normal((m, width), dtype=np.float32))
+        shift = torch.from_numpy(rng.standard_normal(width, dtype=np.float32))
+        kept = float(rng.uniform(0, 0.3))
+        strange_looks = 0.6 * (share @ looks) + 0.4 * noise + 0.3 * shift + kept * own[:, _PIXEL_CHANNELS:]
+        own = torch.cat([own[:, :_PIXEL_CHANNELS], strange_looks], dim=1)
+    return replace(scene, features=torch.cat([own, evidence], dim=1), evidence=None)
 
 
 def _moved(xyz: Tensor, matrix: NDArray[np.float64]) -> Tensor:

@@ -17,7 +17,7 @@ from adatoken3d_ros.lmm.llava3d.position import PositionMLP
 from adatoken3d_ros.lmm.llava3d.prompt import TEMPLATES
 from adatoken3d_ros.lmm.llava3d.tokenizer import LlamaTokenizer, llama_tokenizer, word_vocabulary
 from adatoken3d_ros.lmm.llava3d.tokenizer import load_tokenizer as load_tokenizer
-from adatoken3d_ros.lmm.untrained import ModelSize, Tokens, common_content
+from adatoken3d_ros.lmm.untrained import ModelSize, Tokens, common_content, padded
 from adatoken3d_ros.lmm.vision.efficientnet import EfficientNetLiteConfig
 from adatoken3d_ros.lmm.vision.tower import VisionTower
 from adatoken3d_ros.scene.frames import PosedFrame
@@ -43,7 +43,7 @@ def tokenizer(words: Iterable[str]) -> LlamaTokenizer:
 
 def config_content(size: ModelSize, vocab_size: int) -> dict[str, Any]:
     """The config.json of such a model."""
-    vision = EfficientNetLiteConfig(size.image_size, size.taps)
+    vision = EfficientNetLiteConfig(size.image_size, size.taps, size.detector)
     return {
         **common_content(size, vocab_size),
         "mm_hidden_size": vision.hidden_size,
@@ -91,6 +91,14 @@ def begin(model: SpatialLMM, generator: torch.Generator) -> None:
             nn.init.zeros_(layer.bias)
     for position in (model.position, model.click):
         spread_knots(position, generator)
+
+
+def widened(name: str, old: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """Zeros for the added channels; of the position MLP's hidden layer, which LayerNorm looks at as a whole, some of
+    its units again, so that mean and deviation stay about what they were."""
+    if name.startswith(("position.lift.", "position.norm.")) and shape[0] > len(old):
+        return torch.cat([old, old[torch.arange(shape[0] - len(old)) * len(old) // (shape[0] - len(old))]])
+    return padded(old, shape)
 
 
 def spread_knots(position: PositionMLP, generator: torch.Generator) -> None:

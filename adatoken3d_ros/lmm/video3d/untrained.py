@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from adatoken3d_ros.lmm.interface import SpatialLMM
-from adatoken3d_ros.lmm.untrained import ModelSize, Tokens, common_content
+from adatoken3d_ros.lmm.untrained import ModelSize, Tokens, common_content, padded
 from adatoken3d_ros.lmm.video3d import checkpoint
 from adatoken3d_ros.lmm.video3d.config import Video3DConfig
 from adatoken3d_ros.lmm.video3d.model import Video3D
@@ -45,7 +45,7 @@ def tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
 
 def config_content(size: ModelSize, vocab_size: int) -> dict[str, Any]:
     """The config.json of such a model; of its tokens the last one stands for points."""
-    vision = EfficientNetLiteConfig(size.image_size, size.taps)
+    vision = EfficientNetLiteConfig(size.image_size, size.taps, size.detector)
     return {
         **common_content(size, vocab_size),
         "mm_hidden_size": vision.hidden_size,
@@ -97,3 +97,8 @@ def begin(model: SpatialLMM, generator: torch.Generator) -> None:
         nn.init.zeros_(layer.bias)
     with torch.no_grad():
         linear[-1].weight.mul_(_FEATURE_GAIN)
+
+
+def widened(name: str, old: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """Zeros for the added channels."""
+    return padded(old, shape)

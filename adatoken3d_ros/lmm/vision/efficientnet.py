@@ -9,15 +9,18 @@ says where the patch is (`scene.patches`), instead of at pixel s * i + s - 1.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from adatoken3d_ros.lmm.vision.tower import VisionTower
+from adatoken3d_ros.lmm.vision import ssd
+from adatoken3d_ros.lmm.vision.tower import VisionTower, image_processor
 from adatoken3d_ros.scene.geometry import PatchGeometry
 
 MODEL_TYPE = "efficientnet_lite0"
@@ -45,11 +48,13 @@ class EfficientNetLiteConfig:
     Attributes:
         image_size: edge of the square image, pixels, a multiple of 32.
         taps: stages (1..7) whose output is used, 0 for the pixels; their channels, put side by side, are the feature.
+        detector: whether the evidence of a detector (`ssd`) follows them, a channel for each of its classes.
     """
 
     model_type: ClassVar[str] = MODEL_TYPE
     image_size: int = 224
     taps: tuple[int, ...] = (0, 3, 5, 7)
+    detector: bool = False
 
     def __post_init__(self) -> None:
         if self.image_size < 64 or self.image_size % 32:
@@ -63,15 +68,20 @@ class EfficientNetLiteConfig:
         return PATCH
 
     @property
+    def own_size(self) -> int:
+        """Channels of a patch's feature that are the network's own."""
+        return sum(3 if tap == 0 else STAGES[tap - 1][3] for tap in self.taps)
+
+    @property
     def hidden_size(self) -> int:
         """C, channels of a patch's feature."""
-        return sum(3 if tap == 0 else STAGES[tap - 1][3] for tap in self.taps)
+        return self.own_size + len(ssd.CLASSES) * self.detector
 
     @property
     def flops_per_view(self) -> float:
         """Operations (two a multiply-add) on one image, up to the last tap."""
         size = self.image_size // 2
-        channels, total = STEM, 2.0 * 27 * STEM * size * size
+        channels, total = STEM, 2.0 * 27 * STEM * size * size + ssd.FLOPS * self.detector
         for expansion, kernel, stride, width, blocks in STAGES[: self.taps[-1]]:
             for block in range(blocks):
                 wide = channels * expansion
@@ -91,17 +101,19 @@ class EfficientNetLiteConfig:
         return cls(
             image_size=int(content.get("image_size", cls.image_size)),
             taps=tuple(int(tap) for tap in content.get("taps", cls.taps)),
+            detector=bool(content.get("detector", False)),
         )
 
     def to_dict(self) -> dict[str, Any]:
         """What `from_dict` reads, with the sizes that follow from it."""
-        return {
+        sizes = {
             "model_type": MODEL_TYPE,
             "image_size": self.image_size,
             "patch_size": self.patch_size,
             "hidden_size": self.hidden_size,
             "taps": list(self.taps),
         }
+        return {**sizes, "detector": True} if self.detector else sizes
 
 
 class _Block(nn.Module):
@@ -137,8 +149,9 @@ class EfficientNetLite(nn.Module):
                 channels = width
             self.stages.append(stage)
         # Brings the taps to one scale; set from training images, see `training.pretrained`.
-        self.feature_scale = nn.Parameter(torch.ones(config.hidden_size))
-        self.feature_shift = nn.Parameter(torch.zeros(config.hidden_size))
+        self.feature_scale = nn.Parameter(torch.ones(config.own_size))
+        self.feature_shift = nn.Parameter(torch.zeros(config.own_size))
+        self.detector = ssd.SsdMobileNet() if config.detector else None
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(V, 3, S, S) -> (V, P, C), patches row-major; patch (i, j) is centred on pixel (16 i, 16 j)."""
@@ -161,6 +174,7 @@ class EfficientNetTower(VisionTower):
     def __init__(self, config: EfficientNetLiteConfig) -> None:
         geometry = PatchGeometry.square(config.image_size, config.image_size // PATCH)
         super().__init__(EfficientNetLite(config), geometry, width=config.hidden_size, normal=_IMAGENET)
+        self._detected = image_processor(PatchGeometry.square(ssd.SIZE, 1), ssd.NORMAL)
 
     @property
     def flops_per_view(self) -> float:
@@ -169,6 +183,15 @@ class EfficientNetTower(VisionTower):
     def features(self, pixels: Tensor) -> Tensor:
         out: Tensor = self.tower(pixels)
         return out
+
+    def look(self, rgb: Sequence[NDArray[np.uint8]]) -> Tensor:
+        own = super().look(rgb)
+        detector = self.tower.detector
+        if detector is None:
+            return own
+        batch = self._detected(list(rgb), input_data_format="channels_last", return_tensors="pt")
+        boxes, scores = detector(batch["pixel_values"].to(own.device, own.dtype))
+        return torch.cat([own, ssd.EVIDENCE * ssd.painted(boxes, scores, self.geometry.rows)], dim=2)
 
 
 def _to_grid(x: Tensor, side: int) -> Tensor:

@@ -19,6 +19,17 @@ from adatoken3d_ros.scene.frames import check_size
 from adatoken3d_ros.scene.geometry import PatchGeometry
 
 
+def image_processor(geometry: PatchGeometry, normal: Mapping[str, Any] | None = None) -> Any:
+    """What scales, crops and normalises images; see `VisionTower` for `normal`."""
+    seen = {"height": geometry.height, "width": geometry.width}
+    return CLIPImageProcessorPil(
+        size={"shortest_edge": geometry.width} if geometry.crop else seen,
+        crop_size=seen,
+        do_convert_rgb=False,
+        **(normal or {}),
+    )
+
+
 class VisionTower(nn.Module, ABC):
     """A network that gives one feature for each patch of an image.
 
@@ -38,13 +49,7 @@ class VisionTower(nn.Module, ABC):
         self.geometry = geometry
         self.patches = geometry.patches
         self.width = width
-        seen = {"height": geometry.height, "width": geometry.width}
-        self._processor = CLIPImageProcessorPil(
-            size={"shortest_edge": geometry.width} if geometry.crop else seen,
-            crop_size=seen,
-            do_convert_rgb=False,
-            **(normal or {}),
-        )
+        self._processor = image_processor(geometry, normal)
 
     @property
     @abstractmethod
@@ -103,6 +108,10 @@ class VisionTower(nn.Module, ABC):
         weight = next(self.tower.parameters())
         features = torch.empty((len(rgb), self.patches, self.width), dtype=torch.float32, device=weight.device)
         for start in range(0, len(rgb), chunk):
-            pixels = self.preprocess(rgb[start : start + chunk]).to(weight.device, weight.dtype)
-            features[start : start + chunk] = self.features(pixels)
+            features[start : start + chunk] = self.look(rgb[start : start + chunk])
         return features
+
+    def look(self, rgb: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
+        """As `forward`, all images at a time."""
+        weight = next(self.tower.parameters())
+        return self.features(self.preprocess(rgb).to(weight.device, weight.dtype))
