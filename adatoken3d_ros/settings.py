@@ -131,6 +131,10 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("model.quantization", "none", CONFIGURE, "What the weights of the language model's linear layers become "
             "while they are loaded: eight or four bits take a half or a third of the memory of bfloat16.",
             choices=("none", "int8", "int4", "fp8")),
+    Setting("model.decoding", "auto", CONFIGURE, "How answers are written. graph: each decode step in one piece, a "
+            "CUDA graph on a GPU, compiled on a CPU when the model is loaded, in a minute; eager: operation by "
+            "operation; auto: graph on a GPU, and on a CPU where budget.cache keeps what was compiled.",
+            choices=("auto", "graph", "eager")),
     Setting("model.device", "auto", CONFIGURE, "Where the model runs: auto, cpu, cuda or cuda:<n>.", check=_device),
     Setting("model.template", "", CONFIGURE, "Name of one of the model's prompt templates; empty: its own choice."),
     Setting("model.tell_poses", False, CONFIGURE, "Tell the model in words where each view was taken from and where it "

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adatoken3d_ros.pruning.view import DecoderSize
@@ -20,6 +21,7 @@ from adatoken3d_ros.pruning.view import DecoderSize
 CosSin = tuple[Tensor, Tensor]
 _PARTS = ("layers", "norm", "rotary_emb", "embed_tokens")
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+_MLP = ("gate_proj", "up_proj", "down_proj", "act_fn")
 
 
 class DecoderError(ValueError):
@@ -50,6 +52,26 @@ class Layer:
         states: Tensor = self.module(hidden, attention_mask=mask, position_embeddings=cos_sin, past_key_values=cache)
         return states
 
+    def step(self, hidden: Tensor, cos_sin: CosSin, keys: Tensor, values: Tensor, seen: Tensor, slot: Tensor) -> Tensor:
+        """As `run` of one row (1, D) over buffers of fixed size, without a read of the device.
+
+        Args:
+            cos_sin: of the row's position, (1, head_dim) each.
+            keys, values: (1, H_kv, slots, head_dim); those of the row are written to `slot` (1,) int64.
+            seen: (1, slots) what is added to the row's scores: 0 for a slot that it sees, its own too, else -inf.
+        """
+        module, mlp = self.module, self.module.mlp
+        rows = module.input_layernorm(hidden)
+        keys.index_copy_(2, slot, self._turned("k", rows, cos_sin)[None])
+        values.index_copy_(2, slot, self._projected("v", rows).transpose(0, 1)[None])
+        # Queries that share their keys are rows of one attention: nothing is repeated for them.
+        queries = self._turned("q", rows, cos_sin).reshape(1, keys.shape[1], -1, keys.shape[-1])
+        read = F.scaled_dot_product_attention(queries, keys, values, attn_mask=seen, scale=self.scaling)
+        hidden = hidden + of_row(self.output, read.reshape(1, -1))
+        rows = module.post_attention_layernorm(hidden)
+        inner = mlp.act_fn(of_row(mlp.gate_proj, rows)) * of_row(mlp.up_proj, rows)
+        return hidden + of_row(mlp.down_proj, inner)
+
     @contextmanager
     def watched(self) -> Iterator[list[tuple[Tensor, Tensor]]]:
         """Within it, what attention and MLP were given and what they gave back (q, D) is listed as the layer runs."""
@@ -69,26 +91,26 @@ class Layer:
 
     def queries(self, rows: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """(H, n, head_dim)."""
-        return self._rotated("q", rows, cos, sin)
+        return self._turned("q", self.module.input_layernorm(rows), (cos, sin))
 
     def keys(self, rows: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """(H_kv, n, head_dim)."""
-        return self._rotated("k", rows, cos, sin)
+        return self._turned("k", self.module.input_layernorm(rows), (cos, sin))
 
     def values(self, rows: Tensor) -> Tensor:
         """(H_kv, n, head_dim)."""
-        return self._heads("v", rows).transpose(0, 1)
+        return self._projected("v", self.module.input_layernorm(rows)).transpose(0, 1)
 
-    def _heads(self, kind: str, rows: Tensor) -> Tensor:
+    def _projected(self, kind: str, rows: Tensor) -> Tensor:
         attention = self.module.self_attn
-        projected: Tensor = getattr(attention, f"{kind}_proj")(self.module.input_layernorm(rows))
+        projected: Tensor = of_row(getattr(attention, f"{kind}_proj"), rows)
         return projected.unflatten(-1, (-1, attention.head_dim))
 
-    def _rotated(self, kind: str, rows: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        heads = self._heads(kind, rows)
+    def _turned(self, kind: str, rows: Tensor, cos_sin: CosSin) -> Tensor:
+        heads = self._projected(kind, rows)
         norm = getattr(self.module.self_attn, f"{kind}_norm", None)  # Qwen3 normalises queries and keys of each head
         heads = (heads if norm is None else norm(heads)).transpose(0, 1)
-        return turned(heads, cos, sin)
+        return turned(heads, *cos_sin)
 
 
 class Decoder:
@@ -107,7 +129,10 @@ class Decoder:
         size: what its operations depend on.
         context: most tokens that it was made for.
         first_gate: as given.
+        stepping: how decode steps run over buffers of fixed size, where that was prepared (`decoder.graphs`).
     """
+
+    stepping: Any = None
 
     def __init__(self, language: Any, first_gate: int = 0) -> None:
         body: Any = getattr(language, "model", None)
@@ -117,6 +142,9 @@ class Decoder:
             for name in _PROJECTIONS:
                 if not hasattr(layer.self_attn, name):
                     raise DecoderError(f"layer {index} ({type(layer.self_attn).__name__}) has no {name}")
+            for name in _MLP:
+                if not hasattr(layer.mlp, name):
+                    raise DecoderError(f"layer {index} ({type(layer.mlp).__name__}) has no {name}")
         self.language, self.first_gate = language, first_gate
         self.layers = tuple(Layer(module) for module in body.layers)
         self.size = size_of(language.config)
@@ -172,8 +200,19 @@ class Decoder:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Float32 logits (..., V) of rows (..., D) that have left the last layer."""
-        scores: Tensor = self.language.lm_head(self.language.model.norm(hidden)).float()
-        return scores
+        return of_row(self.language.lm_head, self.language.model.norm(hidden)).float()
+
+
+def of_row(linear: Any, rows: Tensor) -> Tensor:
+    """linear(rows). One row on a CPU is a sum of products where it is compiled: that reads weights as fast as memory
+    gives them, the libraries' product of a matrix and one row at a third of it."""
+    plain = isinstance(linear, nn.Linear) and rows.device.type == "cpu" and rows.shape[:-1] == (1,)
+    if not (plain and torch.compiler.is_compiling()):
+        out: Tensor = linear(rows)
+        return out
+    weight = linear.weight
+    sums = (weight.float() * rows.float()).sum(dim=-1)
+    return (sums if linear.bias is None else sums + linear.bias).to(rows.dtype)[None]
 
 
 def turned(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

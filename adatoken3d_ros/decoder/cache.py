@@ -46,6 +46,21 @@ class RaggedLayer(DynamicLayer):
         buffers = self._buffers
         return buffers is not None and buffers[0].shape[-2] >= end and buffers[0].data_ptr() == self.keys.data_ptr()
 
+    def with_room(self, more: int, multiple: int) -> tuple[Tensor, Tensor]:
+        """The buffers (B, H_kv, slots, head_dim) with room for so many tokens more; slots are a multiple of that."""
+        end = self.keys.shape[-2] + more
+        if not self._fits(end) or self._buffers is None or self._buffers[0].shape[-2] % multiple:
+            slots = -(-end // multiple) * multiple
+            self._buffers = (_with_slots(self.keys, slots), _with_slots(self.values, slots))
+            n = self.keys.shape[-2]
+            self.keys, self.values = (buffer[:, :, :n] for buffer in self._buffers)
+        return self._buffers
+
+    def filled_to(self, length: int) -> None:
+        """Notes that slots of the buffers were written from outside, or forgets those from `length` on."""
+        assert self._buffers is not None
+        self.keys, self.values = (buffer[:, :, :length] for buffer in self._buffers)
+
     def crop_to(self, length: int) -> None:
         """Forgets every token from slot `length` on; the buffers stay."""
         self.keys, self.values = self.keys[:, :, :length], self.values[:, :, :length]
@@ -53,8 +68,13 @@ class RaggedLayer(DynamicLayer):
 
 def _grown(states: Tensor, end: int) -> Tensor:
     """A buffer of `end` slots and headroom, in which `states` (B, H, n, head_dim) fills the first n."""
+    return _with_slots(states, max(end + MIN_HEADROOM, end * 3 // 2))
+
+
+def _with_slots(states: Tensor, slots: int) -> Tensor:
     batch, heads, n, dim = states.shape
-    buffer = states.new_empty(batch, heads, max(end + MIN_HEADROOM, end * 3 // 2), dim)
+    # Zeros: a slot that is not seen counts nothing only if what it holds is finite.
+    buffer = states.new_zeros(batch, heads, slots, dim)
     buffer[:, :, :n] = states
     return buffer
 
@@ -73,6 +93,10 @@ class RaggedCache(Cache):
     def lengths(self) -> tuple[int, ...]:
         """Slots used in each layer."""
         return tuple(layer.get_seq_length() for layer in self.layers)
+
+    def with_room(self, more: int, multiple: int) -> list[tuple[Tensor, Tensor]]:
+        """The buffers of every layer, for so many tokens more; see `RaggedLayer.with_room`."""
+        return [layer.with_room(more, multiple) for layer in self.layers]
 
     def roll_back(self, lengths: Sequence[int]) -> None:
         """Forgets what came after `lengths` was read; O(1), no copy.

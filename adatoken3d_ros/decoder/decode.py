@@ -10,10 +10,13 @@ from torch import Tensor
 
 from adatoken3d_ros.decoder.adapter import CosSin, Decoder, causal_chunk
 from adatoken3d_ros.decoder.cache import RaggedCache
+from adatoken3d_ros.decoder.fixed import buffers, eager
 from adatoken3d_ros.decoder.prefill import Cancelled, Prefill, ShouldStop, check_context
 
 BeforeLayer = Callable[[int, Tensor, CosSin], None]
 AfterLayer = Callable[[int, Tensor], None]
+
+MOST_STEPS = 256  # that buffers are made for at a time
 
 
 def generate(
@@ -38,16 +41,52 @@ def generate(
 def _stream(
     decoder: Decoder, prefilled: Prefill, n: int, eos_ids: Collection[int], should_stop: ShouldStop | None
 ) -> Iterator[int]:
-    logits = prefilled.logits
-    for i in range(n):
-        if should_stop is not None and should_stop():
-            return
-        token = int(logits.argmax())
-        if token in eos_ids:
-            return
-        yield token
-        if i + 1 < n:
-            logits = decode(decoder, prefilled, token)
+    token, steps = int(prefilled.logits.argmax()), None
+    try:
+        for i in range(n):
+            if (should_stop is not None and should_stop()) or token in eos_ids:
+                return
+            yield token
+            if i + 1 < n:
+                if steps is None or not steps.left:
+                    if steps is not None:
+                        steps.note()
+                    steps = Steps(decoder, prefilled, token, min(n - i - 1, MOST_STEPS))
+                token = steps.next()
+    finally:
+        if steps is not None:
+            steps.note()
+
+
+class Steps:
+    """Greedy decoding after a prefill, in buffers of fixed size; the cache knows of it once `note` is called.
+
+    Args:
+        token: the first of the answer, which is read by the first step.
+        room: most steps.
+    """
+
+    @torch.inference_mode()
+    def __init__(self, decoder: Decoder, prefilled: Prefill, token: int, room: int) -> None:
+        self._prefilled, self.left, self._done = prefilled, room, 0
+        self._state = buffers(decoder, prefilled.cache, token, prefilled.next_position, room)
+        begin = decoder.stepping or eager
+        self._step = begin(decoder, self._state)
+
+    @torch.inference_mode()
+    def next(self) -> int:
+        """The token that follows the last one."""
+        self._step()
+        self.left, self._done = self.left - 1, self._done + 1
+        return int(self._state.token)
+
+    @torch.inference_mode()
+    def note(self) -> None:
+        """Tells the cache what was written to its buffers, and the prefill at which position it goes on."""
+        for layer in self._prefilled.cache.layers:
+            layer.filled_to(layer.get_seq_length() + self._done)
+        self._prefilled.next_position += self._done
+        self._done = 0
 
 
 def surest(logits: Tensor) -> float:
@@ -55,13 +94,13 @@ def surest(logits: Tensor) -> float:
     return float(logits.float().softmax(dim=-1).max())
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def decode(decoder: Decoder, prefilled: Prefill, token: int) -> Tensor:
     """One step: appends `token` to every layer of the cache; float32 logits (V,) of what follows."""
     return follow(decoder, prefilled, [token])[-1]
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def follow(decoder: Decoder, prefilled: Prefill, tokens: Collection[int]) -> Tensor:
     """Appends T tokens that are known already, all at once; float32 logits (T, V) of what follows each."""
     ids = torch.tensor([list(tokens)], device=prefilled.logits.device)
@@ -71,7 +110,7 @@ def follow(decoder: Decoder, prefilled: Prefill, tokens: Collection[int]) -> Ten
     return decoder.logits(hidden[0])
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def read_chunk(
     decoder: Decoder,
     cache: RaggedCache,

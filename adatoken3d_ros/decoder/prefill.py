@@ -136,7 +136,7 @@ class Prefill:
     trace: GateTrace
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def prefill(
     decoder: Decoder,
     embeds: Tensor,

@@ -41,7 +41,7 @@ class ScenePrefix:
         next_position: rotary position of the question's first row.
     """
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def __init__(
         self,
         decoder: Decoder,
@@ -135,7 +135,7 @@ class ScenePrefix:
             self.cache.roll_back(self._mark)
             self._asking = False
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def _read(self, question: Tensor, should_stop: ShouldStop | None) -> Prefill:
         positions = self.next_position + torch.arange(question.shape[1], device=question.device)
         cache = self.cache if self.top_k is None else RaggedCache(len(self.decoder))

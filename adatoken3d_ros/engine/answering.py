@@ -234,7 +234,7 @@ class _Answering:
                 status, message = Status.CANCELLED, f"cancelled after {len(ids)} tokens"
                 break
             least = min(limit, SHORTEST_ANSWER) if guard.hopeless else 1
-            step = decode_terms(1, sum(filled.cache.lengths), len(decoder))
+            step = decode_terms(1, cached + (len(ids) - 1) * len(decoder), len(decoder))
             if least <= len(ids) < limit and guard.time_is_up(step):
                 ended = f"the latency budget of {question.latency_budget_ms} ms ended the answer"
                 status, message = Status.TRUNCATED, guard.warning or ended

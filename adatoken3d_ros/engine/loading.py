@@ -59,6 +59,10 @@ def load_engine(settings: Settings, progress: Callable[[float, str], None] | Non
     model.prompt(tokenizer, "What is this?", template=settings["model.template"])
     if settings["model.tell_poses"] and not model.tells_poses:
         raise ValueError("model.tell_poses is true, but this model reads no views and cannot be told where they are")
+    if _in_one_piece(settings["model.decoding"], device, settings["budget.cache"]):
+        if progress is not None:
+            progress(0.0, "preparing decode steps, for up to minutes the first time")
+        engine.prepare_decoding(Path(settings["budget.cache"]) if settings["budget.cache"] else None)
     if settings["budget.warm_up"]:
         cache = Path(settings["budget.cache"]) if settings["budget.cache"] else None
         measured = engine.warm_up(
@@ -68,6 +72,11 @@ def load_engine(settings: Settings, progress: Callable[[float, str], None] | Non
         )
         logger.info("speed of this machine: %s", "as measured before" if measured else "measured")
     return engine
+
+
+def _in_one_piece(decoding: str, device: str, cache: str) -> bool:
+    """Whether decode steps are prepared. Compiling takes a minute: by itself only where it is kept for later starts."""
+    return decoding == "graph" or (decoding == "auto" and (device != "cpu" or bool(cache)))
 
 
 def open_scene(engine: Engine, settings: Settings) -> Scene:

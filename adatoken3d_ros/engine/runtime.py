@@ -3,16 +3,21 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from adatoken3d_ros.decoder.graphs import prepare
 from adatoken3d_ros.engine.budget.latency import LatencyModel
 from adatoken3d_ros.engine.budget.warmup import latency_model, synchronised
 from adatoken3d_ros.engine.understanding import Understanding
 from adatoken3d_ros.lmm.interface import SpatialLMM
 from adatoken3d_ros.pruning.strategy import Strategy
+
+logger = logging.getLogger(__name__)
 
 
 class Runtime:
@@ -66,6 +71,19 @@ class Runtime:
         """
         self.latency, known = latency_model(self.model, self.tokenizer, strategy, cache, progress)
         return known
+
+    def prepare_decoding(self, cache: Path | None = None) -> str:
+        """Makes decode steps run in one piece, before `warm_up`; why they stay eager, else an empty text.
+
+        Args:
+            cache: directory where a compiler's work is kept for the next start; None for torch's own.
+        """
+        if cache is not None and (folder := Path(cache).expanduser()).is_dir():
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "compiled")
+        why = prepare(self.model.decoder)
+        if why:
+            logger.warning("decoding is eager: %s", why)
+        return why
 
     def decode(self, ids: list[int]) -> str:
         """The text of an answer's token ids, without special tokens and without an unfinished last character."""

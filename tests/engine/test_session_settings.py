@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from adatoken3d_ros.decoder import fixed
 from adatoken3d_ros.engine import runtime
 from adatoken3d_ros.engine.answer import Question
 from adatoken3d_ros.engine.budget.latency import LatencyModel
@@ -66,6 +67,7 @@ def behaviour(settings: Settings, cache: Path) -> dict[str, Any]:
         session.encode_pending()
     found: dict[str, Any] = {"verdicts": verdicts, "latency": session.controller.latency is not None}
     found["map"] = session.memory.map_id
+    found["decoding"] = session.runtime.model.decoder.stepping
     found["cache"] = sorted(path.name for path in cache.iterdir())
     if session.poses:
         tokens = session.memory.question_tokens(10_000)
@@ -85,6 +87,7 @@ def behaviour(settings: Settings, cache: Path) -> dict[str, Any]:
 
 # Setting: another value, what it changes, and what else is set for both.
 SESSION: dict[str, tuple[Any, str, dict[str, Any]]] = {
+    "model.decoding": ("graph", "decoding", {}),
     "model.template": ("vicuna_v1", "prompt", {}),
     "seed": (7, "seed", {}),
     "budget.warm_up": (True, "latency", {}),
@@ -128,6 +131,11 @@ def quick(monkeypatch: pytest.MonkeyPatch, loaded: Any) -> None:
         seconds = {"encode": [1.0], "tokens": [1.0, 0.0, 0.0], "prefill": [1.0, 0, 0, 0, 0], "decode": [1.0, 0.0]}
         return LatencyModel(seconds), False
 
+    def prepared(decoder: Any) -> str:
+        monkeypatch.setattr(decoder, "stepping", fixed.eager)
+        return ""
+
+    monkeypatch.setattr(runtime, "prepare", prepared)
     monkeypatch.setattr(registry, "load", lambda *_, **__: loaded)
     monkeypatch.setattr(runtime, "latency_model", made_up)
 

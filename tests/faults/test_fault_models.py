@@ -105,7 +105,8 @@ def test_folders_that_cannot_be_written(
 
     monkeypatch.setattr(warmup, "SIZES", (1 / 64, 1 / 48, 1 / 32))
     (tmp_path / "file").touch()
-    changes = {"model.path": str(tiny_model), "budget.warm_up": True, "budget.cache": str(tmp_path / "file")}
+    changes = {"model.path": str(tiny_model), "model.decoding": "eager"}
+    changes |= {"budget.warm_up": True, "budget.cache": str(tmp_path / "file")}
     session = load_scene(GOOD | changes)
     assert "could not be kept" in caplog.text and str(tmp_path / "file") in caplog.text
     assert session.controller.latency is not None

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from adatoken3d_ros.decoder.decode import decode
+from adatoken3d_ros.decoder.decode import Steps
 from adatoken3d_ros.decoder.prefill import prefill
 from adatoken3d_ros.decoder.prefix import ScenePrefix
 from adatoken3d_ros.engine.budget.latency import (
@@ -203,9 +203,10 @@ def _measure_size(
         filled = read()
         log("prefill", read_terms(filled.trace.counted(n_text), n, n_text), _median(read, clock))
         filled, times, cached = read(), [], sum(filled.trace.rows_per_layer)
+        steps = Steps(model.decoder, filled, 0, DECODE_STEPS + 1)
         for step in range(DECODE_STEPS + 1):
             began = clock()
-            decode(model.decoder, filled, 0)
+            steps.next()
             if step:
                 times.append(clock() - began)
         log("decode", decode_terms(1, cached, n_layers), median(times))
