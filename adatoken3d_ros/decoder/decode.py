@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -108,6 +108,29 @@ def follow(decoder: Decoder, prefilled: Prefill, tokens: Collection[int]) -> Ten
     hidden = read_chunk(decoder, prefilled.cache, decoder.embed(ids), positions)
     prefilled.next_position += ids.shape[1]
     return decoder.logits(hidden[0])
+
+
+@torch.inference_mode()
+def chance(decoder: Decoder, prefilled: Prefill, tokens: Sequence[int], eos_ids: Collection[int]) -> float:
+    """The probability that exactly these tokens follow a prompt that was read, and then one of those that end it.
+
+    `prefilled` is as before afterwards.
+
+    Raises:
+        GateError: more tokens than the context holds.
+    """
+    check_context(decoder, prefilled.next_position, len(tokens))
+    mark, position = prefilled.cache.lengths, prefilled.next_position
+    rows = [prefilled.logits[None]]
+    try:
+        if tokens:
+            rows.append(follow(decoder, prefilled, tokens))
+    finally:
+        prefilled.cache.roll_back(mark)
+        prefilled.next_position = position
+    logits = torch.cat(rows).double().log_softmax(dim=-1)
+    each = logits[torch.arange(len(tokens)), list(tokens)].sum()
+    return float((each + logits[-1, sorted(eos_ids)].logsumexp(dim=0)).exp())
 
 
 @torch.inference_mode()

@@ -46,12 +46,18 @@ class Question:
         clicks: (n, 3) float64, points the question is about, scene frame, metres.
         latency_budget_ms: time from arrival to answer, milliseconds; None or 0 for no limit.
         max_new_tokens: longest answer in tokens; None for the scene's default.
+        without: (n, 3) float64, places that are not seen: what lies in a voxel with one of them, scene frame, metres.
+        only: (n, 3) float64, likewise, places besides which nothing is seen; none for the whole scene.
+        candidates: texts whose probability as the whole answer is told beside the answer.
     """
 
     text: str
     clicks: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 3)))
     latency_budget_ms: float | None = None
     max_new_tokens: int | None = None
+    without: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 3)))
+    only: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 3)))
+    candidates: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,9 @@ class Answer:
     `as_of_ns` is the acquisition time of the newest view that was used, 0 for none. `verdict` and its reason say what
     is known of what was asked about, and `evidence` what that rests on, with what has gone at the end; `coverage` is
     the share of the place in question that was ever seen, NaN where there is none. `goal` is where to drive to look at
-    the evidence, T_world_goal (4, 4), x forwards and z up; None with a `goal_reason`.
+    the evidence, T_world_goal (4, 4), x forwards and z up; None with a `goal_reason`. Where the question names
+    candidates, `probability` is how probable the model finds the text as the whole answer, NaN for one that was cut,
+    and `candidate_probabilities` how probable the candidates; finding that out is not part of the times.
     """
 
     question: Question
@@ -131,3 +139,5 @@ class Answer:
     coverage: float = math.nan
     goal: NDArray[np.float64] | None = None
     goal_reason: str = ""
+    probability: float = math.nan
+    candidate_probabilities: tuple[float, ...] = ()

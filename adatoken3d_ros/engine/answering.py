@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from adatoken3d_ros.decoder.decode import generate, surest
+from adatoken3d_ros.decoder.decode import chance, generate, surest
 from adatoken3d_ros.decoder.prefill import Cancelled, Prefill, prefill
 from adatoken3d_ros.engine.answer import Answer, Box, Question, Status
 from adatoken3d_ros.engine.budget.deadline import BudgetInfeasible, DeadlineGuard
@@ -56,7 +56,8 @@ def answer(
     model_id, seed = scene.runtime.model_id, scene.config.seed
     found = Answer(question, Status.OK, strategy=scene.strategy.name, model_id=model_id, seed=seed)
     try:
-        found = _Answering(scene, found, watch, guard, on_text, should_stop).within_memory()
+        with scene.seen_by(question):
+            found = _Answering(scene, found, watch, guard, on_text, should_stop).within_memory()
     except (NoScene, ContradictoryScene, InvalidRequest, BudgetInfeasible) as error:
         found = replace(found, status=_STATUS[type(error)], status_message=str(error))
     except Cancelled:
@@ -222,7 +223,7 @@ class _Answering:
         decoder = model.decoder
         origin = _triple(self.scene.memory.origin)
         ids: list[int] = []
-        text, cached = "", sum(filled.cache.lengths)
+        text, cached, read, begun = "", sum(filled.cache.lengths), filled.cache.lengths, filled.next_position
         status, message = Status.OK, guard.warning
         sure = surest(filled.logits)
         for token in generate(decoder, filled, max_new_tokens=limit, eos_ids=self.runtime.eos_ids):
@@ -257,7 +258,21 @@ class _Answering:
         )
         if model.lifts_boxes and (seen := self.scene.memory.seen()) is not None:
             boxes += tuple(Box(_triple(box[:3]), _triple(box[3:6])) for box in model.lift_boxes(text, seen))
+        if question.candidates:
+            filled.cache.roll_back(read)
+            filled.next_position = begun
+            self._weigh(filled, ids if status in (Status.OK, Status.UNSURE) else None)
         self.set(text=model.move_boxes(text, origin), boxes=boxes, **self._judged(status, message, sure))
+
+    def _weigh(self, filled: Prefill, own: list[int] | None) -> None:
+        """How probable the candidates are as answers to a prompt that was read, and the whole answer `own`, if any."""
+        runtime, decoder = self.runtime, self.runtime.model.decoder
+        with self.watch.aside():
+            texts = self.answer.question.candidates
+            tokens = [runtime.tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+            chances = tuple(chance(decoder, filled, ids, runtime.eos_ids) for ids in tokens)
+            mine = math.nan if own is None else chance(decoder, filled, own, runtime.eos_ids)
+        self.set(candidate_probabilities=chances, probability=mine)
 
     def _judged(self, status: Status, message: str, probability: float) -> dict[str, Any]:
         """Status, message and confidence of an answer whose first token had this probability."""

@@ -14,6 +14,8 @@ from adatoken3d_ros.scene.frames import MAX_POSITION
 from adatoken3d_ros.settings import BY_NAME
 
 LONGEST_TEXT = MAX_WRITTEN_CHARS  # of a question that is asked, its points included
+MAX_PLACES = 100_000  # that a question is not to see, or to see alone
+MAX_CANDIDATES, LONGEST_CANDIDATE = 16, 2000
 FAR_CLICK = 100.0  # metres from the box around all that has been seen; nobody asks about a point beyond it
 
 
@@ -35,6 +37,14 @@ def check_question(question: Question) -> None:
     if len(clicks) > MAX_CLICKS:
         raise InvalidRequest(f"{len(clicks)} clicks are more than {MAX_CLICKS}")
     check_points(clicks)
+    for name, places in (("without", question.without), ("only", question.only)):
+        if places.ndim != 2 or places.shape[1] != 3 or len(places) > MAX_PLACES:
+            raise InvalidRequest(f"{name} must be (n, 3) with at most {MAX_PLACES} places, got {places.shape}")
+        check_points(places, name)
+    if len(question.candidates) > MAX_CANDIDATES:
+        raise InvalidRequest(f"{len(question.candidates)} candidates are more than {MAX_CANDIDATES}")
+    if any(len(text) > LONGEST_CANDIDATE for text in question.candidates):
+        raise InvalidRequest(f"a candidate has more than {LONGEST_CANDIDATE} characters")
     budget = question.latency_budget_ms
     if budget is not None and not 0 <= budget < math.inf:
         raise InvalidRequest(f"latency_budget_ms must be 0 (no limit) or positive, got {budget}")
@@ -45,12 +55,12 @@ def check_question(question: Question) -> None:
         )
 
 
-def check_points(clicks: NDArray[np.float64]) -> None:
+def check_points(clicks: NDArray[np.float64], what: str = "clicks") -> None:
     """Raises InvalidRequest, naming the first one, for points (n, 3) that are not finite or lie beyond any scene."""
     for index in np.flatnonzero(~(np.abs(clicks) <= MAX_POSITION).all(axis=1))[:1]:
         point = clicks[index].tolist()
         if not np.isfinite(point).all():
-            raise InvalidRequest(f"clicks must be finite, got {point}")
+            raise InvalidRequest(f"{what} must be finite, got {point}")
         raise InvalidRequest(f"the point {point} is not within {MAX_POSITION:g} m of the scene's origin")
 
 

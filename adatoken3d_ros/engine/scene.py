@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from adatoken3d_ros.engine.prepared import Block, Objects, Prepared
 from adatoken3d_ros.engine.requests import FAR_CLICK, InvalidRequest, check_points, check_question, clicks_of
 from adatoken3d_ros.engine.runtime import Runtime
 from adatoken3d_ros.engine.scene_memory import SceneMemory, ViewError
+from adatoken3d_ros.engine.selection import is_narrowed, narrowed
 from adatoken3d_ros.lmm.interface import PromptIds, Spliced, SpliceError
 from adatoken3d_ros.lmm.text_places import PromptError
 from adatoken3d_ros.pruning.policies import make_policy
@@ -211,6 +212,23 @@ class Scene:
 
     # --- a question about the scene as it is ---
 
+    @contextmanager
+    def seen_by(self, question: Question) -> Iterator[None]:
+        """Within it, the scene is what the question is to see of it."""
+        if not is_narrowed(question):
+            yield
+            return
+        whole, self.prepared = self.prepared, Prepared(self.runtime.model, self.memory)
+        views = set(self.memory.poses)
+        self.memory.narrow(lambda token_map: narrowed(token_map, question))
+        try:
+            yield
+        finally:
+            self.memory.narrow(None)
+            self.prepared = whole
+            if self.memory.poses.keys() != views:
+                whole.forget()
+
     def prompt(self, question: Question, *, pending: bool = False) -> tuple[PromptIds, NDArray[np.float64]]:
         """The question's token ids, and its clicks (n, 3) in the scene frame, metres.
 
@@ -250,6 +268,8 @@ class Scene:
         if not len(self.memory):
             why = self.memory.problem or "no key frame with valid depth has been seen yet"
             raise NoScene(f"the scene is empty: {why}")
+        if not self.memory.asked.n_tokens:
+            raise NoScene("nothing of the scene is left: all that was seen lies in the places that are left out")
         if not len(clicks):
             return
         far = self.memory.distance(clicks)

@@ -48,6 +48,7 @@ class SceneMemory(KeptScene):
 
     def __init__(self, model: SpatialLMM, config: SessionConfig) -> None:
         super().__init__(model, config)
+        self._narrow: Callable[[TokenMap], TokenMap] | None = None
         self.given_up = 0
 
     @property
@@ -244,11 +245,17 @@ class SceneMemory(KeptScene):
         The newest view is always among them.
         """
         limit = self._question_views
-        if len(self._map) <= limit:
+        enough = len(self._map) <= limit
+        if enough and self._narrow is None:
             return self._map
         if self._asked is None:
-            self._asked = self._map.subset(self._map.cover(limit, first=self._map.keys()[-1:]))
+            chosen = self._map if enough else self._map.subset(self._map.cover(limit, first=self._map.keys()[-1:]))
+            self._asked = chosen if self._narrow is None else self._narrow(chosen)
         return self._asked
+
+    def narrow(self, narrow: Callable[[TokenMap], TokenMap] | None) -> None:
+        """What makes `asked` of the views that a question is about, from now on; None: nothing is made of them."""
+        self._asked, self._narrow = None, narrow
 
     @property
     def _question_views(self) -> int:

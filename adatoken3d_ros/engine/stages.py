@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 
@@ -45,6 +46,17 @@ class Stopwatch:
     def stage_seconds(self) -> float:
         """Seconds since the present stage began."""
         return self.clock() - self._since
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """What is done within belongs to no stage and not to the total: it is wanted beside the answer."""
+        began = self.clock()
+        try:
+            yield
+        finally:
+            took = self.clock() - began
+            self._since += took
+            self.arrived += took
 
     def finish(self) -> StageTimes:
         self._close()
