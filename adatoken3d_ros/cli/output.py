@@ -23,6 +23,7 @@ _MAYBE = (
     "confidence",
     "predicted_ms",
     "coverage",
+    "probability",
 )  # NaN in a message where it is not known
 
 
@@ -60,6 +61,8 @@ def record_of_answer(answer: Answer) -> Record:
         "coverage": _known(answer.coverage),
         "goal_near": None if answer.goal is None else answer.goal[:3, 3].tolist(),
         "goal_reason": answer.goal_reason,
+        "probability": _known(answer.probability),
+        "candidate_probabilities": list(answer.candidate_probabilities),
     }
 
 
@@ -123,6 +126,7 @@ def record_of_message(message: Any) -> Record:
         "verdict": Observed(message.verdict).name,
         "evidence": [_evidence(_evidence_of_message(item)) for item in message.evidence],
         "goal_near": list(_xyz(message.goal_near.pose.position)) if message.goal_near.header.frame_id else None,
+        "candidate_probabilities": list(message.candidate_probabilities),
         **{name: _known(getattr(message, name)) for name in _MAYBE},
     }
 

@@ -96,6 +96,13 @@ def strategy_of(engine: Runtime, name: str) -> Strategy:
     return make_strategy(name, engine.n_layers, model.identity, engine.fitted, model.decoder.first_gate)
 
 
+def strategy_names(engine: Runtime) -> tuple[str, ...]:
+    """Strategies that `strategy_of` makes by their names."""
+    from adatoken3d_ros.pruning.policies import POLICY_NAMES
+
+    return tuple(dict.fromkeys((*POLICY_NAMES, *engine.fitted)))
+
+
 def device_of(name: str) -> str:
     """Name of a device for torch; `auto`: a GPU where there is one. Raises ValueError for one that is not there."""
     import torch

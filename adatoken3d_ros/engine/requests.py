@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,3 +77,10 @@ def clicks_of(question: Question, taken: bool) -> tuple[str, NDArray[np.float64]
     if len(clicks) and not taken:
         raise InvalidRequest(f"the question has {len(clicks)} points, and this model takes none")
     return text, clicks
+
+
+def about_point(question: Question, point: NDArray[np.float64]) -> Question:
+    """The question about a point (3,), scene frame, metres: written where its text says {p}, else beside the text."""
+    if "{p}" not in question.text:
+        return replace(question, clicks=point[None])
+    return replace(question, text=question.text.replace("{p}", "[{:.3f}, {:.3f}, {:.3f}]".format(*point)))

@@ -111,6 +111,10 @@ class SceneClient:
         clicks: Clicks = (),
         latency_budget_ms: float = 0,
         max_new_tokens: int = 0,
+        strategy: str = "",
+        without: Clicks = (),
+        only: Clicks = (),
+        candidates: Sequence[str] = (),
         timeout: float | None = 30.0,
     ) -> Answer:
         """Asks and waits for the answer. Look at `answer.status` first: a question that the node could not answer
@@ -121,6 +125,10 @@ class SceneClient:
             clicks: points (x, y, z) that the question is about, scene frame, metres.
             latency_budget_ms: time from arrival to answer, milliseconds; 0 for the node's default.
             max_new_tokens: longest answer in tokens; 0 for the node's default.
+            strategy: of pruning, by its name, for this question alone; empty for the node's.
+            without: places that the question does not see: the spatial tokens in a voxel with one of them.
+            only: places besides which it sees nothing; none for the whole scene.
+            candidates: texts whose probability as the answer comes with the answer (`candidate_probabilities`).
             timeout: seconds to wait in all; None to wait without a limit.
 
         Raises:
@@ -129,6 +137,7 @@ class SceneClient:
             ValueError: a click that is not three numbers, or a negative number of tokens.
         """
         request = _fill(AskScene.Request(), question, clicks, latency_budget_ms, max_new_tokens)
+        _narrow(request, strategy, without, only, candidates)
         return self._connection.call(self._ask, request, timeout, "answer").answer
 
     def stream(
@@ -138,6 +147,10 @@ class SceneClient:
         clicks: Clicks = (),
         latency_budget_ms: float = 0,
         max_new_tokens: int = 0,
+        strategy: str = "",
+        without: Clicks = (),
+        only: Clicks = (),
+        candidates: Sequence[str] = (),
         timeout: float | None = 30.0,
     ) -> AnswerStream:
         """Asks and returns an iterator over the pieces of the answer while it is written; see AnswerStream.
@@ -146,6 +159,7 @@ class SceneClient:
         that runs out of time is cancelled.
         """
         goal = _fill(AskSceneStream.Goal(), question, clicks, latency_budget_ms, max_new_tokens)
+        _narrow(goal, strategy, without, only, candidates)
         deadline = deadline_of(timeout)
         self._connection.meet(self._streaming.server_is_ready, deadline, f"no answer within {timeout} s")
         stream = AnswerStream(
@@ -326,15 +340,25 @@ def _fill(request: T, question: str, clicks: Clicks, latency_budget_ms: float, m
         raise ValueError(f"the question must be text, got {question!r}")
     if not 0 <= max_new_tokens < 2**32:
         raise ValueError(f"max_new_tokens must be 0 (the node's default) or more, got {max_new_tokens}")
-    points = []
-    for click in clicks:
-        if len(click) != 3:
-            raise ValueError(f"a click must be three numbers x, y, z in metres, got {click!r}")
-        x, y, z = (float(value) for value in click)
-        points.append(Point(x=x, y=y, z=z))
     message: Any = request
     message.question = question
-    message.clicks = points
+    message.clicks = _points("a click", clicks)
     message.latency_budget_ms = float(latency_budget_ms)
     message.max_new_tokens = int(max_new_tokens)
     return request
+
+
+def _narrow(request: Any, strategy: str, without: Clicks, only: Clicks, candidates: Sequence[str]) -> None:
+    """Sets the other fields that they share."""
+    request.strategy, request.candidates = strategy, list(candidates)
+    request.without, request.only = _points("a place", without), _points("a place", only)
+
+
+def _points(what: str, places: Clicks) -> list[Point]:
+    points = []
+    for place in places:
+        if len(place) != 3:
+            raise ValueError(f"{what} must be three numbers x, y, z in metres, got {place!r}")
+        x, y, z = (float(value) for value in place)
+        points.append(Point(x=x, y=y, z=z))
+    return points

@@ -12,11 +12,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from adatoken3d_ros.engine.events import FrameTaken, Listeners, SceneReplaced, SceneView, StageBegan, TextSoFar
-from adatoken3d_ros.engine.loading import load_engine, open_scene, strategy_of
+from adatoken3d_ros.engine.loading import load_engine, open_scene, strategy_names, strategy_of
 from adatoken3d_ros.engine.out_of_memory import free_cached, trim_heap
 from adatoken3d_ros.requirements import advice, missing
 from adatoken3d_ros.settings import Settings
-from adatoken3d_ros.text import shown
+from adatoken3d_ros.text import quoted, shown
 
 if TYPE_CHECKING:  # the engine brings torch with it, seconds of importing
     import numpy as np
@@ -175,10 +175,14 @@ class EngineOwner:
         values: Mapping[str, Any] | Any,
         number: int,
         listener: Callable[[StageBegan | TextSoFar], object] | None = None,
+        strategy: str = "",
     ) -> Ticket:
-        """As `SceneQueue.submit`, by the strategy and policy that the parameters name now. There must be a worker."""
+        """As `SceneQueue.submit`, by the policy that the parameters name now, and the strategy, where none is given.
+
+        There must be a worker.
+        """
         assert self.queue is not None
-        strategy = values["strategy"]
+        strategy = strategy or values["strategy"]
 
         def use_strategy(scene: Scene) -> None:
             # Travels with the question, whose time runs and whose policy holds from now on, also behind others.
@@ -194,6 +198,11 @@ class EngineOwner:
         """Raises ValueError for a strategy that the loaded model cannot use; without a model all may be set."""
         if self.scene is not None:
             strategy_of(self.scene.runtime, name)
+
+    def check_named(self, name: str) -> None:
+        """Raises ValueError for what names no strategy of the loaded model: files are for who starts the node."""
+        if self.scene is not None and name not in (known := strategy_names(self.scene.runtime)):
+            raise ValueError(f"strategy {quoted(name)} is none of {', '.join(known)}")
 
     # --- the scene ----------------------------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ from std_msgs.msg import String
 
 from adatoken3d_ros.engine.answer import Answer, Question, Status
 from adatoken3d_ros.engine.events import Answered, Listeners, StageBegan, TextSoFar
-from adatoken3d_ros.engine.requests import InvalidRequest, check_question
+from adatoken3d_ros.engine.requests import about_point, check_question
 from adatoken3d_ros.engine.tickets import Ticket
 from adatoken3d_ros.ros.awaiting import completed
 from adatoken3d_ros.ros.engine_owner import EngineOwner
@@ -53,8 +53,15 @@ def question_of(request: Any, defaults: Mapping[str, Any] | Any) -> Question:
         request: the message.
         defaults: `latency_budget_ms` and `max_new_tokens` for what the request leaves at 0.
     """
-    clicks = np.array([(point.x, point.y, point.z) for point in request.clicks], dtype=np.float64).reshape(-1, 3)
-    return make_question(request.question, defaults, clicks, request.latency_budget_ms, request.max_new_tokens)
+    question = make_question(
+        request.question, defaults, _points(request.clicks), request.latency_budget_ms, request.max_new_tokens
+    )
+    candidates = tuple(request.candidates)
+    return replace(question, without=_points(request.without), only=_points(request.only), candidates=candidates)
+
+
+def _points(message: Any) -> NDArray[np.float64]:
+    return np.array([(point.x, point.y, point.z) for point in message], dtype=np.float64).reshape(-1, 3)
 
 
 def make_question(
@@ -71,13 +78,6 @@ def make_question(
         budget_ms or defaults["latency_budget_ms"] or None,
         max_new_tokens or defaults["max_new_tokens"],
     )
-
-
-def about_point(question: Question, point: NDArray[np.float64]) -> Question:
-    """The question about a point (3,), scene frame, metres: written where its text says {p}, else beside the text."""
-    if "{p}" not in question.text:
-        return replace(question, clicks=point[None])
-    return replace(question, text=question.text.replace("{p}", "[{:.3f}, {:.3f}, {:.3f}]".format(*point)))
 
 
 @dataclass(eq=False)
@@ -151,7 +151,7 @@ class Questions:
 
     async def _on_ask(self, request: AskScene.Request, response: AskScene.Response) -> AskScene.Response:
         self.taken["service"] += 1
-        response.answer = await self._answer(question_of(request, self._parameters))
+        response.answer = await self._answer(question_of(request, self._parameters), strategy=request.strategy)
         return response
 
     async def _on_question(self, message: String) -> None:
@@ -189,7 +189,8 @@ class Questions:
                 ticket.cancel("cancelled by the client")
 
         goal.publish_feedback(feedback)
-        answer = await self._answer(question_of(goal.request, self._parameters), on_event, on_ticket)
+        question = question_of(goal.request, self._parameters)
+        answer = await self._answer(question, on_event, on_ticket, goal.request.strategy)
         self._tickets.pop(key, None)
         if Status(answer.status).answered:
             goal.succeed()
@@ -210,12 +211,13 @@ class Questions:
         question: Question,
         listener: Callable[[StageBegan | TextSoFar], None] | None = None,
         on_ticket: Callable[[Ticket], None] | None = None,
+        strategy: str = "",
     ) -> AnswerMsg:
         """One question to one answer that is told, whatever happens."""
         number = next(self._numbers)
         self.open += 1
         try:
-            answer = await self._ask_engine(question, number, listener, on_ticket)
+            answer = await self._ask_engine(question, number, listener, on_ticket, strategy)
         except Exception as error:
             text = trace(error, heading="a question failed")
             self._node.get_logger().error(text, throttle_duration_sec=WARN_SECONDS)
@@ -237,6 +239,7 @@ class Questions:
         number: int,
         listener: Callable[[StageBegan | TextSoFar], None] | None,
         on_ticket: Callable[[Ticket], None] | None,
+        strategy: str,
     ) -> Answer:
         if self._engine.queue is None or self._state() != "active":
             advice = "it is loading the model" if self._engine.loading else "configure and activate it first"
@@ -247,9 +250,11 @@ class Questions:
         try:
             # Before it waits: what can never be answered takes nobody's place, and no megabytes of the queue.
             check_question(question)
-        except InvalidRequest as error:
+            if strategy:
+                self._engine.check_named(strategy)
+        except ValueError as error:
             return Answer(question, Status.INVALID_REQUEST, status_message=str(error))
-        ticket = self._engine.ask(question, self._parameters, number, listener)
+        ticket = self._engine.ask(question, self._parameters, number, listener, strategy)
         if on_ticket is not None:
             on_ticket(ticket)
         answer = await completed(self._node, ticket.result)

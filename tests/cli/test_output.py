@@ -90,6 +90,7 @@ def message_of(answer: Answer) -> Any:
             "verdict": int(answer.verdict),
             "evidence": evidence,
             "coverage": answer.coverage,
+            "probability": answer.probability,
             "goal_near": SimpleNamespace(
                 header=SimpleNamespace(frame_id="" if answer.goal is None else "map"),
                 pose=SimpleNamespace(position=point(goal)),
@@ -115,8 +116,10 @@ def test_rows_by_hand() -> None:
 
 
 def test_message_and_engine_give_the_same_record() -> None:
-    answer = replace(ANSWER, confidence=0.25)
+    answer = replace(ANSWER, confidence=0.25, probability=0.125, candidate_probabilities=(0.5, 0.25))
     record = record_of_answer(answer)
+    assert (record["probability"], record["candidate_probabilities"]) == (0.125, [0.5, 0.25])
+    assert record_of_answer(ANSWER)["probability"] is None
     assert record.pop("clicks") == [[1.0, 2.0, 3.5]]  # which a message does not tell
     assert record["plan"] == "ours, all tokens" and record["predicted_ms"] == 14.0
     assert record_of_message(message_of(answer)) == {**record, "data_age": 0.75, "confirmed_age": 0.5}

@@ -152,6 +152,28 @@ def test_points_of_the_scene(live: SeeingNode) -> None:
         assert refused.status == Answer.INVALID_REQUEST and named in refused.status_message
 
 
+def test_a_part_of_the_scene_another_strategy_and_probabilities(live: SeeingNode) -> None:
+    """What an ask or a stream may say beside the question holds for that question alone."""
+    whole = live.ask()
+    clouds = live.graph.collect(PointCloud2, f"{NAME}/retained_tokens")
+    live.graph.wait(lambda: clouds and clouds[-1].width == whole.spatial_tokens, "the tokens of the answer")
+    xyz = np.stack([column(clouds[-1], axis) for axis in "xyz"], axis=1).astype(float)
+    left = [Point(x=x, y=y, z=z) for x, y, z in xyz[xyz[:, 1] < np.median(xyz[:, 1])].tolist()]
+    without = live.ask(without=left, candidates=[whole.text, "a"])
+    assert without.status in ANSWERED and 0 < without.spatial_tokens < whole.spatial_tokens
+    assert live.ask(only=left).spatial_tokens == whole.spatial_tokens - without.spatial_tokens
+    assert len(without.candidate_probabilities) == 2 and all(0 <= p <= 1 for p in without.candidate_probabilities)
+    assert live.ask(only=[Point(x=900.0)]).status == Answer.NO_SCENE
+    other = live.ask(strategy="none")
+    assert other.strategy.startswith("none") and other.retained_tokens == other.spatial_tokens
+    again = live.ask()
+    assert (again.strategy, again.text, again.spatial_tokens) == (whole.strategy, whole.text, whole.spatial_tokens)
+    for name in ("/etc/some.yaml", "best"):
+        refused = live.ask(strategy=name)
+        assert refused.status == Answer.INVALID_REQUEST and repr(name) in refused.status_message
+    assert live.ask(without=[Point(x=math.nan)]).status == Answer.INVALID_REQUEST
+
+
 def test_strategies_change_at_run_time_and_those_of_others_are_refused(
     live: SeeingNode, kind: str, files_of: Callable[[str], Files]
 ) -> None:

@@ -104,6 +104,8 @@ def answer_message(answer: Answer, frame_id: str, now_ns: int) -> AnswerMsg:
         evidence=[evidence_message(item) for item in answer.evidence],
         coverage=answer.coverage,
         goal_reason=shown(answer.goal_reason),
+        probability=answer.probability,
+        candidate_probabilities=answer.candidate_probabilities,
     )
     ns_to_stamp(message.as_of, answer.as_of_ns)
     if answer.goal is not None:

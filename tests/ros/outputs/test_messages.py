@@ -147,6 +147,12 @@ def test_a_big_cloud_is_built_fast() -> None:
 
 def test_the_message_of_an_answer_is_bounded() -> None:
     long = replace(ANSWER, question=Question("x" * 10**6), status_message="[1.0, " * 10**6 + "\n")
-    message = m.answer_message(long, "map", 0)
+    message = m.m.answer_message(long, "map", 0)
     assert len(message.status_message) <= 2000 and "more characters" in message.status_message
     assert len(message.question) == m.LONGEST_TEXT
+
+
+def test_how_probable_answers_are_goes_along() -> None:
+    message = m.answer_message(replace(ANSWER, probability=0.5, candidate_probabilities=(0.25, 0.125)), "map", 0)
+    assert message.probability == 0.5 and list(message.candidate_probabilities) == [0.25, 0.125]
+    assert math.isnan(m.answer_message(ANSWER, "map", 0).probability)
