@@ -175,6 +175,10 @@ SETTINGS: tuple[Setting, ...] = (
             "another map is never added.", choices=("replace", "merge")),
     Setting("scene.map_id", "", CONFIGURE, "Name of the map that the scene frame belongs to: files of another one are "
             "refused; empty: one is made up, or that of a loaded file.", check=_map_id),
+    Setting("scene.autosave_period", 0.0, ANY_TIME, "Seconds between two files of the scene that are written by "
+            "themselves to scene.directory, if it has changed; 0: none is.", low=0.0, high=1e6),
+    Setting("scene.autosave_versions", 3, ANY_TIME, "How many of these files are kept.", low=1, high=1000),
+    Setting("scene.restore", False, CONFIGURE, "Begin with the newest of these files that can be used."),
     Setting("scene.max_views", 20, CONFIGURE, "Key frames that are kept; beyond it, the one goes that is missed "
             "least: that alone shows few voxels, is far away, is old.", low=1, high=1000),
     Setting("scene.max_voxels", 20000, CONFIGURE, "Occupied voxels that are kept, as far as dropping views can do it.",
@@ -212,7 +216,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("scene.on_time_jump", "clear", ANY_TIME, "What becomes of the scene when stamps jump back (a bag that "
             "starts again).", choices=("clear", "keep")),
     Setting("pose.source", "tf", ACTIVATE, "Where the camera's pose comes from: TF at the stamp, the topic odom, the "
-            "topic pose, or pose.static.", choices=("tf", "odometry", "pose_topic", "static")),
+            "topic pose (also one with covariance), or pose.static.",
+            choices=("tf", "odometry", "pose_topic", "pose_with_covariance", "static")),
     Setting("pose.static", (0.0,) * 6, ACTIVATE, "Camera optical frame in the scene frame, for the source static: x "
             "y z roll pitch yaw or x y z qx qy qz qw, metres and radians.", check=check_pose),
     Setting("pose.base_to_camera", (0.0,) * 6, ACTIVATE, "Camera optical frame in the frame whose pose the source "
@@ -223,6 +228,13 @@ SETTINGS: tuple[Setting, ...] = (
             low=0.0, high=10.0),
     Setting("pose.timeout", 0.5, ACTIVATE, "An image waits for its pose until another one this much newer has come, "
             "seconds.", low=0.0, high=60.0),
+    Setting("pose.max_covariance", 0.0, ACTIVATE, "A pose that comes with a larger variance along or around an axis is "
+            "not used, m^2 and rad^2; axes of 1e5 and more are not measured; one of zeros or NaN is not known, and the "
+            "pose is believed; 0: any is.", low=0.0, high=1e6),
+    Setting("pose.odom_frame", "odom", ACTIVATE, "Frame of the robot's odometry: with the source tf, views move with "
+            "it when it jumps in the scene frame, as at the closing of a loop; empty: they stay."),
+    Setting("pose.map_jump", 0.1, ACTIVATE, "How far it moves until that counts as a jump, metres, or turns, ten "
+            "degrees a metre; 0: views stay.", low=0.0, high=1e3),
     Setting("pose.depth_to_rgb", (0.0,) * 6, ACTIVATE, "Frame of the depth images or clouds in the colour camera's "
             "optical frame, where the two differ: x y z roll pitch yaw or x y z qx qy qz qw, metres and radians; all "
             "zeros: as TF says.", check=check_pose),

@@ -68,7 +68,10 @@ def add_scenes(parser: argparse.ArgumentParser, *, several: bool = False) -> Non
         what += ", one scene each" if several else ""
         source.add_argument(option, type=Path, metavar=metavar, help=what, nargs="+" if several else None)
     parser.add_argument(
-        "--pose-source", default="auto", choices=["auto", "pose_topic", "odometry", "tf"], help="poses in the bag"
+        "--pose-source",
+        default="auto",
+        choices=["auto", "pose_topic", "pose_with_covariance", "odometry", "tf"],
+        help="poses in the bag",
     )
     parser.add_argument(
         "--scene-frame", default="", metavar="NAME",

@@ -54,7 +54,8 @@ def answer(
     watch = Stopwatch(scene.runtime.clock, arrived, on_stage)
     guard = DeadlineGuard(scene.controller, question.latency_budget_ms or None, watch)
     model_id, seed = scene.runtime.model_id, scene.config.seed
-    found = Answer(question, Status.OK, strategy=scene.strategy.name, model_id=model_id, seed=seed)
+    asked = scene.resolved(question)
+    found = Answer(asked, Status.OK, strategy=scene.strategy.name, model_id=model_id, seed=seed)
     try:
         with scene.seen_by(question):
             found = _Answering(scene, found, watch, guard, on_text, should_stop).within_memory()
@@ -69,7 +70,13 @@ def answer(
         short = guard.shortfall(times.total, sum(found.report.spatial_per_layer), scene.usual_reading)
         found = replace(found, status_message="; ".join(filter(None, (found.status_message, short))))
     return replace(
-        found, times=times, budget_met=met, plan=guard.why, predicted=guard.predicted, decision=guard.decision
+        found,
+        question=question,
+        times=times,
+        budget_met=met,
+        plan=guard.why,
+        predicted=guard.predicted,
+        decision=guard.decision,
     )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adatoken3d_ros.engine.answer import Answer
+from adatoken3d_ros.scene.marks import Mark
 
 logger = logging.getLogger(__name__)
 E = TypeVar("E")
@@ -27,6 +28,7 @@ class SceneView:
         xyz: (M, 3) float32 token centroids, scene frame, metres. rgb: (M, 3) uint8. count: (M,) patches in each voxel.
         poses: {stamp_ns: (4, 4) camera-to-scene} of the key frames.
         stamp_ns: newest acquisition time, 0 for an empty scene.
+        marks: named places, in the order of their names.
     """
 
     frame_id: str = ""
@@ -35,6 +37,7 @@ class SceneView:
     count: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     poses: Mapping[int, NDArray[np.float64]] = field(default_factory=dict)
     stamp_ns: int = 0
+    marks: tuple[Mark, ...] = ()
 
 
 @dataclass(frozen=True)

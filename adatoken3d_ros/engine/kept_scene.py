@@ -62,6 +62,10 @@ class KeptScene:
         """Number of encoded views."""
         return len(self._map)
 
+    def all_poses(self) -> dict[int, NDArray[np.float64]]:
+        """{stamp: T_world_camera (4, 4)} of the encoded views and of the frames that wait, in their order."""
+        return self._selector.poses()
+
     def clear(self) -> None:
         """Forgets everything that was seen."""
         self._selector.clear()

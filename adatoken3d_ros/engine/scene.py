@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -258,6 +259,12 @@ class Scene:
             return prompt, clicks
         except PromptError as error:
             raise InvalidRequest(str(error)) from error
+
+    def resolved(self, question: Question) -> Question:
+        """The question with the places of the marks that it names, for a model that takes places."""
+        if not self.runtime.model.takes_clicks:
+            return question
+        return replace(question, text=self.memory.marks.resolved(question.text))
 
     def check(self, clicks: NDArray[np.float64]) -> None:
         """Raises ContradictoryScene if its views contradict each other, NoScene if it is empty, InvalidRequest for a

@@ -30,6 +30,7 @@ CAMERA_INFO = ("sensor_msgs/msg/CameraInfo",)
 CLOUDS = ("sensor_msgs/msg/PointCloud2",)
 POSES = {
     "pose_topic": ("geometry_msgs/msg/PoseStamped",),
+    "pose_with_covariance": ("geometry_msgs/msg/PoseWithCovarianceStamped",),
     "odometry": ("nav_msgs/msg/Odometry",),
     "tf": ("tf2_msgs/msg/TFMessage",),
 }
@@ -75,7 +76,7 @@ def read_bag(
         path: an .mcap or .db3 file, or a bag's folder.
         topics: names where the automatic choice is ambiguous.
         source: what frames are made of, see pairing.STREAMS.
-        pose_source: `pose_topic`, `odometry`, `tf`, or `auto`: TF where it leads from the camera to the scene's frame
+        pose_source: one of POSES, or `auto`: TF where it leads from the camera to the scene's frame
             (and no T_base_camera is given), else odometry where the camera's place on its body is known, else a pose
             topic.
         scene_frame: frame of the poses; for TF its target frame (map if empty), else what the pose messages say if
@@ -227,7 +228,7 @@ class _Poses:
             if not missing:
                 return "tf"
             logger.info("poses are not taken from TF: %s", missing)
-        return next((name for name in ("odometry", "pose_topic", "tf") if name in there), "")
+        return next((name for name in ("odometry", "pose_topic", "pose_with_covariance", "tf") if name in there), "")
 
     def _from_tf(self) -> TfPose:
         return TfPose(self._scene_frame or DEFAULTS["scene.frame_id"], self._T_base_camera, self._tree)

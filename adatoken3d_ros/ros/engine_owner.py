@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # the engine brings torch with it, seconds of importing
     from numpy.typing import NDArray
 
     from adatoken3d_ros.engine.answer import Question
+    from adatoken3d_ros.engine.autosave import Versions
     from adatoken3d_ros.engine.engine import Engine
     from adatoken3d_ros.engine.scene import Scene
     from adatoken3d_ros.engine.scene_queue import SceneQueue
@@ -54,6 +55,8 @@ class EngineOwner:
         scene: with the engine behind it, the worker's thread's; others read its counters. None until it is loaded.
         problem: why the last load failed; empty if it did not.
         strategy: name of that in use; empty without a model.
+        versions: of the scene, from which it is restored; None: it never is.
+        restored: what came of that, in words; empty if it was not to be.
     """
 
     def __init__(
@@ -70,6 +73,8 @@ class EngineOwner:
         self.scene: Scene | None = None
         self.problem = ""
         self.strategy = ""
+        self.versions: Callable[[], Versions] | None = None
+        self.restored = ""
         self._frame_id = ""
         self._loading: Loading | None = None
         self._began = 0.0
@@ -85,7 +90,7 @@ class EngineOwner:
         if self.queue is None:
             from adatoken3d_ros.engine.worker import Worker
 
-            self.problem = ""
+            self.problem = self.restored = ""
             self._frame_id = settings["scene.frame_id"]
             self._began = time.monotonic()
             self._loading = Loading(0.0)
@@ -156,6 +161,9 @@ class EngineOwner:
         scene = self._open(engine, settings)
         self.strategy = settings["strategy"]
         self.scene = scene
+        if settings["scene.restore"] and self.versions is not None:
+            self.restored = self.versions().restore(lambda path: scene.load(path, self._frame_id))
+            self.show(scene)
         return scene
 
     # --- frames and questions -----------------------------------------------------------------------------------------
@@ -215,10 +223,11 @@ class EngineOwner:
     def show(self, scene: Scene) -> None:
         """Runs in the worker's thread: tells what the scene is now."""
         tokens = scene.tokens()
-        view = SceneView(self._frame_id)
+        marks = scene.memory.marks.all()
+        view = SceneView(self._frame_id, marks=marks)
         if tokens is not None:
             xyz, rgb, count = (tensor.cpu().numpy() for tensor in (tokens.xyz.float(), tokens.rgb, tokens.count))
-            view = SceneView(self._frame_id, xyz, rgb, count, dict(scene.poses), scene.stamp_ns)
+            view = SceneView(self._frame_id, xyz, rgb, count, dict(scene.poses), scene.stamp_ns, marks)
         self._events.tell(view)
 
     def show_another(self, scene: Scene) -> None:
@@ -231,6 +240,16 @@ class EngineOwner:
         scene.clear()
         trim_heap()
         self.show_another(scene)
+
+    def follow(self, moved: NDArray[np.float64]) -> None:
+        """Has all views moved by a transform (4, 4), scene frame, before what waits."""
+
+        def move(scene: Scene) -> None:
+            scene.move({stamp: moved @ pose for stamp, pose in scene.memory.all_poses().items()})
+            self.show(scene)
+
+        if self.queue is not None:
+            self.queue.call(move)
 
     def forget(self) -> None:
         """Has `clear` run before what waits."""

@@ -27,10 +27,12 @@ from rclpy.task import Future
 
 from adatoken3d_ros.engine.events import Answered, FrameTaken, Listeners
 from adatoken3d_ros.engine.loading import load_engine, open_scene
+from adatoken3d_ros.ros.autosaving import Autosave
 from adatoken3d_ros.ros.awaiting import beside, finished
 from adatoken3d_ros.ros.engine_owner import EngineOwner
 from adatoken3d_ros.ros.inputs.topics import Inputs
 from adatoken3d_ros.ros.logs import ForwardedLog, NodeLog
+from adatoken3d_ros.ros.map_services import MapServices
 from adatoken3d_ros.ros.outputs.health import Health
 from adatoken3d_ros.ros.outputs.publishers import Publishers
 from adatoken3d_ros.ros.parameters import Parameters
@@ -70,10 +72,13 @@ class SceneNode(LifecycleNodeMixin, Node):
         checks = {"strategy": engine.check_strategy, FILE: self._check_file}
         self.parameters = parameters = Parameters(self, state, checks)
         self.outputs = outputs = Publishers(self, group, events)
-        self.inputs = inputs = Inputs(self, parameters, engine.take_frame, group, engine.forget)
+        inputs = Inputs(self, parameters, engine.take_frame, group, engine.forget, on_map_jump=engine.follow)
+        self.inputs = inputs
         events.add(FrameTaken, lambda event: inputs.frame_done(event.fate))
         self.questions = questions = Questions(self, group, parameters, engine, inputs, events, state)
         SceneServices(self, group, parameters, engine)
+        MapServices(self, group, parameters, engine, inputs)
+        self.autosave = Autosave(self, group, parameters, engine)
         self.health = Health(self, group, parameters, engine, inputs, questions, outputs, failures, state)
         events.add(Answered, lambda event: self.health.latency.add(event.answer))
         if not self.parameters["autostart"]:
@@ -128,6 +133,8 @@ class SceneNode(LifecycleNodeMixin, Node):
             return FAILURE
         self.lifecycle_state = "inactive"
         self.get_logger().info(f"configured: model {self.engine.model_id}, strategy {self.engine.strategy}")
+        if self.engine.restored:
+            self.get_logger().info(self.engine.restored)
         return super().on_configure(state)
 
     def on_activate(self, state: Any) -> TransitionCallbackReturn:

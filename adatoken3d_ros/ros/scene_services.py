@@ -12,6 +12,7 @@ from rclpy.callback_groups import CallbackGroup
 from rclpy.node import Node
 from std_srvs.srv import Trigger
 
+from adatoken3d_ros.engine.scene_queue import SceneQueue
 from adatoken3d_ros.ros.awaiting import completed
 from adatoken3d_ros.ros.engine_owner import EngineOwner
 from adatoken3d_ros.ros.logs import WARN_SECONDS
@@ -45,6 +46,24 @@ def check_file(path: str, directory: str) -> None:
         inside(directory, path)
 
 
+async def carried_out(node: Node, queue: SceneQueue | None, response: Any, work: Callable[[Any], str]) -> Any:
+    """The response with what `work`, which the worker does with the scene, says; or why it could not be done."""
+    if queue is None:
+        response.success, response.message = False, "there is no model yet: configure the node first"
+        return response
+    try:
+        response.message = shown(await completed(node, queue.call(work)))
+        response.success = True
+        return response
+    except (RuntimeError, ValueError, OSError) as error:
+        why = shown(error)
+    except Exception as error:  # a library's own, or no memory: the caller is told all the same
+        why = described(error)
+    response.success, response.message = False, why
+    node.get_logger().warning(why, throttle_duration_sec=WARN_SECONDS)
+    return response
+
+
 class SceneServices:
     """`~/clear_scene`, `~/save_scene` and `~/load_scene`. What fails changes nothing and says why in the response.
 
@@ -75,7 +94,7 @@ class SceneServices:
             self._engine.clear(scene)
             return "the scene is empty"
 
-        return await self._do(response, clear)
+        return await carried_out(self._node, self._engine.queue, response, clear)
 
     async def _on_save(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         path, frame_id = self._parameters[FILE], self._parameters["scene.frame_id"]
@@ -110,22 +129,6 @@ class SceneServices:
     async def _with_file(self, path: str, response: Trigger.Response, work: Callable[[Any], str]) -> Trigger.Response:
         if not path:
             response.success, response.message = False, f"{FILE} is empty: set it to the path of a file"
-        elif self._engine.queue is None:
-            response.success, response.message = False, "there is no model yet: configure the node first"
         else:
-            return await self._do(response, work)
-        return response
-
-    async def _do(self, response: Trigger.Response, work: Callable[[Any], str]) -> Trigger.Response:
-        assert self._engine.queue is not None
-        try:
-            response.message = shown(await completed(self._node, self._engine.queue.call(work)))
-            response.success = True
-            return response
-        except (RuntimeError, ValueError, OSError) as error:
-            why = shown(error)
-        except Exception as error:  # a library's own, or no memory: the caller is told all the same
-            why = described(error)
-        response.success, response.message = False, why
-        self._node.get_logger().warning(why, throttle_duration_sec=WARN_SECONDS)
+            return await carried_out(self._node, self._engine.queue, response, work)
         return response

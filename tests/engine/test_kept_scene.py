@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from adatoken3d_ros.engine.answer import Question
+from adatoken3d_ros.engine.answer import Question, Status
+from adatoken3d_ros.engine.autosave import Versions
 from adatoken3d_ros.engine.config import SessionConfig
 from adatoken3d_ros.engine.scene import Scene
 from adatoken3d_ros.scene.frames import FrameError, PosedFrame
@@ -92,6 +93,28 @@ def test_another_map_is_refused_and_nothing_is_mixed(make_session: MakeSession, 
     # Into nothing anything of this model may be merged.
     empty = make_session(CONFIG)
     assert empty.load(tmp_path / "s", merge=True) == 2 and empty.memory.map_id == saved.memory.map_id
+
+
+def test_nothing_is_restored_where_the_map_s_frame_has_another_name(make_session: MakeSession, tmp_path: Path) -> None:
+    versions = Versions(tmp_path, "x")
+    versions.write(looked(make_session(CONFIG), FRAMES[:2]).packed("map"), 3)
+    other = make_session(CONFIG)
+    said = versions.restore(lambda path: other.load(path, "map_2"))
+    assert said.startswith("nothing was restored: ") and "has frame 'map', here it is 'map_2'" in said
+    assert not len(other.memory)
+
+
+def test_a_question_that_names_a_mark_is_about_its_place(make_session: MakeSession) -> None:
+    scene = looked(make_session(CONFIG), FRAMES[:2])
+    scene.memory.marks.add(Mark("charging dock", (0.5, 0.25, 0.1)))
+    told = ask(scene, Question("What is near the charging dock?", max_new_tokens=4))
+    meant = ask(scene, Question("What is near [0.500, 0.250, 0.100]?", max_new_tokens=4))
+    assert told.question.text == "What is near the charging dock?"
+    assert told.text == meant.text and told.retained_tokens == meant.retained_tokens
+    scene.memory.marks.remove("charging dock")
+    scene.memory.marks.add(Mark("charging dock", (1000.0, 0.0, 0.0)))
+    far = ask(scene, Question("What is near the charging dock?"))
+    assert far.status is Status.INVALID_REQUEST and "[1000.0, 0.0, 0.0]" in far.status_message
 
 
 def test_marks_and_map_outlive_what_was_seen(make_session: MakeSession) -> None:

@@ -169,6 +169,7 @@ OF_THE_NODE = {
     "model.device",
     "budget.background",
     "scene.frame_id",
+    "scene.restore",
 }
 
 

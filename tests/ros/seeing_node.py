@@ -24,11 +24,13 @@ LATER = itertools.count(10_000_000_000, 2_000_000_000)
 
 
 class SeeingNode:
-    """A configured and active node that has seen a few views; with `wiring` it is what a launch starts."""
+    """A configured and active node that has seen a few views, unless it is blind; with `wiring` a launch's."""
 
-    def __init__(self, graph: Graph, model: Path, wiring: Wiring | None = None) -> None:
+    def __init__(
+        self, graph: Graph, model: Path, wiring: Wiring | None = None, *, blind: bool = False, **parameters: Any
+    ) -> None:
         self.graph = graph
-        fast = {"diagnostics__period": 0.1}
+        fast = {"diagnostics__period": 0.1, **parameters}
         self.process = graph.start_node(model, **fast) if wiring is None else graph.start_launched(wiring, **fast)
         self.answers = graph.collect(Answer, f"{NAME}/answer")
         self.diagnostics = graph.collect(DiagnosticArray, "/diagnostics", 10)
@@ -38,7 +40,8 @@ class SeeingNode:
             graph.wait(lambda: graph.state() == "active", "the node to be active")
         self.camera = Camera(graph)
         graph.wait(self.camera.matched, "the node's inputs")
-        self.show_views()
+        if not blind:
+            self.show_views()
 
     def show_views(self, first: int = 0) -> None:
         for i in range(first, first + VIEWS):

@@ -25,6 +25,7 @@ from rclpy.lifecycle import TransitionCallbackReturn
 from ros_graph import Camera, synthetic_frame
 from std_srvs.srv import Trigger
 
+from adatoken3d_ros.engine.autosave import Versions
 from adatoken3d_ros.engine.events import Answered
 from adatoken3d_ros.ros.inputs.topics import Inputs
 from adatoken3d_ros.ros.outputs.fill import ns_to_stamp
@@ -212,6 +213,21 @@ def test_what_an_active_node_makes_of_it(live: Live, tmp_path: Path) -> None:
         assert live.call(Trigger, "save_scene").success
         return str(live.call(Trigger, "load_scene").message)
 
+    def saves() -> int:
+        node.autosave.tick()
+        live.wait(lambda: not node.autosave.busy, "the scene to be saved")
+        return node.autosave.saved
+
+    def versions() -> int:
+        live.put({"scene.autosave_period": 0.001})
+        for _ in range(3):
+            node.autosave.again()
+            saves()
+        live.put({"scene.autosave_period": 0.0})
+        return len(node.autosave.versions().files())
+
+    node.autosave.versions = lambda: Versions(tmp_path / "versions", "x")
+
     def rates() -> str:
         live.put({"diagnostics.stale_after": 3600.0})
         return str(reports()["inputs"].message)
@@ -239,6 +255,8 @@ def test_what_an_active_node_makes_of_it(live: Live, tmp_path: Path) -> None:
         "click_question": ("And this?", clicked),
         "scene.file": (str(tmp_path / "scene"), lambda: live.call(Trigger, "save_scene").message),
         "scene.on_load": ("merge", load_again),
+        "scene.autosave_period": (0.001, saves),
+        "scene.autosave_versions": (1, versions),
         "diagnostics.period": (0.5, period),
         "diagnostics.stale_after": (3600.0, lambda: reports()["inputs"].level),
         "diagnostics.min_rate": (1000.0, rates),
@@ -274,5 +292,11 @@ def another(setting: Setting) -> Any:
     return {"model.device": "cpu", "scene.file": "/tmp/x"}.get(setting.name, "something_else")
 
 
+# tests/ros/inputs/test_corrections.py
+OF_POSES = {"pose.max_covariance", "pose.odom_frame", "pose.map_jump"}
+
+
 def test_no_setting_that_is_read_by_activate_is_left_out() -> None:
-    assert INPUTS.keys() == {setting.name for setting in SETTINGS if setting.read == ACTIVATE} | {"scene.on_time_jump"}
+    assert INPUTS.keys() | OF_POSES == {setting.name for setting in SETTINGS if setting.read == ACTIVATE} | {
+        "scene.on_time_jump"
+    }

@@ -229,6 +229,11 @@ class Assembler:
         self._jumps = 0
 
     @property
+    def camera_frame(self) -> str:
+        """Frame of the last colour image, or cloud; empty before the first."""
+        return self._image_frames.get(RGB_INFO, "")
+
+    @property
     def waiting(self) -> int:
         """Pairs that wait for their pose or for a calibration."""
         return len(self._waiting)

@@ -19,6 +19,7 @@ from adatoken3d_ros.ros.inputs.conversions import pose_to_matrix, quaternion_to_
 from adatoken3d_ros.ros.inputs.transforms import JUMP_BACK_NS, PoseError, PoseUnavailable, TransformTree
 from adatoken3d_ros.settings import DEFAULTS, check_pose
 
+UNMEASURED = 1e5  # m^2 or rad^2: a variance that says that an axis is not measured
 TOLERANCE_NS = round(DEFAULTS["pose.tolerance"] * 1e9)
 
 
@@ -135,6 +136,19 @@ class StaticPose:
         """Nothing was received."""
 
 
+def variance(covariance: Sequence[float]) -> float | None:
+    """Largest variance of a pose (m^2, rad^2) of the 36 numbers of a message, by rows; None where it is not known.
+
+    So it is where all of the diagonal are zeros (nobody filled it in), or one is NaN or negative. Axes from UNMEASURED
+    on, as drivers of flat robots write them, do not count.
+    """
+    diagonal = np.asarray(covariance, dtype=np.float64).reshape(-1)[::7]
+    if len(diagonal) != 6 or not (diagonal >= 0).all() or not diagonal.any():
+        return None
+    measured = diagonal[diagonal < UNMEASURED]
+    return float(measured.max()) if len(measured) else None
+
+
 class BufferedPose:
     """Poses of a body that arrive as messages, and the way from that body to the camera.
 
@@ -146,6 +160,7 @@ class BufferedPose:
         scene_frame: frame that the poses must be in; messages with an empty frame_id are believed.
         T_base_camera: (4, 4) camera optical frame in the body's frame, whatever TF says; None: see above.
         tree: the transforms of /tf and /tf_static; None: for poses that come as PoseStamped.
+        max_covariance: poses with a larger `variance` are refused, those of none that is known are not; 0: none is.
         tolerance_ns, capacity: see PoseBuffer. With a capacity, stamps that jump back begin a new time, whose poses are
             not mixed with the old ones; without one (a whole bag) all are kept.
     """
@@ -156,11 +171,14 @@ class BufferedPose:
         T_base_camera: NDArray[np.float64] | None = None,
         *,
         tree: TransformTree | None = None,
+        max_covariance: float = 0.0,
         tolerance_ns: int = TOLERANCE_NS,
         capacity: int | None = 2000,
     ) -> None:
         self.scene_frame = scene_frame
         self.tree = tree
+        self.unknown = 0  # poses that came with a covariance which says nothing
+        self._max_covariance = max_covariance
         # The given way is the colour camera's alone.
         self.by_frame = tree is not None and T_base_camera is None
         self.buffer = PoseBuffer(tolerance_ns, capacity)
@@ -168,12 +186,12 @@ class BufferedPose:
         self._child: str | None = None
 
     def add(self, message: Any) -> None:
-        """Takes a nav_msgs/Odometry or geometry_msgs/PoseStamped.
+        """Takes a nav_msgs/Odometry, geometry_msgs/PoseStamped or PoseWithCovarianceStamped.
 
         Raises:
             ConversionError: for a pose that is not finite or not a rotation.
             PoseError: for a pose in another frame, and for odometry of another body than before or of nobody knows
-                whose (an empty child_frame_id), unless `T_base_camera` was given.
+                whose (an empty child_frame_id), unless `T_base_camera` was given; for one that is too uncertain.
         """
         pose = message.pose.pose if hasattr(message.pose, "pose") else message.pose
         frame = message.header.frame_id
@@ -182,6 +200,8 @@ class BufferedPose:
                 f"the pose is in frame {frame!r}, the scene in {self.scene_frame!r}: set scene.frame_id to {frame!r}"
             )
         stamp_ns, T = stamp_to_ns(message.header.stamp), pose_to_matrix(pose)
+        if self._max_covariance and hasattr(message.pose, "covariance"):
+            self._check_covariance(message.pose.covariance, stamp_ns)
         if self._T_base_camera is None and hasattr(message, "child_frame_id"):
             self._check_child(message.child_frame_id.lstrip("/"))
         if self.buffer.capacity is not None and stamp_ns < self.buffer.newest - JUMP_BACK_NS:
@@ -198,6 +218,15 @@ class BufferedPose:
         # If the poses have jumped before the images did, `add` has seen to it, and these are of the new time.
         if self.buffer.capacity is not None and self.buffer.newest > stamp_ns + JUMP_BACK_NS:
             self.buffer.clear()
+
+    def _check_covariance(self, covariance: Sequence[float], stamp_ns: int) -> None:
+        found = variance(covariance)
+        self.unknown += found is None
+        if found is not None and found > self._max_covariance:
+            raise PoseError(
+                f"the pose at {stamp_ns / 1e9:.6f} s has a variance of {found:g}, more than pose.max_covariance "
+                f"{self._max_covariance:g}"
+            )
 
     def _check_child(self, child: str) -> None:
         if not child:

@@ -73,6 +73,7 @@ class Inputs:
             ConversionError or FrameError, which name the value that is wrong. Called from any thread.
         group: callback group of the subscriptions.
         on_time_jump: called when the inputs' time has jumped back and the scene is to be cleared for it.
+        on_map_jump: see PoseInput.
         clock: seconds, monotonic.
 
     Attributes:
@@ -87,7 +88,10 @@ class Inputs:
         group: CallbackGroup,
         on_time_jump: Callable[[], object] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        on_map_jump: Callable[[NDArray[np.float64]], object] = lambda _: None,
     ) -> None:
+        self._on_map_jump = on_map_jump
+        self._map_jumps = 0
         self._node = node
         self._parameters = parameters
         self._submit = submit
@@ -135,6 +139,18 @@ class Inputs:
         T = poses.transform(0, frame)
         return np.asarray(T[:3, :3] @ point + T[:3, 3])
 
+    def way_to_camera(self, frame: str) -> NDArray[np.float64]:
+        """From the camera's optical frame to another, (4, 4), as TF says now; without a name, the identity.
+
+        Raises:
+            ValueError: if nothing leads there.
+        """
+        if not frame:
+            return np.eye(4)
+        if self._pose_input is None or self._assembler is None:
+            raise ValueError(f"the inputs are stopped, so nobody knows the way from {quoted(frame)} to the camera")
+        return self._pose_input.way_to_camera(frame, self._assembler.camera_frame)
+
     def check(self) -> None:
         """Raises PoseError if the chosen pose source cannot work with the other parameters."""
         check(self._parameters)
@@ -151,7 +167,7 @@ class Inputs:
     def _start(self) -> None:
         settings = self._parameters
         made_of = settings["input.source"]
-        self._pose_input = PoseInput(settings, self._clock_ns, self.record.refused, self._warn)
+        self._pose_input = PoseInput(settings, self._clock_ns, self.record.refused, self._warn, self._map_jumped)
         depth_to_rgb = settings["pose.depth_to_rgb"]
         self._assembler = Assembler(
             self._pose_input.poses,
@@ -231,7 +247,10 @@ class Inputs:
 
     def state(self) -> InputState:
         """What diagnostics should know."""
-        state = self.record.state(self._assembler, {"time_jumps": self._jumps, "pictures.further": self._pictures})
+        state = self.record.state(
+            self._assembler,
+            {"time_jumps": self._jumps, "map_jumps": self._map_jumps, "pictures.further": self._pictures},
+        )
         return replace(
             state,
             names=self._subscriptions.names(),
@@ -333,7 +352,18 @@ class Inputs:
         if era[0] != self._jumps:
             raise ConversionError(f"{OLD_TIME} the frame at {stamp_ns / 1e9:.6f} s")
 
+    def _map_jumped(self, moved: NDArray[np.float64]) -> None:
+        self._map_jumps += 1
+        metres = float(np.linalg.norm(moved[:3, 3]))
+        text = (
+            f"the odometry's frame has jumped in the map by {metres:.2f} m (time {self._map_jumps}): the views follow"
+        )
+        self._node.get_logger().info(text, throttle_duration_sec=WARN_SECONDS)
+        self._on_map_jump(moved)
+
     def _time_jumped(self) -> None:
+        if self._pose_input is not None:
+            self._pose_input.jumps.reset()
         with self.record.lock:
             self._jumps += 1
             self._more.clear()

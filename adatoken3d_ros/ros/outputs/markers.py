@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What RViz shows beside the clouds: the answer's text over the scene, its boxes, and where the key frames were."""
+"""What RViz shows beside the clouds: the answer's text over the scene, its boxes, marks, where key frames were."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from visualization_msgs.msg import Marker, MarkerArray
 from adatoken3d_ros.engine.answer import Status
 from adatoken3d_ros.engine.events import SceneView
 from adatoken3d_ros.ros.outputs.messages import header
+from adatoken3d_ros.scene.marks import Mark
 
 FRUSTUM_DEPTH = 0.15  # metres; the frusta show where key frames were, not the lens
 FRUSTUM_TAN = (0.62, 0.46)  # half width and half height over depth: a common 4:3 camera
 TEXT_HEIGHT = 0.12  # metres
+BALL, THIN = 0.15, 0.02  # metres: a mark that is a point, and the least edge of one that is a box
 
 
 def markers(answer: AnswerMsg | None, scene: SceneView) -> MarkerArray:
@@ -29,6 +31,8 @@ def markers(answer: AnswerMsg | None, scene: SceneView) -> MarkerArray:
         corners = np.concatenate([_frustum(T) for T in scene.poses.values()])
         views.points = [Point(x=x, y=y, z=z) for x, y, z in corners.tolist()]
         array.markers.append(views)
+    for i, mark in enumerate(scene.marks):
+        array.markers += _named(head, i, mark)
     if answer is None or not Status(answer.status).answered:
         return array
     for i, box in enumerate(answer.boxes):
@@ -44,6 +48,20 @@ def markers(answer: AnswerMsg | None, scene: SceneView) -> MarkerArray:
         text.text = answer.text + (" (unsure)" if answer.status == Status.UNSURE else "")
         array.markers.append(text)
     return array
+
+
+def _named(head: Header, number: int, mark: Mark) -> list[Marker]:
+    """A mark's box, or a ball where it is a point, and its name above that."""
+    boxed = any(mark.extent)
+    body = _marker(head, "marks", number, Marker.CUBE if boxed else Marker.SPHERE, (0.9, 0.2, 0.8, 0.4))
+    x, y, z = mark.place
+    body.pose.position.x, body.pose.position.y, body.pose.position.z = x, y, z
+    size = [max(edge, THIN) for edge in mark.extent] if boxed else [BALL] * 3
+    body.scale.x, body.scale.y, body.scale.z = size
+    name = _marker(head, "mark_names", number, Marker.TEXT_VIEW_FACING, (1.0, 0.7, 1.0, 1.0))
+    name.pose.position.x, name.pose.position.y, name.pose.position.z = x, y, z + size[2] / 2 + TEXT_HEIGHT
+    name.scale.z, name.text = TEXT_HEIGHT, mark.name
+    return [body, name]
 
 
 def _marker(head: Header, namespace: str, number: int, kind: int, rgba: tuple[float, float, float, float]) -> Marker:

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A scene that is written again and again, some versions of it kept, and the newest of them that can be used."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adatoken3d_ros.text import shown
+
+if TYPE_CHECKING:  # brings torch with it, seconds of importing
+    from adatoken3d_ros.engine.scene import Scene
+    from adatoken3d_ros.scene.storage import Packed
+
+logger = logging.getLogger(__name__)
+
+_DRAFT_SECONDS = 3600.0  # what is not finished so long after it was begun never will be
+
+
+class Versions:
+    """Files `NAME.autosave.NUMBER.scene` of one scene in a directory.
+
+    No file is changed once it is there: a version is written beside the others under a name of its own and appears
+    complete, whatever ends the process; the oldest go afterwards.
+
+    Args:
+        directory: of the files; made when the first one is written.
+        name: of the scene: scenes of other names may be kept beside it.
+    """
+
+    def __init__(self, directory: Path, name: str) -> None:
+        self._directory = directory
+        self._name = re.sub(r"[^\w-]+", ".", name).strip(".") or "scene"
+
+    def files(self) -> list[Path]:
+        """Those that are there, the newest first."""
+        pattern = re.compile(re.escape(self._name) + r"\.autosave\.(\d{1,18})\.scene")
+        found = []
+        try:
+            for path in self._directory.iterdir():
+                if match := pattern.fullmatch(path.name):
+                    found.append((int(match[1]), path))
+        except FileNotFoundError:
+            return []
+        return [path for _, path in sorted(found, reverse=True)]
+
+    def write(self, packed: Packed, kept: int) -> Path:
+        """Adds a version, of which `kept` stay, and returns its file. Raises OSError."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        before = self.files()
+        number = 1 + (int(before[0].name.split(".")[-2]) if before else 0)
+        path = self._directory / f"{self._name}.autosave.{number:06d}.scene"
+        packed.write(path)
+        _sync(self._directory)
+        for old in before[max(0, kept - 1) :]:
+            old.unlink(missing_ok=True)
+        for draft in self._directory.glob(f".{self._name}.autosave.*.part"):  # of processes that were killed
+            if time.time() - draft.stat().st_mtime > _DRAFT_SECONDS:
+                draft.unlink(missing_ok=True)
+        return path
+
+    def restore(self, load: Callable[[Path], int]) -> str:
+        """Has `load` try the versions, the newest first; tells in words what was restored, or why nothing was."""
+        problems = []
+        for path in self.files():
+            try:
+                views = load(path)
+            except (ValueError, OSError) as error:
+                problems.append(shown(error, 300))
+                logger.warning("not restored: %s", problems[-1])
+            else:
+                return f"{views} views were restored from {path}"
+        return f"nothing was restored: {'; '.join(problems[:3]) or f'there is no file in {self._directory}'}"
+
+
+def state_of(scene: Scene) -> object:
+    """Changes whenever there is something new to save in a scene."""
+    memory = scene.memory
+    poses = tuple((stamp, pose.tobytes()) for stamp, pose in memory.poses.items())
+    return poses, memory.marks.all(), memory.map_id
+
+
+def _sync(directory: Path) -> None:
+    """A name that was given to a file outlives a loss of power, too."""
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node's scene in files that are written by themselves, and taken up when it starts again."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from rclpy.callback_groups import CallbackGroup
+from rclpy.clock import Clock, ClockType
+from rclpy.node import Node
+
+from adatoken3d_ros.engine.autosave import Versions, state_of
+from adatoken3d_ros.ros.engine_owner import EngineOwner
+from adatoken3d_ros.ros.logs import WARN_SECONDS
+from adatoken3d_ros.ros.parameters import Parameters
+from adatoken3d_ros.ros.scene_services import DIRECTORY, scene_directory
+from adatoken3d_ros.text import described
+
+PERIOD, KEPT, RESTORE = "scene.autosave_period", "scene.autosave_versions", "scene.restore"
+TICK = 0.25  # seconds between two looks at whether it is time
+
+
+class Autosave:
+    """Has the scene packed by the worker, for milliseconds, and written by a thread of its own.
+
+    Args:
+        node: its name is that of the files. group: of the timer.
+        parameters: the node's.
+        engine: whose worker owns the scene.
+        clock: seconds, monotonic.
+
+    Attributes:
+        saved: files that were written.
+        problem: why the last one could not be; empty if it was.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        group: CallbackGroup,
+        parameters: Parameters,
+        engine: EngineOwner,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._node = node
+        self._parameters = parameters
+        self._engine = engine
+        self._clock = clock
+        self._last = clock()
+        self._state: object = None
+        self._busy = threading.Lock()
+        self.saved = 0
+        self.problem = ""
+        engine.versions = self.versions
+        # Steady, so that simulated time that stands still does not keep a scene from being saved.
+        node.create_timer(TICK, self.tick, callback_group=group, clock=Clock(clock_type=ClockType.STEADY_TIME))
+
+    def versions(self) -> Versions:
+        """The node's files."""
+        return Versions(scene_directory(self._parameters[DIRECTORY]), self._node.get_fully_qualified_name())
+
+    @property
+    def busy(self) -> bool:
+        """Whether the scene is being saved."""
+        return self._busy.locked()
+
+    def again(self) -> None:
+        """What was saved last may be saved once more."""
+        self._state = None
+
+    def tick(self) -> None:
+        """Begins to save the scene if it is time."""
+        period, queue = self._parameters[PERIOD], self._engine.queue
+        if not period or queue is None or self._clock() - self._last < period or not self._busy.acquire(blocking=False):
+            return
+        self._last = self._clock()
+        queue.call(self._pack, chore=True).add_done_callback(lambda future: self._packed(future))
+
+    def _pack(self, scene: Any) -> Any:
+        """Runs in the worker's thread; None where there is nothing new."""
+        state = state_of(scene)
+        if state == self._state or not len(scene.memory):
+            return None
+        return state, scene.memory.packed(self._parameters["scene.frame_id"])
+
+    def _packed(self, future: Any) -> None:
+        """Runs in the worker's thread."""
+        if future.cancelled() or future.exception() is not None or future.result() is None:
+            if not future.cancelled() and (error := future.exception()) is not None:
+                self._failed(error)
+            self._busy.release()
+            return
+        state, packed = future.result()
+        kept = self._parameters[KEPT]
+        threading.Thread(
+            target=self._write, args=(state, packed, kept), name="adatoken3d-autosave", daemon=True
+        ).start()
+
+    def _write(self, state: object, packed: Any, kept: int) -> None:
+        try:
+            self.versions().write(packed, kept)
+            self._state, self.problem = state, ""
+            self.saved += 1
+        except Exception as error:  # a full disk costs the file, not the thread or the next one
+            self._failed(error)
+        finally:
+            self._busy.release()
+
+    def _failed(self, error: BaseException) -> None:
+        self.problem = described(error)
+        self._node.get_logger().warning(
+            f"the scene could not be saved: {self.problem}", throttle_duration_sec=WARN_SECONDS
+        )
