@@ -70,17 +70,19 @@ def position_bias(curve: Tensor, index: Tensor, n: int) -> Tensor:
     return torch.lerp(curve[left].double(), curve[right].double(), at - left).to(curve.dtype)
 
 
-def farthest_points(xyz: Tensor) -> Tensor:
+def farthest_points(xyz: Tensor, most: int | None = None) -> Tensor:
     """(n,) int64: the point of `xyz` (n, 3) nearest to the centroid, then always the one farthest from all before.
+
+    Of these the first `most`, and no more work than they take.
 
     Greedy and deterministic. O(n) memory, O(n^2) time in float32, on the CPU wherever `xyz` is: the steps are too small
     for a GPU.
     """
     points = _columns(xyz)
-    return _max_min(points, lambda i: _squares(points, i)).to(xyz.device)
+    return _max_min(points, lambda i: _squares(points, i), most).to(xyz.device)
 
 
-def diverse_places(xyz: Tensor, features: Tensor, per_metre: float = 0.05) -> Tensor:
+def diverse_places(xyz: Tensor, features: Tensor, per_metre: float = 0.05, most: int | None = None) -> Tensor:
     """(n,) int64: tokens in an order in which each shows something else or is somewhere else.
 
     The nearest to the centroid comes first, then always the one whose nearest among all before is farthest, by 1 -
@@ -89,11 +91,12 @@ def diverse_places(xyz: Tensor, features: Tensor, per_metre: float = 0.05) -> Te
     Args:
         xyz: (n, 3), metres. features: (n, D).
 
-    Greedy and deterministic. O(n^2) memory; the products are made where `features` are, the steps on the CPU.
+    Of these the first `most`. Greedy and deterministic. O(n^2) memory; the products are made where `features` are, the
+    steps on the CPU.
     """
     points, unit = _columns(xyz), normalize(features.detach().float(), dim=-1)
     apart = (1 - unit @ unit.T).cpu().numpy()
-    order = _max_min(points, lambda i: apart[i] + per_metre * np.sqrt(_squares(points, i)))
+    order = _max_min(points, lambda i: apart[i] + per_metre * np.sqrt(_squares(points, i)), most)
     return order.to(xyz.device)
 
 
@@ -108,12 +111,16 @@ def _squares(points: NDArray[np.float32], i: int) -> NDArray[np.float32]:
     return squares
 
 
-def _max_min(points: NDArray[np.float32], distances: Callable[[int], NDArray[np.float32]]) -> Tensor:
-    """(n,) int64: the point of (3, n) nearest to the centroid, then always the one farthest from its nearest before."""
+def _max_min(
+    points: NDArray[np.float32], distances: Callable[[int], NDArray[np.float32]], most: int | None = None
+) -> Tensor:
+    """(n,) int64: the point of (3, n) nearest to the centroid, then always the one farthest from its nearest before; at
+    most `most` of them."""
     n = points.shape[1]
     best = int(np.square(points - points.mean(1, keepdims=True)).sum(0).argmin())
-    nearest, order = np.full(n, np.inf, np.float32), np.empty(n, np.int64)
-    for i in range(n):
+    wanted = n if most is None else min(n, most)
+    nearest, order = np.full(n, np.inf, np.float32), np.empty(wanted, np.int64)
+    for i in range(wanted):
         order[i] = best
         np.minimum(nearest, distances(best), out=nearest)
         nearest[best] = -1.0

@@ -58,9 +58,19 @@ class SceneTokens:
         """(N,) int64 tokens in an order in which each differs most from all before it, in what it shows and where, or
         without features only where. Asked for ahead of a question, it spares the gate the work.
         """
+        return self._ordered(len(self.xyz))
+
+    def first(self, n: int) -> Tensor:
+        """(n,) the first of `order`; where that is not known yet, no more of it is made than is asked for."""
+        known: Tensor | None = self.__dict__.get("order", self.__dict__.get("_first"))
+        if known is None or len(known) < min(n, len(self.xyz)):
+            known = self.__dict__["_first"] = self._ordered(n)
+        return known[:n]
+
+    def _ordered(self, n: int) -> Tensor:
         if self.features is None:
-            return farthest_points(self.xyz)
-        return diverse_places(self.xyz, self.features)
+            return farthest_points(self.xyz, n)
+        return diverse_places(self.xyz, self.features, most=n)
 
 
 class LayerView(Protocol):

@@ -151,7 +151,10 @@ def test_what_tokens_show_counts_where_it_is_known(mha: Decoder) -> None:
     xyz, features = PROMPT.scene.xyz, PROMPT.embeds[0, 5:45]
     assert torch.equal(PROMPT.scene.order, farthest_points(xyz))
     scene = SceneTokens(xyz, features)
+    asked = [scene.first(n) for n in (3, 5, 2, 10_000)]  # before `order` is known
     assert torch.equal(scene.order, diverse_places(xyz, features)) and scene.order is scene.order
+    assert all(torch.equal(some, scene.order[: len(some)]) for some in (*asked, scene.first(7)))
+    assert [len(some) for some in asked] == [3, 5, 2, len(xyz)]
     schedule = Schedule.of([0, 2], [0.25, 0.1])
     result = prefill(mha, PROMPT.embeds, PROMPT.layout, schedule, Ours(coverage=1.0), scene=scene)
     assert result.trace.retained.nonzero()[:, 0].tolist() == scene.order[:4].sort().values.tolist()

@@ -81,7 +81,7 @@ class Ours:
         if n_spread > 0:
             # Alive: every gate before kept as many of this order or more, unless its scores were NaN. The trace says so
             # in the end; an index beyond the last would before be an error without a name, and end a GPU's context.
-            spread = view.scene_for(self.name).order[:n_spread]
+            spread = view.scene_for(self.name).first(n_spread)
             places = torch.searchsorted(view.alive, spread).clamp_(max=len(view.alive) - 1)
             ranked = ranked.index_fill(0, places, torch.inf)
         keep = keep_top(ranked, view.n_keep)
@@ -94,7 +94,7 @@ class Ours:
     def _spread(self, view: GateView) -> Tensor:
         if view.scene is None:
             return diverse_features(view.hidden[view.spatial], view.n_keep).sort().values
-        return view.scene_for(self.name).order[: view.n_keep].sort().values
+        return view.scene_for(self.name).first(view.n_keep).sort().values
 
     def default_schedule(self, n_layers: int) -> Schedule:
         return scaled_to_depth([2, 8, 16], [0.5, 0.25, 0.125], n_layers)
