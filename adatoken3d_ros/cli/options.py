@@ -19,6 +19,7 @@ OPTIONS = {
     "--depth-to-rgb": "pose.depth_to_rgb",
     "--dtype": "model.dtype",
     "--input-source": "input.source",
+    "--decoding": "model.decoding",
     "--max-new-tokens": "max_new_tokens",
     "--max-views": "scene.max_views",
     "--model": "model.path",
