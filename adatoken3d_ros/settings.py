@@ -129,8 +129,11 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("model.dtype", "auto", CONFIGURE, "Number type of the weights; auto: float32 on a CPU, bfloat16 on a GPU.",
             choices=("auto", "float32", "float16", "bfloat16")),
     Setting("model.quantization", "none", CONFIGURE, "What the weights of the language model's linear layers become "
-            "while they are loaded: eight or four bits take a half or a third of the memory of bfloat16.",
-            choices=("none", "int8", "int4", "fp8")),
+            "while they are loaded: eight or four bits take a half or a third of the memory of bfloat16; auto: the "
+            "most exact that fits, of those that are known to cost at most half a point of right answers.",
+            choices=("none", "int8", "int4", "fp8", "auto")),
+    Setting("model.self_test", True, CONFIGURE, "Ask the model a made-up question after it is loaded, and refuse one "
+            "that gives garbage."),
     Setting("model.decoding", "auto", CONFIGURE, "How answers are written. graph: each decode step in one piece, a "
             "CUDA graph on a GPU, compiled on a CPU when the model is loaded, in a minute; eager: operation by "
             "operation; auto: graph on a GPU, and on a CPU where budget.cache keeps what was compiled.",

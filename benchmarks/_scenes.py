@@ -74,9 +74,10 @@ class Reader:
 
     path: Path
     memory: dict[str, Any] = field(default_factory=dict)
+    quantization: str = "none"
 
     def __post_init__(self) -> None:
-        self.model, tokenizer, _ = load(self.path, dtype=torch.float32)
+        self.model, tokenizer, _ = load(self.path, dtype=torch.float32, quantization=self.quantization)
         self.tokenizer: Any = tokenizer
         content = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
         self.training: dict[str, Any] = content.get("training", {})

@@ -86,21 +86,27 @@ def of_machine(loaded: bool, settings: Mapping[str, Any]) -> list[Finding]:
         return found
     import psutil
 
-    free, needed, name, device = psutil.virtual_memory().available, 0, "", "cpu"
+    memory: dict[str, Any] = {"free": psutil.virtual_memory().available}
     if not loaded:
-        import torch
-
         from adatoken3d_ros.engine.loading import checkpoint_path, device_of, dtype_of
+        from adatoken3d_ros.engine.quantization import plan
         from adatoken3d_ros.lmm.registry import architecture_of, outline
-        from adatoken3d_ros.lmm.safetensors_files import free_bytes
 
         try:
             path = checkpoint_path(settings["model.path"])
-            name, device = path.resolve().name, device_of(settings["model.device"])
-            free, dtype = free_bytes(torch.device(device)), dtype_of(settings["model.dtype"], device)
+            device = device_of(settings["model.device"])
+            dtype = dtype_of(settings["model.dtype"], device)
             model = outline(path, settings["model.vision_path"] or None)
-            needed = sum(p.numel() for p in model.parameters()) * dtype.itemsize
-            name += f" in {str(dtype).removeprefix('torch.')}"
+            planned = plan(path, settings, device, dtype, model=model)
+            kind = "" if planned.kinds[:1] in ((), ("none",)) else f" with {planned.kinds[0]} layers"
+            memory = {
+                "free": planned.free,
+                "needed": str(planned.need),
+                "what": f"{path.resolve().name} in {str(dtype).removeprefix('torch.')}{kind}",
+                "device": device,
+                "problem": planned.problem,
+                "instead": planned.instead,
+            }
             text = (
                 f"{path}: {architecture_of(path).model_type}, at most {model.sizes.max_spatial_tokens} spatial tokens"
             )
@@ -109,7 +115,7 @@ def of_machine(loaded: bool, settings: Mapping[str, Any]) -> list[Finding]:
                 found.append(Finding(ERROR, "model", f"{path} has no safetensors file", "see docs/models.md"))
         except (ValueError, OSError) as error:
             found.append(Finding(ERROR, "model", str(error), "model:=DIR, a checkpoint as docs/models.md says"))
-    return found + of_memory(free, needed, name, device)
+    return found + of_memory(**memory)
 
 
 def profile() -> Path:

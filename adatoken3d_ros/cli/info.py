@@ -11,9 +11,13 @@ import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adatoken3d_ros import __version__
+from adatoken3d_ros.settings import DEFAULTS
+
+if TYPE_CHECKING:
+    from adatoken3d_ros.lmm.interface import SpatialLMM
 
 DISTRIBUTIONS = ("torch", "transformers", "numpy", "scipy", "open3d", "open3d-cpu", "rosbags", "opencv-python-headless")
 # (Python module or program, what it is for, how to get it)
@@ -126,14 +130,13 @@ def model_facts(path: Path, vision_path: Path | None = None) -> list[tuple[str, 
     Raises:
         CheckpointError: for a config.json that is missing or describes no model we can build.
     """
+    from adatoken3d_ros.lmm.quantized.foreign import kept_kind
     from adatoken3d_ros.lmm.registry import architecture_of, outline
 
     model = outline(path, vision_path)
     decoder, sizes, cut = model.decoder.size, model.sizes, model.sizes.patches
     parts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
     parameters = sum(p.numel() for p in model.parameters())
-    # Keys and values of every layer, for a prompt with every spatial token and no pruning, filling the context.
-    cache = 2 * decoder.n_layers * decoder.keys * sizes.context_length
     kind = f"means of voxels of {sizes.voxel_size:g} m" if sizes.tokens == "voxels" else "those of the views"
     stored = sum(file.stat().st_size for file in path.glob("*.safetensors"))
     return [
@@ -145,11 +148,27 @@ def model_facts(path: Path, vision_path: Path | None = None) -> list[tuple[str, 
         ("context", f"{sizes.context_length} tokens"),
         ("parameters", f"{parameters:,} ({', '.join(f'{name} {count:,}' for name, count in parts.items())})"),
         ("weight files", f"{_size(stored)}" if stored else "missing: no safetensors file"),
-        *(
-            (f"memory, {name}", f"weights {_size(parameters * width)} + full KV cache {_size(cache * width)}")
-            for name, width in (("float32", 4), ("bfloat16", 2))
-        ),
+        *memory_facts(model, kept_kind(path)),
     ]
+
+
+def memory_facts(model: SpatialLMM, kept: str) -> list[tuple[str, str]]:
+    """(number type, memory that the model needs with the default settings), as a load asks for it.
+
+    Args:
+        kept: what the layers of a converted checkpoint are; empty for any other.
+    """
+    import torch
+
+    from adatoken3d_ros.engine.preflight import need
+
+    views = {"max_views": DEFAULTS["scene.max_views"], "max_new_tokens": DEFAULTS["max_new_tokens"]}
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        for kind in (kept,) if kept else ("none", "int8", "int4"):
+            name = f"memory, {str(dtype).removeprefix('torch.')}{'' if kind == 'none' else f', {kind}'}"
+            found.append((name, str(need(model, dtype, quantization=kind, **views))))
+    return found
 
 
 def _size(count: float) -> str:

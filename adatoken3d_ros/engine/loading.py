@@ -26,29 +26,23 @@ STRATEGIES = "strategies"  # folder of a checkpoint with those that were fitted 
 
 
 def load_engine(settings: Settings, progress: Callable[[float, str], None] | None = None) -> Engine:
-    """Loads the checkpoint, and measures how fast it runs if that is asked for.
+    """Loads the checkpoint, tests it, and measures how fast it runs if that is asked for.
 
     Args:
         settings: what to load, and how scenes are to be.
         progress: told (share of the present step that is done, what it is), from 0 to 1 for each step.
 
     Raises:
-        ValueError, OSError: for a path, device, checkpoint or strategy that cannot be used; the text names it.
+        ValueError, OSError: for a path, device, checkpoint or strategy that cannot be used, too little memory, and for
+            a model that gives garbage; the text names it.
     """
     path = checkpoint_path(settings["model.path"])
     from adatoken3d_ros.engine.engine import Engine
+    from adatoken3d_ros.engine.quantization import load_checked
     from adatoken3d_ros.engine.understanding import read_understanding
-    from adatoken3d_ros.lmm.registry import load
 
     device = device_of(settings["model.device"])
-    model, tokenizer, _ = load(
-        path,
-        dtype=dtype_of(settings["model.dtype"], device),
-        device=device,
-        vision_path=Path(settings["model.vision_path"]) if settings["model.vision_path"] else None,
-        quantization=settings["model.quantization"],
-        progress=None if progress is None else lambda share, file: progress(share, f"reading {file}"),
-    )
+    model, tokenizer = load_checked(path, settings, device, dtype_of(settings["model.dtype"], device), progress)
     identity = model.identity
     fitted = fitted_strategies(path, identity)
     known = read_understanding(path, identity)

@@ -46,7 +46,8 @@ from adatoken3d_ros.settings import DEFAULTS
 FRAMED = (Image, CompressedImage, PointCloud2)  # what is of the camera
 KINDS = (*FRAMED, CameraInfo, Odometry, PoseStamped)
 MODEL = ("model.path", "model.vision_path", "model.device", "model.dtype", "model.quantization")
-READ = ("input.source", "pose.source", "scene.frame_id", *MODEL)
+SIZES = ("scene.max_views", "scene.question_views", "max_new_tokens")  # what memory depends on
+READ = ("input.source", "pose.source", "scene.frame_id", *MODEL, *SIZES)
 REPLY_SECONDS = 3.0
 ACTIVE = "active"
 START = (

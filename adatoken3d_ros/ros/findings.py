@@ -151,16 +151,20 @@ def of_transforms(seen: Transforms) -> list[Finding]:
     return [Finding(ERROR, about, f"no way leads from {quoted(seen.camera)} to {quoted(seen.scene)}", mend)]
 
 
-def of_memory(free: int, needed: int, what: str, device: str = "cpu") -> list[Finding]:
-    """Whether a model that is not loaded yet fits, both in bytes; needed 0: it is not known."""
-    text = f"{free / 2**30:.1f} GiB are free" + ("" if device == "cpu" else f" on {device}")
-    if not needed:
-        return [Finding(OK, "memory", text)]
-    text += f", {what} needs {needed / 2**30:.2g} GiB for its weights"
-    if free < needed:
-        mend = "end other programs, or take a smaller model (docs/models.md): model:=DIR"
-        return [Finding(ERROR, "memory", text, mend)]
-    return [Finding(OK, "memory", text)]
+def of_memory(
+    free: int, needed: str = "", what: str = "", device: str = "cpu", problem: str = "", instead: Sequence[str] = ()
+) -> list[Finding]:
+    """Whether a model that is not loaded yet fits.
+
+    Args:
+        free: bytes. needed: what `what` needs, in words; empty: it is not known.
+        problem: that it does not fit. instead: what would, as settings.
+    """
+    if problem:
+        mend = f"end other programs, or take {'; or '.join(instead) or 'a smaller model (docs/models.md): model:=DIR'}"
+        return [Finding(ERROR, "memory", problem, mend)]
+    text = f"{free / 1e9:.2f} GB are free" + ("" if device == "cpu" else f" on {device}")
+    return [Finding(OK, "memory", f"{text}, {what} needs {needed}" if needed else text)]
 
 
 def _instead(one: Input) -> str:

@@ -166,6 +166,7 @@ OF_THE_NODE = {
     "model.vision_path",
     "model.dtype",
     "model.quantization",
+    "model.self_test",
     "model.device",
     "budget.background",
     "scene.frame_id",

@@ -69,7 +69,7 @@ def no_memory(path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         pytest.param(truncated, "model.safetensors is truncated or damaged", id="truncated-weights"),
         pytest.param(wrong_shape, "lm_head.weight in", id="wrong-shape-weights"),
         pytest.param(another_models_strategy, "0123abcd", id="strategy-for-another-model"),
-        pytest.param(no_memory, "0.000 GB are free", id="no-memory-for-the-model"),
+        pytest.param(no_memory, "0.00 GB are free", id="no-memory-for-the-model"),
     ],
 )
 def test_a_bad_model(

@@ -13,6 +13,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("rclpy")
 
@@ -21,6 +22,7 @@ from ros_graph import Camera, Graph, claim_domain, synthetic_frame
 
 from adatoken3d_ros.cli.doctor import of_machine
 from adatoken3d_ros.cli.main import main
+from adatoken3d_ros.engine.preflight import need
 from adatoken3d_ros.lmm.registry import outline
 from adatoken3d_ros.ros.examination import Examination
 from adatoken3d_ros.ros.findings import Finding
@@ -149,10 +151,10 @@ def test_memory_is_that_of_the_number_type(dtype: str, width: int, monkeypatch: 
     """Weights are stored in two bytes; on a CPU they take four."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     path = embedded_path()
-    parameters = sum(p.numel() for p in outline(path).parameters())
-    monkeypatch.setattr("adatoken3d_ros.lmm.safetensors_files.free_bytes", lambda device: parameters * 3)
+    needed = need(outline(path), torch.float32 if width == 4 else torch.bfloat16, max_views=20, max_new_tokens=64)
+    free = need(outline(path), torch.bfloat16, max_views=20).total
+    monkeypatch.setattr("adatoken3d_ros.lmm.safetensors_files.free_bytes", lambda device: free)
     found = {one.about: one for one in of_machine(False, {**DEFAULTS, "model.dtype": dtype})}
     assert found["memory"].level == ("error" if width == 4 else "ok")
-    assert f"embedded in {'bfloat16' if width == 2 else 'float32'} needs {parameters * width / 2**30:.2g} GiB" in (
-        found["memory"].text
-    )
+    assert f"embedded in {'bfloat16' if width == 2 else 'float32'} needs {needed}" in found["memory"].text
+    assert ("take scene.max_views: " in found["memory"].mend) == (width == 4)

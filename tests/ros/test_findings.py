@@ -110,7 +110,10 @@ def test_messages_that_fit_alone_and_not_together() -> None:
 
 
 def test_memory() -> None:
-    assert of_memory(2**32, 0, "")[0].text == "4.0 GiB are free"
-    assert of_memory(2**32, 2**30, "small")[0].level == "ok"
-    (found,) = of_memory(2**30, 14 * 2**30, "llava")
-    assert found.level == "error" and "llava needs 14 GiB" in found.text and "model:=" in found.mend
+    assert of_memory(4 * 10**9)[0].text == "4.00 GB are free"
+    (found,) = of_memory(4 * 10**9, "1.00 GB", "small", "cuda:0")
+    assert found.level == "ok" and found.text == "4.00 GB are free on cuda:0, small needs 1.00 GB"
+    (found,) = of_memory(1, "14 GB", "llava", problem="too much", instead=["model.quantization: int4"])
+    assert (found.level, found.text) == ("error", "too much")
+    assert found.mend == "end other programs, or take model.quantization: int4"
+    assert "model:=" in of_memory(1, problem="far too much")[0].mend

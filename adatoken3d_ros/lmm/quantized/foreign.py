@@ -29,12 +29,23 @@ def described(kind: str, original: str) -> dict[str, Any]:
 
 def original_of(directory: Path) -> str:
     """Hash of the weights that a converted checkpoint was made of; empty where config.json does not say."""
-    try:
-        said = parse_json(read_file(directory / "config.json", _MOST)).get(KEY) or {}
-        found = said.get("original", "")
-    except (OSError, ValueError, UnusableFile, AttributeError):
-        return ""
+    found = _said(directory).get("original", "")
     return found if isinstance(found, str) and found.isalnum() and len(found) <= 64 else ""
+
+
+def kept_kind(directory: Path) -> str:
+    """What a converted checkpoint's layers are, as its config.json says; empty for any other."""
+    found = _said(directory).get("kind", "")
+    return found if found in KINDS else ""
+
+
+def _said(directory: Path) -> dict[str, Any]:
+    try:
+        content = parse_json(read_file(directory / "config.json", _MOST))
+        found = content.get(KEY)
+    except (OSError, ValueError, UnusableFile, AttributeError):
+        return {}
+    return found if isinstance(found, dict) and found.get("quant_method") == METHOD else {}
 
 
 def chosen_kind(wanted: str, stored: Collection[str], directory: Path) -> str:
