@@ -15,6 +15,7 @@ from adatoken3d_ros.lab.information import Information, InformationSet
 from adatoken3d_ros.lab.mining import mine
 from adatoken3d_ros.lab.probe import RATIOS, Probe, Sample
 from adatoken3d_ros.lab.rivals import make_rival
+from adatoken3d_ros.lab.strategy_maker import BY_NAME, NAMED
 from adatoken3d_ros.lab.synthetic.questions import FAMILIES
 from adatoken3d_ros.pruning.decay import fit_decay
 from adatoken3d_ros.pruning.policies import make_policy
@@ -96,6 +97,11 @@ def fit(workers: Kept, reader: Reader, rooms: tuple[Room, ...]) -> Fitted:
     trials = [Strategy("options", "ours", schedule, options=options) for options in tried for schedule in halves]
     by_options = np.array(measure("options of ours", trials)).reshape(len(tried), len(halves)).mean(axis=1)
     options = tried[int(by_options.argmin())]
+    by_share: list[float] = []
+    if reader.decoder.first_gate == 0:
+        shares = [{**options, "named": share} for share in NAMED]
+        by_share = measure("words of ours", [Strategy("options", "ours", BY_NAME, options=one) for one in shares])
+        options = shares[int(np.argmin(by_share))]
     layers = tuple(range(n_layers))
     gates = [Schedule((Stage(layer, ratio),)) for layer in layers for ratio in RATIOS]
     gaps = measure("single gates of ours", [Strategy("gate", "ours", one, options=options) for one in gates])
@@ -117,6 +123,7 @@ def fit(workers: Kept, reader: Reader, rooms: tuple[Room, ...]) -> Fitted:
             "contribution": information.contribution.tolist(),
             "decay_correlation": decay.correlation,
             "options_tried": [{"options": o, "kl": float(kl)} for o, kl in zip(tried, by_options, strict=True)],
+            "named_tried": dict(zip(map(str, NAMED), by_share, strict=False)),
             "withdrawal_kl": withdrawal,
         },
     )

@@ -104,19 +104,21 @@ class Fitted:
 def fit(scene: Scene, prompts: Prompts, answer_tokens: int) -> Fitted:
     """`ours` at each share of SAVED, as `adatoken3d calibrate --kind mined` fits it."""
     information = strategy_maker.mine_all(scene, prompts, _silent)
-    n_layers, policy = scene.runtime.n_layers, make_policy("ours")
-    strategies = {}
+    n_layers, wanted = scene.runtime.n_layers, Wanted(kind="mined", answer_tokens=answer_tokens)
+    probe = strategy_maker.make_probe(scene, wanted, prompts, _silent)
+    options = strategy_maker.policy_options(scene, "ours", wanted, prompts, information, probe)
+    policy, strategies = make_policy("ours", **options), {}
     for name, saved in SAVED.items():
         asked = saved
         for _ in range(_ASKED_AGAIN):
             wanted = Wanted(kind="mined", flops_reduction=asked, answer_tokens=answer_tokens)
-            schedule, _, extra = strategy_maker.choose(scene, wanted, policy, prompts, information, _silent)
+            schedule, _, extra = strategy_maker.choose(scene, wanted, policy, prompts, information, probe, _silent)
             short = saved - saved_by(scene, prompts.samples, schedule)
             if short <= 0:
                 break
             asked += short + 1e-4
         info = {"figures": extra.divergence_figures(schedule)}
-        strategies[name] = Strategy(f"ours at -{name} %", "ours", schedule, info=info)
+        strategies[name] = Strategy(f"ours at -{name} %", "ours", schedule, options=options, info=info)
     decay = fit_decay(information.contribution)
     curves = {
         "contribution": information.contribution.tolist(),

@@ -107,9 +107,10 @@ def run(args: argparse.Namespace) -> int:
     with step_progress(console) as report:
         prompts = strategy_maker.collect(scene, scenes(args), questions, report)
         information = strategy_maker.mine_all(scene, prompts, report)
-        options = strategy_maker.policy_options(scene, wanted, prompts, information)
+        probe = strategy_maker.make_probe(scene, wanted, prompts, report)
+        options = strategy_maker.policy_options(scene, args.policy, wanted, prompts, information, probe)
         policy = make_policy(args.policy, **options)
-        schedule, made, extra = strategy_maker.choose(scene, wanted, policy, prompts, information, report)
+        schedule, made, extra = strategy_maker.choose(scene, wanted, policy, prompts, information, probe, report)
         schedule.check(scene.runtime.n_layers)
         figures = extra.divergence_figures(schedule)
         figures |= strategy_maker.measure(scene, policy, schedule, prompts, report)

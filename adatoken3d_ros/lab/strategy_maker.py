@@ -28,12 +28,16 @@ from adatoken3d_ros.lab.mining import mine
 from adatoken3d_ros.lab.probe import HORIZON_KL, RATIOS, Probe, Sample, massive_dims
 from adatoken3d_ros.pruning import flops
 from adatoken3d_ros.pruning.decay import Decay, adatoken_schedule
+from adatoken3d_ros.pruning.policies import make_policy
 from adatoken3d_ros.pruning.schedule import Schedule, ScheduleError, Stage
 from adatoken3d_ros.pruning.view import Policy, PolicyError
 from adatoken3d_ros.scene.frames import PosedFrame
 
 _TIMED_RUNS = 3
 _NEW_TOKENS = 16  # length of the answer whose operations are told
+# Shares of the first gate's slots for tokens that are named, and the gate at which they are compared.
+NAMED = (0.0, 0.25, 0.5, 0.75)
+BY_NAME = Schedule((Stage(0, 0.25),))
 # What is foreseen costs nothing, and where rows always stay a gate has to take more of the others.
 _FORESEEN_RATIOS = (*RATIOS, 0.03, 0.02)
 
@@ -168,15 +172,34 @@ class Extra:
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
+def make_probe(scene: Scene, wanted: Wanted, prompts: Prompts, report: Report) -> Probe:
+    """The unpruned answers, which a policy and its schedule are judged by."""
+    end_of_answer = scene.runtime.tokenizer.eos_token_id
+    return Probe(
+        scene.runtime.model.decoder,
+        prompts.samples,
+        make_policy("none"),
+        n_tokens=wanted.answer_tokens,
+        eos_ids=() if end_of_answer is None else (end_of_answer,),
+        progress=lambda done, total: report("answers", done, total),
+    )
+
+
 def policy_options(
-    scene: Scene, wanted: Wanted, prompts: Prompts, information: InformationSet
-) -> dict[str, list[float] | list[int]]:
-    """What the policy is told of the model beside the schedule: attention by position, dimensions of sinks."""
-    options: dict[str, list[float] | list[int]] = {}
+    scene: Scene, name: str, wanted: Wanted, prompts: Prompts, information: InformationSet, probe: Probe
+) -> dict[str, float | list[float] | list[int]]:
+    """What the policy is told of the model beside the schedule: attention by position, dimensions of sinks, and of
+    `ours` how far its tokens can be compared with words."""
+    options: dict[str, float | list[float] | list[int]] = {}
     if wanted.debias is not None:
         options["debias"] = information.position_curve(wanted.debias)
     if wanted.sink_dims is not None:
         options["sink_dims"] = wanted.sink_dims or list(massive_dims(scene.runtime.model.decoder, prompts.samples))
+    decoder, sample = scene.runtime.model.decoder, prompts.samples[0]
+    if name == "ours" and gates_before_all(decoder, make_policy(name, **options), sample):
+        tried = [make_policy(name, named=share, **options) for share in NAMED]
+        share = NAMED[int(np.argmin([probe.with_policy(one).divergence(BY_NAME) for one in tried]))]
+        options |= {"named": share} if share else {}
     return options
 
 
@@ -186,19 +209,15 @@ def choose(
     policy: Policy,
     prompts: Prompts,
     information: InformationSet,
+    probe: Probe,
     report: Report,
 ) -> tuple[Schedule, dict[str, Any], Extra]:
-    """The schedule of the kind that was asked for, the settings behind it, and what else came of it."""
+    """The schedule of the kind that was asked for, the settings behind it, and what else came of it.
+
+    `probe`: of these prompts (`make_probe`), with any policy.
+    """
     decoder, samples = scene.runtime.model.decoder, prompts.samples
-    end_of_answer = scene.runtime.tokenizer.eos_token_id
-    probe = Probe(
-        decoder,
-        samples,
-        policy,
-        n_tokens=wanted.answer_tokens,
-        eos_ids=() if end_of_answer is None else (end_of_answer,),
-        progress=lambda done, total: report("answers", done, total),
-    )
+    probe = probe.with_policy(policy)
     if wanted.given is not None:
         return wanted.given, {}, Extra(probe)
     if wanted.kind == "adatoken":

@@ -53,6 +53,17 @@ def keep_top(scores: Tensor, k: int) -> Tensor:
     return scores.sort(descending=True, stable=True).indices[:k].sort().values
 
 
+def likeness(tokens: Tensor, words: Tensor) -> Tensor:
+    """(n,) how much each of `tokens` (n, D) stands out as like one of `words` (m, D), m >= 1.
+
+    Cosines with a word are counted in standard deviations from their mean over the tokens, so that no word, and nothing
+    that all tokens share, counts more than another; of each token the greatest over the words. In float32.
+    """
+    cosines = normalize(tokens.float(), dim=-1) @ normalize(words.float(), dim=-1).T
+    spread = cosines.std(0, correction=0).clamp_min(torch.finfo(torch.float32).eps)
+    return ((cosines - cosines.mean(0)) / spread).amax(1)
+
+
 def sink_tokens(hidden: Tensor, dims: tuple[int, ...], threshold: float) -> Tensor:
     """Mask (n,) of attention sinks: tokens of `hidden` (n, D) whose RMS-normalised activation in one of `dims` is huge.
 

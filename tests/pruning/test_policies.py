@@ -178,6 +178,22 @@ def test_before_the_model_ours_spreads(mha: Decoder) -> None:
     assert blind == kept(mha, make_policy("divprune"), schedule)
 
 
+def test_before_the_model_ours_takes_what_is_named(mha: Decoder) -> None:
+    """Two tokens are words of the question: the first of the scene's order, and its last."""
+    embeds = PROMPT.embeds.clone()
+    order = farthest_points(PROMPT.scene.xyz)
+    named = [int(order[0]), int(order[39])]
+    embeds[0, [5 + k for k in named]] = PROMPT.embeds[0, 46:48]
+    scene = SceneTokens(PROMPT.scene.xyz)
+    schedule = Schedule.of([0], [0.1])
+    expected = {0.0: order[:4], 0.5: torch.cat([order[:3], order[39:]])}
+    for share, tokens in expected.items():
+        result = prefill(mha, embeds, PROMPT.layout, schedule, Ours(named=share), scene=scene)
+        assert result.trace.retained.nonzero()[:, 0].tolist() == tokens.sort().values.tolist()
+    blind = prefill(mha, embeds, PROMPT.layout, schedule, Ours(named=0.5)).trace.retained
+    assert blind.sum() == 4 and blind[named].all()
+
+
 def test_debias_divides_by_the_curve(mha: Decoder) -> None:
     schedule = Schedule.of([2], [0.5])
     flat = Ours(coverage=0.0, debias=[1, 1, 1, 1, 1])
@@ -279,6 +295,8 @@ def test_bad_options() -> None:
         make_policy("fastv", seed=1)
     with pytest.raises(PolicyError, match="'train'; there are model"):
         make_policy("adatoken_release", lists="train")
+    with pytest.raises(PolicyError, match="named -0.1"):
+        Ours(named=-0.1)
     with pytest.raises(PolicyError, match="coverage 1.5"):
         Ours(coverage=1.5)
     with pytest.raises(PolicyError, match="rows 'some'"):

@@ -13,6 +13,7 @@ from adatoken3d_ros.pruning.scores import (
     diverse_places,
     farthest_points,
     keep_top,
+    likeness,
     position_bias,
     sink_tokens,
 )
@@ -112,3 +113,16 @@ def test_diverse_places_are_a_greedy_max_min(n: int, seed: int) -> None:
     for i in range(1, n):
         gap = distance[:, order[:i]].amin(1).index_fill(0, order[:i], -1.0)
         assert gap[order[i]] >= gap.max() - 1e-5
+
+
+def test_likeness_by_hand() -> None:
+    # Cosines with the first word are 1, 0, 0, 0; with the second 0.6, 1, 0.6, 0.6, over the root of 1.72.
+    tokens = torch.tensor([[2.0, 0, 0], [0, 0, 3], [0, 1, 0], [0, 5, 0]])
+    words = torch.tensor([[7.0, 0, 0], [0.6, 0.6, 1.0]])
+    found = likeness(tokens, words)
+    second = torch.tensor([0.6, 1.0, 0.6, 0.6]) / math.sqrt(1.72)
+    of_words = torch.stack([torch.tensor([1.0, 0, 0, 0]), second], dim=1)
+    expected = ((of_words - of_words.mean(0)) / of_words.std(0, correction=0)).amax(1)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found[:2], torch.full((2,), math.sqrt(3.0)))  # a rare word counts as much as a loud one
+    assert likeness(torch.ones(3, 2), torch.ones(1, 2)).tolist() == [0.0, 0.0, 0.0]
