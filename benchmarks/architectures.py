@@ -49,6 +49,7 @@ from adatoken3d_ros.pruning.decay import fit_decay
 from adatoken3d_ros.pruning.policies import make_policy
 from adatoken3d_ros.pruning.schedule import Schedule
 from adatoken3d_ros.pruning.strategy import Strategy
+from adatoken3d_ros.pruning.view import Policy
 from benchmarks._architecture_forms import FORMS, Form, new_scene
 from benchmarks._architecture_report import draw, goals, table, write_docs
 from benchmarks._budgets import operations
@@ -97,6 +98,7 @@ def _silent(step: str, done: int, total: int | None) -> None: ...
 class Fitted:
     """Strategies by what they save, and what they were made of."""
 
+    policy: Policy
     strategies: dict[str, Strategy]
     curves: dict[str, Any]
 
@@ -113,7 +115,7 @@ def fit(scene: Scene, prompts: Prompts, answer_tokens: int) -> Fitted:
         for _ in range(_ASKED_AGAIN):
             wanted = Wanted(kind="mined", flops_reduction=asked, answer_tokens=answer_tokens)
             schedule, _, extra = strategy_maker.choose(scene, wanted, policy, prompts, information, probe, _silent)
-            short = saved - saved_by(scene, prompts.samples, schedule)
+            short = saved - saved_by(scene, prompts.samples, schedule, policy)
             if short <= 0:
                 break
             asked += short + 1e-4
@@ -131,44 +133,43 @@ def fit(scene: Scene, prompts: Prompts, answer_tokens: int) -> Fitted:
         "kept": {name: list(s.schedule.ratios(n_layers)) for name, s in strategies.items()},
         "kl": {name: s.info["figures"]["kl"] for name, s in strategies.items()},
     }
-    return Fitted(strategies, curves)
+    return Fitted(policy, strategies, curves)
 
 
-def flops(scene: Scene, sample: Sample, schedule: Schedule, rows: Sequence[int] = ()) -> float:
+def flops(scene: Scene, sample: Sample, schedule: Schedule, policy: Policy, rows: Sequence[int] = ()) -> float:
     """Exact operations of a prefill, scoring included.
 
     rows: what each layer saw; without them as planned, where what closes a line stays: an upper bound.
     """
-    decoder, policy = scene.runtime.model.decoder.size, make_policy("ours")
+    decoder = scene.runtime.model.decoder.size
     counts = schedule.counts(sample.n_spatial, decoder.n_layers, policy.kept)
     return operations(decoder, policy, counts, sample.n_spatial, sample.n_text, sample.layout.n_question, rows)
 
 
-def saved_by(scene: Scene, samples: Sequence[Sample], schedule: Schedule) -> float:
+def saved_by(scene: Scene, samples: Sequence[Sample], schedule: Schedule, policy: Policy) -> float:
     """Share of the exact operations of all prompts together that a schedule saves."""
-    spent, whole = (sum(flops(scene, sample, one) for sample in samples) for one in (schedule, Schedule()))
+    spent, whole = (sum(flops(scene, sample, one, policy) for sample in samples) for one in (schedule, Schedule()))
     return 1 - spent / whole
 
 
-def read(scene: Scene, sample: Sample, schedule: Schedule) -> Prefill:
+def read(scene: Scene, sample: Sample, schedule: Schedule, policy: Policy) -> Prefill:
     """One prompt."""
-    policy = make_policy("ours")
     return prefill(scene.runtime.model.decoder, sample.embeds, sample.layout, schedule, policy, scene=sample.scene)
 
 
 def times(scene: Scene, samples: Sequence[Sample], fitted: Fitted, args: argparse.Namespace) -> dict[str, Any]:
     """What all prompts save, and of the first one operations, milliseconds, and what one promises of the other."""
-    sample = samples[0]
+    sample, policy = samples[0], fitted.policy
     schedules = {"none": Schedule(), **{name: one.schedule for name, one in fitted.strategies.items()}}
-    ways: dict[str, Callable[[], Prefill]] = {n: partial(read, scene, sample, s) for n, s in schedules.items()}
+    ways: dict[str, Callable[[], Prefill]] = {n: partial(read, scene, sample, s, policy) for n, s in schedules.items()}
     seconds = {name: median(s for s, _ in runs) for name, runs in interleaved(ways, args).items()}
-    spent = {n: flops(scene, sample, one, ways[n]().trace.rows_per_layer) for n, one in schedules.items()}
+    spent = {n: flops(scene, sample, one, policy, ways[n]().trace.rows_per_layer) for n, one in schedules.items()}
     speedup = {name: seconds["none"] / seconds[name] for name in SAVED}
     return {
         "spatial_tokens": sample.n_spatial,
         "other_tokens": sample.n_text,
         "flops": spent,
-        "flops_saved": {n: saved_by(scene, samples, one.schedule) for n, one in fitted.strategies.items()},
+        "flops_saved": {n: saved_by(scene, samples, one.schedule, policy) for n, one in fitted.strategies.items()},
         "prefill_ms": {name: 1e3 * s for name, s in seconds.items()},
         "speedup": speedup,
         "hit": {name: speedup[name] * spent[name] / spent["none"] for name in SAVED},
