@@ -78,11 +78,11 @@ def run(args: argparse.Namespace) -> int:
     if args.chat or args.questions:
         print(told)
         asked = _chat(args, settings, engine, scene) if args.chat else _each(questions, engine, scene)
-        return _written(_reported(args, scene, pictures, asked), args.json)
+        return _written(with_report(args, scene, pictures, asked), args.json)
 
     from adatoken3d_ros.cli.output import print_answer, record_of_answer, write_json
 
-    [answer] = _reported(args, scene, pictures, iter([engine.ask(scene, questions[0])]))
+    [answer] = with_report(args, scene, pictures, iter([engine.ask(scene, questions[0])]))
     record = record_of_answer(answer)
     print_answer(record)
     print(told)
@@ -144,7 +144,7 @@ def _written(answers: Iterator[Answer], path: Path | None) -> int:
     return int(failed)
 
 
-def _reported(
+def with_report(
     args: argparse.Namespace, scene: Scene, pictures: Pictures | None, answers: Iterator[Answer]
 ) -> Iterator[Answer]:
     """Hands on the answers; once there are no more, all that came are in the report, if one is wanted."""

@@ -32,6 +32,8 @@ OPTIONS = {
 }
 _METAVARS = {int: "N", float: "X", str: "NAME", tuple: "'X Y Z ROLL PITCH YAW'"}
 _FOLDERS = ("--model", "--vision-path")
+_BAG = "ROS 2 bag: an .mcap or .db3 file, or a bag's folder"
+_FOLDER = "color/, depth/, pose/ and intrinsics.json, see docs/data.md"
 
 
 def add_settings(parser: argparse.ArgumentParser, *options: str) -> None:
@@ -58,16 +60,18 @@ def _pose(setting: Setting, text: str) -> tuple[float, ...]:
     return numbers
 
 
-def add_scenes(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
-    """Adds the model's checkpoint, and bags or folders of frames: one, or several that are a scene each."""
+def add_scenes(parser: argparse.ArgumentParser, *, several: bool = False, only_bag: bool = False) -> None:
+    """Adds the model's checkpoint, and bags or folders of frames: one, several that are a scene each, or the bag that a
+    command is about."""
     add_settings(parser, *_FOLDERS)
-    source = parser.add_mutually_exclusive_group(required=True)
-    for option, metavar, what in (
-        ("--bag", "PATH", "ROS 2 bag: an .mcap or .db3 file, or a bag's folder"),
-        ("--folder", "DIR", "color/, depth/, pose/ and intrinsics.json, see docs/data.md"),
-    ):
-        what += ", one scene each" if several else ""
-        source.add_argument(option, type=Path, metavar=metavar, help=what, nargs="+" if several else None)
+    if only_bag:
+        parser.add_argument("bag", type=Path, metavar="BAG", help=_BAG)
+        parser.set_defaults(folder=None)
+    else:
+        source = parser.add_mutually_exclusive_group(required=True)
+        for option, metavar, what in (("--bag", "PATH", _BAG), ("--folder", "DIR", _FOLDER)):
+            what += ", one scene each" if several else ""
+            source.add_argument(option, type=Path, metavar=metavar, help=what, nargs="+" if several else None)
     parser.add_argument(
         "--pose-source",
         default="auto",

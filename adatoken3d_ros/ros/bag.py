@@ -148,6 +148,21 @@ def read_bag(
             )
 
 
+def recorded_questions(path: str | Path) -> list[tuple[int, str]]:
+    """(time in nanoseconds, text) of what was asked on a topic `question` (std_msgs/String) while a bag was recorded.
+
+    Raises:
+        BagError: for a bag that cannot be read.
+    """
+    with closing(BagReader(Path(path))) as reader:
+        asked = [
+            connection
+            for connection in reader.connections
+            if connection.msgtype == "std_msgs/msg/String" and connection.topic.rsplit("/", 1)[-1] == "question"
+        ]
+        return sorted((time, str(message.data)) for time, _, message in reader.timed(asked))
+
+
 def choose_topics(connections: list[Connection], topics: Topics, source: str = RGBD) -> Topics:
     """Fills in the names that were not given, those that frames from `source` need.
 

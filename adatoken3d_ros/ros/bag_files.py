@@ -85,7 +85,11 @@ class BagReader:
         self._stack.close()
 
     def messages(self, connections: Collection[Connection]) -> Iterator[tuple[Connection, Any]]:
-        """The messages of some connections, file by file in the order of their times, decoded.
+        """The messages of some connections, file by file in the order of their times, decoded; raises as `timed`."""
+        return ((connection, message) for _, connection, message in self.timed(connections))
+
+    def timed(self, connections: Collection[Connection]) -> Iterator[tuple[int, Connection, Any]]:
+        """As `messages`, each with the time of its recording, nanoseconds.
 
         Raises:
             BagError: for what is damaged or not encoded as ROS does.
@@ -103,11 +107,11 @@ class BagReader:
                 with _only_bag_errors(file.path):
                     if (found := next(raw, None)) is None:
                         break
-                    key, data = found
+                    time, key, data = found
                     if self._each_message:
                         data = growth.unpacked(data, "zstd", growth.left)
                     message = STORE.deserialize_cdr(data, wanted[key].msgtype)
-                yield wanted[key], message
+                yield time, wanted[key], message
 
     def _open(self, path: Path) -> None:
         if not path.exists():
@@ -262,18 +266,18 @@ class _Mcap:
                     for _ in self._in_chunk(begin, length, set()):
                         pass
 
-    def messages(self, keys: set[int]) -> Iterator[tuple[int, bytes]]:
-        """(channel, bytes) in the order of their times, those of one time in the order of the file."""
+    def messages(self, keys: set[int]) -> Iterator[tuple[int, int, bytes]]:
+        """(time, channel, bytes) in the order of their times, those of one time in the order of the file."""
         self._growth = _Growth(self._size)  # each reading of the file may take as much as the first
         waiting: list[tuple[int, int, int, int, bytes]] = []
         for start, begin, length, chunk in sorted(self._parts):
             while waiting and waiting[0][0] < start:
-                yield heapq.heappop(waiting)[3:]
+                yield _first(waiting)
             found = self._in_chunk(begin, length, keys) if chunk else _message(self._read(begin, length), keys)
             for number, (time, key, data) in enumerate(found):
                 heapq.heappush(waiting, (time, begin, number, key, data))
         while waiting:
-            yield heapq.heappop(waiting)[3:]
+            yield _first(waiting)
 
     def _in_chunk(self, begin: int, length: int, keys: set[int]) -> Iterator[tuple[int, int, bytes]]:
         """(time, channel, bytes) of a chunk's messages; its schemas and channels are taken note of."""
@@ -325,6 +329,11 @@ class _Mcap:
         return data
 
 
+def _first(waiting: list[tuple[int, int, int, int, bytes]]) -> tuple[int, int, bytes]:
+    time, _, _, key, data = heapq.heappop(waiting)
+    return time, key, data
+
+
 def _message(record: bytes, keys: set[int]) -> Iterator[tuple[int, int, bytes]]:
     key, _, time = struct.unpack_from("<HIQ", record)
     if len(record) < 22:
@@ -363,11 +372,11 @@ class _Sqlite:
     def close(self) -> None:
         self._database.close()
 
-    def messages(self, keys: set[int]) -> Iterator[tuple[int, bytes]]:
-        """(topic, bytes) in the order of their times."""
+    def messages(self, keys: set[int]) -> Iterator[tuple[int, int, bytes]]:
+        """(time, topic, bytes) in the order of their times."""
         marks = ",".join("?" * len(keys))
-        query = f"SELECT topic_id, data FROM messages WHERE topic_id IN ({marks}) ORDER BY timestamp"
-        for key, data in self._database.execute(query, sorted(keys)):
-            if not isinstance(data, bytes):
-                raise BagError(f"a message that is a {type(data).__name__}")
-            yield key, data
+        query = f"SELECT timestamp, topic_id, data FROM messages WHERE topic_id IN ({marks}) ORDER BY timestamp"
+        for time, key, data in self._database.execute(query, sorted(keys)):
+            if not isinstance(data, bytes) or not isinstance(time, int):
+                raise BagError(f"a message that is a {type(data).__name__}, of the time {quoted(time)}")
+            yield time, key, data

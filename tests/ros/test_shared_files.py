@@ -88,7 +88,7 @@ def test_both_nodes_of_the_demo_take_their_files(graph: Any, tmp_path: Path) -> 
 
 
 def test_topics_of_a_launch_are_those_of_the_readme() -> None:
-    readme = (ROOT / "README.md").read_text()
+    readme = (ROOT / "docs" / "node.md").read_text()
     assert all(f"`{topic}`" in readme for topic in TOPICS.values())
     assert all(argument.description.endswith(".") for argument in ARGUMENTS)
 
@@ -143,6 +143,7 @@ def test_view_shows_topics_of_the_node(graph: Any) -> None:
     wanted = {f"/{topic}" for topic in topics_of(view)}
     assert wanted == {
         "/rgb/image",
+        "/depth/image",
         "/clicked_point",
         *(f"/adatoken3d/{name}" for name in ("retained_tokens", "scene_tokens", "markers")),
     }
@@ -160,4 +161,5 @@ def test_view_colours_tokens_by_contribution() -> None:
     retained = shown["Retained tokens"]
     assert (retained["Color Transformer"], retained["Channel Name"]) == ("Intensity", "contribution")
     assert shown["Scene tokens"]["Color Transformer"] == "RGB8"
-    assert all(display["Value"] for name, display in shown.items() if name != "TF")
+    assert shown["Exit layers"]["Channel Name"] == "last_layer"
+    assert {name for name, display in shown.items() if not display["Value"]} == {"TF", "Depth", "Exit layers"}

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The layout for Foxglove and Lichtblick shows what the node publishes; links of the documentation lead somewhere."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+LAYOUT = json.loads((ROOT / "config" / "foxglove.json").read_text(encoding="utf-8"))
+PANELS: dict[str, Any] = LAYOUT["configById"]
+PUBLISHED = {"answer", "scene_tokens", "retained_tokens", "token_report", "markers"}
+
+
+def placed(layout: Any) -> Iterator[str]:
+    if isinstance(layout, str):
+        yield layout
+    else:
+        assert layout["direction"] in ("row", "column") and 0 < layout["splitPercentage"] < 100
+        yield from placed(layout["first"])
+        yield from placed(layout["second"])
+
+
+def fields(name: str) -> set[str]:
+    text = (ROOT / "msg" / f"{name}.msg").read_text(encoding="utf-8")
+    return set(re.findall(r"^[\w/\[\]]+ +(\w+)", text, re.MULTILINE))
+
+
+def test_every_panel_has_its_place() -> None:
+    assert sorted(placed(LAYOUT["layout"])) == sorted(PANELS)
+    assert {name.partition("!")[0] for name in PANELS} == {"3D", "Image", "RawMessages", "Plot", "CallService"}
+
+
+def test_all_that_the_node_publishes_is_shown() -> None:
+    text = json.dumps(LAYOUT)
+    assert set(re.findall(r"/adatoken3d/(\w+)", text)) == PUBLISHED | {"ask"}
+    assert {"/rgb/image", "/depth/image", "/clicked_point"} <= set(re.findall(r'"(/[\w/]+)"', text))
+
+
+def test_fields_are_those_of_the_messages() -> None:
+    value = PANELS["Plot!layers"]["paths"][0]["value"]
+    match = re.fullmatch(r"/adatoken3d/token_report\.(\w+)\[:\]\.(\w+)", value)
+    assert match and match[1] in fields("TokenReport") and match[2] in fields("LayerTokens")
+    source = (ROOT / "adatoken3d_ros" / "ros" / "outputs" / "messages.py").read_text(encoding="utf-8")
+    (named,) = re.findall(r"RETAINED_FIELDS = \((.*)\)", source)
+    for panel in ("3D!contribution", "3D!layers"):
+        assert f'"{PANELS[panel]["topics"]["/adatoken3d/retained_tokens"]["colorField"]}"' in named
+    request = (ROOT / "srv" / "AskScene.srv").read_text(encoding="utf-8").partition("---")[0]
+    asked = json.loads(PANELS["CallService!ask"]["requestPayload"])
+    assert set(asked) <= set(re.findall(r"^[\w/\[\]]+ +(\w+)", request, re.MULTILINE))
+
+
+def test_no_page_points_to_a_file_that_is_not_there() -> None:
+    """Without the site, whose builder looks at headings, too (`make docs`)."""
+    pages = [*(ROOT / "docs").glob("*.md"), *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"))]
+    missing = [
+        f"{page.name}: {target}"
+        for page in pages
+        for target in re.findall(r"\]\(([^)\s#:]+)(?:#[^)\s]*)?\)", page.read_text(encoding="utf-8"))
+        if not (page.parent / target).exists()
+    ]
+    assert missing == []
+    listed = set(re.findall(r": (\w+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE))
+    assert {page.name for page in (ROOT / "docs").glob("*.md")} <= listed
