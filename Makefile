@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# make demo | test | lint | env | clean | help
+# make demo | test | lint | docs | env | clean | help
 #   ROS=jazzy              for ROS 2 Jazzy instead of Kilted: with the libraries of Ubuntu 24.04, in .venv-jazzy
 #   PYTHON=python3.12      interpreter for the environment (3.10 or newer; for Jazzy 3.12 where there is one)
 #   VENV=.venv             folder of the environment
@@ -35,7 +35,7 @@ unexport LD_LIBRARY_PATH _ROS_WHEELS_BOOTSTRAP_COMPLETE
 # Demo and tests stay off the network.
 export ROS_AUTOMATIC_DISCOVERY_RANGE ?= LOCALHOST
 
-.PHONY: help env demo test lint format clean
+.PHONY: help env demo test lint docs format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -63,10 +63,16 @@ lint: env
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+# The site is in build/site; a link in it that leads nowhere is an error. It needs nothing of the package (Python 3.11).
+docs:
+	@test -x .venv-docs/bin/mkdocs || { $(PYTHON) -m venv --clear .venv-docs && .venv-docs/bin/python -m pip install -q \
+		--no-input -c constraints.txt $$(sed -n 's/^docs = \["\(.*\)"\].*/\1/p' pyproject.toml); }
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build
+
 format: env
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf $(VENV) build install log *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-docs build install log *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -47,7 +47,7 @@ def advice(modules: list[str]) -> str:
     lines = []
     if set(modules) & set(OF_PIP):
         lines.append(
-            f"{sys.executable} -m pip install -r {requirements_file()} (in a virtual environment, see README.md)"
+            f"{sys.executable} -m pip install -r {requirements_file()} (in a virtual environment, see docs/robot.md)"
         )
     if set(modules) & set(OF_THE_SYSTEM):
         lines.append("rosdep install --from-paths src --ignore-src -y")

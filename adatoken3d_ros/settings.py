@@ -2,7 +2,7 @@
 """Every setting: its name, default, unit, range, meaning and until when it may be changed, each said here alone.
 
 The node's parameters (`ros/parameters.py`), options of the command line (`cli/options.py`), choices of the launch
-arguments (`ros/wiring.py`), defaults of the engine's configuration and the README's table (`scripts/readme_table.py`)
+arguments (`ros/wiring.py`), defaults of the engine's configuration and docs/node.md's table (`scripts/readme_table.py`)
 are made from `SETTINGS`. Neither ROS nor torch is imported.
 """
 

@@ -323,7 +323,7 @@ def bootstrap(folder: Path, ros: str) -> None:
     if sys.platform != "linux" or platform.machine() != "x86_64":
         raise BootstrapError(
             f"This is {sys.platform} on {platform.machine()}; the ROS 2 wheels of PyPI exist for Linux on x86_64 only. "
-            "Install ROS 2 and build with colcon instead, see README.md."
+            "Install ROS 2 and build with colcon instead, see docs/robot.md."
         )
     if ros == "jazzy" and sys.version_info >= (3, 13):
         raise BootstrapError(

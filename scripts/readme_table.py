@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the README's table of parameters anew, from the settings.
+"""Writes docs/node.md's table of parameters anew, from the settings.
 
 python scripts/readme_table.py
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from adatoken3d_ros.settings import SETTINGS, Setting
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+README = Path(__file__).resolve().parents[1] / "docs" / "node.md"
 HEAD = "| parameter | default | allowed | | may change until |\n|---|---|---|---|---|\n"
 TABLE = re.compile(r"(<!-- parameters: begin.*?-->\n).*?(\n<!-- parameters: end -->)", re.DOTALL)
 
@@ -26,7 +26,7 @@ def row(setting: Setting) -> str:
 
 
 def renewed(readme: str) -> str:
-    """The README with the table as it should be. Raises ValueError where it has no place for it."""
+    """The page with the table as it should be. Raises ValueError where it has no place for it."""
     if not TABLE.search(readme):
         raise ValueError(f"{README} has no lines 'parameters: begin' and 'parameters: end'")
     return TABLE.sub(lambda found: found[1] + HEAD + "\n".join(map(row, SETTINGS)) + found[2], readme)

@@ -245,7 +245,7 @@ def test_the_example_of_the_readme(
     answer: Answer, printed: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Whatever the node says, a person can read it."""
-    readme = Path(__file__).parents[2] / "README.md"
+    readme = Path(__file__).parents[2] / "docs" / "robot.md"
     (code,) = (one for one in re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL) if "SceneClient" in one)
     monkeypatch.setattr("adatoken3d_ros.ros.client.SceneClient", lambda: nullcontext(Asked(answer)))
     exec(compile(code, str(readme), "exec"), {})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The README says what the node has: names are compared with the running node."""
+"""docs/node.md says what the node has: names are compared with the running node; files that the README names exist."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from rcl_interfaces.srv import SetParameters
 from rclpy.action import get_action_server_names_and_types_by_node
 from ros_graph import Graph
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+NODE = (ROOT / "docs" / "node.md").read_text(encoding="utf-8")
 
 
 # What every lifecycle node has.
@@ -28,7 +29,7 @@ COMMON = re.compile(
 def names_in_the_readme() -> set[tuple[str, str, str]]:
     """(kind, full name, last part of the type); types are listed as the names are, alternatives with `or`."""
     found = set()
-    for kind, names, types in re.findall(r"^\| (sub|pub|srv|action) \| (.*?) \| (.*?) \|", README, re.MULTILINE):
+    for kind, names, types in re.findall(r"^\| (sub|pub|srv|action) \| (.*?) \| (.*?) \|", NODE, re.MULTILINE):
         each = [name.strip(" `").replace("~/", "adatoken3d/") for name in names.split(",")]
         for name, alternatives in zip(each, types.split(","), strict=True):
             for one in alternatives.split(" or "):
@@ -87,5 +88,5 @@ def test_the_table_of_names_is_the_running_nodes(graph: Graph, tiny_model: Path)
 
 
 def test_the_files_that_it_points_to_exist() -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (Path(__file__).parents[2] / target).exists(), target
+    for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / "README.md").read_text(encoding="utf-8")):
+        assert (ROOT / target).exists(), target

@@ -229,7 +229,7 @@ def test_arguments_say_what_the_parameters_say() -> None:
 
 # --- the README -------------------------------------------------------------------------------------------------------
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README = (ROOT / "docs" / "robot.md").read_text(encoding="utf-8")  # what the README says at more length
 
 
 def launches(text: str = README) -> list[dict[str, str]]:
@@ -248,7 +248,20 @@ def test_every_launch_in_the_readme_can_be_wired() -> None:
 
 
 def test_every_argument_and_camera_in_the_readme_exists() -> None:
-    part = README[README.index("## On a robot") : README.index("## Names")]
+    part = README[: README.index("## Without a ROS installation")]
     used = set(re.findall(r"`?\b([a-z_]+):=", part)) - {"enable"}
     assert used and used <= {argument.name for argument in ARGUMENTS}
-    assert re.findall(r"`camera:=([a-z|]+)`", part) == ["|".join(CAMERAS)]
+    assert re.findall(r"`camera:=([a-z|]+)`", README) == ["|".join(CAMERAS)]
+
+
+def test_the_cameras_of_the_front_page_are_those_that_there_are() -> None:
+    """Each with the driver's command that its file has, and its file."""
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| [^|]+ \| `(ros2 [^`]+)` \| \[`camera:=(\w+)`\]", page, re.MULTILINE))
+    assert sorted(rows.values()) == sorted(CAMERAS)
+    for command, camera in rows.items():
+        assert command in (CONFIG / "cameras" / f"{camera}.yaml").read_text(encoding="utf-8")
+    clouds = wired(params_file=str(CONFIG / "lidar_camera.yaml"), rgb_topic="/image_raw", points_topic="/ouster/points")
+    found = dict(clouds.remappings)
+    assert (found["rgb/camera_info"], found["points"]) == ("/camera_info", "/ouster/points")
+    assert "rgb_topic:=/image_raw points_topic:=/ouster/points" in page
