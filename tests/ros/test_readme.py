@@ -63,7 +63,7 @@ def test_the_table_of_names_is_the_running_nodes(graph: Graph, tiny_model: Path)
     for source, pose, transport, expected in (
         ("rgbd", "pose_topic", "raw", {("/pose", "PoseStamped"), ("/depth/image", "Image")}),
         ("rgbd", "odometry", "compressed", {*TF, ("/odom", "Odometry"), ("/depth/image", "CompressedImage")}),
-        ("points", "pose_topic", "raw", {("/points", "PointCloud2")}),
+        ("points", "pose_with_covariance", "raw", {("/points", "PointCloud2"), ("/pose", "PoseWithCovarianceStamped")}),
     ):
         request = SetParameters.Request()
         for name, text in (("input.source", source), ("pose.source", pose), ("input.transport", transport)):
