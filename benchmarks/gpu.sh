@@ -54,9 +54,10 @@ bench() { # NAME MODEL OPTIONS...
 }
 
 dtype=bfloat16 views=20 sizes=(--layers 32 --heads 32 --hidden 4096 --intermediate 11008) onboard=(--questions 200)
+tests=(tests/decoder tests/pruning tests/lmm/quantized)
 if [ "$small" = 1 ]; then
     views=2 sizes=(--layers 4 --heads 2 --hidden 64 --intermediate 128 --scene-tokens 64 --repeats 1)
-    onboard=(--questions 4 --repeats 4 --gate-repeats 1 --quantised-questions 0)
+    onboard=(--questions 4 --repeats 4 --gate-repeats 1 --quantised-questions 0) tests=(tests/decoder/test_decode.py)
 fi
 [ "$device" = cuda ] && step driver nvidia-smi
 step cuda-here "$python" -c "import torch, sys; print(torch.__version__, torch.cuda.is_available())
@@ -71,7 +72,7 @@ for model in llava-3d-7b:llava3d qwen3-vl-2b:qwen3vl; do
 done
 step prefill "$python" -m benchmarks.prefill --device "$device" --dtype $dtype "${sizes[@]}" --json "$out/prefill.json"
 step onboard "$python" -m benchmarks.onboard --device "$device" "${onboard[@]}" --json "$out/onboard.json"
-step tests "$python" -m pytest -q tests/decoder tests/pruning tests/lmm/quantized
+step tests "$python" -m pytest -q "${tests[@]}"
 echo
 grep -h "^On this machine" "$out"/*.log
 [ ${#failed[@]} = 0 ] || { echo "failed: ${failed[*]}"; exit 1; }

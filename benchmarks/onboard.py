@@ -146,8 +146,8 @@ def measure(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     )
     engine = load_engine(settings)
     began = time.perf_counter()
-    with console.status("compiling a decode step"):
-        why = engine.prepare_decoding()
+    with console.status("compiling a decode step"), TemporaryDirectory() as folder:
+        why = engine.prepare_decoding(args.cache or Path(folder))
     compiled = time.perf_counter() - began
     scene, asked = asked_scene(engine, settings, args.questions)
     steps = step_times(engine, scene, asked[0][1], args.repeats)
@@ -233,6 +233,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--scenes", type=Path, metavar="DIR", help="rooms for these, encoded once and kept")
     parser.add_argument("--real-size", type=Path, default=RESULTS / "real_size_llava3d_cpu.json", metavar="F",
                         help="figures of LLaVA-3D-7B's shape, measured apart (%(default)s)")  # fmt: skip
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="where compiled steps are kept (nowhere)")
     parser.add_argument("--repeats", type=int, default=60, help="decode steps of each way (%(default)s)")
     parser.add_argument("--gate-repeats", type=int, default=9, help="prefills in bfloat16 (%(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="of torch (%(default)s)")

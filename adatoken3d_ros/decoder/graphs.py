@@ -37,11 +37,14 @@ def prepare(decoder: Decoder) -> str:
     if decoder.device.type != "cpu":
         return f"no graph is made on a device of type {decoder.device.type}"
     try:
+        from torch._inductor.async_compile import shutdown_compile_workers
+
         compiled = _compiled()
         with torch.inference_mode():
             for first in (1, 3):  # two sets of lengths: the graph may know none of them
                 if problem := _differs(decoder, compiled, first):
                     return problem
+        shutdown_compile_workers()  # processes that would wait for more to compile
     except Exception as error:  # whatever a compiler and its tools may raise
         lines = str(error).splitlines() or [""]
         return f"a decode step could not be compiled: {type(error).__name__}: {lines[0]}"
@@ -113,11 +116,12 @@ def recorded(decoder: Decoder, state: Buffers) -> Callable[[], None]:
 
 def _record(run: Callable[[], None]) -> Any:
     """A CUDA graph of one step, which recording does not run; None, and it is logged, where it cannot be recorded."""
-    graph = torch.cuda.CUDAGraph()
     try:
+        graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             run()
     except RuntimeError as error:
-        logger.warning("decode steps run one by one, no CUDA graph could be recorded: %s", str(error).splitlines()[0])
+        first = (str(error).splitlines() or [""])[0]
+        logger.warning("decode steps run one by one, no CUDA graph could be recorded: %s", first)
         return None
     return graph

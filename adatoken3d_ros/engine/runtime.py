@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from adatoken3d_ros.decoder.graphs import prepare
 from adatoken3d_ros.engine.budget.latency import LatencyModel
 from adatoken3d_ros.engine.budget.warmup import latency_model, synchronised
@@ -79,7 +81,8 @@ class Runtime:
             cache: directory where a compiler's work is kept for the next start; None for torch's own.
         """
         if cache is not None and (folder := Path(cache).expanduser()).is_dir():
-            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "compiled")
+            # What is compiled is for a number of threads, which torch's own key does not name.
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / f"compiled-{torch.get_num_threads()}")
         why = prepare(self.model.decoder)
         if why:
             logger.warning("decoding is eager: %s", why)

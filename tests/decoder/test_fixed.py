@@ -110,6 +110,33 @@ def test_what_cannot_be_compiled_or_is_wrong_stays_eager(monkeypatch: pytest.Mon
     assert decoder.stepping is None
 
 
+class Replayed:
+    """Stands in for a CUDA graph: the same operations on the same buffers."""
+
+    def __init__(self, run: Callable[[], None]) -> None:
+        self.replay = run
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_steps_that_are_recorded_or_cannot_be(
+    mha: Decoder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, works: bool
+) -> None:
+    """The first step is eager, the second records and replays; without a GPU it is said once, and eager it stays."""
+    seen: list[str] = []
+
+    def record(run: Callable[[], None]) -> Any:
+        seen.append("recorded")
+        return Replayed(run)
+
+    if works:
+        monkeypatch.setattr(graphs, "_record", record)
+    expected = list(generate(mha, filled(mha), max_new_tokens=N_NEW, eos_ids=()))
+    monkeypatch.setattr(mha, "stepping", graphs.recorded)
+    assert list(generate(mha, filled(mha), max_new_tokens=N_NEW, eos_ids=())) == expected
+    assert seen == (["recorded"] if works else [])
+    assert caplog.text.count("no CUDA graph could be recorded") == (0 if works else 1)
+
+
 def test_a_prefix_is_itself_again_and_not_copied(mha: Decoder) -> None:
     random = torch.Generator().manual_seed(2)
     prefix = ScenePrefix(mha, torch.randn(1, 45, 64, generator=random), 5)
