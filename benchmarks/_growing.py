@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The way answers were written before buffers had a fixed size: transformers' layers, one token a chunk, over caches
-that grow. It is what the new way is measured against, and has to agree with."""
+"""The way answers were written before buffers had a fixed size: the whole prompt is read for each question, then
+transformers' layers take one token a chunk, over caches that grow. It is what the new way is measured against, and has
+to agree with."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ import torch
 
 from adatoken3d_ros.decoder.adapter import Decoder
 from adatoken3d_ros.decoder.decode import decode
-from adatoken3d_ros.decoder.prefill import Prefill
+from adatoken3d_ros.decoder.prefill import Prefill, prefill
 from adatoken3d_ros.engine import answering
 
 Generate = Callable[..., Iterator[int]]
@@ -53,17 +54,23 @@ def step_of(decoder: Decoder, prefilled: Prefill, token: int) -> Callable[[], in
 
 @contextmanager
 def written_by(generate: Generate, into: list[int]) -> Iterator[None]:
-    """Within it, the engine's answers are written by `generate`; what it gives is also added to `into`."""
+    """Within it, the engine's answers are written by `generate`, by `growing` after a whole prompt was read; what it
+    gives is also added to `into`."""
+
+    def whole(*args: Any, stems: Any = None, **named: Any) -> Prefill:
+        return prefill(*args, **named)
 
     def noted(*args: Any, **named: Any) -> Iterator[int]:
         for token in generate(*args, **named):
             into.append(token)
             yield token
 
-    before = vars(answering)["generate"]
+    before = {name: vars(answering)[name] for name in ("generate", "prefill")}
     vars(answering)["generate"] = noted
+    if generate is growing:
+        vars(answering)["prefill"] = whole
     try:
         with torch.inference_mode():
             yield
     finally:
-        vars(answering)["generate"] = before
+        vars(answering).update(before)

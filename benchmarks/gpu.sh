@@ -7,7 +7,8 @@
 #
 #   benchmarks/gpu.sh OUT [--device cuda|cpu] [--small] [--python PYTHON]
 #
-# --small: tiny checkpoints in place of the real shapes, seconds each; with --device cpu it shows that the script runs.
+# --small: tiny checkpoints in place of the real shapes, eager but for the model in the package; with --device cpu it
+# shows that the script runs.
 set -u
 usage() { echo "usage: $0 OUT [--device cuda|cpu] [--small] [--python PYTHON]" >&2; exit 2; }
 [ $# -ge 1 ] || usage
@@ -53,10 +54,10 @@ bench() { # NAME MODEL OPTIONS...
         --json "$out/$name.json" --html "$out/$name.html" "$@"
 }
 
-dtype=bfloat16 views=20 sizes=(--layers 32 --heads 32 --hidden 4096 --intermediate 11008) onboard=(--questions 200)
+graph=graph dtype=bfloat16 views=20 sizes=(--layers 32 --heads 32 --hidden 4096 --intermediate 11008) onboard=(--questions 200)
 tests=(tests/decoder tests/pruning tests/lmm/quantized)
 if [ "$small" = 1 ]; then
-    views=2 sizes=(--layers 4 --heads 2 --hidden 64 --intermediate 128 --scene-tokens 64 --repeats 1)
+    graph=eager views=2 sizes=(--layers 4 --heads 2 --hidden 64 --intermediate 128 --scene-tokens 64 --repeats 1)
     onboard=(--questions 4 --repeats 4 --gate-repeats 1 --quantised-questions 0) tests=(tests/decoder/test_decode.py)
 fi
 [ "$device" = cuda ] && step driver nvidia-smi
@@ -65,9 +66,9 @@ sys.exit('$device' == 'cuda' and not torch.cuda.is_available())"
 for model in llava-3d-7b:llava3d qwen3-vl-2b:qwen3vl; do
     name=${model%%:*}
     step "write-$name" write_model "$name" "$scratch/$name" "${model##*:}"
-    bench "$name-bf16" "$scratch/$name" --dtype $dtype --views $views
+    bench "$name-bf16" "$scratch/$name" --dtype $dtype --views $views --decoding $graph
     bench "$name-bf16-eager" "$scratch/$name" --dtype $dtype --views $views --decoding eager
-    bench "$name-int4" "$scratch/$name" --dtype $dtype --views $views --quantization int4
+    bench "$name-int4" "$scratch/$name" --dtype $dtype --views $views --decoding $graph --quantization int4
     rm -rf "${scratch:?}/$name"
 done
 step prefill "$python" -m benchmarks.prefill --device "$device" --dtype $dtype "${sizes[@]}" --json "$out/prefill.json"

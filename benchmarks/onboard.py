@@ -3,9 +3,9 @@
 
 decode_speedup   median decode step of transformers' layers over growing caches, over that of the graph; in turn,
                  on one prompt of the model in the package, pruned as it is by default
-answer_ratio     median time of a whole answer with the graph, over that of answers written the old way; the same
-                 questions in turn. `answer_ratios` has short answers and boxes apart, and with the scene's prefix
-                 kept (budget.reuse), where there is less beside the decode steps
+answer_ratio     median time of a whole answer with the graph and the scene's share of the prefill kept, over that of
+                 answers the old way; the same questions in turn. `answer_ratios` has short answers and boxes
+                 apart, and with the scene's prefix kept (budget.reuse), where there is less beside the decode steps
 equal_tokens     whether all those answers have the same tokens
 gate_overhead    median share of a prefill in bfloat16 that choosing tokens and gathering rows takes
                  (`benchmarks.prefill`: a random Llama a sixteenth of LLaVA-3D-7B, its prompt in full)

@@ -18,6 +18,7 @@ from torch import Tensor
 from adatoken3d_ros.decoder.adapter import CosSin, Decoder
 from adatoken3d_ros.decoder.cache import RaggedCache
 from adatoken3d_ros.decoder.rows import Rows
+from adatoken3d_ros.decoder.stem import Stem, Stems, first_asking_gate, read_question, rows_before
 from adatoken3d_ros.pruning.schedule import Schedule
 from adatoken3d_ros.pruning.view import Bypassing, GateView, Policy, Rope, SceneTokens, Selection, Watching
 
@@ -149,6 +150,7 @@ def prefill(
     should_stop: ShouldStop | None = None,
     at_most: AtMost | None = None,
     max_new_tokens: int = 0,
+    stems: Stems | None = None,
 ) -> Prefill:
     """Reads a prompt, dropping spatial tokens at the schedule's gates.
 
@@ -164,6 +166,9 @@ def prefill(
         at_most: asked before each layer g with (g, the spatial tokens that it is about to see); how many of these it
             and the layers behind may see at most, 0 for none, or None for all of them.
         max_new_tokens: tokens the caller means to decode, so that a full context is found before any work.
+        stems: of this scene. The rows before the question are then read through the layers before the first gate that
+            looks at it once for all questions; the result is the same. Not with `at_most`, nor where a policy takes
+            tokens back, watches layers or counts positions anew.
 
     Raises:
         GateError: the prompt does not fit the layout or the context, the model lacks SDPA, a score is not finite, or
@@ -185,10 +190,24 @@ def prefill(
         raise GateError(f"policy {policy.name} takes tokens back, and rope 'renumber' leaves them no position")
     if gates.bypass:
         rows = replace(rows, closing=None)  # a line whose tokens may come back is not over
-    cos_sin = decoder.rotary(hidden, rows.positions)
-    for g, layer in enumerate(decoder.layers):
+
+    def check(g: int) -> None:
         if should_stop is not None and should_stop():
             raise Cancelled(f"stopped before layer {g} of {len(decoder)}")
+
+    begin = 0
+    if stems is not None and at_most is None and not (renumber or gates.bypass or isinstance(policy, Watching)):
+        begin = first_asking_gate(counts, layout.n_spatial, policy)
+    if stems is not None and begin:
+        end, key = layout.spatial_end, (policy.name, counts[0], begin, scene)
+        stem = stems.get(embeds[:, :end], key, lambda: _read_stem(gates, embeds, rows, key, check))
+        for choice in stem.choices:
+            journal.note(*choice)
+        journal.rows = [stem.hidden.shape[1] + layout.n_question] * begin
+        hidden, rows, question = read_question(decoder, stem, cache, embeds[:, end:], rows.positions[..., end:], check)
+    cos_sin = decoder.rotary(hidden, rows.positions)
+    for g, layer in list(enumerate(decoder.layers))[begin:]:
+        check(g)
         if at_most is not None and (most := _most(at_most, g, counts[g], decoder)) is not None:
             counts[g:] = [min(n, most) for n in counts[g:]]
         if counts[g] != len(rows.alive):
@@ -217,6 +236,25 @@ def prefill(
             rows = rows.add(hidden)
     last = hidden[0, -1]
     return Prefill(decoder.logits(last), last, cache, layout.next_position, journal.trace(tuple(counts)))
+
+
+def _read_stem(gates: _Gates, embeds: Tensor, rows: Rows, key: tuple[Any, ...], check: Callable[[int], None]) -> Stem:
+    """The rows of a prompt (1, S, D) before its question, read as `key` says: (policy, tokens, layers, scene)."""
+    (_, n_keep, n_layers, _), end, decoder = key, gates.layout.spatial_end, gates.decoder
+    hidden, rows = embeds[:, :end], rows_before(rows, end)
+    choices: tuple[Any, ...] = ()
+    if n_keep != len(rows.alive):
+        chosen = gates.choose(0, n_keep, hidden, None, decoder.rotary(hidden, rows.positions), rows)
+        choices = ((0, rows.alive, rows.alive, chosen),)
+        hidden, rows = rows.drop(chosen, hidden, None)
+    cache, cos_sin = RaggedCache(n_layers), decoder.rotary(hidden, rows.positions)
+    for g, layer in enumerate(decoder.layers[:n_layers]):
+        check(g)
+        hidden = layer.run(hidden, cos_sin, cache=cache)
+        if rows.added:
+            rows = rows.add(hidden)
+    kept = tuple((layer.keys, layer.values) for layer in cache.layers)
+    return Stem(embeds[:, :end], key, hidden, rows, kept, choices)
 
 
 def _most(at_most: AtMost, g: int, n: int, decoder: Decoder) -> int | None:

@@ -193,6 +193,9 @@ class _Answering:
             return
         n_text = spliced.n_tokens - spliced.n_spatial
         hurry = guard.hurry(plan, spliced.n_spatial, n_text, policy.kept)
+        # The budget's table knows prefills of whole prompts; where there is no budget, the scene's share is kept.
+        stems = None if self.answer.question.latency_budget_ms else prepared.stems
+        used = prepared.stems.used
         filled = prefill(
             decoder,
             spliced.embeds,
@@ -202,9 +205,11 @@ class _Answering:
             scene=block.scene,
             should_stop=self.should_stop,
             at_most=hurry,
+            stems=stems,
         )
         guard.record_drops(hurry)
-        guard.record("prefill", read_terms(filled.trace.counted(n_text), spliced.n_spatial, n_text))
+        if prepared.stems.used == used:
+            guard.record("prefill", read_terms(filled.trace.counted(n_text), spliced.n_spatial, n_text))
         yield filled
 
     def _point(self, filled: Prefill, objects: Objects) -> None:

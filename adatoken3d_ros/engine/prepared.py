@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adatoken3d_ros.decoder.prefix import ScenePrefix
+from adatoken3d_ros.decoder.stem import Stems
 from adatoken3d_ros.engine.scene_memory import SceneMemory
 from adatoken3d_ros.lmm.interface import SpatialLMM, Spliced, ViewTokens
 from adatoken3d_ros.pruning.view import SceneTokens
@@ -56,11 +57,13 @@ class Prepared:
         self._blocks: dict[int, Block] = {}
         self._objects: Objects | None = None
         self.prefix: ScenePrefix | None = None
+        self.stems = Stems()
 
     def forget(self) -> None:
         """The scene has changed."""
         self._blocks.clear()
         self._objects = self.prefix = None
+        self.stems.forget()
 
     @property
     def built(self) -> frozenset[int]:

@@ -54,6 +54,7 @@ class Ours:
     name: str = "ours"
     rope: Rope = "original"
     kept = staticmethod(at_least_one)
+    blind_at_start = True  # at g = 0
 
     def __post_init__(self) -> None:
         if self.rows not in ("question", "last"):

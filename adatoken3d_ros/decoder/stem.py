@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the layers before the first gate that looks at a question make of [system | spatial tokens].
+
+Attention is causal and the scene comes before the question, so these rows are the same for every question about a scene
+until a gate chooses by what is asked. They are read once; a question then begins with its own rows alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adatoken3d_ros.decoder.adapter import Decoder, causal_chunk
+from adatoken3d_ros.decoder.cache import RaggedCache
+from adatoken3d_ros.decoder.rows import Rows
+from adatoken3d_ros.pruning.view import Policy
+
+
+@dataclass(frozen=True, eq=False)
+class Stem:
+    """Of the E rows before a question, S' of which are left.
+
+    Attributes:
+        embeds: (1, E, D) what was read. key: by what it was read.
+        hidden: (1, S', D) what enters the layer with the gate. rows: which they are.
+        layers: keys and values (1, H_kv, S', head_dim) of each layer before it.
+        choices: what a trace has to be told of the gate before the first layer, if there is one.
+    """
+
+    embeds: Tensor
+    key: tuple[Any, ...]
+    hidden: Tensor
+    rows: Rows
+    layers: tuple[tuple[Tensor, Tensor], ...]
+    choices: tuple[Any, ...]
+
+
+class Stems:
+    """The last stem that was read of a scene."""
+
+    def __init__(self) -> None:
+        self._last: Stem | None = None
+        self.used = 0  # times that one was there already
+
+    def forget(self) -> None:
+        """Gives its memory back."""
+        self._last = None
+
+    def get(self, embeds: Tensor, key: tuple[Any, ...], read: Callable[[], Stem]) -> Stem:
+        """The stem of these rows (1, E, D), read if it is not there."""
+        last = self._last
+        if last is not None and last.key == key and torch.equal(last.embeds, embeds):
+            self.used += 1
+            return last
+        self._last = None  # its memory first
+        self._last = read()
+        return self._last
+
+
+def first_asking_gate(counts: Sequence[int], n_spatial: int, policy: Policy) -> int:
+    """The layer with the first gate that may look at the question; 0 where none is left of which a stem is of use."""
+    if not n_spatial or not counts[0]:
+        return 0
+    if counts[0] != n_spatial and not getattr(policy, "blind_at_start", False):
+        return 0
+    return next((g for g in range(1, len(counts)) if counts[g] != counts[g - 1]), 0)
+
+
+def rows_before(rows: Rows, end: int) -> Rows:
+    """Those of the prompt's rows that are before row `end`, the question's first."""
+    fixed = None if rows.fixed is None else rows.fixed[rows.fixed < end]
+    return replace(rows, positions=rows.positions[..., :end], fixed=fixed)
+
+
+def read_question(
+    decoder: Decoder, stem: Stem, cache: RaggedCache, question: Tensor, positions: Tensor, check: Callable[[int], None]
+) -> tuple[Tensor, Rows, Tensor]:
+    """Reads a question's rows (1, Q, D) at their positions through the layers of a stem, into `cache`.
+
+    Args:
+        check: called before each layer, to end it by an exception.
+
+    Returns:
+        hidden states (1, S' + Q, D) that enter the layer with the gate, their rows, and the question's rows (Q, D) as
+        they entered the layer before.
+    """
+    q, cos_sin, entered = question.shape[1], decoder.rotary(question, positions), question
+    hidden = question
+    for i, (keys, values) in enumerate(stem.layers):
+        check(i)
+        cache.update(keys, values, i)
+        entered = hidden
+        mask = causal_chunk(keys.shape[2] + q, q, hidden.device)
+        hidden = decoder.layers[i].run(hidden, cos_sin, mask, cache)
+    n = stem.hidden.shape[1]
+    rows = replace(stem.rows, positions=torch.cat([stem.rows.positions, positions], dim=-1))
+    if rows.fixed is not None:
+        rows = replace(rows, fixed=torch.cat([rows.fixed, n + torch.arange(q, device=hidden.device)]))
+    return torch.cat([stem.hidden, hidden], dim=1), rows, entered[0].clone()
