@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
+    from adatoken3d_ros.lab.synthetic.furnished import Split
     from adatoken3d_ros.lab.training.data import Scene
     from adatoken3d_ros.lab.training.recipe import TrainConfig
     from adatoken3d_ros.lab.training.train import Report, Trainer
@@ -76,6 +77,9 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--rooms", type=int, default=1400, metavar="N", help="training rooms (1400)")
     parser.add_argument("--first-room", type=int, default=0, metavar="SEED", help="seed of the first of them (0)")
+    parser.add_argument(
+        "--crowded", type=int, default=0, metavar="N", help="crowded training rooms besides, seeds 0 on (0)"
+    )
     parser.add_argument("--validation-rooms", type=int, default=24, metavar="N", help="rooms for the curves (24)")
     parser.add_argument("--steps", type=int, default=20000, metavar="N", help="optimizer steps in all (20000)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random (0)")
@@ -267,21 +271,23 @@ def scenes(args: argparse.Namespace, size: ModelSize, console: Console) -> tuple
     folder = args.scenes or args.out / "scenes"
     found: list[list[Scene]] = []
     with _progress(console) as bar:
-        for what, first, count in (
-            ("training rooms", args.first_room, args.rooms),
-            ("validation rooms", VALIDATION_SEED, args.validation_rooms),
-        ):
+        plan: tuple[tuple[str, Split, int, int], ...] = (
+            ("training rooms", "train", args.first_room, args.rooms),
+            ("crowded rooms", "crowded", 0, args.crowded),
+            ("validation rooms", "train", VALIDATION_SEED, args.validation_rooms),
+        )
+        for what, split, first, count in plan:
             task = bar.add_task(what, total=2 * count)
             seeds = range(first, first + count)
             show = partial(_show, bar, task)
-            paths = prepare(folder, "train", seeds, vision, settings, show, workers=args.workers)
+            paths = prepare(folder, split, seeds, vision, settings, show, workers=args.workers)
             loaded = []
             for path in [] if args.prepare_only else paths:
-                scene = read_scene(path, "train")
+                scene = read_scene(path, split)
                 loaded.append(replace(scene, features=scene.features.half()))
                 bar.advance(task)
             found.append(loaded)
-    return vision, found[0], [replace(s, features=s.features.float()) for s in found[1]]
+    return vision, found[0] + found[1], [replace(s, features=s.features.float()) for s in found[2]]
 
 
 def _show(bar: Any, task: Any, done: int, total: int) -> None:

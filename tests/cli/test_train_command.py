@@ -50,7 +50,8 @@ def _log(out: Path) -> list[dict[str, float]]:
 
 def test_trains_saves_and_goes_on(tmp_path: Path, tower: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    assert _train(out, tower, "--steps", "2", "--evaluate-every", "2", "--batches", "1") == 0
+    assert _train(out, tower, "--steps", "2", "--evaluate-every", "2", "--batches", "1", "--crowded", "1") == 0
+    assert json.loads((out / "config.json").read_text())["training"]["rooms"] == 3
     assert [line["step"] for line in _log(out)] == [1, 2, 2]
     assert "macro" in _log(out)[-1]["right"]  # type: ignore[operator]
     assert "saved at step 2" in capsys.readouterr().out

@@ -16,8 +16,8 @@ from adatoken3d_ros.lab.synthetic.furniture import Model
 from adatoken3d_ros.lab.synthetic.items import FIRST_ITEM, Item, placed, to_rgb
 from adatoken3d_ros.lab.synthetic.layout import Layout
 
-Split = Literal["train", "test", "test_unseen"]
-SPLITS: tuple[Split, ...] = ("train", "test", "test_unseen")
+Split = Literal["train", "test", "test_unseen", "crowded"]
+SPLITS: tuple[Split, ...] = ("train", "test", "test_unseen", "crowded")
 SEEDS_PER_SPLIT = 10_000_000
 
 
@@ -71,7 +71,8 @@ class FurnishedRoom:
 def make_room(seed: int, split: Split = "train") -> FurnishedRoom:
     """A room of 3.2 to 6.5 m with 6 to 16 items; `seed` counts within the split, whose rooms no other split has.
 
-    `train` and `test` use the same models, `test_unseen` only those that were held out.
+    `train` and `test` use the same models, `test_unseen` only those that were held out. `crowded` is for training too:
+    rooms of up to 31 items, many of them on others.
 
     Raises:
         ValueError: for an unknown split or a seed outside 0..SEEDS_PER_SPLIT - 1.
@@ -82,7 +83,9 @@ def make_room(seed: int, split: Split = "train") -> FurnishedRoom:
         raise ValueError(f"seed {seed} is not in 0..{SEEDS_PER_SPLIT - 1}")
     absolute = SPLITS.index(split) * SEEDS_PER_SPLIT + seed
     for attempt in range(20):
-        layout = Layout(np.random.default_rng([absolute, attempt]), held_out=split == "test_unseen")
+        layout = Layout(
+            np.random.default_rng([absolute, attempt]), held_out=split == "test_unseen", crowded=split == "crowded"
+        )
         layout.furnish()
         if len(layout.items) >= 6:
             break

@@ -50,11 +50,16 @@ def _models(kind: str, held_out: bool) -> tuple[Model, ...]:
 
 
 class Layout:
-    """Fills one room, item by item; whatever does not fit is left out."""
+    """Fills one room, item by item; whatever does not fit is left out.
 
-    def __init__(self, rng: np.random.Generator, *, held_out: bool) -> None:
+    Args:
+        held_out: with the models that training never sees. crowded: with more things, many of them on others.
+    """
+
+    def __init__(self, rng: np.random.Generator, *, held_out: bool, crowded: bool = False) -> None:
         self.rng = rng
         self.held_out = held_out
+        self.crowded = crowded
         self.size = (float(rng.uniform(3.2, 6.5)), float(rng.uniform(3.2, 5.6)), float(rng.uniform(2.4, 2.9)))
         self.items: list[Item] = []
         self.blocked: list[Footprint] = []  # of items and of what must stay free (before doors)
@@ -68,7 +73,8 @@ class Layout:
 
     def furnish(self) -> None:
         rng = self.rng
-        target = int(rng.integers(7, MAX_ITEMS + 1))
+        target = int(rng.integers(*((14, 2 * MAX_ITEMS) if self.crowded else (7, MAX_ITEMS + 1))))
+        on_others = 0.65 if self.crowded else 0.4
         if rng.random() < 0.8:
             self.opening("door")
         for _ in range(int(rng.choice([0, 0, 1, 1, 2]))):
@@ -78,9 +84,9 @@ class Layout:
             if len(self.items) >= target:
                 break
             draw = rng.random()
-            if draw < 0.4:
+            if draw < on_others:
                 self.repeat(self.on_top, self.pick(self.top_kinds), target)
-            elif draw < 0.55:
+            elif draw < on_others + 0.15:
                 self.group(self.pick(_SUPPORTS), target)
             else:
                 self.group(self.pick(self.floor_kinds), target)
@@ -91,7 +97,7 @@ class Layout:
 
     def repeat(self, place: Callable[[str], Item | None], kind: str, target: int) -> None:
         """Place one of a kind, sometimes several, so that counting is not always one."""
-        copies = int(self.rng.choice([1, 1, 1, 2, 3, 4]))
+        copies = int(self.rng.choice([1, 1, 2, 3, 5, 7, 8] if self.crowded else [1, 1, 1, 2, 3, 4]))
         for _ in range(copies):
             if len(self.items) < target:
                 place(kind)

@@ -38,7 +38,9 @@ FAMILIES = (
     "distance",
     "box",
 )
-_MAX_COUNT = 6
+# How often something is asked for that is there once, twice, ...: in usual rooms, and in crowded ones.
+_COUNTS = (0.08, 0.13, 0.2, 0.23, 0.18, 0.18)
+_CROWDED_COUNTS = (0.07, 0.1, 0.13, 0.15, 0.15, 0.14, 0.13, 0.13)
 _MAX_DISTANCE = 6.0  # metres
 
 T = TypeVar("T")
@@ -171,15 +173,16 @@ class _Asker:
 
     def ask_count(self) -> QA | None:
         # Classes that come alone or in numbers; and every one of them must be seen.
+        shares = _CROWDED_COUNTS if self.facts.room.split == "crowded" else _COUNTS
         options: dict[str, list[str]] = {}
         for kind, number in self.facts.kinds.items():
             if KINDS[kind].place not in ("free", "top", "window") and kind != "nightstand":
                 continue
-            if number > _MAX_COUNT or not self.facts.is_clear(kind):
+            if number > len(shares) or not self.facts.is_clear(kind):
                 continue
             if sum(i.kind == kind for i in self.facts.seen) == number:
                 options.setdefault(str(number), []).append(kind)
-        answer = str(int(self.rng.choice([1, 2, 3, 4, 5, 6], p=[0.08, 0.13, 0.2, 0.23, 0.18, 0.18])))
+        answer = str(1 + int(self.rng.choice(len(shares), p=shares)))
         if answer not in options:
             return None
         kind = self.any(options[answer])

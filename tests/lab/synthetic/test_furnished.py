@@ -35,7 +35,7 @@ def test_same_seed_same_bytes() -> None:
 @settings(max_examples=40, deadline=None)
 @given(rooms)
 def test_rooms_are_well_formed(room: FurnishedRoom) -> None:
-    assert 6 <= len(room.items) <= MAX_ITEMS
+    assert 6 <= len(room.items) <= (2 * MAX_ITEMS - 1 if room.split == "crowded" else MAX_ITEMS)
     half = np.array([room.size[0] / 2, room.size[1] / 2])
     for k, item in enumerate(room.items):
         assert item.instance == FIRST_ITEM + k and room.item(item.instance) is item
@@ -94,6 +94,16 @@ def test_rooms_vary() -> None:
     assert len({r.floor.pattern for r in many}) == 4
     on_top = [i for r in many for i in r.items if i.supported_by >= FIRST_ITEM]
     assert len(on_top) > 200
+
+
+def test_crowded_rooms_hold_more_and_more_of_it_on_others() -> None:
+    many = [make_room(seed, "crowded") for seed in range(20)]
+    assert max(len(r.items) for r in many) > 24 and all(len(r.items) >= 12 for r in many)
+    on_others = [
+        np.mean([i.supported_by >= FIRST_ITEM for r in group for i in r.items])
+        for group in ([make_room(seed) for seed in range(20)], many)
+    ]
+    assert on_others[1] > on_others[0] + 0.05
 
 
 def test_bad_arguments_are_named() -> None:

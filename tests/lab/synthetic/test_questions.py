@@ -99,6 +99,16 @@ def test_nothing_is_denied_that_could_be_taken_for_something_there() -> None:
         assert not any(f" {word}" in q for q in denied), word
 
 
+def test_crowded_rooms_are_counted_to_eight() -> None:
+    asked: Counter[str] = Counter()
+    for seed in range(80):
+        room = make_room(seed, "crowded")
+        for qa in generate(room, np.random.default_rng(seed), per_family=6, families=["count"]):
+            asked[qa.answer] += 1
+            assert int(qa.answer) == len(qa.about)
+    assert {"7", "8"} <= set(asked) <= set("12345678")
+
+
 def test_count() -> None:
     for qa in (qa for seed in range(400) for qa in generate(ROOM, np.random.default_rng(seed), families=["count"])):
         kind = next(k for k in ("chairs", "tables", "mugs", "trash cans") if k in qa.question)
