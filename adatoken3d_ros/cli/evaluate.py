@@ -55,7 +55,8 @@ def add_parser(subparsers: Any) -> None:
         help="of each scene, evenly, each a view; 0: all, views chosen as on a robot (%(default)s)",
     )  # fmt: skip
     parser.add_argument("--limit", type=int, default=0, metavar="N", help="only the first N questions; 0: all")
-    add_settings(parser, "--model", "--vision-path", "--device", "--dtype", "--max-new-tokens", "--origin-mode")
+    add_settings(parser, "--model", "--vision-path", "--device", "--dtype", "--quantization")
+    add_settings(parser, "--max-new-tokens", "--origin-mode")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -77,7 +78,8 @@ def run(args: argparse.Namespace) -> int:
         engine = loading.load_engine(settings)
     strategies = {name: loading.strategy_of(engine, name) for name in args.strategies}
     told = {"frames": args.frames, "max_new_tokens": settings["max_new_tokens"], "scenes": str(args.scenes.resolve()),
-            "dtype": settings["model.dtype"], "origin": settings["scene.origin_mode"]}  # fmt: skip
+            "dtype": settings["model.dtype"],
+            "quantization": settings["model.quantization"], "origin": settings["scene.origin_mode"]}  # fmt: skip
     asked = Run(questions, args.prompt or questions.prompt, strategies, told)
     for item in questions.items:  # a missing scene or a wrong wording is told before any work
         find_scene(args.scenes, item.scene)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -156,8 +157,8 @@ def test_info_about_a_model(tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys:
 
     report = load(tiny)[2]
     assert f"{report.parameters:,} (" in text
-    # Keys and values of 8 layers, 4 heads of 16, 4096 tokens, 4 bytes each.
-    assert f"full KV cache {2 * 8 * 64 * 4096 * 4 / 2**20:.0f} MiB" in text
+    # Keys and values of 8 layers, 4 heads of 16, 2560 spatial tokens and the text, 4 bytes each.
+    assert re.search(rf"memory, float32 .*keys {2 * 8 * 64 * 2560 * 4 / 1e9:.2f} GB", text)
 
 
 def test_info_about_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

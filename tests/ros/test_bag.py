@@ -159,7 +159,9 @@ def test_a_missing_stream_is_named(tmp_path: Path, missing: str, named: str) -> 
 
 def test_without_poses(tmp_path: Path) -> None:
     path = write(tmp_path / "bag", [item for item in frames() if item[0] != "/pose"])
-    with pytest.raises(BagError, match="no poses for the source 'auto'.*pose_topic, odometry, tf"):
+    with pytest.raises(
+        BagError, match="no poses for the source 'auto'.*pose_topic, pose_with_covariance, odometry, tf"
+    ):
         list(read_bag(path))
     with pytest.raises(BagError, match="'map', only base, odom"):
         list(read_bag(write(tmp_path / "tf", [*frames()[:3], ("/tf", transform(1, "odom", "base", 1.0), 1)])))
