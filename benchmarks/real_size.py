@@ -5,12 +5,16 @@ Writes a checkpoint of random weights in the published layout and size to a scra
 own as the node does, asks one question about two views of 640 x 480 pixels, and removes the folder. What the answer
 says means nothing; sizes, memory and times are those of the real weights.
 
-    weights_gb   of the files, 10^9 bytes (the number type of the published weights, bfloat16)
+    weights_gb   of what is kept in memory, 10^9 bytes (in bfloat16, as the published files)
     peak_rss_gb  most memory that the process held, 10^9 bytes: libraries, weights, what was read of the files meanwhile
     load_s       from the directory to an engine that can be asked
     stage_ms     of the answer: two views through the vision tower, tokens, prefill with the default gates, decoding
 
-    python -m benchmarks.real_size --model qwen3-vl-2b --json F [--device cpu] [--threads 2] [--scratch DIR]
+With --quantization its linear layers are converted while they are read, figures are then below `real_size.KIND`;
+`unpruned` is the same question once more with no token pruned.
+
+    python -m benchmarks.real_size --model qwen3-vl-2b --json F [--quantization int4] [--device cpu] [--threads 2]
+        [--scratch DIR]
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -30,6 +35,8 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+
+from adatoken3d_ros.lmm.quantized.formats import KINDS
 
 SHARD = 2 * 10**9  # bytes of a file, at most, unless one tensor is larger
 NEW_TOKENS = 8
@@ -77,18 +84,42 @@ def _qwen3vl(hidden: int, inner: int, layers: int, heads: int, tower: dict[str, 
     }
 
 
+# LLaVA-3D-7B as its config.json has it, with the vision tower in it and words of bytes for a tokenizer.
+_LLAVA_3D = {
+    "architectures": ["LlavaLlamaForCausalLM"],
+    "model_type": "llava_llama",
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 4096,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-5,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "mm_hidden_size": 1024,
+    "mm_projector_type": "mlp2x_gelu",
+    "mm_vision_tower": "openai/clip-vit-large-patch14-336",
+    "mm_vision_select_layer": -2,
+    "mm_vision_select_feature": "patch",
+    "mm_video_tower": "SpatialAwareModule",
+}
+
 # Folder of the architecture, and the config.json.
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3-vl-2b": ("qwen3vl", _qwen3vl(2048, 6144, 28, 16, _SMALL_TOWER, True)),
     "qwen3-vl-4b": ("qwen3vl", _qwen3vl(2560, 9728, 36, 32, _SMALL_TOWER, True)),
     "qwen3-vl-8b": ("qwen3vl", _qwen3vl(4096, 12288, 36, 32, _LARGE_TOWER, False)),
+    "llava-3d-7b": ("llava3d", _LLAVA_3D),
 }
 
 
 def write_checkpoint(folder: str, config: dict[str, Any], directory: Path, seed: int = 0) -> int:
     """Writes a checkpoint of random weights in bfloat16; returns the bytes of its weights.
 
-    The tokenizer is that of the architecture's tiny checkpoint: bytes and control tokens, whose ids the config gets.
+    The tokenizer is that of the architecture's tiny checkpoint, with the ids that the config gets from it.
     """
     import torch
     from safetensors.torch import save_file
@@ -97,15 +128,7 @@ def write_checkpoint(folder: str, config: dict[str, Any], directory: Path, seed:
     from adatoken3d_ros.lmm.registry import outline
 
     tiny, checkpoint = (import_module(f"adatoken3d_ros.lmm.{folder}.{name}") for name in ("tiny", "checkpoint"))
-    tokenizer = tiny.byte_tokenizer()
-    tokenizer.save(str(directory / "tokenizer.json"))
-    ids = {
-        "image_token_id": "<|image_pad|>",
-        "video_token_id": "<|video_pad|>",
-        "vision_start_token_id": "<|vision_start|>",
-        "vision_end_token_id": "<|vision_end|>",
-    }
-    numbers = {key: tokenizer.token_to_id(token) for key, token in ids.items()}
+    numbers = tiny.write_tokenizer(directory)
     (directory / "config.json").write_text(json.dumps({**config, **numbers}, indent=2), encoding="utf-8")
 
     model = outline(directory)
@@ -129,31 +152,37 @@ def write_checkpoint(folder: str, config: dict[str, Any], directory: Path, seed:
     return sum(sizes[ours] for ours in names)
 
 
-def child(path: str, device: str, threads: int) -> dict[str, Any]:
-    """One fresh process: loads, sees two views, answers."""
+def child(path: str, device: str, threads: int, quantization: str = "none") -> dict[str, Any]:
+    """One fresh process: loads, sees two views, answers, with tokens pruned and without."""
     import torch
 
     from adatoken3d_ros.engine.answer import Question
     from adatoken3d_ros.engine.loading import load_engine, open_scene
+    from adatoken3d_ros.lmm.registry import outline
+    from adatoken3d_ros.pruning.strategy import default_strategy
     from adatoken3d_ros.settings import Settings
 
     torch.set_num_threads(threads)
-    settings = Settings(
-        {"model.path": path, "model.dtype": "bfloat16", "model.device": device, "budget.warm_up": False}
-    )
+    given = {"model.path": path, "model.dtype": "bfloat16", "model.device": device, "budget.warm_up": False}
+    settings = Settings({**given, "model.quantization": quantization, "scene.max_views": 2})
     began = time.perf_counter()
     engine = load_engine(settings)
     loaded = time.perf_counter()
     scene = open_scene(engine, settings)
     for index in range(2):
         scene.observe(view(index))
-    answer = engine.ask(scene, Question("What is on the table?", max_new_tokens=NEW_TOKENS))
-    figures = {
-        "parameters": sum(parameter.numel() for parameter in engine.model.parameters()),
+    question = Question("What is on the table?", max_new_tokens=NEW_TOKENS)
+    answer = engine.ask(scene, question)
+    scene.set_strategy(default_strategy("none", engine.n_layers))
+    unpruned = engine.ask(scene, question)
+    model = engine.model
+    held = {tensor.data_ptr(): tensor for tensor in (*model.parameters(), *model.buffers())}
+    figures: dict[str, Any] = {
+        "parameters": sum(parameter.numel() for parameter in outline(path).parameters()),
+        "weights_gb": round(sum(tensor.nbytes for tensor in held.values()) / 1e9, 2),
         "load_s": round(loaded - began, 1),
-        "stage_ms": {
-            name: round(getattr(answer.times, name)) for name in ("encode", "tokens", "prefill", "decode", "total")
-        },
+        "stage_ms": _stages(answer),
+        "unpruned": {"stage_ms": _stages(unpruned), "status": unpruned.status.name},
         "status": answer.status.name,
         "status_message": answer.status_message,
         "views": len(scene.poses),
@@ -166,6 +195,11 @@ def child(path: str, device: str, threads: int) -> dict[str, Any]:
     if engine.model.device.type == "cuda":
         figures["peak_gpu_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
     return figures
+
+
+def _stages(answer: Any) -> dict[str, int]:
+    """Milliseconds."""
+    return {name: round(getattr(answer.times, name)) for name in ("encode", "tokens", "prefill", "decode", "total")}
 
 
 def view(index: int) -> Any:
@@ -182,31 +216,54 @@ def view(index: int) -> Any:
     return PosedFrame(rgb, depth, K, T, stamp_ns=(index + 1) * 10**9)
 
 
-def measure(name: str, device: str, threads: int, scratch: Path | None, console: Console) -> dict[str, Any]:
+def measure(
+    name: str, kinds: Sequence[str], device: str, threads: int, scratch: Path | None, console: Console
+) -> dict[str, Any]:
     """All figures. Raises RuntimeError with the process's words if it fails."""
+    found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(dir=scratch, prefix="adatoken3d-real-size-") as folder:
         with console.status(f"writing {name} with random weights"):
             size = write_checkpoint(*MODELS[name], Path(folder))
-        given = json.dumps({"path": folder, "device": device, "threads": threads})
-        with console.status("loading it, and asking"):
-            done = subprocess.run([sys.executable, "-c", _CHILD, given], capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"the process that loads {name} ended with {done.returncode}: {done.stderr[-800:]}")
-    figures = json.loads(done.stdout.splitlines()[-1])
-    machine = {"machine": platform.machine(), "device": device, "threads": threads, "torch": figures.pop("torch")}
-    return {"model": name, "weights_gb": round(size / 1e9, 2), **figures, "setting": machine}
+        for kind in kinds:
+            given = json.dumps({"path": folder, "device": device, "threads": threads, "quantization": kind})
+            with console.status(f"loading it, {kind}, and asking"):
+                done = subprocess.run([sys.executable, "-c", _CHILD, given], capture_output=True, text=True)
+            if done.returncode:
+                raise RuntimeError(f"the process that loads {name} ended with {done.returncode}: {done.stderr[-800:]}")
+            found[kind] = json.loads(done.stdout.splitlines()[-1])
+    machine = {"machine": platform.machine(), "device": device, "threads": threads, "torch": torch_of(found)}
+    files = round(size / 1e9, 2)
+    if list(found) == ["none"]:
+        return {"model": name, "weights_gb": files, **found["none"], "setting": machine}
+    return {"model": name, "files_gb": files, "real_size": found, "setting": machine}
+
+
+def torch_of(found: dict[str, Any]) -> str:
+    """The version that the processes had; taken out of what they found."""
+    return [figures.pop("torch") for figures in found.values()][-1]
 
 
 def report(figures: dict[str, Any]) -> Table:
     """For people."""
-    table = Table(title=f"{figures['model']}, random weights in bfloat16", show_header=False)
-    table.add_row("weights", f"{figures['weights_gb']:.2f} GB, {figures['parameters']:,} numbers")
-    table.add_row("peak memory of the process", f"{figures['peak_rss_gb']:.2f} GB")
-    table.add_row("load", f"{figures['load_s']:.1f} s")
-    table.add_row("spatial tokens", f"{figures['spatial_tokens']}, at the end {figures['retained_tokens']}")
-    for stage, ms in figures["stage_ms"].items():
-        table.add_row(stage, f"{ms / 1e3:.1f} s")
-    table.add_row("answer", figures["status"])
+    table = Table(title=f"{figures['model']}, random weights in bfloat16")
+    ways = figures.get("real_size", {"none": figures})
+    for column in ("", *ways):
+        table.add_column(column)
+    first = next(iter(ways.values()))
+    table.add_row("numbers", *(f"{one['parameters']:,} numbers" for one in ways.values()))
+    table.add_row("weights", *(f"{one['weights_gb']:.2f} GB" for one in ways.values()))
+    table.add_row("peak memory of the process", *(f"{one['peak_rss_gb']:.2f} GB" for one in ways.values()))
+    table.add_row("load", *(f"{one['load_s']:.1f} s" for one in ways.values()))
+    table.add_row(
+        "spatial tokens, at the end", *(f"{o['spatial_tokens']}, {o['retained_tokens']}" for o in ways.values())
+    )
+    for stage in first["stage_ms"]:
+        table.add_row(stage, *(f"{one['stage_ms'][stage] / 1e3:.1f} s" for one in ways.values()))
+    for stage in ("prefill", "total"):
+        table.add_row(
+            f"{stage}, none pruned", *(f"{o['unpruned']['stage_ms'][stage] / 1e3:.1f} s" for o in ways.values())
+        )
+    table.add_row("answer", *(one["status"] for one in ways.values()))
     return table
 
 
@@ -217,6 +274,9 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--model", choices=MODELS, default="qwen3-vl-2b", help="whose sizes (%(default)s)")
     parser.add_argument("--json", type=Path, required=True, metavar="F", help="file to write the figures to")
+    parser.add_argument(
+        "--quantization", nargs="+", choices=("none", *KINDS), default=["none"], help="each in a process of its own"
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="of torch (%(default)s)")
     parser.add_argument("--scratch", type=Path, metavar="DIR", help="where the checkpoint is written for the time")
@@ -230,7 +290,9 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     arguments, console = parse(), Console()
-    figures = measure(arguments.model, arguments.device, arguments.threads, arguments.scratch, console)
+    figures = measure(
+        arguments.model, arguments.quantization, arguments.device, arguments.threads, arguments.scratch, console
+    )
     console.print(report(figures))
     arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 

@@ -18,7 +18,19 @@ from types import ModuleType
 from adatoken3d_ros import __version__
 from adatoken3d_ros.cli import interrupts
 
-COMMANDS = ("demo", "ask", "replay", "record", "evaluate", "benchmark", "calibrate", "train", "info", "doctor")
+COMMANDS = (
+    "demo",
+    "ask",
+    "replay",
+    "record",
+    "evaluate",
+    "benchmark",
+    "calibrate",
+    "train",
+    "convert",
+    "info",
+    "doctor",
+)
 USAGE_ERROR = 2
 INTERRUPTED = 128 + signal.SIGINT
 

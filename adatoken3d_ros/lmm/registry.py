@@ -50,6 +50,10 @@ class Loader(Protocol):
         """The model on the meta device, of its config.json alone."""
         ...
 
+    def official_names(self, model: Any) -> dict[str, str]:
+        """For each tensor of the model, by our name, its name in the checkpoint."""
+        ...
+
 
 @dataclass(frozen=True)
 class Architecture:

@@ -228,7 +228,7 @@ def inventory(directory: Path) -> dict[str, Stored]:
     _check_numbering(directory, files)
     stored: dict[str, Stored] = {}
     for file in files:
-        with _open(file, torch.device("cpu")) as shard:
+        with opened(file, torch.device("cpu")) as shard:
             for name in shard.keys():  # noqa: SIM118 - not a mapping
                 part = shard.get_slice(name)
                 if name in stored:
@@ -279,7 +279,7 @@ def _check_numbering(directory: Path, files: list[Path]) -> None:
                     raise CheckpointError(f"{directory / name} is missing")
 
 
-def _open(file: Path, device: torch.device) -> Any:
+def opened(file: Path, device: torch.device | str = "cpu") -> Any:
     """A lazy reader; the format's header says how long the file must be, so a truncated one is found here."""
     try:
         with open_regular(file) as start:
@@ -359,7 +359,7 @@ def _read(
     total, done = sum(map(_length, sources.values())), 0
     for file in sorted({source.file for source in sources.values()}):
         progress(done / total, file.name)
-        with _open(file, device) as shard:
+        with opened(file, device) as shard:
             for ours, source in sources.items():
                 if source.file != file:
                     continue

@@ -147,6 +147,11 @@ def outline(path: Path, vision_path: str | Path | None = None) -> FakeLMM:
         return FakeLMM()
 
 
+def official_names(model: FakeLMM) -> dict[str, str]:
+    """See `registry.Loader`."""
+    return {name: name for name in model.state_dict()}
+
+
 def load(
     path: Path, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu", **options: Any
 ) -> tuple[FakeLMM, FakeTokenizer, LoadReport]:

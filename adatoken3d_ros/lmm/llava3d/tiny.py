@@ -110,6 +110,12 @@ def write_tiny_checkpoint(
     return directory
 
 
+def write_tokenizer(directory: Path) -> dict[str, int]:
+    """Writes tokenizer.json; returns what config.json says of it."""
+    llama_tokenizer(*word_vocabulary(WORDS.split())).backend_tokenizer.save(str(directory / "tokenizer.json"))
+    return {"pad_token_id": 0}
+
+
 def _random_weights(config: Llava3DConfig, seed: int, vocab: dict[str, int]) -> dict[str, torch.Tensor]:
     """By official name."""
     with torch.device("meta"):

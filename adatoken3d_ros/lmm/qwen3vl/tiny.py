@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -131,6 +132,19 @@ def byte_tokenizer() -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in CONTROL_TOKENS])
     return tokenizer
+
+
+def write_tokenizer(directory: Path) -> dict[str, int]:
+    """Writes tokenizer.json; returns what config.json says of it."""
+    tokenizer: Any = byte_tokenizer()
+    tokenizer.save(str(directory / "tokenizer.json"))
+    ids = {
+        "image_token_id": "<|image_pad|>",
+        "video_token_id": "<|video_pad|>",
+        "vision_start_token_id": "<|vision_start|>",
+        "vision_end_token_id": "<|vision_end|>",
+    }
+    return {key: tokenizer.token_to_id(token) for key, token in ids.items()}
 
 
 def _random_weights(settings: Qwen3VLSettings, seed: int) -> dict[str, torch.Tensor]:
