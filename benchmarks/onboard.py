@@ -184,12 +184,14 @@ def _quantised(args: argparse.Namespace, console: Console) -> dict[str, Any]:
         return accuracy_losses(path, ("int8", "int4"), args.quantised_questions, args.scenes or Path(folder), console)
 
 
-def _real_size(file: Path) -> dict[str, Any]:
-    """What `file` says of each kind of weights; empty where nothing was measured yet."""
-    if not file.is_file():
-        return {}
-    content = json.loads(file.read_text(encoding="utf-8"))
-    return {**content.get("real_size", {}), "file": file.name}
+def _real_size(file: Path | None) -> dict[str, Any]:
+    """What `file`, or the first of the results that has eight or four bits, says of each kind of weights; empty where
+    nothing was measured yet."""
+    for one in [file] if file else sorted(RESULTS.glob("real_size*.json")):
+        found: dict[str, Any] = json.loads(one.read_text(encoding="utf-8")).get("real_size", {})
+        if found:
+            return {**found, "file": one.name}
+    return {}
 
 
 def report(figures: dict[str, Any]) -> Table:
@@ -231,8 +233,8 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         "--quantised-questions", type=int, default=400, help="for eight and four bits; 0: none (%(default)s)"
     )
     parser.add_argument("--scenes", type=Path, metavar="DIR", help="rooms for these, encoded once and kept")
-    parser.add_argument("--real-size", type=Path, default=RESULTS / "real_size_llava3d_cpu.json", metavar="F",
-                        help="figures of LLaVA-3D-7B's shape, measured apart (%(default)s)")  # fmt: skip
+    parser.add_argument("--real-size", type=Path, metavar="F",
+                        help="figures of `benchmarks.real_size` (those in benchmarks/results)")  # fmt: skip
     parser.add_argument("--cache", type=Path, metavar="DIR", help="where compiled steps are kept (nowhere)")
     parser.add_argument("--repeats", type=int, default=60, help="decode steps of each way (%(default)s)")
     parser.add_argument("--gate-repeats", type=int, default=9, help="prefills in bfloat16 (%(default)s)")
