@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from adatoken3d_ros.engine.answer import Question, Status
 from adatoken3d_ros.engine.config import SessionConfig
+from adatoken3d_ros.engine.self_test import check, read_known
 from adatoken3d_ros.lab.synthetic.furnished import make_room
 from adatoken3d_ros.lab.synthetic.questions import generate
 from adatoken3d_ros.lab.synthetic.views import render_views, sights
@@ -36,13 +37,27 @@ def embedded() -> Loaded:
 def test_the_files_are_few_and_small(embedded: Loaded) -> None:
     path: Path = embedded_path()
     files = {f.name for f in path.iterdir() if f.is_file()}
-    assert files == {"README.md", "config.json", "model.safetensors", "tokenizer.json", "understanding.json"}
+    assert files == {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "self_test.json",
+        "tokenizer.json",
+        "understanding.json",
+    }
     assert sum(f.stat().st_size for f in path.iterdir()) <= 40_000_000
     model, tokenizer, report = embedded
     assert report.vision == "embedded" and report.ignored == []
     assert len(tokenizer) == model.config.language.vocab_size
     assert model.config.language.num_hidden_layers >= 12
     assert 5e6 <= sum(p.numel() for p in model.language.parameters()) <= 15e6
+
+
+def test_what_it_answers_to_the_self_test_is_of_these_weights(embedded: Loaded) -> None:
+    model, tokenizer, _ = embedded
+    known = read_known(embedded_path())
+    assert known is not None and known.model == model.identity and known.losses.keys() == {"int8", "int4"}
+    assert "2 of 2 tokens as known" in check(model, tokenizer, known)
 
 
 def test_the_vision_tower_is_the_published_one_to_stored_numbers(embedded: Loaded) -> None:
