@@ -19,12 +19,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from adatoken3d_ros.cli.options import add_settings
 from adatoken3d_ros.cli.processes import ProcessError, Processes
+from adatoken3d_ros.cli.view import EMBEDDED_CLICK, add_address, node_source, require_viser, serving
 from adatoken3d_ros.weights import embedded_path
 
 if TYPE_CHECKING:
@@ -65,6 +66,11 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--domain-id", type=int, metavar="ID", help="ROS domain; without it a free one is taken")
     parser.add_argument("--rviz", action="store_true", help="start RViz, or say how, and stay until Ctrl-C")
     parser.add_argument(
+        "--view", action=argparse.BooleanOptionalAction,
+        help="print the address of a page for the browser, and stay until Ctrl-C (on a terminal, where viser is there)",
+    )  # fmt: skip
+    add_address(parser)
+    parser.add_argument(
         "--timeout", type=float, default=300.0, metavar="S", help="longest wait for a step (%(default)s)"
     )
     parser.add_argument("--verbose", action="store_true", help="show what the nodes write")
@@ -94,20 +100,35 @@ def run(args: argparse.Namespace) -> int:
                 "questions about furniture; what it does not understand it answers with UNSURE and why."
             )
         # The client only: what could take long happens in the other processes.
-        with closing(SceneClient()) as client:
+        with closing(SceneClient()) as client, _viewed(args) as address:
             try:
-                return _converse(args, Demo(client, processes, args.timeout), model, tiny, domain)
+                return _converse(args, Demo(client, processes, args.timeout), model, tiny, domain, address)
             finally:
                 processes.interrupt()
 
 
-def _converse(args: argparse.Namespace, demo: Demo, model: Path, tiny: bool, domain: int) -> int:
+@contextmanager
+def _viewed(args: argparse.Namespace) -> Iterator[str]:
+    """The page in the browser, from the beginning, so that it gets the key frames' pictures; yields its address."""
+    if not (sys.stdout.isatty() and importlib.util.find_spec("viser") if args.view is None else args.view):
+        yield ""
+        return
+    require_viser()
+    from adatoken3d_ros.ros.client import SceneClient
+
+    with serving(node_source(SceneClient(), EMBEDDED_CLICK), args.host, args.port, args.token) as address:
+        yield address
+
+
+def _converse(args: argparse.Namespace, demo: Demo, model: Path, tiny: bool, domain: int, address: str) -> int:
     from adatoken3d_ros.cli.output import print_answer, record_of_message, write_json
     from adatoken3d_ros.engine.answer import Status
     from adatoken3d_ros.ros.suggestions import Suggestions
 
     suggestions = Suggestions(demo.client.node)
     demo.bring_up(model, tiny=tiny, views=args.views)
+    if address:
+        print(f"Look at it and ask in the browser: {address}")
     view = f"ROS_DOMAIN_ID={domain} ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST rviz2 -d {share()}/config/adatoken3d.rviz"
     if args.rviz:
         if shutil.which("rviz2"):
@@ -128,9 +149,12 @@ def _converse(args: argparse.Namespace, demo: Demo, model: Path, tiny: bool, dom
             write_json(record, args.json)
     if right:
         print(f"{sum(right)} of {len(right)} answers are those of the room.")
-    while args.rviz:
-        demo.processes.check()
-        time.sleep(POLL_SECONDS)
+    if args.rviz or address:
+        if address:
+            print(f"The page stays until Ctrl-C: {address}", flush=True)
+        while True:
+            demo.processes.check()
+            time.sleep(POLL_SECONDS)
     return 0 if answered else 1
 
 

@@ -60,7 +60,9 @@ def _pose(setting: Setting, text: str) -> tuple[float, ...]:
     return numbers
 
 
-def add_scenes(parser: argparse.ArgumentParser, *, several: bool = False, only_bag: bool = False) -> None:
+def add_scenes(
+    parser: argparse.ArgumentParser, *, several: bool = False, only_bag: bool = False, required: bool = True
+) -> None:
     """Adds the model's checkpoint, and bags or folders of frames: one, several that are a scene each, or the bag that a
     command is about."""
     add_settings(parser, *_FOLDERS)
@@ -68,7 +70,7 @@ def add_scenes(parser: argparse.ArgumentParser, *, several: bool = False, only_b
         parser.add_argument("bag", type=Path, metavar="BAG", help=_BAG)
         parser.set_defaults(folder=None)
     else:
-        source = parser.add_mutually_exclusive_group(required=True)
+        source = parser.add_mutually_exclusive_group(required=required)
         for option, metavar, what in (("--bag", "PATH", _BAG), ("--folder", "DIR", _FOLDER)):
             what += ", one scene each" if several else ""
             source.add_argument(option, type=Path, metavar=metavar, help=what, nargs="+" if several else None)

@@ -59,19 +59,20 @@ class SceneClient:
 
     Attributes:
         node: the rclpy node behind the client, for subscriptions of your own; callbacks run in the client's thread.
+        name: of the node that is asked, with its namespace.
     """
 
     def __init__(self, node_name: str = "adatoken3d", namespace: str = "", context: Context | None = None) -> None:
-        self._name = f"{('/' + namespace.strip('/')).rstrip('/')}/{node_name}"
-        self._connection = Connection(self._name, context)
+        self.name = f"{('/' + namespace.strip('/')).rstrip('/')}/{node_name}"
+        self._connection = Connection(self.name, context)
         self.node = self._connection.node
-        self._ask: Any = self.node.create_client(AskScene, f"{self._name}/ask", qos_profile=DEEP)
-        self._clear: Any = self.node.create_client(Trigger, f"{self._name}/clear_scene")
-        self._change_state: Any = self.node.create_client(ChangeState, f"{self._name}/change_state")
+        self._ask: Any = self.node.create_client(AskScene, f"{self.name}/ask", qos_profile=DEEP)
+        self._clear: Any = self.node.create_client(Trigger, f"{self.name}/clear_scene")
+        self._change_state: Any = self.node.create_client(ChangeState, f"{self.name}/change_state")
         self._streaming: Any = ActionClient(
             self.node,
             AskSceneStream,
-            f"{self._name}/ask_stream",
+            f"{self.name}/ask_stream",
             goal_service_qos_profile=DEEP,
             result_service_qos_profile=DEEP,
             cancel_service_qos_profile=DEEP,
@@ -182,7 +183,7 @@ class SceneClient:
         """Forgets the scene. Raises RuntimeError with the node's reason if it does not, TimeoutError as `ask`."""
         response = self._connection.call(self._clear, Trigger.Request(), timeout, "reply")
         if not response.success:
-            raise RuntimeError(f"{self._name} did not clear the scene: {response.message}")
+            raise RuntimeError(f"{self.name} did not clear the scene: {response.message}")
 
     def diagnostics(self, task: str) -> dict[str, str]:
         """Newest values that the node published on /diagnostics for a task (inputs, scene, model, latency, memory).
@@ -192,7 +193,7 @@ class SceneClient:
         if not self._listening:
             self._listening = True
             self.node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
-        return self._diagnostics.get(f"{self._name.lstrip('/')}: {task}", {})
+        return self._diagnostics.get(f"{self.name.lstrip('/')}: {task}", {})
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         for status in message.status:
@@ -224,7 +225,7 @@ class SceneClient:
         request = ChangeState.Request()
         request.transition.id = transition
         if not self._connection.call(self._change_state, request, timeout, "reply").success:
-            raise LifecycleError(f"{self._name} could not {label}: it is {self.state()!r}; its log says why")
+            raise LifecycleError(f"{self.name} could not {label}: it is {self.state()!r}; its log says why")
 
 
 @dataclass(eq=False)

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The view's source in another process: a node that runs, asked by its action, seen by its topics."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from adatoken3d_ros.engine.answer import Question
+from adatoken3d_ros.ros.client import AnswerStream, SceneClient
+from adatoken3d_ros.ros.watching import SceneWatcher, Seen
+from adatoken3d_ros.text import shown
+from adatoken3d_ros.view.pictures import Picture, small
+from adatoken3d_ros.view.report import Reported
+from adatoken3d_ros.view.source import Ages, Shown, SourceError, Told
+
+FOV = 2 * math.atan(0.46)  # of the frusta that the node draws
+
+
+class NodeSource:
+    """See `Source`. Over ROS nobody tells which patches a token is made of, so pictures have none that are lit.
+
+    Args:
+        client: of the node; closed with this.
+        strategies: that the menu has: the node refuses what it does not know, and says what it knows.
+        click_question: see `Source`.
+        record: an adatoken3d/msg/Answer as plain values.
+    """
+
+    def __init__(
+        self,
+        client: SceneClient,
+        strategies: tuple[str, ...],
+        click_question: str,
+        record: Callable[[Any], dict[str, Any]],
+    ) -> None:
+        self.strategies, self.budget_ms, self.click_question = strategies, 0.0, click_question
+        self._client, self._record = client, record
+        self._watcher, self._ages = SceneWatcher(client, small), Ages()
+        self._seen, self._shown = Seen(), Shown()
+        self._stream: AnswerStream | None = None
+
+    def scene(self) -> Shown:
+        seen = self._watcher.seen
+        if seen is not self._seen:
+            self._seen = seen
+            since = self._ages.of(seen.xyz, seen.count, seen.stamp_ns)
+            pictures = (Picture(stamp, rgb, pose, FOV) for stamp, (pose, rgb) in sorted(seen.pictures.items()))
+            self._shown = Shown(seen.xyz, seen.rgb, since, seen.poses, tuple(pictures), seen.stamp_ns)
+        return self._shown
+
+    def ask(self, question: Question, strategy: str, on_text: Told, on_stage: Told) -> Reported:
+        try:
+            self._stream = stream = self._client.stream(
+                question.text,
+                clicks=question.clicks.tolist(),
+                latency_budget_ms=question.latency_budget_ms or 0.0,
+                max_new_tokens=question.max_new_tokens or 0,
+                strategy=strategy,
+                without=question.without.tolist(),
+                only=question.only.tolist(),
+                candidates=question.candidates,
+                timeout=None,
+            )
+            for _ in stream:
+                on_stage(stream.stage)
+                on_text(stream.text)
+            answer = stream.answer
+        except (OSError, RuntimeError, ValueError) as error:
+            raise SourceError(shown(error)) from error
+        finally:
+            self._stream = None
+        record = {**self._record(answer), "clicks": question.clicks.tolist()}
+        return Reported(record, self._watcher.report_of(answer))
+
+    def command(self, question: Question, strategy: str) -> str:
+        fields = [f"question: {question.text!r}"]
+        if question.latency_budget_ms:
+            fields.append(f"latency_budget_ms: {question.latency_budget_ms:g}")
+        if strategy:
+            fields.append(f"strategy: {strategy!r}")
+        for name, places in (("clicks", question.clicks), ("without", question.without), ("only", question.only)):
+            if len(places):
+                told = ", ".join("{{x: {:.4f}, y: {:.4f}, z: {:.4f}}}".format(*place) for place in np.asarray(places))
+                fields.append(f"{name}: [{told}]")
+        request = "{" + ", ".join(fields) + "}"
+        return shlex.join(["ros2", "service", "call", f"{self._client.name}/ask", "adatoken3d/srv/AskScene", request])
+
+    def cancel(self) -> None:
+        if (stream := self._stream) is not None:
+            stream.cancel()
+
+    def close(self) -> None:
+        self._client.close()

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What viser shows in 3D: tokens, the cameras of the key frames with their pictures, clicks, boxes, evidence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import viser
+from numpy.typing import NDArray
+
+from adatoken3d_ros.view.dialogue import Asked
+from adatoken3d_ros.view.drawing import LIVE_AGE, LIVE_PICTURE, colours, lit_picture
+from adatoken3d_ros.view.pictures import Picture, small
+from adatoken3d_ros.view.source import Shown
+
+POINT = 0.06  # metres
+MOST_CAMERAS = 40  # newest key frames whose pictures are shown
+SIDE = 240  # pixels of these
+GREY, RED, ORANGE, BLUE = (120, 120, 120), (235, 40, 60), (230, 130, 40), (60, 130, 220)
+_EDGES = [(a, a | 1 << k) for a in range(8) for k in range(3) if not a & 1 << k]  # of a box, by corner
+
+
+class World:
+    """Draws into a server's scene. Everything has one name for good, so that what replaces it costs no memory.
+
+    Attributes:
+        points: (N, 3) the tokens that are shown and seen by the layer, which can be clicked and selected.
+        selected: (n, 3) of them.
+    """
+
+    def __init__(self, server: viser.ViserServer) -> None:
+        self._scene = server.scene
+        self._cameras: dict[int, tuple[Any, bytes]] = {}
+        self.points: NDArray[np.float32] = np.zeros((0, 3), np.float32)
+        self.selected: NDArray[np.float32] = np.zeros((0, 3), np.float32)
+        self._scene.add_grid("/floor", 12.0, 12.0, cell_size=0.5, section_size=1.0, plane="xy")
+
+    def draw(self, shown: Shown, asked: Asked | None, mode: str, layer: int) -> None:
+        """The tokens: of the scene as it is now, or of an answer as `layer` sees them."""
+        tokens = None if asked is None else asked.answer.tokens
+        xyz, rgb = colours(mode, shown, tokens)
+        seen = np.ones(len(xyz), bool)
+        if tokens is not None and mode not in (LIVE_PICTURE, LIVE_AGE):
+            seen = tokens.last_layer >= layer
+        self.points = xyz[seen]
+        self._cloud("tokens", xyz[seen], rgb[seen], POINT)
+        self._cloud("gone", xyz[~seen], GREY, POINT / 4)
+        self._cloud("selected", self.selected, RED, POINT * 1.2)
+
+    def select(self, chosen: NDArray[np.float32]) -> None:
+        """Marks these of the points, none to unmark."""
+        self.selected = chosen
+        self._cloud("selected", chosen, RED, POINT * 1.2)
+
+    def cameras(self, pictures: tuple[Picture, ...], asked: Asked | None) -> None:
+        """The frusta of the key frames with their pictures; after an answer the patches whose tokens were left are lit.
+
+        Only what has changed is sent.
+        """
+        wanted = {picture.stamp_ns: picture for picture in pictures[-MOST_CAMERAS:]}
+        for stamp in self._cameras.keys() - wanted.keys():
+            self._cameras.pop(stamp)[0].remove()
+        left = None
+        if asked is not None and asked.answer.voxel is not None and asked.answer.tokens is not None:
+            left = asked.answer.voxel[asked.answer.tokens.retained]
+        for stamp, picture in wanted.items():
+            lit = None if left is None else picture.lit(left)
+            key = b"" if lit is None else lit.tobytes()
+            if stamp in self._cameras and self._cameras[stamp][1] == key:
+                continue
+            image = small(picture.rgb, SIDE)
+            if lit is not None:
+                image = lit_picture(image, picture.grid, picture.area, lit)
+            frustum = self._scene.add_camera_frustum(
+                f"/cameras/{stamp}",
+                picture.fov,
+                picture.aspect,
+                scale=0.12,
+                thickness=0.004,
+                color=BLUE,
+                image=image,
+                jpeg_quality=75,
+                wxyz=viser.transforms.SO3.from_matrix(picture.pose[:3, :3]).wxyz,
+                position=picture.pose[:3, 3],
+            )
+            self._cameras[stamp] = frustum, key
+
+    def show_cameras(self, visible: bool) -> None:
+        for frustum, _ in self._cameras.values():
+            frustum.visible = visible
+
+    def answer(self, asked: Asked | None) -> None:
+        """What an answer points at: its clicks, its boxes, and what it rests on."""
+        record = {} if asked is None else asked.answer.record
+        clicks = np.asarray(record.get("clicks") or [], dtype=np.float32).reshape(-1, 3)
+        if asked is not None and not len(clicks):
+            clicks = asked.question.clicks.astype(np.float32)
+        self._cloud("clicks", clicks, RED, POINT * 2)
+        self._boxes("boxes", [(*box["center"], *box["size"]) for box in record.get("boxes", ())], ORANGE)
+        evidence = [(*one["place"], *one["extent"]) for one in record.get("evidence", ())]
+        self._boxes("evidence", evidence, BLUE)
+
+    def _cloud(self, name: str, xyz: NDArray[np.floating], rgb: Any, size: float) -> None:
+        self._scene.add_point_cloud(
+            f"/{name}",
+            np.asarray(xyz, dtype=np.float32),
+            np.asarray(rgb, dtype=np.uint8),
+            point_size=size,
+            point_shape="rounded",
+            precision="float32",
+        )
+
+    def _boxes(self, name: str, boxes: list[tuple[float, ...]], colour: tuple[int, int, int]) -> None:
+        corners = np.array([[(k >> a & 1) - 0.5 for a in range(3)] for k in range(8)])
+        given = np.asarray(boxes, dtype=np.float64).reshape(-1, 6)
+        ends = [
+            np.stack([box[:3] + box[3:] * corners[a], box[:3] + box[3:] * corners[b]])
+            for box in given
+            for a, b in _EDGES
+        ]
+        lines = np.stack(ends) if ends else np.zeros((1, 2, 3))
+        self._scene.add_line_segments(f"/{name}", lines.astype(np.float32), colour, thickness=0.01, visible=bool(ends))
