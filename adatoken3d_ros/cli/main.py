@@ -21,6 +21,7 @@ from adatoken3d_ros.cli import interrupts
 COMMANDS = (
     "demo",
     "ask",
+    "view",
     "replay",
     "record",
     "evaluate",
