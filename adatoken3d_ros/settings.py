@@ -218,6 +218,21 @@ SETTINGS: tuple[Setting, ...] = (
             "of what has been seen, in whole voxels.", choices=("fixed", "auto")),
     Setting("scene.on_time_jump", "clear", ANY_TIME, "What becomes of the scene when stamps jump back (a bag that "
             "starts again).", choices=("clear", "keep")),
+    Setting("memory.limit_mb", 0.0, CONFIGURE, "Most that a scene may hold in memory, its views, what is known of free "
+            "space, what has gone and its prefix together, megabytes; views go by their worth; 0: no limit but those "
+            "of each.", low=0.0, high=1e6),
+    Setting("memory.tombstones", 64, CONFIGURE, "Things that are remembered after they have gone, the newest.",
+            low=0, high=1000),
+    Setting("memory.tombstone_age", 3600.0, CONFIGURE, "What went longer ago is forgotten, seconds.",
+            low=0.0, high=1e9),
+    Setting("memory.moved_within", 300.0, CONFIGURE, "What appears within so many seconds of where a thing like it "
+            "went is that thing, moved.", low=0.0, high=1e9),
+    Setting("goal.distance", 0.8, CONFIGURE, "How far from what an answer rests on its goal is, metres.",
+            low=0.1, high=10.0),
+    Setting("goal.clearance", 0.25, CONFIGURE, "Radius of the robot: a goal has so much seen free floor around it, "
+            "metres.", low=0.0, high=5.0),
+    Setting("goal.height", 1.0, CONFIGURE, "Height of the robot: nothing known hangs lower over a goal, metres.",
+            low=0.2, high=5.0),
     Setting("pose.source", "tf", ACTIVATE, "Where the camera's pose comes from: TF at the stamp, the topic odom, the "
             "topic pose (also one with covariance), or pose.static.",
             choices=("tf", "odometry", "pose_topic", "pose_with_covariance", "static")),

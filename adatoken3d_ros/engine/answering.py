@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from adatoken3d_ros.decoder.decode import chance, generate, surest
 from adatoken3d_ros.decoder.prefill import Cancelled, Prefill, prefill
@@ -19,6 +20,7 @@ from adatoken3d_ros.engine.answer import Answer, Box, Question, Status
 from adatoken3d_ros.engine.budget.deadline import BudgetInfeasible, DeadlineGuard
 from adatoken3d_ros.engine.budget.latency import decode_terms, encode_terms, follow_up_terms, read_terms, token_terms
 from adatoken3d_ros.engine.budget.plans import SHORTEST_ANSWER, Plan
+from adatoken3d_ros.engine.knowing import Recalled, what_is_known
 from adatoken3d_ros.engine.out_of_memory import describe, free_cached, is_out_of_memory
 from adatoken3d_ros.engine.pointing import meant, told
 from adatoken3d_ros.engine.prepared import Block, Objects
@@ -27,7 +29,7 @@ from adatoken3d_ros.engine.requests import InvalidRequest, clicks_of
 from adatoken3d_ros.engine.scene import ContradictoryScene, NoScene, Scene
 from adatoken3d_ros.engine.stages import Stopwatch
 from adatoken3d_ros.engine.words import whole_words
-from adatoken3d_ros.lmm.interface import Spliced
+from adatoken3d_ros.lmm.interface import PromptIds, Spliced
 from adatoken3d_ros.pruning.view import Policy
 
 logger = logging.getLogger(__name__)
@@ -163,12 +165,49 @@ class _Answering:
                 prefill_flops_unpruned=prefill_flops(size, policy, None, spliced),
                 report=report,
             )
+            seconds = self.watch.stage_seconds
             self.watch.begin("decode")
             if objects is not None:
                 self._point(filled, objects)
-                return
-            longest = question.max_new_tokens or scene.config.max_new_tokens
-            self._write(filled, limit=min(plan.answer_tokens, room), asked=min(longest, room))
+            else:
+                longest = question.max_new_tokens or scene.config.max_new_tokens
+                self._write(filled, limit=min(plan.answer_tokens, room), asked=min(longest, room))
+        if self.answer.status.answered:
+            recalled = self._recall(plan, prompt, clicks, block, seconds)
+            self.set(**what_is_known(scene.memory, scene.config, self.answer, clicks, recalled))
+
+    @torch.inference_mode()
+    def _recall(
+        self, plan: Plan, prompt: PromptIds, clicks: NDArray[np.float64], block: Block, seconds: float
+    ) -> Recalled | None:
+        """What the question draws on as if nothing had gone; None where nothing has, a place is asked about, or there
+        is less time left than the prefill took, `seconds`.
+        """
+        scene, guard = self.scene, self.guard
+        if len(clicks) or guard.deadline - self.watch.clock() < 2 * seconds or self.should_stop():
+            return None
+        model = self.runtime.model
+        most = model.sizes.max_spatial_tokens
+        found = scene.memory.past.with_the_gone(block.tokens, scene.memory.asked, most, model.lift_places)
+        if found is None:
+            return None
+        tokens, owner = found
+        with_gone = scene.prepared.block_of(tokens)
+        try:
+            spliced = scene.splice(prompt, clicks, with_gone)
+            filled = prefill(
+                model.decoder,
+                spliced.embeds,
+                spliced.layout,
+                plan.strategy.schedule,
+                scene.make_policy(plan.strategy),
+                scene=with_gone.scene,
+                should_stop=self.should_stop,
+            )
+        except (InvalidRequest, Cancelled):  # too long with it, or nobody waits: the answer is there
+            return None
+        share = filled.trace.contribution.float().cpu().numpy()
+        return Recalled(tokens.xyz.float().cpu().numpy(), share, owner)
 
     def _room(self, spliced: Spliced) -> int:
         """Tokens that the context has left for the answer."""

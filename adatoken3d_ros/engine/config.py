@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 
 from adatoken3d_ros.engine.budget.controller import BudgetConfig, Infeasible, Reuse
 from adatoken3d_ros.scene.carving import CarvingConfig
+from adatoken3d_ros.scene.goal import GoalConfig
 from adatoken3d_ros.scene.keyframes import KeyFrameConfig
 from adatoken3d_ros.scene.window import OriginMode
 from adatoken3d_ros.settings import OF_CHOSEN_FRAMES, Settings
@@ -34,6 +35,11 @@ class SessionConfig:
     unsure_below: float = OF_CHOSEN_FRAMES["unsure_below"]
     seed: int = OF_CHOSEN_FRAMES["seed"]
     budget: BudgetConfig = field(default_factory=BudgetConfig)
+    memory_limit_mb: float = OF_CHOSEN_FRAMES["memory.limit_mb"]
+    tombstones: int = OF_CHOSEN_FRAMES["memory.tombstones"]
+    tombstone_age: float = OF_CHOSEN_FRAMES["memory.tombstone_age"]
+    moved_within: float = OF_CHOSEN_FRAMES["memory.moved_within"]
+    goal: GoalConfig = field(default_factory=GoalConfig)
 
 
 def session_config(settings: Settings) -> SessionConfig:
@@ -53,4 +59,9 @@ def session_config(settings: Settings) -> SessionConfig:
         unsure_below=settings["unsure_below"],
         seed=settings["seed"],
         budget=BudgetConfig(Infeasible(settings["budget.infeasible"]), Reuse(settings["budget.reuse"])),
+        memory_limit_mb=settings["memory.limit_mb"],
+        tombstones=settings["memory.tombstones"],
+        tombstone_age=settings["memory.tombstone_age"],
+        moved_within=settings["memory.moved_within"],
+        goal=GoalConfig(settings["goal.distance"], settings["goal.clearance"], settings["goal.height"]),
     )

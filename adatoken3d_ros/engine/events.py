@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adatoken3d_ros.engine.answer import Answer
+from adatoken3d_ros.scene.evidence import Evidence
 from adatoken3d_ros.scene.marks import Mark
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,9 @@ class SceneView:
         poses: {stamp_ns: (4, 4) camera-to-scene} of the key frames.
         stamp_ns: newest acquisition time, 0 for an empty scene.
         marks: named places, in the order of their names.
+        free, unseen: (n, 3) float64 centres of cells at the level of the floor that are free, and that were never seen.
+        gone: what has gone.
+        nbytes: that the scene holds in memory. limit_bytes: that it may hold; 0: no limit.
     """
 
     frame_id: str = ""
@@ -38,6 +42,11 @@ class SceneView:
     poses: Mapping[int, NDArray[np.float64]] = field(default_factory=dict)
     stamp_ns: int = 0
     marks: tuple[Mark, ...] = ()
+    free: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 3)))
+    unseen: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 3)))
+    gone: tuple[Evidence, ...] = ()
+    nbytes: int = 0
+    limit_bytes: float = 0.0
 
 
 @dataclass(frozen=True)

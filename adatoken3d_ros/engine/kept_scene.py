@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adatoken3d_ros.engine.config import SessionConfig
+from adatoken3d_ros.engine.past import Past
 from adatoken3d_ros.lmm.interface import SpatialLMM
 from adatoken3d_ros.scene.frames import PosedFrame, check_position, check_rigid
 from adatoken3d_ros.scene.keyframes import KeyFrameSelector
@@ -36,6 +37,7 @@ class KeptScene:
     Attributes:
         poses: {stamp in nanoseconds: T_world_camera (4, 4)} of the encoded views.
         pending: key frames that wait to be encoded, oldest first.
+        past: where it has looked, and what has gone.
         marks: named places of the map; they stay when what was seen is forgotten.
         map_id: of the map that the scene frame belongs to: as configured, else made up, else that of the loaded file.
         problem: what was wrong with the last view that could not be encoded; empty before, and for a new scene.
@@ -50,6 +52,7 @@ class KeptScene:
         if sizes.tokens == "views":
             self._map = ViewTokenMap(sizes.voxel_size, config.origin, embed=model.lift_places, parts=sizes.parts)
         self._selector = KeyFrameSelector(config.key_frames, self._patches, self._map)
+        self.past = Past(config, self._patches, self._map)
         self._asked: TokenMap | None = None
         self._later: dict[int, PosedFrame] = {}  # encoded before one that arrived earlier, by their order
         self.pending: list[PosedFrame] = []
@@ -68,6 +71,7 @@ class KeptScene:
 
     def clear(self) -> None:
         """Forgets everything that was seen."""
+        self.past.clear()
         self._selector.clear()
         self._map.clear(self._config.origin)
         self._begin({})
@@ -123,6 +127,8 @@ class KeptScene:
             _put(self._map, [read], read)
             self._selector.restore(poses, about.sketches)
             self._begin(poses)
+            self.past.clear()
+            self.past.look_again(self._selector.sketches())
         self._keep_within_bounds()
         return len(self.poses)
 
@@ -142,6 +148,7 @@ class KeptScene:
         _put(self._map, [other, self._map], self._map if len(self._map) else other, self._selector)
         self._asked = None
         self.poses.update(poses)
+        self.past.look_again(self._selector.sketches())
 
     def _keep_within_bounds(self) -> None:
         """What may not stay is decided before anything goes: view by view, each would cost a look at the whole map."""
@@ -181,6 +188,7 @@ class KeptScene:
         self._later = {order: _posed(frame, changed) for order, frame in self._later.items()}
         self._asked = None
         self._recentre()
+        self.past.look_again(self._selector.sketches())
         return len(changed)
 
     def _recentre(self) -> None:

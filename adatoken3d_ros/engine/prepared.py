@@ -19,6 +19,9 @@ from adatoken3d_ros.pruning.view import SceneTokens
 from adatoken3d_ros.scene.proposals import propose
 from adatoken3d_ros.scene.spatial_tokens import SpatialTokens
 
+_PLACE = 64  # bytes of a token beside its features
+_TEXT = 512  # rows of a prefix, and of the question on it, that are no tokens of the scene
+
 
 @dataclass(frozen=True, eq=False)
 class Block:
@@ -49,11 +52,13 @@ class Prepared:
 
     Args:
         model: the model. memory: the scene.
+        limit: bytes that both may hold; 0: any number.
     """
 
-    def __init__(self, model: SpatialLMM, memory: SceneMemory) -> None:
+    def __init__(self, model: SpatialLMM, memory: SceneMemory, limit: float = 0.0) -> None:
         self._model = model
         self._memory = memory
+        self._limit = limit
         self._blocks: dict[int, Block] = {}
         self._objects: Objects | None = None
         self.prefix: ScenePrefix | None = None
@@ -73,20 +78,47 @@ class Prepared:
     def size(self, max_tokens: int | None) -> int:
         """Tokens that `block(max_tokens)` has."""
         most = self._memory.asked.n_tokens
-        return min(most, self._model.sizes.max_spatial_tokens, max_tokens or most)
+        size = min(most, self._model.sizes.max_spatial_tokens, max_tokens or most)
+        if self._limit and size:
+            # Places and features before and after the projection, of what is asked, and once more of what has gone.
+            width = self._model.sizes.feature_width + self._model.decoder.size.hidden
+            size = max(1, min(size, int((self._limit - self._memory.nbytes) / (2 * (4 * width + _PLACE)))))
+        return size
+
+    @property
+    def nbytes(self) -> int:
+        """Of what is kept for questions."""
+        held = 0 if self.prefix is None else self.prefix.cache.nbytes()
+        for block in self._blocks.values():
+            tokens = block.tokens.features, block.tokens.position, block.spatial
+            held += sum(t.numel() * t.element_size() for t in tokens) + len(block.tokens) * _PLACE
+        return held
+
+    @property
+    def may_keep_prefix(self) -> bool:
+        """Whether a prefix of all tokens is within the limit."""
+        decoder = self._model.decoder
+        element = self._model.dtype.itemsize
+        wanted = 2 * decoder.size.n_layers * decoder.size.keys * element * (self.size(None) + _TEXT)
+        return not self._limit or self._memory.nbytes + self.nbytes + wanted <= self._limit
 
     @torch.inference_mode()
     def block(self, max_tokens: int | None) -> Block:
         """At most `max_tokens` of the scene's tokens, at most as many as the model takes."""
         size = self.size(max_tokens)
         if size not in self._blocks:
-            tokens = self._memory.question_tokens(size)
-            spatial = self._model.scene_tokens(tokens.features, tokens.position)
-            features = spatial[:, : self._model.decoder.size.hidden]
-            block = Block(tokens, SceneTokens(tokens.xyz, features, self._memory.clearness(tokens)), spatial)
+            block = self.block_of(self._memory.question_tokens(size))
+            if self._limit:
+                self._blocks.clear()  # one at a time
             _ = block.scene.order  # for all questions, and where there is time ahead of them
             self._blocks[size] = block
         return self._blocks[size]
+
+    def block_of(self, tokens: SpatialTokens) -> Block:
+        """Some tokens as a question reads them."""
+        spatial = self._model.scene_tokens(tokens.features, tokens.position)
+        features = spatial[:, : self._model.decoder.size.hidden]
+        return Block(tokens, SceneTokens(tokens.xyz, features, self._memory.clearness(tokens)), spatial)
 
     @torch.inference_mode()
     def objects(self) -> Objects:

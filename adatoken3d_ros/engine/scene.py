@@ -71,7 +71,7 @@ class Scene:
         self.runtime = runtime
         self.config = config or SessionConfig()
         self.memory = SceneMemory(runtime.model, self.config)
-        self.prepared = Prepared(runtime.model, self.memory)
+        self.prepared = Prepared(runtime.model, self.memory, self.config.memory_limit_mb * 1e6)
         first_gate = runtime.model.decoder.first_gate
         self.controller = Controller(runtime.n_layers, self.config.budget, runtime.latency, first_gate=first_gate)
         self.set_strategy(strategy or default_strategy("ours", runtime.n_layers, first_gate))
@@ -149,6 +149,11 @@ class Scene:
             if (len(self.memory.pending), len(self.memory)) != before:
                 self.prepared.forget()
 
+    @property
+    def nbytes(self) -> int:
+        """Of views, what is known of free space, what has gone, and what is prepared for questions."""
+        return self.memory.nbytes + self.prepared.nbytes
+
     def tokens(self) -> SpatialTokens | None:
         """The whole token map, or None while nothing has been seen."""
         return self.memory.tokens()
@@ -188,8 +193,15 @@ class Scene:
         if self.memory.pending:
             return True
         size = self.prepared.size(None) if len(self.memory) else 0
-        wants_prefix = self.config.budget.reuse is Reuse.PREFIX and self.prepared.prefix is None
+        wants_prefix = self._may_reuse and self.prepared.prefix is None
         return size > 0 and (size not in self.prepared.built or wants_prefix)
+
+    @property
+    def _may_reuse(self) -> bool:
+        """Whether a prefix is wanted, and there is room for it."""
+        prepared = self.prepared
+        wanted = self.config.budget.reuse is Reuse.PREFIX
+        return wanted and (prepared.prefix is not None or not len(self.memory) or prepared.may_keep_prefix)
 
     def prepare(self, should_stop: Callable[[], bool] | None = None) -> None:
         """Does ahead of the next question what does not depend on it: new views, tokens, the scene's prefix.
@@ -205,7 +217,7 @@ class Scene:
         if not self.work_ahead:
             return
         block = self.prepared.block(None)
-        if self.config.budget.reuse is Reuse.PREFIX:
+        if self._may_reuse:
             spliced = self.splice(*self.prompt(Question("What is this?")), block)
             with suppress(Cancelled):
                 should_stop = should_stop and synchronised(should_stop, self.runtime.model.device)
@@ -353,8 +365,7 @@ class Scene:
             answer_typical=lengths.of(question.text, limit, 50),
             built=self.prepared.built,
             # The prefix is that of all tokens: it does not go with fewer.
-            reuse=self.config.budget.reuse is Reuse.PREFIX
-            and (block is None or len(block.tokens) == self.prepared.size(None)),
+            reuse=self._may_reuse and (block is None or len(block.tokens) == self.prepared.size(None)),
             prefix_ready=self.prepared.prefix is not None,
             prunable=block is None,
         )

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -26,6 +27,8 @@ from adatoken3d_ros.scene.view_blocks import ViewTokenMap
 from adatoken3d_ros.scene.window import OriginMode, floor_height, level_patches
 
 logger = logging.getLogger(__name__)
+
+VIEWS_SHARE = 3 / 4  # of the memory that a scene may have; the rest is for what is prepared for questions
 
 
 class ViewError(ValueError):
@@ -94,10 +97,14 @@ class SceneMemory(KeptScene):
     def observe(self, frame: PosedFrame) -> Verdict:
         """Decides whether `frame` becomes a view of the scene; if so it waits for `encode`."""
         verdict = self._selector.decide(frame)
+        if verdict == Verdict.KEY_FRAME or self._selector.confirmed == frame.stamp_ns:
+            self.past.look(frame, key_frame=verdict == Verdict.KEY_FRAME)
         if verdict == Verdict.KEY_FRAME:
             self._selector.accepted(frame)
             self.pending.append(frame)
             if len(self.pending) > self._config.key_frames.max_views:  # encoding fails: what waits is bounded, too
+                self._selector.forget(self.pending.pop(0).stamp_ns)
+            while len(self.pending) > 1 and self._is_full():
                 self._selector.forget(self.pending.pop(0).stamp_ns)
         return verdict
 
@@ -178,6 +185,7 @@ class SceneMemory(KeptScene):
                 if first:  # the floor of a view that is none is none
                     self._map.clear(self._config.origin)
                 raise
+            self.past.came(frame.stamp_ns)
         self.poses[frame.stamp_ns] = frame.T_world_camera
         carving = self._config.key_frames.carving
         if carving is not None:
@@ -185,7 +193,9 @@ class SceneMemory(KeptScene):
             self._later[order] = frame
             for place in sorted(self._later):
                 if place >= order:
-                    carve_free_space(self._map, self._later[place], carving, place)
+                    later = self._later[place]
+                    tell = partial(self.past.went, before=place, gone_ns=later.stamp_ns)
+                    carve_free_space(self._map, later, carving, place, tell)
 
     def _add_to_map(
         self,
@@ -219,6 +229,22 @@ class SceneMemory(KeptScene):
                 self._map.remove_view(stamp)
                 del self.poses[stamp]
             evicted = self._selector.evict() is not None
+            if not evicted and self._is_full():
+                evicted = self._selector.evict(full=True) is not None
+
+    def _is_full(self) -> bool:
+        """Whether views hold more memory than they may, also when their sums take no more than they need."""
+        limit = self._config.memory_limit_mb * 1e6 * VIEWS_SHARE
+        if limit and self.nbytes > limit:
+            self._map.compact()
+        return bool(limit) and self.nbytes > limit
+
+    @property
+    def nbytes(self) -> int:
+        """Of views, those that wait included, and of the past."""
+        waiting = {id(frame): frame.rgb.nbytes + frame.depth.nbytes for frame in (*self.pending, *self._later.values())}
+        chosen = 0 if self._asked is None else self._asked.nbytes
+        return self._map.nbytes + chosen + self.past.nbytes + sum(waiting.values())
 
     # --- tokens out ---
 

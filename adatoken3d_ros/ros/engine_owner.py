@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from adatoken3d_ros.engine.events import FrameTaken, Listeners, SceneReplaced, SceneView, StageBegan, TextSoFar
+from adatoken3d_ros.engine.knowing import floor_map, remembered
 from adatoken3d_ros.engine.loading import load_engine, open_scene, strategy_names, strategy_of
 from adatoken3d_ros.engine.out_of_memory import free_cached, trim_heap
 from adatoken3d_ros.requirements import advice, missing
@@ -227,7 +228,20 @@ class EngineOwner:
         view = SceneView(self._frame_id, marks=marks)
         if tokens is not None:
             xyz, rgb, count = (tensor.cpu().numpy() for tensor in (tokens.xyz.float(), tokens.rgb, tokens.count))
-            view = SceneView(self._frame_id, xyz, rgb, count, dict(scene.poses), scene.stamp_ns, marks)
+            past = scene.memory.past
+            view = SceneView(
+                self._frame_id,
+                xyz,
+                rgb,
+                count,
+                dict(scene.poses),
+                scene.stamp_ns,
+                marks,
+                *floor_map(past.occupancy, scene.memory.floor),
+                tuple(map(remembered, past.tombstones.gone)),
+                scene.nbytes,
+                scene.config.memory_limit_mb * 1e6,
+            )
         self._events.tell(view)
 
     def show_another(self, scene: Scene) -> None:

@@ -70,13 +70,7 @@ class Sketch:
     @classmethod
     def of(cls, frame: PosedFrame) -> Sketch:
         """Every k-th pixel of a frame's depth."""
-        step = max(1, round(max(frame.depth.shape) / SIDE))
-        first = step // 2
-        depth = frame.depth[first::step, first::step]
-        depth = np.where((depth > 0) & (depth <= FARTHEST), depth, np.float32(np.inf))
-        K = frame.K.copy()
-        K[:2, 2] -= first
-        K[:2] /= step
+        depth, K = thinned(frame)
         height, width = depth.shape
         rows = np.unique(np.linspace(0, height - 1, GRID[0]).round().astype(np.intp))
         cols = np.unique(np.linspace(0, width - 1, GRID[1]).round().astype(np.intp))
@@ -87,6 +81,19 @@ class Sketch:
         near = np.asarray(cv2.erode(depth, np.ones((3, 3), np.uint8)), np.float32)
         known = np.isfinite(points[..., 0])
         return cls(near, K, points[known].astype(np.float32), _normals(points), frame.T_world_camera)
+
+
+def thinned(frame: PosedFrame) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Every k-th pixel of a frame's depth, about `SIDE` on the longer side, metres, inf where nothing was measured; and
+    the pinhole matrix (3, 3) of that picture."""
+    step = max(1, round(max(frame.depth.shape) / SIDE))
+    first = step // 2
+    depth = frame.depth[first::step, first::step]
+    depth = np.where((depth > 0) & (depth <= FARTHEST), depth, np.float32(np.inf))
+    K = frame.K.copy()
+    K[:2, 2] -= first
+    K[:2] /= step
+    return depth, K
 
 
 def _normals(points: NDArray[np.float64]) -> NDArray[np.float32]:

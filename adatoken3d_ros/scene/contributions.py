@@ -43,6 +43,10 @@ class Contribution:
     colours: Tensor
     order: int = 0
 
+    @property
+    def nbytes(self) -> int:
+        return sum(value.numel() * value.element_size() for value in vars(self).values() if isinstance(value, Tensor))
+
     def rows(self, kept: Tensor) -> Contribution:
         """Only the rows where `kept` (R,) bool is true."""
         patches, device = torch.repeat_interleave(kept, self.count), self.features.device
@@ -167,6 +171,10 @@ class Sums:
         self.xyz = torch.zeros(0, 3, dtype=torch.float64)
         self.rgb = torch.zeros(0, 3, dtype=torch.float64)
         self._free = torch.empty(0, dtype=torch.int64)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(table.numel() * table.element_size() for table in (getattr(self, name) for name in self._TABLES))
 
     def take(self, n: int) -> Tensor:
         """(n,) rows of zeros; the table doubles when it is full."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from adatoken3d_ros.scene.agreement import Agreement, Sketch
 from adatoken3d_ros.scene.carving import CarvingConfig, seen_through
@@ -229,11 +230,11 @@ class KeyFrameSelector:
         self._views.pop(stamp_ns, None)
         self._agreement.drop(stamp_ns)
 
-    def evict(self, held: Coverage | None = None) -> int | None:
+    def evict(self, held: Coverage | None = None, *, full: bool = False) -> int | None:
         """Drop the view that is missed least if there are too many and return its stamp, else None.
 
         The caller takes it out of the map before it asks again; or out of `held`, the map's coverage, if that is given:
-        then the map may follow when all is decided.
+        then the map may follow when all is decided. `full`: there are too many, but for the newest.
         """
         if not self._views:
             return None
@@ -248,7 +249,7 @@ class KeyFrameSelector:
                 self.forget(stamp)
                 return stamp
         scene = self._map if held is None else held
-        crowded = scene is not None and scene.n_voxels > self.config.max_voxels
+        crowded = full or (scene is not None and scene.n_voxels > self.config.max_voxels)
         if len(self._views if scene is None else scene) <= (1 if crowded else self.config.max_views):
             return None
         exclusive = dict.fromkeys(self._views, 0) if scene is None else scene.exclusive()
@@ -318,17 +319,23 @@ def rotation_angle(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
 
 
 def carve_free_space(
-    token_map: TokenMap, frame: PosedFrame, config: CarvingConfig | None = None, order: int | None = None
+    token_map: TokenMap,
+    frame: PosedFrame,
+    config: CarvingConfig | None = None,
+    order: int | None = None,
+    tell: Callable[[Tensor], object] | None = None,
 ) -> int:
     """Take out of the map what views older than the frame hold of voxels that the frame looks through.
 
     Args:
         order: of the frame among the views of the map, see `TokenMap.add_view`. None: its stamp.
+        tell: told before of the voxels (n,) that the frame looks through, if there are any.
 
     Returns:
         How many patches were taken out.
     """
-    through = seen_through(frame, token_map.centres(), token_map.voxel_size, config)
-    return token_map.carve(
-        token_map.occupied_keys[torch.from_numpy(through)], frame.stamp_ns if order is None else order
-    )
+    through = torch.from_numpy(seen_through(frame, token_map.centres(), token_map.voxel_size, config))
+    voxels = token_map.occupied_keys[through]
+    if tell is not None and len(voxels):
+        tell(voxels)
+    return token_map.carve(voxels, frame.stamp_ns if order is None else order)

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from adatoken3d_ros.scene.contributions import Contribution, Sums, moved_views, reduced
 from adatoken3d_ros.scene.coverage import Coverage
+from adatoken3d_ros.scene.map_bytes import MapBytes
 from adatoken3d_ros.scene.spatial_tokens import SpatialTokens
 from adatoken3d_ros.scene.voxels import TokenMapError, corners_around, near_any, sum_groups, voxel_indices, voxel_keys
 
 
-class TokenMap:
+class TokenMap(MapBytes):
     """Voxel means over a changing set of views, equal to pooling the same views from scratch.
 
     Each view is reduced once to one row of sums per voxel. A voxel's sums are always its views' rows added in the order
@@ -306,9 +307,8 @@ class TokenMap:
         for key in keys:
             if key not in self._views:
                 raise TokenMapError(f"view {key} is not in the map")
-        for key in self.keys():
-            if key in keys:
-                part._insert(key, self._views[key])
+        for key in (key for key in self.keys() if key in keys):
+            part._insert(key, self._views[key])
         return part
 
     def _like_this(self, origin: Tensor) -> TokenMap:

@@ -152,6 +152,15 @@ class ViewTokenMap(TokenMap):
         """What is left of each view's tokens, by its key, oldest first."""
         return dict(self._left())
 
+    @property
+    def nbytes(self) -> int:
+        blocks = (value for block in self._blocks.values() for value in vars(block).values())
+        return super().nbytes + sum(v.numel() * v.element_size() for v in blocks if isinstance(v, Tensor))
+
+    def whole_blocks(self) -> dict[int, Block]:
+        """All tokens of each view, also those that were carved out of it, by its key, oldest first."""
+        return {key: self._blocks[key] for key in self.keys()}
+
     def _left(self) -> Iterator[tuple[int, Block]]:
         for key in self.keys():
             block, held = self._blocks[key], self._views[key].keys
@@ -181,7 +190,13 @@ class ViewTokenMap(TokenMap):
         """
         if max_tokens is not None and max_tokens < 1:
             raise TokenMapError(f"max_tokens {max_tokens} must be at least 1")
-        blocks = list(self.blocks().values())
+        return self.tokens_of(self.blocks(), max_tokens)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def tokens_of(self, found: Mapping[int, Block], max_tokens: int | None = None) -> SpatialTokens:
+        """As `tokens`, of these blocks."""
+        blocks = list(found.values())
         if not sum(len(block.keys) for block in blocks):
             raise TokenMapError("the token map is empty: no view was added")
         view = torch.repeat_interleave(torch.arange(len(blocks)), torch.tensor([len(block.keys) for block in blocks]))

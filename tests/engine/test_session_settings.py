@@ -79,6 +79,10 @@ def behaviour(settings: Settings, cache: Path) -> dict[str, Any]:
             tokens=float(tokens.features.double().abs().sum() + tokens.position.double().abs().sum()),
             prompt=session.prompt(Question("What?"))[0].pieces,
         )
+    past = session.memory.past
+    found["gone"] = len(past.tombstones.gone)
+    past.tombstones.forget(STAMP + 10**10)
+    found["remembered"] = len(past.tombstones.gone)
     answer = ask(session, Question("What?", max_new_tokens=4))
     found.update(strategy=answer.strategy, seed=answer.seed)
     found["hurried"] = ask(session, Question("What?", max_new_tokens=4, latency_budget_ms=1e-3)).status.name
@@ -111,6 +115,9 @@ SESSION: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "scene.max_disagreement": (0.0, "views", {}),
     "scene.carving": (False, "voxels", {}),
     "scene.max_depth": (0.5, "verdicts", {}),
+    "memory.limit_mb": (0.3, "views", {}),
+    "memory.tombstones": (0, "gone", {}),
+    "memory.tombstone_age": (0.0, "remembered", {}),
     "scene.origin": ([1.0, 2.0, 0.5], "origin", {"scene.origin_mode": "fixed"}),
     "scene.origin_mode": ("fixed", "origin", {}),
 }
@@ -160,6 +167,7 @@ def test_another_value_changes_what_the_session_does(
 
 
 OF_SOME_MODELS = {"model.tell_poses", "unsure_below"}  # test_scene_of_views.py, test_understanding.py
+OF_WHAT_IS_KNOWN = {"memory.moved_within", "goal.distance", "goal.clearance", "goal.height"}  # test_knowing.py
 # What the node makes of these, tests/ros/test_parameter_effects.py and tests/ros/test_parameters.py tell.
 OF_THE_NODE = {
     "model.path",
@@ -175,6 +183,6 @@ OF_THE_NODE = {
 
 
 def test_no_setting_that_is_read_by_configure_is_left_out() -> None:
-    assert SESSION.keys() | OF_THE_NODE | OF_SOME_MODELS == {
+    assert SESSION.keys() | OF_THE_NODE | OF_SOME_MODELS | OF_WHAT_IS_KNOWN == {
         setting.name for setting in SETTINGS if setting.read == CONFIGURE
     }

@@ -103,6 +103,8 @@ def scene(
     given_up: int = 0,
     contradiction: str = "",
     confirmed_age: float | None = None,
+    held: tuple[float, float] = (0.0, 0.0),
+    gone: int = 0,
 ) -> Report:
     """How much has been seen; WARN while there is nothing to ask about, ERROR if frames come and none can be used.
 
@@ -111,6 +113,8 @@ def scene(
         given_up: views that could not be encoded, also those that had waited as key frames.
         contradiction: why what has been seen cannot be believed; ERROR, too.
         confirmed_age: of the newest frame that agreed with the scene, or is in it, seconds.
+        held: bytes that it holds in memory, and that it may hold, 0 for any number.
+        gone: things that are remembered after they have gone.
     """
     values = {
         "key_frames": views,
@@ -118,6 +122,9 @@ def scene(
         "data_age_s": _figure(age, 3),
         "confirmed_age_s": _figure(confirmed_age, 3),
         "views_given_up": given_up,
+        "things_gone": gone,
+        "scene_mb": _figure(held[0] / 1e6, 1),
+        "memory_limit_mb": _figure(held[1] / 1e6, 1) if held[1] else "none",
         **{f"frames.{fate}": count for fate, count in sorted(fates.items())},
     }
     if contradiction:

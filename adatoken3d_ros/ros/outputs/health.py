@@ -87,6 +87,8 @@ class Health:
                 0 if scene is None else scene.memory.given_up,
                 contradiction,
                 None if scene is None else age(scene.confirmed_ns),
+                (seen.nbytes, seen.limit_bytes),
+                len(seen.gone),
             ),
             diagnostics.model(
                 self._state(),

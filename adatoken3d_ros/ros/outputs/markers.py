@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What RViz shows beside the clouds: the answer's text over the scene, its boxes, marks, where key frames were."""
+"""What RViz shows beside the clouds: the answer's text over the scene, its boxes, what it rests on and where to go to
+look at it, where the key frames were, marks, what of the floor is free or was never seen, and what has gone.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from visualization_msgs.msg import Marker, MarkerArray
 from adatoken3d_ros.engine.answer import Status
 from adatoken3d_ros.engine.events import SceneView
 from adatoken3d_ros.ros.outputs.messages import header
+from adatoken3d_ros.scene.evidence import Evidence
 from adatoken3d_ros.scene.marks import Mark
+from adatoken3d_ros.scene.occupancy import VOXEL
 
 FRUSTUM_DEPTH = 0.15  # metres; the frusta show where key frames were, not the lens
 FRUSTUM_TAN = (0.62, 0.46)  # half width and half height over depth: a common 4:3 camera
@@ -33,8 +37,22 @@ def markers(answer: AnswerMsg | None, scene: SceneView) -> MarkerArray:
         array.markers.append(views)
     for i, mark in enumerate(scene.marks):
         array.markers += _named(head, i, mark)
+    array.markers += _cells(head, "free", scene.free, (0.2, 0.8, 0.3, 0.25))
+    array.markers += _cells(head, "unseen", scene.unseen, (0.5, 0.5, 0.5, 0.5))
+    for i, thing in enumerate(scene.gone):
+        array.markers += _tombstone(head, i, thing)
     if answer is None or not Status(answer.status).answered:
         return array
+    here = [item for item in answer.evidence if not (item.gone.sec or item.gone.nanosec)]
+    for i, item in enumerate(here):
+        cube = _marker(answer.header, "evidence", i, Marker.CUBE, (0.1, 0.9, 0.9, 0.45 if i == 0 else 0.2))
+        cube.pose.position, cube.scale = item.place, item.extent
+        array.markers.append(cube)
+    if answer.goal_near.header.frame_id:
+        arrow = _marker(answer.header, "goal", 0, Marker.ARROW, (1.0, 0.2, 0.8, 0.9))
+        arrow.pose = answer.goal_near.pose
+        arrow.scale.x, arrow.scale.y, arrow.scale.z = 0.4, 0.08, 0.08
+        array.markers.append(arrow)
     for i, box in enumerate(answer.boxes):
         cube = _marker(answer.header, "boxes", i, Marker.CUBE, (1.0, 0.6, 0.1, 0.35))
         cube.pose, cube.scale = box.center, box.size
@@ -62,6 +80,32 @@ def _named(head: Header, number: int, mark: Mark) -> list[Marker]:
     name.pose.position.x, name.pose.position.y, name.pose.position.z = x, y, z + size[2] / 2 + TEXT_HEIGHT
     name.scale.z, name.text = TEXT_HEIGHT, mark.name
     return [body, name]
+
+
+def _cells(
+    head: Header, namespace: str, centres: NDArray[np.float64], rgba: tuple[float, float, float, float]
+) -> list[Marker]:
+    """Cells of the floor as flat squares; none where there are none."""
+    if not len(centres):
+        return []
+    cells = _marker(head, namespace, 0, Marker.CUBE_LIST, rgba)
+    cells.scale.x = cells.scale.y = 0.9 * VOXEL
+    cells.scale.z = 0.01
+    cells.points = [Point(x=x, y=y, z=z) for x, y, z in centres.tolist()]
+    return [cells]
+
+
+def _tombstone(head: Header, number: int, thing: Evidence) -> list[Marker]:
+    """A box where something was, and an arrow to where the like was found."""
+    box = _marker(head, "gone", number, Marker.CUBE, (0.9, 0.2, 0.2, 0.3))
+    (box.pose.position.x, box.pose.position.y, box.pose.position.z) = thing.place
+    (box.scale.x, box.scale.y, box.scale.z) = thing.extent
+    if thing.moved_to is None:
+        return [box]
+    arrow = _marker(head, "moved", number, Marker.ARROW, (0.9, 0.2, 0.2, 0.8))
+    arrow.scale.x, arrow.scale.y = 0.02, 0.06
+    arrow.points = [Point(x=x, y=y, z=z) for x, y, z in (thing.place, thing.moved_to)]
+    return [box, arrow]
 
 
 def _marker(head: Header, namespace: str, number: int, kind: int, rgba: tuple[float, float, float, float]) -> Marker:

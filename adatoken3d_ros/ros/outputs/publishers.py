@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from adatoken3d.msg import Answer as AnswerMsg
 from adatoken3d.msg import TokenReport as TokenReportMsg
+from geometry_msgs.msg import PoseStamped
 from rclpy.callback_groups import CallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.duration import Duration
@@ -154,6 +155,8 @@ class Publishers:
         self._retained_tokens = Latched(node, PointCloud2, "~/retained_tokens")
         self._token_report = Latched(node, TokenReportMsg, "~/token_report")
         self._markers = Latched(node, MarkerArray, "~/markers")
+        # By itself it goes to no robot: who wants that remaps it to the goal topic of the robot's navigation.
+        self._goal = node.create_publisher(PoseStamped, "~/goal", 1)
         self._last: AnswerMsg | None = None
         self.scene = SceneView()
         # Steady: simulated time may stand still, this must not.
@@ -186,6 +189,8 @@ class Publishers:
             self._retained_tokens.offer(lambda: retained_cloud(report, answer.stamp_ns, frame_id))
             self._token_report.offer(lambda: report_message(answer, report, frame_id))
         self._offer_markers()
+        if message.goal_near.header.frame_id:
+            self._goal.publish(message.goal_near)
         self._answer.publish(message)
 
     def _on_scene(self, scene: SceneView) -> None:

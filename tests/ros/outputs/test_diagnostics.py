@@ -92,6 +92,12 @@ def test_arrivals_by_hand() -> None:
     assert arrivals.rate(30.0) is None and arrivals.gap(30.5) == 0.5
 
 
+def test_what_a_scene_holds_in_memory_is_told_with_its_limit() -> None:
+    values = d.scene(True, 3, 100, 1.0, {}, held=(12_345_678, 20e6), gone=2).values
+    assert (values["scene_mb"], values["memory_limit_mb"], values["things_gone"]) == ("12.3", "20.0", 2)
+    assert d.scene(True, 3, 100, 1.0, {}).values["memory_limit_mb"] == "none"
+
+
 def test_scene() -> None:
     assert d.scene(False, 0, 0, None, {}).level == d.OK
     empty = d.scene(True, 0, 0, None, {"no_depth": 2})

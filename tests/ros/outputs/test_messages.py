@@ -124,7 +124,8 @@ def test_markers_show_text_boxes_and_views() -> None:
     array = markers(answer, SCENE)
     assert array.markers[0].action == Marker.DELETEALL
     by_name = {marker.ns: marker for marker in array.markers[1:]}
-    assert set(by_name) == {"views", "boxes", "answer"}
+    assert set(by_name) == {"views", "boxes", "answer", "evidence", "goal"}
+    assert by_name["evidence"].pose.position.z == 3.0 and by_name["goal"].pose.position.x == 2.0
     assert by_name["answer"].text == "there"
     assert by_name["boxes"].scale.z == 0.3
     ends = np.array([(point.x, point.y, point.z) for point in by_name["views"].points])
@@ -134,6 +135,14 @@ def test_markers_show_text_boxes_and_views() -> None:
     assert [marker.text for marker in unsure.markers if marker.ns == "answer"] == ["there (unsure)"]
     refused = m.answer_message(replace(ANSWER, status=Status.BUSY), "map", STAMP)
     assert [marker.ns for marker in markers(refused, SCENE).markers[1:]] == ["views"]
+
+
+def test_markers_show_the_floor_and_what_has_gone() -> None:
+    scene = replace(SCENE, free=np.zeros((3, 3)), unseen=np.ones((2, 3)), gone=ANSWER.evidence)
+    by_name = {marker.ns: marker for marker in markers(None, scene).markers[1:]}
+    assert set(by_name) == {"views", "free", "unseen", "gone", "moved"}
+    assert (len(by_name["free"].points), len(by_name["unseen"].points)) == (3, 2)
+    assert [point.z for point in by_name["moved"].points] == [6.0, 9.0]
 
 
 def test_a_big_cloud_is_built_fast() -> None:

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an answer rests on, whether that is there still, how much was seen, and where to go to look at it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adatoken3d_ros.engine.answer import Answer, TokenReport
+from adatoken3d_ros.engine.config import SessionConfig
+from adatoken3d_ros.engine.scene_memory import SceneMemory
+from adatoken3d_ros.scene.evidence import MOST, Cluster, Evidence, Observed, Triple, gather
+from adatoken3d_ros.scene.goal import Goal, find_goal
+from adatoken3d_ros.scene.occupancy import VOXEL, Occupancy, State
+from adatoken3d_ros.scene.tombstones import Thing
+from adatoken3d_ros.scene.verdict import of_place, of_words
+
+REGION = 0.5  # metres around a point that is asked about
+HIGH = 0.5  # metres above the floor that count as its level
+
+
+@dataclass(frozen=True, eq=False)
+class Recalled:
+    """A question asked as if nothing had gone.
+
+    Attributes:
+        xyz: (N, 3) tokens, scene frame, metres. contribution: (N,). owner: (N,) number of the tombstone, -1: is there.
+    """
+
+    xyz: NDArray[np.float32]
+    contribution: NDArray[np.float32]
+    owner: NDArray[np.int64]
+
+
+def what_is_known(
+    memory: SceneMemory, config: SessionConfig, answer: Answer, clicks: NDArray[np.float64], recalled: Recalled | None
+) -> dict[str, Any]:
+    """The fields of an answer that say what it rests on.
+
+    Args:
+        answer: with its report. clicks: (n, 3) points that it is about, scene frame, metres.
+        recalled: None where nothing has gone, or there was no time.
+    """
+    report = answer.report
+    assert report is not None
+    past = memory.past
+    floor = memory.floor
+    coverage = _seen_around(past.occupancy, clicks) if len(clicks) else seen_floor(past.occupancy, floor)
+    places = _places(answer, report, clicks)
+    if len(clicks):
+        judged = [of_place(past.occupancy, past.tombstones, point) for point in clicks]
+        # Of several places what is least sure is told.
+        verdict, reason, thing = max(judged, key=lambda item: _DOUBT.index(item[0]))
+    else:
+        xyz, share, owner = (
+            (report.xyz, report.contribution, np.full(len(report.xyz), -1))
+            if recalled is None
+            else (recalled.xyz, recalled.contribution, recalled.owner)
+        )
+        present = gather(xyz, np.where(owner < 0, share, 0.0)) if share.sum() > 0 else []
+        total = max(float(share.sum()), 1e-12)
+        there = float(share[owner < 0].sum()) / total  # `gather` counts the shares of what it is given
+        gone = [(t, float(share[owner == i].sum()) / total) for i, t in enumerate(past.tombstones.gone)]
+        scaled = [Cluster(c.rows, c.contribution * there, c.low, c.high) for c in present]
+        verdict, reason, thing = of_words(scaled, gone, coverage, bool(share.sum() > 0))
+        if answer.confidence == 0.0:
+            verdict, reason, thing = Observed.UNKNOWN, "the model does not understand the question", None
+    evidence = [_evidence(memory, place) for place in places]
+    evidence += [remembered(t) for t in ([thing] if thing is not None else [])]
+    goal = _goal(memory, config, verdict, evidence, floor)
+    return {
+        "verdict": verdict,
+        "verdict_reason": reason,
+        "evidence": tuple(evidence),
+        "coverage": coverage,
+        "goal": goal.pose,
+        "goal_reason": goal.reason,
+    }
+
+
+_DOUBT = (Observed.SEEN, Observed.UNKNOWN, Observed.NOT_OBSERVED, Observed.SEEN_THEN_GONE)
+
+
+@dataclass(frozen=True)
+class _Place:
+    points: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    contribution: float
+
+
+def _places(answer: Answer, report: TokenReport, clicks: NDArray[np.float64]) -> list[_Place]:
+    """Where the answer rests: what is clicked on, what it names by boxes, and what its tokens contributed from."""
+    total = float(report.contribution.sum())
+    xyz = report.xyz.astype(np.float64)
+
+    def place(inside: NDArray[np.bool_], low: NDArray[np.float64], high: NDArray[np.float64]) -> _Place:
+        share = float(report.contribution[inside].sum()) / total if total > 0 else math.nan
+        return _Place(xyz[inside], low, high, share)
+
+    found = []
+    for point in clicks:
+        inside = np.linalg.norm(xyz - point, axis=1) <= REGION / 2
+        if inside.any():
+            found.append(place(inside, xyz[inside].min(axis=0), xyz[inside].max(axis=0)))
+    for box in answer.boxes[:MOST]:
+        low, high = (np.array(box.centre) + sign * np.array(box.size) / 2 for sign in (-1, 1))
+        found.append(place(np.asarray(((xyz >= low) & (xyz <= high)).all(axis=1)), low, high))
+    for cluster in gather(xyz, report.contribution, report.retained):
+        found.append(_Place(xyz[cluster.rows], cluster.low, cluster.high, cluster.contribution))
+    return found[:MOST]
+
+
+def _evidence(memory: SceneMemory, place: _Place) -> Evidence:
+    stamps = memory.past.holders(place.points) if len(place.points) else []
+    occupancy = memory.past.occupancy
+    hit = int(occupancy.look_numbers(place.points, "hit").max(initial=0)) if len(place.points) else 0
+    last = max([*stamps, occupancy.stamp_of(hit)], default=0)
+    return Evidence(
+        _triple((place.low + place.high) / 2),
+        _triple(np.maximum(place.high - place.low, VOXEL)),
+        min(stamps, default=last),
+        last,
+        len(stamps),
+        place.contribution,
+    )
+
+
+def remembered(thing: Thing) -> Evidence:
+    """What has gone, as evidence."""
+    return Evidence(
+        _triple(thing.place),
+        _triple(np.maximum(thing.high - thing.low, VOXEL)),
+        thing.first_ns,
+        thing.last_ns,
+        thing.views,
+        0.0,
+        thing.gone_ns,
+        thing.moved_to,
+        thing.confidence,
+    )
+
+
+def _goal(
+    memory: SceneMemory, config: SessionConfig, verdict: Observed, evidence: list[Evidence], floor: float | None
+) -> Goal:
+    """Where to look at what is there; where it was last, if it has gone and nobody knows where to."""
+    wanted = [item for item in evidence if bool(item.gone_ns) == (verdict is Observed.SEEN_THEN_GONE)]
+    if verdict is Observed.NOT_OBSERVED:
+        return Goal(None, "what was asked about was never seen")
+    if not wanted:
+        return Goal(None, "the answer rests on no place")
+    place, extent = np.array(wanted[0].moved_to or wanted[0].place), np.array(wanted[0].extent)
+    camera = memory.poses[memory.stamp_ns][:3, 3]
+    low, high = place - extent / 2, place + extent / 2
+    return find_goal(memory.past.occupancy, floor, camera, low, high, config.goal)
+
+
+def _seen_around(occupancy: Occupancy, points: NDArray[np.float64]) -> float:
+    """Share of what is within REGION of points (n, 3) that was ever seen."""
+    shares = []
+    for point in points:
+        state, corner = occupancy.box(point - REGION, point + REGION)
+        grid = np.stack(np.meshgrid(*map(np.arange, state.shape), indexing="ij"), axis=-1) * VOXEL + corner
+        inside = np.linalg.norm(grid - point, axis=-1) <= REGION
+        shares.append(float((state[inside] != State.UNSEEN).mean()))
+    return float(np.mean(shares))
+
+
+def seen_floor(occupancy: Occupancy, floor: float | None) -> float:
+    """Share of the scene's extent at the level of its floor that was ever seen; NaN before anything was."""
+    state = _level(occupancy, floor)[0]
+    return float((state != State.UNSEEN).any(axis=2).mean()) if state.size else math.nan
+
+
+def floor_map(occupancy: Occupancy, floor: float | None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Centres (n, 3), scene frame, metres, of the cells of the scene's extent at the level of its floor that are free,
+    and of those that were never seen."""
+    state, corner = _level(occupancy, floor)
+    if not state.size:
+        return np.zeros((0, 3)), np.zeros((0, 3))
+    body = state[:, :, 1:] if state.shape[2] > 1 else state
+    free = (body == State.FREE).any(axis=2) & (body != State.OCCUPIED).all(axis=2)
+    unseen = (state == State.UNSEEN).all(axis=2)
+    first, second = (np.pad(np.argwhere(cells), ((0, 0), (0, 1))) * VOXEL + corner for cells in (free, unseen))
+    return first, second
+
+
+def _level(occupancy: Occupancy, floor: float | None) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    """`Occupancy.box` of the scene's extent from the floor (its lowest surface where none was found) on up to HIGH."""
+    ends = occupancy.extent()
+    if ends is None:
+        return np.zeros((0, 0, 0), np.uint8), np.zeros(3)
+    low, high = ends[0] + VOXEL / 2, ends[1] - VOXEL / 2
+    level = low[2] if floor is None else floor
+    return occupancy.box((*low[:2], level), (*high[:2], level + HIGH))
+
+
+def _triple(values: NDArray[np.floating]) -> Triple:
+    x, y, z = (float(value) for value in values)
+    return x, y, z

@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a scene knows beside its tokens: where it has looked, and what has gone from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adatoken3d_ros.scene.agreement import Sketch
+from adatoken3d_ros.scene.contributions import Contribution
+from adatoken3d_ros.scene.frames import PosedFrame
+from adatoken3d_ros.scene.occupancy import CELLS, MOST_BLOCKS, Occupancy
+from adatoken3d_ros.scene.patches import PatchConfig, patch_points
+from adatoken3d_ros.scene.proposals import CLEARANCE
+from adatoken3d_ros.scene.spatial_tokens import SpatialTokens
+from adatoken3d_ros.scene.token_map import TokenMap
+from adatoken3d_ros.scene.tombstones import Thing, Tombstones
+from adatoken3d_ros.scene.view_blocks import ViewTokenMap
+from adatoken3d_ros.scene.voxels import voxel_indices, voxel_keys
+from adatoken3d_ros.scene.window import floor_height, level_patches
+
+if TYPE_CHECKING:
+    from adatoken3d_ros.engine.config import SessionConfig
+
+OCCUPANCY_SHARE, GONE_SHARE = 1 / 4, 1 / 8  # of the memory that a scene may have
+RECALLED = 256  # tokens of what has gone that a question is asked again with
+_OF_VOXELS = ("features", "xyz", "rgb", "count", "voxel", "position")
+_BLOCK_BYTES = CELLS * 16
+
+
+class Past:
+    """Kept up by the scene memory as frames come and views go.
+
+    Args:
+        config: the scene's. patches: how its frames are sampled. token_map: its tokens.
+
+    Attributes:
+        occupancy: what was looked at. tombstones: what has gone.
+    """
+
+    def __init__(self, config: SessionConfig, patches: PatchConfig, token_map: TokenMap) -> None:
+        self._config, self._patches, self._map = config, patches, token_map
+        self.limit = config.memory_limit_mb * 1e6
+        blocks = min(MOST_BLOCKS, int(self.limit * OCCUPANCY_SHARE / _BLOCK_BYTES)) if self.limit else MOST_BLOCKS
+        self.occupancy = Occupancy(config.origin, max(1, blocks))
+        self.tombstones = Tombstones(
+            config.tombstones, config.tombstone_age, config.moved_within, reach=1.5 * token_map.voxel_size
+        )
+
+    def clear(self) -> None:
+        """Nothing has been seen."""
+        self.occupancy.clear(self._config.origin)
+        self.tombstones.clear()
+
+    @property
+    def nbytes(self) -> int:
+        return self.occupancy.nbytes + self.tombstones.nbytes
+
+    # --- kept up ------------------------------------------------------------------------------------------------------
+
+    def look(self, frame: PosedFrame, *, key_frame: bool) -> None:
+        """A frame is a view from now on, or agrees with those that there are: of these not each is looked at."""
+        occupancy = self.occupancy
+        if not occupancy.looks:
+            # Voxels that begin on the floor hold it in one layer.
+            points = patch_points(frame, self._patches)
+            floor = floor_height(points.xyz[level_patches(points.xyz, self._patches.geometry.columns)])
+            occupancy.clear((*self._config.origin[:2], self._config.origin[2] if floor is None else floor))
+        since = frame.stamp_ns - occupancy.stamp_of(occupancy.looks)
+        if key_frame or not 0 <= since < self._config.key_frames.change_interval * 1e9:
+            occupancy.look(frame, self._config.max_depth)
+
+    def look_again(self, sketches: Mapping[int, Sketch]) -> None:
+        """Knows only what the kept views looked through, from where they are now; {stamp: view}, oldest first.
+
+        Frames that are no views are not there any more, nor are views that went.
+        """
+        self.occupancy.clear((*self._config.origin[:2], float(self._map.origin[2])))
+        for stamp, sketch in sketches.items():
+            self.occupancy.look_at(sketch.near, sketch.K, sketch.pose, stamp, self._config.max_depth)
+
+    def went(self, voxels: Tensor, before: int, gone_ns: int) -> None:
+        """Voxels (n,) are about to be taken out of the views of an order below `before`."""
+        if self.tombstones.most:
+            self.tombstones.bury(held(self._map, voxels, before), gone_ns, self._last_seen)
+            self._bound()
+
+    def came(self, stamp_ns: int) -> None:
+        """A view has been added: what it shows where the scene was free before is noted."""
+        view = self._map.contributions().get(stamp_ns)
+        if view is None or not self.tombstones.most or not len(view.keys):
+            return
+        floor = floor_height(self._map.level_points())
+        middle = (view.xyz / view.count[:, None]).numpy()
+        free, first = (self.occupancy.look_numbers(middle, name) for name in ("free", "first"))
+        new = (free > 0) & (first > free) & (middle[:, 2] > (-np.inf if floor is None else floor + CLEARANCE))
+        if new.any():
+            voxels = view.keys[torch.from_numpy(new)]
+            self.tombstones.greet(held(self._map, voxels, only=stamp_ns), stamp_ns)
+        self.tombstones.forget(stamp_ns)
+        if self.tombstones.gone and self.tombstones.appeared:
+            self.tombstones.link(_mean_feature(self._map))
+        self._bound()
+
+    def _last_seen(self, points: NDArray[np.float64]) -> int:
+        occupancy = self.occupancy
+        return occupancy.stamp_of(int(occupancy.look_numbers(points, "hit").max(initial=0)))
+
+    def _bound(self) -> None:
+        while self.limit and self.tombstones.nbytes > self.limit * GONE_SHARE and self.tombstones.shrink():
+            pass
+
+    def holders(self, points: NDArray[np.floating]) -> list[int]:
+        """Stamps of the views that show something in the voxels of points (n, 3), scene frame, metres."""
+        keys = self._map.keys_at(points)
+        return [stamp for stamp, view in self._map.contributions().items() if bool(torch.isin(keys, view.keys).any())]
+
+    # --- for a question -----------------------------------------------------------------------------------------------
+
+    def with_the_gone(
+        self, tokens: SpatialTokens, token_map: TokenMap, most: int, lift: Callable[[Tensor], Tensor]
+    ) -> tuple[SpatialTokens, NDArray[np.int64]] | None:
+        """The tokens of a question as if nothing had gone, at most `most`, and of each the number of its tombstone, -1
+        for what is there; None where there is no tombstone, or none whose tokens could be added.
+
+        Args:
+            lift: makes (P, H) of points (P, 3), seen from the model's origin, metres.
+
+        Where tokens are those of views, only those can be that were carved out of views that are still there.
+        """
+        gone = self.tombstones.gone
+        if not gone:
+            return None
+        if isinstance(token_map, ViewTokenMap):
+            return _views_with_the_gone(token_map, gone, most)
+        room = min(most - len(tokens), RECALLED)
+        parts = [(i, row) for i, thing in reversed(list(enumerate(gone))) for row in range(len(thing.keys))][:room]
+        if not parts:
+            return None
+        owner = np.array([i for i, _ in parts])
+        xyz = torch.stack([gone[i].xyz[row] for i, row in parts])
+        device = tokens.features.device
+        more = SpatialTokens(
+            features=torch.stack([gone[i].features[row] for i, row in parts]).to(device),
+            xyz=xyz.to(device),
+            rgb=torch.stack([gone[i].rgb[row] for i, row in parts]).to(device),
+            count=torch.stack([gone[i].count[row] for i, row in parts]).to(device),
+            voxel=voxel_indices(torch.stack([gone[i].keys[row] for i, row in parts])).to(device),
+            position=lift((xyz - torch.from_numpy(token_map.model_origin)).float()),
+        )
+        both = {n: torch.cat([getattr(tokens, n), getattr(more, n)]) for n in _OF_VOXELS}
+        # In the order of voxels, as the model has learned to read them.
+        order = torch.sort(voxel_keys(both["voxel"].cpu().double(), 1.0), stable=True).indices
+        in_order: dict[str, Any] = {n: values[order.to(device)] for n, values in both.items()}
+        return SpatialTokens(**in_order), np.concatenate([np.full(len(tokens), -1), owner])[order.numpy()]
+
+
+def held(
+    token_map: TokenMap, voxels: Tensor, before: int | None = None, only: int | None = None
+) -> dict[int, Contribution]:
+    """{stamp of a view: its rows in some voxels (n,)}, with the features of its tokens there.
+
+    Args:
+        before: only of views of an order below. only: of this view alone.
+    """
+    found = {}
+    blocks = token_map.blocks() if isinstance(token_map, ViewTokenMap) else {}
+    for stamp, view in token_map.contributions().items():
+        if (before is not None and view.order >= before) or (only is not None and stamp != only):
+            continue
+        inside = torch.isin(view.keys, voxels)
+        if not bool(inside.any()):
+            continue
+        rows = view.rows(inside)
+        if stamp in blocks:
+            block = blocks[stamp]
+            mine = torch.isin(block.keys, rows.keys)
+            at = torch.searchsorted(rows.keys, block.keys[mine])
+            features = block.features[mine.to(block.features.device)].cpu()
+            sums = torch.zeros(len(rows.keys), features.shape[1]).index_add_(0, at, features)
+            rows = Contribution(**{**vars(rows), "features": sums})
+        found[stamp] = rows
+    return found
+
+
+def _views_with_the_gone(
+    token_map: ViewTokenMap, gone: list[Thing], most: int
+) -> tuple[SpatialTokens, NDArray[np.int64]] | None:
+    keys = torch.cat([thing.keys for thing in gone])
+    owners = torch.repeat_interleave(torch.arange(len(gone)), torch.tensor([len(thing.keys) for thing in gone]))
+    whole, left = token_map.whole_blocks(), token_map.contributions()
+    tokens = token_map.tokens_of(whole)
+    if len(tokens) > most:
+        return None
+    owner = []
+    for stamp, block in whole.items():
+        mine = torch.full((len(block.keys),), -1)
+        for key, number in zip(keys.tolist(), owners.tolist(), strict=True):
+            mine[block.keys == key] = number
+        mine[torch.isin(block.keys, left[stamp].keys)] = -1
+        owner.append(mine)
+    found = torch.cat(owner).numpy()
+    return (tokens, found) if (found >= 0).any() else None
+
+
+def _mean_feature(token_map: TokenMap) -> Tensor:
+    """(C,) of all patches."""
+    if isinstance(token_map, ViewTokenMap):
+        features = [block.features for block in token_map.blocks().values()]
+        return torch.cat(features).float().mean(dim=0).cpu()
+    views = token_map.contributions().values()
+    total = torch.stack([view.features.sum(dim=0).cpu() for view in views]).sum(dim=0)
+    return total / sum(int(view.count.sum()) for view in views)

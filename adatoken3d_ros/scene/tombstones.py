@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What has gone is remembered: where it was, how it looked, when it was seen, when it was found gone, and where to.
+
+What a view looks through comes out of the map; of that, what hangs together is one thing that has gone. What comes to
+stand where the scene was seen to be free is one that has appeared. A thing that went and one that appeared are linked
+where they look alike, are about as large, and lie within `moved_within` of each other in time: it moved. Features of
+all things of one scene are alike, so they are compared with their scene's mean taken off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adatoken3d_ros.scene.contributions import Contribution
+from adatoken3d_ros.scene.proposals import clusters
+from adatoken3d_ros.scene.voxels import voxel_indices
+from adatoken3d_ros.settings import DEFAULTS
+
+FEWEST = 3  # patches of a thing that went or appeared
+MOST_VOXELS = 32  # whose features are kept of one thing, those of most patches
+TOGETHER = 10.0  # seconds within which neighbouring parts of one thing go or appear
+ALIKE = 0.5  # confidence from which on a thing counts as one that moved
+MOST_APPEARED = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Thing:
+    """Something that was seen, as voxels.
+
+    Attributes:
+        low, high: (3,) corners of the box around its patches, scene frame, metres.
+        keys: (n,) int64 voxels of the token map. features: (n, C) float32 means, CPU. xyz: (n, 3) float32, metres.
+            rgb: (n, 3) uint8. count: (n,) int64 patches.
+        first_ns, last_ns: acquisition times between which it was seen. views: that showed it.
+        gone_ns: acquisition time of the frame that looked through it; 0 while it is there.
+        moved_to: middle of the box of what it was found again as, metres. confidence: of that, 0 to 1.
+    """
+
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    keys: Tensor
+    features: Tensor
+    xyz: Tensor
+    rgb: Tensor
+    count: Tensor
+    first_ns: int
+    last_ns: int
+    views: int
+    gone_ns: int = 0
+    moved_to: tuple[float, float, float] | None = None
+    confidence: float = 0.0
+
+    @property
+    def place(self) -> NDArray[np.float64]:
+        """(3,) middle of the box, scene frame, metres."""
+        return np.asarray((self.low + self.high) / 2)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in (self.keys, self.features, self.xyz, self.rgb, self.count))
+
+    def look(self) -> Tensor:
+        """(C,) mean feature."""
+        weight = self.count.float() / self.count.sum()
+        return weight @ self.features
+
+    def near(self, other: Thing, reach: float) -> bool:
+        """Whether the boxes come as close as `reach` metres along each axis."""
+        return bool((self.low - reach <= other.high).all() and (other.low - reach <= self.high).all())
+
+
+def things(held: Mapping[int, Contribution], gone_ns: int = 0) -> list[Thing]:
+    """What hangs together in some voxels.
+
+    Args:
+        held: {stamp of a view: its rows there}.
+        gone_ns: when they had gone, 0 for what is there.
+    """
+    if not held:
+        return []
+    stamps = torch.cat([torch.full((len(view.keys),), stamp) for stamp, view in held.items()])
+    views = list(held.values())
+    rows = {name: torch.cat([getattr(view, name).cpu() for view in views]) for name in ("keys", "count", "xyz", "rgb")}
+    features = torch.cat([view.features.cpu() for view in views])
+    patch_row = torch.repeat_interleave(torch.arange(len(rows["keys"])), rows["count"])
+    points = torch.cat([view.points for view in views]).double().numpy()
+    keys, at = torch.unique(rows["keys"], return_inverse=True)
+
+    def total(values: Tensor) -> Tensor:
+        return torch.zeros(len(keys), *values.shape[1:], dtype=values.dtype).index_add_(0, at, values)
+
+    count = total(rows["count"])
+    mean = total(features.float()) / count[:, None]
+    xyz = (total(rows["xyz"]) / count[:, None]).float()
+    rgb = (total(rows["rgb"]) / count[:, None]).round().to(torch.uint8)
+    found = []
+    for part in clusters(voxel_indices(keys).numpy()):
+        inside = torch.zeros(len(keys), dtype=torch.bool)
+        inside[torch.from_numpy(part)] = True
+        if int(count[inside].sum()) < FEWEST:
+            continue
+        mine = inside[at]
+        own = points[mine[patch_row].numpy()]
+        when = stamps[mine]
+        kept = torch.nonzero(inside)[:, 0]
+        kept = kept[torch.sort(count[kept], descending=True, stable=True).indices[:MOST_VOXELS]].sort().values
+        found.append(
+            Thing(
+                own.min(axis=0),
+                own.max(axis=0),
+                keys[kept],
+                mean[kept],
+                xyz[kept],
+                rgb[kept],
+                count[kept],
+                int(when.min()),
+                int(when.max()),
+                len(when.unique()),
+                gone_ns,
+            )
+        )
+    return found
+
+
+def merged(a: Thing, b: Thing) -> Thing:
+    """Two parts of one thing, with what the newer one says of its end."""
+    features = torch.cat([a.features, b.features])
+    keys, count = torch.cat([a.keys, b.keys]), torch.cat([a.count, b.count])
+    # Of a voxel that both have, the part with more patches.
+    best = torch.sort(count, descending=True, stable=True).indices
+    order = best[torch.sort(keys[best], stable=True).indices]
+    order = order[torch.cat([torch.ones(1, dtype=torch.bool), keys[order].diff() > 0])]
+    kept = order[torch.sort(count[order], descending=True, stable=True).indices[:MOST_VOXELS]]
+    kept = kept[torch.sort(keys[kept]).indices]
+    return Thing(
+        np.minimum(a.low, b.low),
+        np.maximum(a.high, b.high),
+        keys[kept],
+        features[kept],
+        torch.cat([a.xyz, b.xyz])[kept],
+        torch.cat([a.rgb, b.rgb])[kept],
+        count[kept],
+        min(a.first_ns, b.first_ns),
+        max(a.last_ns, b.last_ns),
+        max(a.views, b.views),
+        max(a.gone_ns, b.gone_ns),
+        a.moved_to,
+        a.confidence,
+    )
+
+
+def likeness(a: Thing, b: Thing, mean: Tensor) -> float:
+    """How sure it is that two things are one, 0 to 1: the cosine of their looks, with the scene's mean (C,) taken off,
+    by the ratio of their boxes' longest edges."""
+    one, other = a.look() - mean, b.look() - mean
+    length = float(one.norm() * other.norm())
+    cosine = float(one @ other) / length if length > 0 else 0.0
+    sizes = sorted(max(0.1, float((thing.high - thing.low).max())) for thing in (a, b))
+    return max(0.0, min(1.0, cosine)) * min(1.0, 1.5 * sizes[0] / sizes[1])
+
+
+class Tombstones:
+    """What has gone from one scene, and what has appeared in it, oldest first.
+
+    Args:
+        most: things that are remembered. max_age: seconds, by the newest frame, after which one is forgotten.
+        moved_within: seconds between being found gone at one place and being first seen at another.
+        reach: metres between the boxes of parts of one thing, one and a half voxels.
+
+    Attributes:
+        gone: the tombstones. appeared: what came to stand where the scene was free.
+    """
+
+    def __init__(
+        self,
+        most: int = DEFAULTS["memory.tombstones"],
+        max_age: float = DEFAULTS["memory.tombstone_age"],
+        moved_within: float = DEFAULTS["memory.moved_within"],
+        *,
+        reach: float = 0.3,
+    ) -> None:
+        self.most, self.max_age, self.moved_within, self.reach = most, max_age, moved_within, reach
+        self.gone: list[Thing] = []
+        self.appeared: list[Thing] = []
+
+    def clear(self) -> None:
+        """Nothing has gone."""
+        self.gone, self.appeared = [], []
+
+    @property
+    def nbytes(self) -> int:
+        """Of what is remembered."""
+        return sum(thing.nbytes for thing in (*self.gone, *self.appeared))
+
+    def bury(
+        self, held: Mapping[int, Contribution], gone_ns: int, last_seen: Callable[[NDArray[np.float64]], int]
+    ) -> None:
+        """What was taken out of the map, of each view, since a frame looked through it.
+
+        Args:
+            last_seen: of points (n, 3), scene frame, metres, when one of them was last measured, nanoseconds; 0: never.
+        """
+        for thing in things(held, gone_ns):
+            last = max(thing.last_ns, last_seen(thing.xyz.double().numpy()))
+            self.gone = self._with(self.gone, replace(thing, last_ns=min(last, gone_ns)), gone_ns)
+        self.forget(gone_ns)
+
+    def greet(self, held: Mapping[int, Contribution], now_ns: int) -> None:
+        """What a view shows where the scene was free before."""
+        for thing in things(held):
+            self.appeared = self._with(self.appeared, thing, now_ns)
+        self.appeared = self.appeared[-MOST_APPEARED:]
+
+    def _with(self, known: list[Thing], thing: Thing, now_ns: int) -> list[Thing]:
+        """The list with one thing more, or with one that has become larger."""
+        others = []
+        for other in known:
+            when = other.gone_ns or other.last_ns
+            if other.near(thing, self.reach) and abs(now_ns - when) <= TOGETHER * 1e9:
+                thing = merged(other, thing)
+            else:
+                others.append(other)
+        return [*others, thing]
+
+    def forget(self, now_ns: int) -> None:
+        """Forgets what is too old, and the oldest of what is too much."""
+        young = [thing for thing in self.gone if now_ns - thing.gone_ns <= self.max_age * 1e9]
+        self.gone = young[max(0, len(young) - self.most) :]
+
+    def shrink(self) -> bool:
+        """Forgets the oldest thing; False if there was none."""
+        if self.gone:
+            del self.gone[0]
+        elif self.appeared:
+            del self.appeared[0]
+        else:
+            return False
+        return True
+
+    def link(self, mean: Tensor) -> None:
+        """Says of what has gone where it moved to: to the thing that appeared and is most like it. One that stands
+        where it was has come back: it has not gone.
+
+        Args:
+            mean: (C,) of the scene's features.
+        """
+        kept = []
+        pairs = []
+        for i, thing in enumerate(self.gone):
+            back = False
+            for j, other in enumerate(self.appeared):
+                if abs(other.first_ns - thing.gone_ns) > self.moved_within * 1e9 or other.first_ns <= thing.last_ns:
+                    continue
+                sure = likeness(thing, other, mean)
+                if sure < ALIKE:
+                    continue
+                back = back or bool((np.abs(other.place - thing.place) <= self.reach).all())
+                pairs.append((-sure, i, j))
+            kept.append(not back)
+        taken: set[int] = set()
+        found: dict[int, tuple[float, int]] = {}
+        for sure, i, j in sorted(pairs):
+            if kept[i] and i not in found and j not in taken:
+                found[i] = -sure, j
+                taken.add(j)
+        linked = []
+        for i, thing in enumerate(self.gone):
+            if not kept[i]:
+                continue
+            if i in found:
+                sure, j = found[i]
+                x, y, z = self.appeared[j].place.tolist()
+                thing = replace(thing, moved_to=(x, y, z), confidence=sure)
+            linked.append(thing)
+        self.gone = linked
+
+    def within(self, low: NDArray[np.float64], high: NDArray[np.float64]) -> Iterable[Thing]:
+        """What has gone from a box, the newest first."""
+        inside = [t for t in self.gone if bool((t.low <= high).all() and (low <= t.high).all())]
+        return sorted(inside, key=lambda thing: -thing.gone_ns)

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What answers say of themselves, with the tiny model, in a room from which a box goes and comes up elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from adatoken3d_ros.engine.answer import Question, Status
+from adatoken3d_ros.engine.config import SessionConfig
+from adatoken3d_ros.engine.knowing import floor_map, seen_floor
+from adatoken3d_ros.engine.scene import Scene
+from adatoken3d_ros.engine.scene_memory import SceneMemory
+from adatoken3d_ros.scene.evidence import Observed
+from adatoken3d_ros.scene.goal import GoalConfig
+from adatoken3d_ros.scene.keyframes import KeyFrameConfig
+from adatoken3d_ros.settings import Settings
+from tests.engine.scenes import THINGS, ask, load_scene, room_frame
+
+MakeSession = Callable[..., Scene]
+EVERY = SessionConfig(key_frames=KeyFrameConfig(0.0, 0.0))
+THERE = np.array([[0.05, 1.2, 0.6]])  # on the box that goes
+BEHIND = np.array([[0.05, 2.6, 0.5]])  # behind the wall
+GONE_NS = 10**10
+
+
+def changing(session: Scene, boxes: tuple = (THINGS[1],)) -> Scene:
+    """The room with both boxes from three places, then ten seconds later with `boxes`."""
+    for index in (0, 1, 2):
+        session.observe(room_frame(index))
+    session.encode_pending()
+    for index in (0, 1, 2):
+        session.observe(replace(room_frame(index, boxes), stamp_ns=GONE_NS + index))
+        session.encode_pending()
+    return session
+
+
+def test_a_thing_that_is_there_one_that_went_and_a_place_that_was_never_seen(make_session: MakeSession) -> None:
+    session = make_session(EVERY)
+    for index in (0, 1, 2):
+        session.observe(room_frame(index))
+    answer = ask(session, Question("What?", THERE, max_new_tokens=2))
+    assert (answer.verdict, answer.as_of_ns) == (Observed.SEEN, 300_000_000)
+    first = answer.evidence[0]
+    assert (first.first_ns, first.last_ns, first.gone_ns) == (100_000_000, 300_000_000, 0) and first.views == 3
+    assert np.abs(np.array(first.place) - THERE[0]).max() < 0.3 and 0.0 < answer.coverage <= 1.0
+    hidden = ask(session, Question("What?", BEHIND, max_new_tokens=2))
+    assert hidden.verdict is Observed.NOT_OBSERVED and hidden.coverage < 0.3
+    assert hidden.goal is None and hidden.goal_reason == "what was asked about was never seen"
+    changing(session)
+    answer = ask(session, Question("What?", THERE, max_new_tokens=2))
+    assert answer.verdict is Observed.SEEN_THEN_GONE, answer.verdict_reason
+    gone = answer.evidence[-1]
+    assert gone.last_ns == 300_000_000 and GONE_NS <= gone.gone_ns <= GONE_NS + 2
+    assert np.abs(np.array(gone.place) - THERE[0]).max() < 0.4 and answer.verdict_reason.startswith("it was at (")
+
+
+def test_what_is_in_words_is_compared_with_what_has_gone(make_session: MakeSession) -> None:
+    """The prompt with what has gone is read by the same model: here it is random, and only the sums are looked at."""
+    session = changing(make_session(EVERY))
+    past = session.memory.past
+    block = session.prepared.block(None)
+    found = past.with_the_gone(block.tokens, session.memory.asked, 10_000, session.runtime.model.lift_places)
+    assert found is not None
+    tokens, owner = found
+    assert (owner >= 0).sum() == sum(len(thing.keys) for thing in past.tombstones.gone) > 0
+    assert len(tokens) == len(block.tokens) + (owner >= 0).sum()
+    voxel = tokens.voxel.numpy()
+    assert (np.lexsort(voxel.T[::-1]) == np.arange(len(voxel))).all()  # in the order of voxels
+    there = tokens.xyz.numpy()[owner >= 0]
+    assert np.abs(there - THERE[0]).max() < 0.7
+    answer = ask(session, Question("What is there?", max_new_tokens=2))
+    assert answer.verdict in (Observed.SEEN, Observed.SEEN_THEN_GONE, Observed.NOT_OBSERVED)
+    assert answer.evidence and 0 < sum(item.contribution for item in answer.evidence) <= 1.0 + 1e-6
+
+
+@pytest.mark.parametrize(("within", "moved"), [(300.0, True), (0.0, False)])
+def test_what_comes_up_elsewhere_is_what_went(make_session: MakeSession, within: float, moved: bool) -> None:
+    """The pictures are noise, so it is only asked whether there is a link where looks do not count."""
+    session = changing(
+        make_session(replace(EVERY, moved_within=within)), (THINGS[1], ((0.95, 1.35, 0.5), (0.5, 0.3, 1.0)))
+    )
+    past = session.memory.past
+    assert past.tombstones.gone and past.tombstones.appeared
+    went = past.tombstones.gone[0]
+    alike = [
+        replace(thing, features=went.features[:1].expand(len(thing.keys), -1)) for thing in past.tombstones.appeared
+    ]
+    past.tombstones.gone = [replace(went, features=went.features[:1].expand(len(went.keys), -1))]
+    past.tombstones.appeared = alike
+    past.tombstones.link(went.features[0] * 0)
+    assert (past.tombstones.gone[0].moved_to is not None) is moved
+
+
+def test_goals_are_as_configured(make_session: MakeSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = make_session(EVERY)
+    monkeypatch.setattr(SceneMemory, "floor", property(lambda _: 0.0))
+    for index in range(6):
+        session.observe(room_frame(index))
+    answer = ask(session, Question("What?", THERE, max_new_tokens=2))
+    assert answer.goal is None or answer.goal[2, 3] == pytest.approx(0.0, abs=0.02)
+    session.config = replace(session.config, goal=GoalConfig(clearance=3.0))
+    narrow = ask(session, Question("What?", THERE, max_new_tokens=2))
+    assert narrow.goal is None and "3 m radius" in narrow.goal_reason
+
+
+def test_settings_of_goals_arrive(tiny_directory: Path) -> None:
+    given = {"goal.distance": 1.5, "goal.clearance": 0.5, "goal.height": 0.4, "memory.moved_within": 7.0}
+    scene = load_scene(Settings({"model.path": str(tiny_directory), "budget.warm_up": False, **given}))
+    assert scene.config.goal == GoalConfig(1.5, 0.5, 0.4)
+    assert scene.memory.past.tombstones.moved_within == 7.0
+
+
+def test_the_floor_is_told_apart(make_session: MakeSession) -> None:
+    session = make_session(EVERY)
+    assert np.isnan(seen_floor(session.memory.past.occupancy, None))
+    session.observe(room_frame(0))
+    occupancy = session.memory.past.occupancy
+    free, unseen = floor_map(occupancy, 0.0)
+    assert len(free) and len(unseen) and 0.0 < seen_floor(occupancy, 0.0) < 1.0
+
+
+def test_what_was_seen_is_forgotten_and_moves_with_its_views(make_session: MakeSession) -> None:
+    config = replace(EVERY, key_frames=KeyFrameConfig(0.0, 0.0, max_disagreement=0.5))
+    session = changing(make_session(config))
+    past = session.memory.past
+    before = past.occupancy.extent()
+    assert past.tombstones.gone and before is not None
+    shift = np.eye(4)
+    shift[0, 3] = 4.0
+    session.memory.move({stamp: shift @ pose for stamp, pose in session.poses.items()})
+    after = past.occupancy.extent()
+    assert after is not None and after[0][0] == pytest.approx(before[0][0] + 4.0, abs=0.21)
+    session.clear()
+    assert past.occupancy.extent() is None and not past.tombstones.gone
+
+
+@pytest.mark.parametrize("limit_mb", [0.3, 0.5])
+def test_a_scene_stays_within_its_memory(make_session: MakeSession, limit_mb: float) -> None:
+    unbounded, bounded = make_session(EVERY), make_session(replace(EVERY, memory_limit_mb=limit_mb))
+    for index in range(40):
+        frame = replace(room_frame(index % 9), stamp_ns=index + 1)
+        for session in (unbounded, bounded):
+            session.observe(frame)
+            session.encode_pending()
+        assert bounded.nbytes <= limit_mb * 1e6
+    assert unbounded.nbytes > limit_mb * 1e6 > bounded.nbytes and len(bounded.poses) < len(unbounded.poses)
+    answer = ask(bounded, Question("What is there?", max_new_tokens=2))
+    assert answer.status in (Status.OK, Status.TRUNCATED) and bounded.nbytes <= limit_mb * 1e6

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What has gone, by hand: one thing of neighbouring voxels, found again elsewhere, bounded in number and age."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from adatoken3d_ros.scene.contributions import Contribution
+from adatoken3d_ros.scene.token_map import TokenMap
+from adatoken3d_ros.scene.tombstones import ALIKE, MOST_VOXELS, Thing, Tombstones, likeness, things
+
+S = 10**9
+RED, BLUE = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0)
+MEAN = torch.tensor([0.1, 0.1, 0.0])
+
+
+def seen(stamp: int, points: Sequence[Sequence[float]], look: Sequence[float] = RED) -> dict[int, Contribution]:
+    """A view's rows of points of one look."""
+    token_map = TokenMap(0.2)
+    xyz = np.array(points, np.float32)
+    rgb = np.full((len(xyz), 3), 100, np.uint8)
+    token_map.add_view(stamp, torch.tensor([look] * len(xyz)), xyz, rgb)
+    return token_map.contributions()
+
+
+def box(x: float, y: float, n: int = 4) -> list[list[float]]:
+    return [[x, y, 0.2 * k] for k in range(n)]
+
+
+def never(points: np.ndarray) -> int:
+    return 0
+
+
+def test_what_hangs_together_is_one_thing() -> None:
+    held = {**seen(3 * S, box(0.0, 0.0)), **seen(5 * S, box(0.0, 0.0)[:2])}
+    (thing,) = things(held, gone_ns=9 * S)
+    assert (thing.first_ns, thing.last_ns, thing.views, thing.gone_ns) == (3 * S, 5 * S, 2, 9 * S)
+    assert thing.count.tolist() == [2, 2, 1, 1] and thing.rgb[0].tolist() == [100] * 3
+    np.testing.assert_allclose([*thing.low, *thing.high], [0, 0, 0, 0, 0, 0.6], atol=1e-6)
+    assert thing.look().tolist() == list(RED)
+    assert len(things(seen(S, box(0.0, 0.0) + box(3.0, 0.0)))) == 2
+    assert things(seen(S, box(0.0, 0.0, 2))) == [] and things({}) == []  # too few patches
+
+
+def test_a_long_thing_keeps_its_fullest_voxels() -> None:
+    (thing,) = things(seen(S, [[0.2 * k, 0.0, 0.0] for k in range(50)] + [[9.0, 0.0, 0.0]] * 3))
+    assert len(thing.keys) == MOST_VOXELS and int(thing.count.max()) == 4
+    assert thing.high[0] == pytest.approx(9.8) and bool((thing.keys.diff() > 0).all())
+
+
+def test_last_seen_is_when_it_was_last_measured() -> None:
+    tombstones = Tombstones()
+    tombstones.bury(seen(3 * S, box(0.0, 0.0)), 9 * S, lambda points: 7 * S)
+    assert tombstones.gone[0].last_ns == 7 * S
+    tombstones.bury(seen(3 * S, box(5.0, 0.0)), 9 * S, lambda points: 99 * S)  # not after it had gone
+    assert tombstones.gone[1].last_ns == 9 * S
+
+
+def test_parts_that_go_soon_after_each_other_are_one_thing() -> None:
+    tombstones = Tombstones()
+    for gone, x in ((9, 0.0), (12, 0.2), (60, 0.4)):
+        tombstones.bury(seen(3 * S, box(x, 0.0)), gone * S, never)
+    first, second = tombstones.gone
+    assert (first.gone_ns, second.gone_ns, len(first.keys)) == (12 * S, 60 * S, 8)
+
+
+def test_what_moved_is_linked_to_what_it_is_now() -> None:
+    tombstones = Tombstones(moved_within=100.0)
+    tombstones.bury(seen(3 * S, box(0.0, 0.0)), 20 * S, never)
+    tombstones.greet(seen(25 * S, box(4.0, 0.0), BLUE), 25 * S)
+    tombstones.link(MEAN)
+    assert tombstones.gone[0].moved_to is None
+    tombstones.greet(seen(26 * S, box(4.0, 2.0), RED), 26 * S)
+    tombstones.link(MEAN)
+    (thing,) = tombstones.gone
+    assert thing.moved_to == pytest.approx((4.0, 2.0, 0.3), abs=1e-6)
+    assert thing.confidence == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("appeared", "within"), [(2, 100.0), (200, 100.0), (25, 0.0)])
+def test_what_appeared_before_it_went_or_much_later_is_another_thing(appeared: int, within: float) -> None:
+    tombstones = Tombstones(moved_within=within)
+    tombstones.bury(seen(3 * S, box(0.0, 0.0)), 20 * S, never)
+    tombstones.greet(seen(appeared * S, box(4.0, 2.0)), appeared * S)
+    tombstones.link(MEAN)
+    assert tombstones.gone[0].moved_to is None
+
+
+def test_what_stands_where_it_was_has_not_gone() -> None:
+    tombstones = Tombstones()
+    tombstones.bury(seen(3 * S, box(0.0, 0.0)), 20 * S, never)
+    tombstones.greet(seen(25 * S, box(0.1, 0.0)), 25 * S)
+    tombstones.link(MEAN)
+    assert tombstones.gone == []
+
+
+def test_likeness_goes_down_with_look_and_size() -> None:
+    (a,), (b,), (large,) = things(seen(S, box(0, 0))), things(seen(S, box(1, 0), BLUE)), things(seen(S, box(2, 0, 12)))
+    assert likeness(a, a, MEAN) == pytest.approx(1.0)
+    assert likeness(a, b, MEAN) == 0.0
+    assert likeness(a, large, MEAN) == pytest.approx(1.5 * 0.6 / 2.2, abs=1e-5) and likeness(a, large, MEAN) < ALIKE
+
+
+def test_a_flood_is_bounded_in_number_and_age() -> None:
+    tombstones = Tombstones(most=5, max_age=100.0)
+    for n in range(300):
+        tombstones.bury(seen(n * S, box(float(n), 0.0)), (n + 20) * S, never)
+        tombstones.greet(seen(n * S + 1, box(float(n), 9.0)), n * S + 1)
+    assert [thing.gone_ns // S for thing in tombstones.gone] == [315, 316, 317, 318, 319]
+    assert len(tombstones.appeared) == 64 and tombstones.nbytes < 69 * 4 * 100
+    tombstones.forget(417 * S)
+    assert len(tombstones.gone) == 3
+    while tombstones.shrink():
+        pass
+    assert tombstones.nbytes == 0
+
+
+def test_within_a_box_the_newest_is_first() -> None:
+    tombstones = Tombstones()
+    for gone, x in ((9, 0.0), (60, 0.2), (61, 7.0)):
+        tombstones.bury(seen(3 * S, box(x, 0.0)), gone * S, never)
+    found: list[Thing] = list(tombstones.within(np.array([-0.5, -0.5, 0.0]), np.array([0.5, 0.5, 0.1])))
+    assert [thing.gone_ns // S for thing in found] == [60, 9]
