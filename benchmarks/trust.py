@@ -34,7 +34,7 @@ from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.keyframes import KeyFrameConfig, KeyFrameSelector, Verdict
 from adatoken3d_ros.scene.patches import patch_points
 from adatoken3d_ros.settings import DEFAULTS
-from benchmarks import _trust_selection
+from benchmarks import _trust_memory, _trust_selection
 from benchmarks._scenes import machine, write_json
 
 WIDTH, HEIGHT = 320, 240
@@ -165,10 +165,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     parser.add_argument("--rooms", type=int, default=40, metavar="N", help="rooms (%(default)s)")
     parser.add_argument("--views", type=int, default=30, metavar="N", help="frames of each (%(default)s)")
+    parser.add_argument(
+        "--questions", type=int, default=200, metavar="N", help="of what answers say of themselves (%(default)s)"
+    )
     args = parser.parse_args(argv)
     limit = DEFAULTS["scene.max_disagreement"]
     figures = measure(args.rooms, args.views, limit)
     slow = range(FIRST_ROOM, FIRST_ROOM + min(args.rooms, SLOW_ROOMS))
+    if args.questions:
+        figures |= _trust_memory.measure_memory(args.questions)
     figures |= _trust_selection.measure(lambda seed: _timed(walk(seed, SLOW_VIEWS, SLOW_STEP)), slow, limit)
     table = Table(title=f"{args.rooms} rooms, {args.views} frames each")
     table.add_column("figure")
@@ -179,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     Console().print(table)
     if args.json is not None:
-        setting = {"rooms": args.rooms, "views": args.views, "limit": limit}
+        setting = {"rooms": args.rooms, "views": args.views, "limit": limit, "questions": args.questions}
         write_json(args.json, {"setting": setting, **figures, "machine": machine()})
 
 
