@@ -24,6 +24,7 @@ from adatoken3d_ros.engine.knowing import Recalled, what_is_known
 from adatoken3d_ros.engine.out_of_memory import describe, free_cached, is_out_of_memory
 from adatoken3d_ros.engine.pointing import meant, told
 from adatoken3d_ros.engine.prepared import Block, Objects
+from adatoken3d_ros.engine.recalling import recall
 from adatoken3d_ros.engine.report import prefill_flops, token_report
 from adatoken3d_ros.engine.requests import InvalidRequest, clicks_of
 from adatoken3d_ros.engine.scene import ContradictoryScene, NoScene, Scene
@@ -60,7 +61,12 @@ def answer(
     found = Answer(asked, Status.OK, strategy=scene.strategy.name, model_id=model_id, seed=seed)
     try:
         with scene.seen_by(question):
-            found = _Answering(scene, found, watch, guard, on_text, should_stop).within_memory()
+            found = recall(
+                scene,
+                found,
+                question.text,
+                lambda known: _Answering(scene, known, watch, guard, on_text, should_stop).within_memory(),
+            )
     except (NoScene, ContradictoryScene, InvalidRequest, BudgetInfeasible) as error:
         found = replace(found, status=_STATUS[type(error)], status_message=str(error))
     except Cancelled:

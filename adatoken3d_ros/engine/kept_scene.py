@@ -89,7 +89,9 @@ class KeptScene:
 
     def packed(self, frame_id: str) -> Packed:
         """The encoded views and what is known with them, to be written; raises as `scene.storage.pack_scene`."""
-        about = About(self.map_id, self._selector.sketches(), {"marks": self.marks.plain()})
+        gone = self.past.tombstones
+        notes, things = {"marks": self.marks.plain()}, (*gone.gone, *gone.appeared)
+        about = About(self.map_id, self._selector.sketches(), notes, things)
         return pack_scene(self._map, self.poses, model_hash=self._model.identity, frame_id=frame_id, about=about)
 
     def load(self, path: str | Path, frame_id: str, *, merge: bool = False) -> int:
@@ -129,6 +131,7 @@ class KeptScene:
             self._begin(poses)
             self.past.clear()
             self.past.look_again(self._selector.sketches())
+            self.past.tombstones.restore(about.things)
         self._keep_within_bounds()
         return len(self.poses)
 

@@ -79,6 +79,21 @@ class Autosave:
         self._last = self._clock()
         queue.call(self._pack, chore=True).add_done_callback(lambda future: self._packed(future))
 
+    def finish(self, seconds: float = 0.5) -> None:
+        """Saves what has changed since, before the scene is given up; waits no longer than this for the worker."""
+        queue = self._engine.queue
+        if not self._parameters[PERIOD] or queue is None or not self._busy.acquire(timeout=seconds):
+            return
+        try:
+            found = queue.call(self._pack).result(seconds)
+        except Exception:  # the worker is busy or has ended: what was saved last is there
+            found = None
+        if found is None:
+            self._busy.release()
+        else:
+            state, packed = found
+            self._write(state, packed, self._parameters[KEPT])
+
     def _pack(self, scene: Any) -> Any:
         """Runs in the worker's thread; None where there is nothing new."""
         state = state_of(scene)

@@ -105,6 +105,7 @@ class SceneNode(LifecycleNodeMixin, Node):
         if goal == CONFIGURING:
             await self.load()
         elif goal in (CLEANING_UP, SHUTTING_DOWN):
+            await beside(self, self.autosave.finish)
             await beside(self, self.engine.stop)
 
     async def load(self) -> None:
@@ -176,6 +177,7 @@ class SceneNode(LifecycleNodeMixin, Node):
     def close(self) -> None:
         """Ends inputs and worker and sends the answers still owed. A load that is under way is left behind."""
         self.inputs.stop()
+        self.autosave.finish()
         self.engine.stop(STOP_SECONDS)
         self.questions.close(self.outputs.flush, self.failures.note)
         logging.getLogger("adatoken3d_ros").removeHandler(self._forwarded_log)

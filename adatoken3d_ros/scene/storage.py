@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from adatoken3d_ros.scene.frames import FrameError, check_rigid
 from adatoken3d_ros.scene.sealed_file import SceneFileError, SealedFile, write_sealed
 from adatoken3d_ros.scene.sketch_storage import SHAPES, SketchError, read_sketches, sketch_parts
 from adatoken3d_ros.scene.token_map import TokenMap
+from adatoken3d_ros.scene.tombstone_storage import ThingError, read_things, thing_parts, thing_shapes
+from adatoken3d_ros.scene.tombstones import Thing
 from adatoken3d_ros.scene.view_blocks import ViewTokenMap
 from adatoken3d_ros.scene.view_storage import BlockError, block_parts, block_shapes, read_blocks
 from adatoken3d_ros.scene.voxels import TokenMapError
@@ -49,6 +51,7 @@ class About:
     Attributes:
         map_id: which map its places belong to.
         sketches: of views, by their stamps, see `scene.agreement`.
+        things: what has gone from it and what has appeared, see `scene.tombstones`.
         notes: whatever else is kept with it, as JSON takes it.
         saved_ns: the system's time of saving, nanoseconds.
     """
@@ -56,6 +59,7 @@ class About:
     map_id: str = ""
     sketches: Mapping[int, Sketch] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
+    things: Sequence[Thing] = ()
     saved_ns: int = 0
 
 
@@ -108,7 +112,9 @@ def pack_scene(
     parts["rows"] = [torch.tensor([len(view.points) for view in ordered], dtype=torch.int64)]
     parts["poses"] = [torch.from_numpy(np.stack([poses[stamp] for stamp in stamps]).astype(np.float64))]
     parts["notes"] = [torch.frombuffer(bytearray(notes), dtype=torch.uint8)]
-    parts |= sketch_parts(stamps, about.sketches) | block_parts(token_map)
+    blocks = block_parts(token_map)
+    width = blocks.get("block_features", parts["patches"])[0].shape[1]
+    parts |= sketch_parts(stamps, about.sketches) | thing_parts(about.things, width) | blocks
     centres, half = token_map.centres(), token_map.voxel_size / 2
     extent = [(centres.min(axis=0) - half).tolist(), (centres.max(axis=0) + half).tolist()] if len(centres) else []
     content = {
@@ -190,7 +196,7 @@ def load_scene(
             token_map.restore(views, origin, shift)
     except BlockError as error:
         raise SceneFileError(str(error)) from error
-    except (_Refused, SketchError, TokenMapError) as error:
+    except (_Refused, SketchError, ThingError, TokenMapError) as error:
         raise SceneFileError(f"{path}: {error}") from error
     return poses, about
 
@@ -244,7 +250,7 @@ def _origins(path: Path, content: Mapping[str, object]) -> tuple[list[float], Te
 
 def _tensors(file: SealedFile, token_map: TokenMap, channels: int) -> dict[str, Tensor]:
     blocks = block_shapes(token_map, channels)
-    more = {**SHAPES, **blocks}
+    more = {**SHAPES, **thing_shapes(channels), **blocks}
     file.check_names({*_OF_PATCHES, "stamps", "rows", "poses", "notes", *more})
     views, patches = file.length("stamps"), file.length("points")
     if not 0 < views <= MAX_VIEWS:
@@ -303,4 +309,4 @@ def _about(
             raise ValueError(f"a {type(notes).__name__}")
     except ValueError as error:
         raise _Refused(f"its notes are of no use: {error}") from error
-    return About(map_id, read_sketches(tensors, poses), notes, saved_ns)
+    return About(map_id, read_sketches(tensors, poses), notes, read_things(tensors), saved_ns)

@@ -9,7 +9,7 @@ all things of one scene are alike, so they are compared with their scene's mean 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -192,6 +192,11 @@ class Tombstones:
     def clear(self) -> None:
         """Nothing has gone."""
         self.gone, self.appeared = [], []
+
+    def restore(self, things: Sequence[Thing]) -> None:
+        """Remembers these things instead, in their order, as many as it may."""
+        self.gone = [thing for thing in things if thing.gone_ns][-self.most :] if self.most else []
+        self.appeared = [thing for thing in things if not thing.gone_ns][-MOST_APPEARED:]
 
     @property
     def nbytes(self) -> int:

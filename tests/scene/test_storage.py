@@ -21,6 +21,7 @@ from adatoken3d_ros.scene.agreement import Sketch
 from adatoken3d_ros.scene.sealed_file import SceneFileError
 from adatoken3d_ros.scene.storage import About, load_scene, save_scene
 from adatoken3d_ros.scene.token_map import TokenMap
+from adatoken3d_ros.scene.tombstones import Thing
 
 IDENTITY = {"model_hash": "abc", "frame_id": "map"}
 _RNG = np.random.default_rng(0)
@@ -34,7 +35,19 @@ SKETCHES = {
     )
     for stamp in (1, 3)
 }
-ABOUT = About("cellar", SKETCHES, {"marks": ["dock"]}, 7)
+
+
+def _thing(gone_ns: int, moved_to: tuple[float, float, float] | None = None) -> Thing:
+    g = torch.Generator().manual_seed(gone_ns)
+    keys, features, xyz = torch.arange(3), torch.randn(3, 5, generator=g), torch.rand(3, 3, generator=g)
+    rgb, count = torch.full((3, 3), 7, dtype=torch.uint8), torch.tensor([1, 2, 3])
+    return Thing(
+        np.zeros(3), np.ones(3), keys, features, xyz, rgb, count, 1, 2, 2, gone_ns, moved_to, 0.75 * bool(moved_to)
+    )
+
+
+THINGS = [_thing(3), _thing(4, (1.0, 2.0, 3.0)), _thing(0)]
+ABOUT = About("cellar", SKETCHES, {"marks": ["dock"]}, THINGS, 7)
 
 
 def scene(views: int = 3, **options: Any) -> tuple[TokenMap, dict[int, Any]]:
@@ -85,6 +98,10 @@ def test_what_is_known_beside_the_views_comes_back(saved: Path) -> None:
     _, about = load_scene(saved, scene(1)[0], channels=5, map_id="cellar", **IDENTITY)
     assert (about.map_id, about.notes, about.saved_ns) == ("cellar", {"marks": ["dock"]}, 7)
     assert about.sketches.keys() == SKETCHES.keys(), "the view at 2 ns has none"
+    assert len(about.things) == 3
+    for thing, other in zip(about.things, THINGS, strict=True):
+        for name, value in vars(other).items():
+            np.testing.assert_array_equal(getattr(thing, name), value)
     for stamp, sketch in about.sketches.items():
         for name, value in vars(SKETCHES[stamp]).items():
             np.testing.assert_array_equal(getattr(sketch, name), value)
@@ -213,6 +230,12 @@ def test_a_scene_of_another_model_frame_or_map_is_refused(saved: Path) -> None:
         ("poses", None, "no scene: it holds colours"),
         ("notes", lambda t: t[:1], "its notes are of no use"),
         ("notes", lambda t: torch.full((2**20 + 1,), 32, dtype=torch.uint8), "notes are of no use: 1048577 bytes"),
+        ("thing_times", lambda t: t + 1, "things of"),
+        ("thing_times", lambda t: t - torch.tensor([9, 0, 0, 0, 0]), "a thing at -8"),
+        ("thing_boxes", lambda t: t * float("inf"), "thing_boxes holds a number"),
+        ("thing_moves", lambda t: t * 2e6, "thing_moves holds a number"),
+        ("thing_features", lambda t: t * float("nan"), "thing_features holds a number"),
+        ("thing_count", lambda t: t * 0, "one of no patch"),
         ("sketch_near", lambda t: -t, "sketch_near holds a depth that is not positive"),
         ("sketch_near", lambda t: t[1:], "sketch_near has .* rows, the views"),
         ("sketch_points", lambda t: t * float("nan"), "sketch_points holds a number"),

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which questions are about time, what they ask, and which of them are not understood."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adatoken3d_ros.engine.time_questions import NotUnderstood, WhatChanged, WhenSeen, parse, span
+
+
+@pytest.mark.parametrize(
+    ("text", "asked"),
+    [
+        ("When did you last see the chair?", WhenSeen("the chair")),
+        ("when did you  first see the Red Chair", WhenSeen("the Red Chair", first=True)),
+        ("When did you see my keys last?", WhenSeen("my keys")),
+        ("When did you see the door for the first time?", WhenSeen("the door", first=True)),
+        ("When was the chair last seen?", WhenSeen("the chair")),
+        ("When were the keys seen?", WhenSeen("the keys")),
+        ("How long ago did you see the charging dock?", WhenSeen("the charging dock")),
+        ("When was the last time you saw the dog?", WhenSeen("the dog")),
+        ("What changed in the last minute?", WhatChanged(60)),
+        ("What has changed in the past 5 minutes?", WhatChanged(300)),
+        ("What is new since two hours ago?", WhatChanged(7200)),
+        ("Did anything move in the last half an hour?", WhatChanged(1800)),
+        ("Has anything been moved within the last 90 seconds?", WhatChanged(90)),
+        ("What has gone missing?", WhatChanged(math.inf)),
+        ("what disappeared during the last 1.5 hours", WhatChanged(5400)),
+        ("What things have changed here?", WhatChanged(math.inf)),
+    ],
+)
+def test_what_is_asked(text: str, asked: object) -> None:
+    assert parse(text) == asked
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("What changed since the party?", "since the party"),
+        ("What changed in the last few minutes?", "in the last few minutes"),
+        ("What has moved in the last 0 seconds?", "in the last 0 seconds"),
+        ("When did you eat?", "'When did you eat'"),
+        ("When was this house built?", "only 'when did you last see"),
+        ("How long ago was it?", "only 'when did you last see"),
+        ("When did you see the chair in the last minute?", "one time or a span"),
+    ],
+)
+def test_what_is_not_understood_is_said(text: str, named: str) -> None:
+    found = parse(text)
+    assert isinstance(found, NotUnderstood) and named in found.why
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["What is on the table?", "Is there a clock?", "What time does the clock show?", "When I stand here, what is left?",
+     "What colour is the new chair?", "", "What is missing from the table?", "What is new about it?",
+     "What is missing?" * 30, "Where is the chair?"],
+)  # fmt: skip
+def test_other_questions_are_the_model_s(text: str) -> None:
+    assert parse(text) is None
+
+
+@given(st.text(alphabet="when didyoulastseechangedinthe 0123456789?.", max_size=300))
+def test_no_text_is_too_much(text: str) -> None:
+    parse(text)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.0, "0 seconds"), (1.0, "1 second"), (12.34, "12 seconds"), (2.5, "2.5 seconds"), (80, "80 seconds"),
+     (90, "1.5 minutes"), (60, "1 minute"), (3600, "1 hour"), (7200, "2 hours"), (200000, "2.3 days"),
+     (1e6, "1.7 weeks")],
+)  # fmt: skip
+def test_spans_in_words(seconds: float, words: str) -> None:
+    assert span(seconds) == words
