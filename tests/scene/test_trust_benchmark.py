@@ -14,7 +14,7 @@ from benchmarks import trust
 
 def test_a_room_is_measured_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "trust.json"
-    trust.main(["--rooms", "1", "--views", "10", "--json", str(path)])
+    trust.main(["--rooms", "1", "--views", "10", "--questions", "0", "--json", str(path)])
     found = json.loads(path.read_text())
     assert found["setting"]["views"] == 10 and found["machine"]["processor"]
     assert found["false_alarms"] == found["right_frames_refused"] == found["ghost_voxels"] == 0.0

@@ -156,7 +156,7 @@ def test_a_big_cloud_is_built_fast() -> None:
 
 def test_the_message_of_an_answer_is_bounded() -> None:
     long = replace(ANSWER, question=Question("x" * 10**6), status_message="[1.0, " * 10**6 + "\n")
-    message = m.m.answer_message(long, "map", 0)
+    message = m.answer_message(long, "map", 0)
     assert len(message.status_message) <= 2000 and "more characters" in message.status_message
     assert len(message.question) == m.LONGEST_TEXT
 
