@@ -197,7 +197,7 @@ def check_arguments(args: argparse.Namespace) -> Wanted:
     from adatoken3d_ros.lab.strategy_maker import Wanted
     from adatoken3d_ros.pruning.policies import make_policy
 
-    check_files(args)
+    check_files(args, ("--json", "--out"))  # its report is a folder, made or gone on with
     for name, kinds in _ONLY_FOR.items():
         if getattr(args, name) not in (None, False) and args.kind not in kinds:
             raise ValueError(f"--{name.replace('_', '-')} is for --kind {' or '.join(kinds)}, not {args.kind}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ def add_scenes(
     add_settings(parser, "--base-to-camera", "--max-views", "--device", "--dtype", "--quantization")
 
 
-def check_files(args: argparse.Namespace) -> None:
+def check_files(args: argparse.Namespace, written_to: Sequence[str] = ("--json", "--out", "--report")) -> None:
     """Before any work: what is read is there, and where something is to be written there is a folder.
 
     Raises:
@@ -102,7 +103,7 @@ def check_files(args: argparse.Namespace) -> None:
         for path in map(Path, found if isinstance(found, list) else [found] if found else []):
             if not path.exists():
                 raise FileNotFoundError(f"{option}: {path} does not exist")
-    for option in ("--json", "--out", "--report"):
+    for option in written_to:
         if (written := getattr(args, option.strip("-"), None)) is not None:
             folder = written.resolve().parent
             if not folder.is_dir():

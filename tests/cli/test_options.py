@@ -13,7 +13,13 @@ from adatoken3d_ros.cli.options import OPTIONS, settings_of
 from adatoken3d_ros.settings import BY_NAME, DEFAULTS
 
 # Without it, the demo can do with a model that knows nothing; `info` loads none.
-OTHERS = (("demo", "--model"), ("info", "--model"), ("info", "--vision-path"))
+OTHERS = (
+    ("convert", "--quantization"),
+    ("convert", "--vision-path"),
+    ("demo", "--model"),
+    ("info", "--model"),
+    ("info", "--vision-path"),
+)
 ASK = ("ask", "What?", "--model", "M")
 CALIBRATE = ("calibrate", "--model", "M")
 
