@@ -326,4 +326,8 @@ def request(rng: random.Random, words: list[str]) -> Any:
         clicks=[SimpleNamespace(x=x, y=y, z=z) for x, y, z in clicks],
         latency_budget_ms=rng.choice(BUDGETS) if rng.random() < 0.5 else 0.0,
         max_new_tokens=rng.choice([0, 1, 2, 4097, 2**32 - 1]) if rng.random() < 0.3 else 0,
+        strategy="",
+        without=[SimpleNamespace(x=number(rng), y=0.0, z=1.0) for _ in range(rng.choice([0, 0, 0, 1, 3]))],
+        only=[SimpleNamespace(x=number(rng), y=0.0, z=1.0) for _ in range(rng.choice([0, 0, 0, 1, 3]))],
+        candidates=[" ".join(words)] * rng.choice([0, 0, 0, 1, 65]),
     )

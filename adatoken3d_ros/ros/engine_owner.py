@@ -12,7 +12,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from adatoken3d_ros.engine.events import FrameTaken, Listeners, SceneReplaced, SceneView, StageBegan, TextSoFar
-from adatoken3d_ros.engine.knowing import floor_map, remembered
 from adatoken3d_ros.engine.loading import load_engine, open_scene, strategy_names, strategy_of
 from adatoken3d_ros.engine.out_of_memory import free_cached, trim_heap
 from adatoken3d_ros.requirements import advice, missing
@@ -227,6 +226,8 @@ class EngineOwner:
         marks = scene.memory.marks.all()
         view = SceneView(self._frame_id, marks=marks)
         if tokens is not None:
+            from adatoken3d_ros.engine.knowing import floor_map, remembered  # with torch, as there is a scene
+
             xyz, rgb, count = (tensor.cpu().numpy() for tensor in (tokens.xyz.float(), tokens.rgb, tokens.count))
             past = scene.memory.past
             view = SceneView(

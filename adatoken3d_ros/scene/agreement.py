@@ -188,7 +188,7 @@ class Agreement:
         self._case: tuple[int, Sketch, dict[int, float], list[Sketch]] | None = None
         self.outvoted.clear()
         self._contradiction = self._cause = self._tilt = ""
-        self._until_search = 0
+        self._until_search, self._between = 0, 1  # frames until a cause is looked for, and to the next time
 
     @property
     def problem(self) -> str:
@@ -297,11 +297,12 @@ class Agreement:
         wrong = self._judged.count(False)
         if wrong < HOPELESS or wrong * 2 < len(self._judged):
             self._contradiction = self._cause = ""
-            self._until_search = 0
+            self._until_search, self._between = 0, 1
             return
-        if not self._cause and self._until_search <= 0:  # a search costs as much as hundreds of comparisons
+        # A search costs as much as hundreds of comparisons: soon again while there are few frames, then seldom.
+        if not self._cause and self._until_search <= 0:
             self._cause = likely_cause([*list(self._views.values())[-NEIGHBOURS:], *self._doubtful], self.limit)
-            self._until_search = JUDGED
+            self._until_search, self._between = self._between, min(2 * self._between, JUDGED)
         self._until_search -= 1
         self._contradiction = (
             f"views do not agree: {wrong} of the last {len(self._judged)} frames have surfaces in front of what others "

@@ -41,6 +41,7 @@ def rig(make_rig: Callable[..., Rig]) -> Rig:
 def ask(rig: Rig, **fields: Any) -> Any:
     """As a request would; the node's parameters fill in what it leaves out."""
     request = {"question": "What is there?", "clicks": [], "latency_budget_ms": 0.0, "max_new_tokens": 0, **fields}
+    request = {"strategy": "", "without": [], "only": [], "candidates": [], **request}
     return rig.ask(question_of(SimpleNamespace(**request), rig.parameters))
 
 

@@ -217,7 +217,7 @@ def test_a_cause_that_is_not_found_is_not_looked_for_with_every_frame(monkeypatc
     lost = [wrong(pose, *rng.uniform((0.8, 20), (3.0, 90))) for pose in walk(40)]
     shown([view(i, pose, said=said) for i, (pose, said) in enumerate(zip(walk(40), lost, strict=True))], agreement)
     assert agreement.problem.endswith("poses or depth are wrong")
-    assert 1 <= len(searches) <= 40 // JUDGED
+    assert 1 <= len(searches) <= 40 // JUDGED + 4  # after 1, 2, 4 and 8 frames, too
 
 
 def test_what_is_wrong_with_views_that_go_goes_with_them() -> None:

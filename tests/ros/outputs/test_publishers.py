@@ -39,7 +39,7 @@ def test_markers_keep_an_answer_that_comes_while_the_scene_is_published() -> Non
     outputs = Outputs()
     outputs.meanwhile["~/scene_tokens"] = lambda: outputs.events.tell(Answered(1, ANSWER, "map", 0))
     outputs.events.tell(SCENE)
-    assert outputs.shown() == {"views", "answer", "boxes"}
+    assert outputs.shown() == {"views", "answer", "boxes", "evidence", "goal"}
 
 
 def test_an_answer_brings_what_belongs_to_it_first() -> None:
