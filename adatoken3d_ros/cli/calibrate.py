@@ -17,6 +17,7 @@ from adatoken3d_ros.cli import ask
 from adatoken3d_ros.cli.options import add_scenes, check_files, settings_of
 from adatoken3d_ros.cli.progress import step_progress
 from adatoken3d_ros.cli.questions import read_questions
+from adatoken3d_ros.text import described
 
 if TYPE_CHECKING:
     from adatoken3d_ros.engine.scene import Scene
@@ -137,9 +138,28 @@ def run(args: argparse.Namespace) -> int:
     draw(information, picture, curve=curve, kept=schedule.ratios(scene.runtime.n_layers))
     print_tables(console, strategy, concentration)
     print(f"wrote {args.out} and, in {args.report}, {', '.join(sorted(p.name for p in args.report.iterdir()))}")
+    if told := write_self_test(checkpoint_path(args.model), scene):
+        print(told)
     if figures["kl"] > _MOVES_MUCH:
         print(moves_much(args.kind, args.out, figures["kl"]))
     return 0
+
+
+def write_self_test(directory: Path, scene: Scene) -> str:
+    """Beside a checkpoint that does not have it, what its model answers to the self-test; which file, or why there is
+    none, in words. Weights that were quantised are not what others are compared with."""
+    from adatoken3d_ros.engine.self_test import FILE, SelfTestError, read_known, write_known
+    from adatoken3d_ros.lmm.identity import original_identity
+
+    model = scene.runtime.model
+    try:
+        known = read_known(directory)
+        if original_identity(model.identity) != model.identity or (known and known.model == model.identity):
+            return ""
+        write_known(directory, model, scene.runtime.tokenizer)
+    except (OSError, SelfTestError) as error:
+        return f"{directory / FILE} is not written: {described(error)}"
+    return f"wrote {directory / FILE}: loads of this model, quantised or not, are compared with it"
 
 
 def moves_much(kind: str, path: Path, kl: float) -> str:

@@ -13,9 +13,16 @@ import pytest
 import torch
 from PIL import Image
 
-from adatoken3d_ros.cli.calibrate import GENERAL_QUESTIONS, default_questions, parse_gates, read_questions
+from adatoken3d_ros.cli.calibrate import (
+    GENERAL_QUESTIONS,
+    default_questions,
+    parse_gates,
+    read_questions,
+    write_self_test,
+)
 from adatoken3d_ros.cli.main import main
 from adatoken3d_ros.engine.answer import Question, Status
+from adatoken3d_ros.engine.self_test import FILE, read_known
 from adatoken3d_ros.engine.understanding import Understanding
 from adatoken3d_ros.lab.information import InformationSet
 from adatoken3d_ros.lab.synthetic.wordings import WORDINGS
@@ -278,3 +285,17 @@ def test_mined_strategies_keep_their_limit_and_begin_before_the_first_layer_if_t
     strategy = Strategy.load(questions.parent / "strategy.yaml")
     figures = strategy.info["figures"]
     assert strategy.name == "mined-ours" and figures["cost_within_limit"] and figures["cost_share"] <= 0.6
+
+
+def test_what_a_model_answers_to_the_self_test_is_written_once(model: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(model, own)
+    (own / FILE).unlink(missing_ok=True)
+    loaded, tokenizer, _ = registry.load(own, dtype=torch.float32)
+    scene: Any = SimpleNamespace(runtime=SimpleNamespace(model=loaded, tokenizer=tokenizer))
+    assert str(own / FILE) in write_self_test(own, scene)
+    known = read_known(own)
+    assert known is not None and known.model == loaded.identity
+    assert write_self_test(own, scene) == ""
+    (own / FILE).write_text("{}")
+    assert "is not written" in write_self_test(own, scene) and (own / FILE).read_text() == "{}"
