@@ -104,9 +104,9 @@ def cuda() -> str:
     import torch
 
     if not torch.cuda.is_available():
-        if torch.version.cuda is None:
-            return "no: this torch was built for the CPU; the model runs there, slowly (pytorch.org has CUDA builds)"
-        return "no: torch finds no CUDA device (driver?); the model runs on the CPU, slowly"
+        from adatoken3d_ros.engine.loading import why_no_gpu
+
+        return f"no: {why_no_gpu()}; the model runs on the CPU, slowly"
     devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     return ", ".join(f"{device.name}, {device.total_memory / 2**30:.0f} GiB" for device in devices)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adatoken3d_ros.settings import Settings
-from adatoken3d_ros.text import quoted
+from adatoken3d_ros.text import quoted, shown
 from adatoken3d_ros.weights import embedded_path
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_OF_GPUS = "/dev/nvidia0", "/dev/nvhost-gpu", "/dev/nvgpu"  # of a computer, and of a Jetson
 STRATEGIES = "strategies"  # folder of a checkpoint with those that were fitted to it
 
 
@@ -98,14 +99,33 @@ def strategy_names(engine: Runtime) -> tuple[str, ...]:
 
 
 def device_of(name: str) -> str:
-    """Name of a device for torch; `auto`: a GPU where there is one. Raises ValueError for one that is not there."""
+    """Name of a device for torch; `auto`: a GPU where there is one, and where that cannot be used, a warning says why.
+
+    Raises:
+        ValueError: for one that is not there; the text says why.
+    """
     import torch
 
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name != "cpu" and not torch.cuda.is_available():
-        raise ValueError(f"the device is {quoted(name)}, but torch sees no CUDA device")
-    return name
+    if name == "cpu" or torch.cuda.is_available():
+        return "cuda" if name == "auto" else name
+    if name != "auto":
+        raise ValueError(f"the device is {quoted(name)}, but {why_no_gpu()}")
+    if any(Path(path).exists() for path in _OF_GPUS):
+        logger.warning("there is a GPU, but %s; the model runs on the CPU, slowly", why_no_gpu())
+    return "cpu"
+
+
+def why_no_gpu() -> str:
+    """Why torch cannot use a GPU, in words; what torch itself says of it, of a driver that is too old for instance."""
+    import torch
+
+    if torch.version.cuda is None:
+        return "this torch was built for the CPU (pytorch.org has CUDA builds)"
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return f"torch {torch.__version__} cannot use it: {shown(error, 300)}"
+    return "torch sees no CUDA device (CUDA_VISIBLE_DEVICES?)"
 
 
 def dtype_of(name: str, device: str) -> torch.dtype:

@@ -101,6 +101,24 @@ def test_what_cannot_be_used_is_named(
         load_scene(SETTINGS | {"model.path": str(tiny_directory), **change})
 
 
+def test_why_a_gpu_cannot_be_used_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """A driver that is too old, in torch's own words: as an error where a GPU was asked for, else as a warning."""
+
+    def refuse() -> None:
+        raise RuntimeError("The NVIDIA driver on your system is too old (found version 11040).")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    monkeypatch.setattr(torch.cuda, "init", refuse)
+    with pytest.raises(ValueError, match="the device is 'cuda', but torch .* cannot use it: The NVIDIA driver .* old"):
+        loading.device_of("cuda")
+    for found, warned in (("/dev/null", True), ("/dev/no-such-gpu", False)):
+        caplog.clear()
+        monkeypatch.setattr(loading, "_OF_GPUS", (found,))
+        assert loading.device_of("auto") == "cpu"
+        assert ("driver on your system is too old" in caplog.text) == warned
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")
 def test_a_device_that_is_not_there(tiny_directory: Path) -> None:
     with pytest.raises(ValueError, match="'cuda:1'"):
