@@ -148,13 +148,11 @@ def run(args: argparse.Namespace) -> int:
 def write_self_test(directory: Path, scene: Scene) -> str:
     """Beside a checkpoint that does not have it, what its model answers to the self-test; which file, or why there is
     none, in words. Weights that were quantised are not what others are compared with."""
-    from adatoken3d_ros.engine.self_test import FILE, SelfTestError, read_known, write_known
-    from adatoken3d_ros.lmm.identity import original_identity
+    from adatoken3d_ros.engine.self_test import FILE, SelfTestError, is_missing, write_known
 
     model = scene.runtime.model
     try:
-        known = read_known(directory)
-        if original_identity(model.identity) != model.identity or (known and known.model == model.identity):
+        if not is_missing(directory, model):
             return ""
         write_known(directory, model, scene.runtime.tokenizer)
     except (OSError, SelfTestError) as error:

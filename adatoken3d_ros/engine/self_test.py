@@ -175,6 +175,17 @@ def read_known(directory: Path) -> Known | None:
         raise SelfTestError(f"{path} is damaged: {type(error).__name__}: {shown(error, 200)}") from error
 
 
+def is_missing(directory: Path, model: SpatialLMM) -> bool:
+    """Whether the file is not there or of other weights, and these are not quantised, which others cannot be compared
+    with.
+
+    Raises:
+        SelfTestError: for a file that is damaged.
+    """
+    known = read_known(directory)
+    return original_identity(model.identity) == model.identity and (known is None or known.model != model.identity)
+
+
 def write_known(directory: Path, model: SpatialLMM, tokenizer: Any, losses: Mapping[str, float] | None = None) -> None:
     """Writes down what a model answers, complete or not at all; losses that were known of it stay.
 
