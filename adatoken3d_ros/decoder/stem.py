@@ -17,7 +17,7 @@ from torch import Tensor
 from adatoken3d_ros.decoder.adapter import Decoder, causal_chunk
 from adatoken3d_ros.decoder.cache import RaggedCache
 from adatoken3d_ros.decoder.rows import Rows
-from adatoken3d_ros.pruning.view import Policy
+from adatoken3d_ros.pruning.view import BlindAtStart, Policy
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +65,7 @@ def first_asking_gate(counts: Sequence[int], n_spatial: int, policy: Policy) -> 
     """The layer with the first gate that may look at the question; 0 where none is left of which a stem is of use."""
     if not n_spatial or not counts[0]:
         return 0
-    if counts[0] != n_spatial and not getattr(policy, "blind_at_start", False):
+    if counts[0] != n_spatial and not (isinstance(policy, BlindAtStart) and policy.blind_at_start):
         return 0
     return next((g for g in range(1, len(counts)) if counts[g] != counts[g - 1]), 0)
 

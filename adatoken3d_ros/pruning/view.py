@@ -267,6 +267,16 @@ class Bypassing(Protocol):
         ...
 
 
+@runtime_checkable
+class BlindAtStart(Protocol):
+    """A policy whose gate before the first layer may choose without the question, for all questions about a scene."""
+
+    @property
+    def blind_at_start(self) -> bool:
+        """Whether it does."""
+        ...
+
+
 def attention_flops(decoder: DecoderSize, gate: GateSize, rows: int) -> float:
     """Operations of `GateView.attention_below` for `rows` question rows."""
     return 2.0 * rows * decoder.hidden * decoder.queries + 2.0 * rows * gate.n_rows * decoder.queries

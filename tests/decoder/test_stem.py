@@ -18,7 +18,7 @@ from adatoken3d_ros.decoder.stem import Stems, first_asking_gate
 from adatoken3d_ros.lmm import registry
 from adatoken3d_ros.pruning.policies import make_policy
 from adatoken3d_ros.pruning.schedule import Schedule
-from adatoken3d_ros.pruning.view import SceneTokens
+from adatoken3d_ros.pruning.view import Policy, SceneTokens
 from tests.architectures import NAMES
 
 N, BEFORE = 40, 5
@@ -33,7 +33,7 @@ def model(request: pytest.FixtureRequest, tiny_of: Callable[[str], Path]) -> Dec
 
 
 def read(decoder: Decoder, schedule: Schedule, *, n_question: int = 7, scene: int = 0, form: str = "line",
-         policy: str = "ours", **options: Any) -> Prefill:  # fmt: skip
+         policy: Policy | None = None, **options: Any) -> Prefill:  # fmt: skip
     """A prompt about one of the scenes; `rows`: with a closing row after every eighth token."""
     width, random = decoder.size.hidden, torch.Generator().manual_seed(scene)
     lines = N // 8 if form == "rows" else 0
@@ -46,7 +46,7 @@ def read(decoder: Decoder, schedule: Schedule, *, n_question: int = 7, scene: in
         every = torch.arange(N)
         rows, closing = BEFORE + every + every // 8, BEFORE + 9 * (every // 8) + 8
         layout = Layout(BEFORE, N, embeds.shape[1], rows=rows, closing=closing, added=added)
-    return prefill(decoder, embeds, layout, schedule, make_policy(policy), scene=SCENES[scene], **options)
+    return prefill(decoder, embeds, layout, schedule, policy or make_policy("ours"), scene=SCENES[scene], **options)
 
 
 def same(ours: Prefill, whole: Prefill, decoder: Decoder) -> None:
@@ -72,6 +72,18 @@ def test_questions_that_share_a_scene(model: Decoder, form: str, start: bool) ->
         given: dict[str, Any] = {"n_question": n_question, "scene": scene, "form": form}
         same(read(model, schedule, **given, stems=stems), read(model, schedule, **given), model)
         assert stems.used == used
+
+
+def test_a_gate_that_compares_tokens_with_words_is_asked_each_time(mha: Decoder) -> None:
+    named, stems = make_policy("ours", named=0.5), Stems()
+    assert first_asking_gate([30, 30, 20, 20], 40, named) == 0 and first_asking_gate([40, 40, 20, 20], 40, named) == 2
+    schedule = Schedule.of([0, 2], [0.5, 0.3])
+    kept = []
+    for n_question in (7, 12):
+        given: dict[str, Any] = {"n_question": n_question, "policy": named}
+        same(found := read(mha, schedule, **given, stems=stems), read(mha, schedule, **given), mha)
+        kept.append(found.trace.retained)
+    assert not torch.equal(*kept)  # other words, other tokens
 
 
 def test_where_there_is_none(mha: Decoder) -> None:

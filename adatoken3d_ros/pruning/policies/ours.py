@@ -54,7 +54,6 @@ class Ours:
     name: str = "ours"
     rope: Rope = "original"
     kept = staticmethod(at_least_one)
-    blind_at_start = True  # at g = 0
 
     def __post_init__(self) -> None:
         if self.rows not in ("question", "last"):
@@ -69,6 +68,10 @@ class Ours:
         for dim in self.sink_dims:
             if not isinstance(dim, int) or dim < 0:
                 raise PolicyError(f"sink_dims holds {dim!r}, expected indices of the hidden state")
+
+    @property
+    def blind_at_start(self) -> bool:
+        return self.named == 0.0
 
     def select(self, view: GateView) -> Selection:
         if any(dim >= view.hidden.shape[-1] for dim in self.sink_dims):
