@@ -6,7 +6,7 @@
 #   TORCH_INDEX_URL=URL    package index with CPU builds of torch, where the default one has only CUDA builds
 #   NO_APT=1               name missing system packages instead of installing them
 #   PYTEST_ARGS="-k gate"  what pytest gets, instead of everything
-#   JOBS=2                 processes that share the tests of the core
+#   JOBS=2                 processes that share the tests
 #   DEMO_ARGS="--help"     what `adatoken3d demo` gets
 
 ROS ?= kilted
@@ -19,7 +19,7 @@ PYTHON ?= $(shell for python in python3.12 $$HOME/.pyenv/versions/3.12.*/bin/pyt
 	$$python -c '' 2> /dev/null && { echo $$python; exit; }; done; echo python3)
 VENV ?= .venv-jazzy
 # What touches ROS or the libraries at its edge. Linters, types and the core's tests run once, with Kilted.
-PYTEST_ARGS ?= tests/ros tests/faults tests/test_package.py
+PYTEST_ARGS ?= -n $(JOBS) --dist loadfile tests/ros tests/faults tests/test_package.py
 else
 PYTHON ?= python3
 VENV ?= .venv
@@ -54,8 +54,8 @@ ifneq ($(PYTEST_ARGS),)
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
 else
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(JOBS) --ignore tests/ros --ignore tests/faults
-	# Nodes that answer in time, and signals at a moment, have the machine to themselves.
-	$(VENV)/bin/python -m pytest tests/ros tests/faults
+	# A file at a time: its tests share a node. Each process of the tests has domains of its own.
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile tests/ros tests/faults
 endif
 
 lint: env
