@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from adatoken3d_ros.engine.answer import Answer, Status
 from adatoken3d_ros.engine.knowing import remembered
 from adatoken3d_ros.engine.past import Past
+from adatoken3d_ros.engine.requests import InvalidRequest, check_question
 from adatoken3d_ros.engine.scene import Scene
 from adatoken3d_ros.engine.time_questions import NotUnderstood, WhatChanged, WhenSeen, parse, span
-from adatoken3d_ros.lmm.text_places import parse_clicks
+from adatoken3d_ros.lmm.text_places import CLICK_MARK, PromptError, parse_clicks
 from adatoken3d_ros.scene.evidence import Evidence, Observed
 from adatoken3d_ros.scene.occupancy import VOXEL
 
@@ -36,19 +37,25 @@ def recall(scene: Scene, answer: Answer, text: str, by_model: Callable[[Answer],
         by_model: the answer to the question that an answer has.
 
     Raises:
-        NoScene, ContradictoryScene: as `Scene.check`.
+        InvalidRequest: for a question that cannot be asked. NoScene, ContradictoryScene: as `Scene.check`.
     """
     asked = parse(text)
     if asked is None:
         return by_model(answer)
+    check_question(answer.question)
     if isinstance(asked, NotUnderstood):
         return not_understood(answer, asked)
     memory = scene.memory
     points = np.zeros((0, 3))
     if isinstance(asked, WhenSeen):
-        named = memory.marks.resolved(asked.thing)
-        points = np.array(parse_clicks(named)[1], np.float64).reshape(-1, 3)
-        if not len(points):
+        try:
+            rest, points = _places(memory.marks.resolved(asked.thing))
+            written = len(_places(asked.thing)[1])
+        except PromptError as error:
+            raise InvalidRequest(str(error)) from error
+        if rest.strip() != CLICK_MARK:  # a thing; what its place tells is not yet of the thing
+            if written:
+                return not_understood(answer, NotUnderstood(f"one thing or one place, not both: {text!r}"))
             question = replace(answer.question, text=asking(asked))
             return told_when(by_model(replace(answer, question=question)), asked, memory.confirmed_ns)
     scene.encode_usable()
@@ -58,6 +65,12 @@ def recall(scene: Scene, answer: Answer, text: str, by_model: Callable[[Answer],
     if isinstance(asked, WhenSeen):
         return told_when_place(answer, memory.past, asked, points, memory.confirmed_ns)
     return told_changes(answer, memory.past, asked, memory.confirmed_ns)
+
+
+def _places(text: str) -> tuple[str, NDArray[np.float64]]:
+    """As `parse_clicks`, the points (n, 3)."""
+    rest, points = parse_clicks(text)
+    return rest, np.array(points, np.float64).reshape(-1, 3)
 
 
 def not_understood(answer: Answer, asked: NotUnderstood) -> Answer:
@@ -124,7 +137,7 @@ def told_changes(answer: Answer, past: Past, asked: WhatChanged, now_ns: int) ->
     """What has gone, moved and appeared within the span before now, the newest first."""
 
     def recent(ns: int) -> bool:
-        return 0 <= now_ns - ns <= asked.seconds * 1e9
+        return abs(now_ns - ns) <= asked.seconds * 1e9  # later, where the clock was set back
 
     gone = [remembered(thing) for thing in past.tombstones.gone if recent(thing.gone_ns)]
     targets = [np.array(one.moved_to) for one in gone if one.moved_to is not None]
@@ -163,6 +176,8 @@ def when(ns: int, now_ns: int) -> str:
     """A time in words, by the newest frame and as UTC."""
     clock = datetime.fromtimestamp(ns // 10**9, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
     ago = (now_ns - ns) / 1e9
+    if ago < -_NOW:
+        return f"{span(-ago)} after the newest frame, whose clock was set back ({clock})"
     return f"in the newest frame ({clock})" if ago < _NOW else f"{span(ago)} before the newest frame ({clock})"
 
 

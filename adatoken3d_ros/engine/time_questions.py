@@ -14,7 +14,9 @@ _NUMBERS |= {"twenty": 20.0, "thirty": 30.0, "forty": 40.0, "sixty": 60.0, "half
 LONGEST = 200  # characters of such a question
 
 _SPAN = r"(?:(half an?|\d+(?:\.\d+)?|[a-z]+) )?(second|minute|hour|day|week)s?"
-_WINDOW = re.compile(rf"(?:in|during|over|within|for) (?:the )?(?:last|past) {_SPAN}|since {_SPAN} ago|{_SPAN} ago")
+_WINDOW = re.compile(
+    rf"(?:in|during|over|within|for) (?:the )?(?:last|past) {_SPAN}|since {_SPAN} ago|{_SPAN} ago", re.IGNORECASE
+)
 _SEE = r"(?:see|seen|notice|noticed|observe|observed|spot|spotted)"
 _LAST = r"(?: (?P<which>last|first)| (?:for )?the (?P<other>last|first) time)"
 _WHEN = (
@@ -28,12 +30,16 @@ _WHEN = (
 _HAPPENED = r"(?:changed?|moved?|appear(?:ed)?|disappear(?:ed)?|gone|vanish(?:ed)?|new|different|missing)"
 _CHANGED = re.compile(
     rf"(?:what(?: all)?(?: things?)?|which things?|(?:did|has|have) (?:any|some)thing|is anything|is there anything)"
-    rf"(?: is| are| has| have| was| were)?(?: been| gone)? (?P<what>{_HAPPENED})(?: (?:here|in (?:the|this) room))?"
+    rf"(?: is| are| has| have| was| were)?(?: been| gone)? {_HAPPENED}(?: (?:here|in (?:the|this) room))?\b",
+    re.IGNORECASE,
 )
+_CHANGE = re.compile(rf"\b{_HAPPENED}\b", re.IGNORECASE)
 # What begins like this is about time, whether it goes on as above or not.
-_ABOUT_TIME = re.compile(r"when (?:did|was|were|have)\b|how long ago\b")
+_ABOUT_TIME = re.compile(r"when (?:did|was|were|have)\b|how long ago\b", re.IGNORECASE)
 _OF_TIME = re.compile(
-    r"\b(?:last|past|since|ago|today|yesterday|recently|(?:second|minute|hour|day|week|month|year)s?)\b"
+    r"\b(?:(?:last|past) (?:\S+ ){0,3}(?:second|minute|hour|day|week|month|year)s?|since|ago|today|yesterday|recently)"
+    r"\b",
+    re.IGNORECASE,
 )
 
 
@@ -64,16 +70,15 @@ def parse(text: str) -> WhenSeen | WhatChanged | NotUnderstood | None:
     if len(text) > LONGEST:
         return None
     plain = " ".join(text.split()).rstrip(" ?.!")
-    small = plain.lower()
     for pattern in _WHEN:
-        if match := re.fullmatch(pattern, small):
+        if match := re.fullmatch(pattern, plain, re.IGNORECASE):
             groups = match.groupdict()
-            thing = plain[match.start("thing") : match.end("thing")]
-            if _WINDOW.search(small):
+            if _WINDOW.search(plain):
                 return NotUnderstood(f"one time or a span, not both: {plain!r}")
-            return WhenSeen(thing, "first" in (groups.get("which"), groups.get("other")))
-    if match := _CHANGED.match(small):
-        rest = small[match.end() :].strip(" ,")
+            which = (groups.get("which") or groups.get("other") or "").lower()
+            return WhenSeen(groups["thing"], which == "first")
+    if match := _CHANGED.match(plain):
+        rest = plain[match.end() :].strip(" ,")
         if not rest:
             return WhatChanged(math.inf)
         if not _OF_TIME.search(rest):
@@ -81,9 +86,9 @@ def parse(text: str) -> WhenSeen | WhatChanged | NotUnderstood | None:
         window = _WINDOW.fullmatch(rest)
         seconds = _seconds(window) if window else None
         if seconds is None:
-            return NotUnderstood(f"no span of time: {plain[len(plain) - len(rest) :]!r}; say 'in the last 5 minutes'")
+            return NotUnderstood(f"no span of time: {rest!r}; say 'in the last 5 minutes'")
         return WhatChanged(seconds)
-    if _ABOUT_TIME.match(small):
+    if _ABOUT_TIME.match(plain) or (_CHANGE.search(plain) and _OF_TIME.search(plain)):
         forms = "'when did you last see ...' and 'what changed in the last ...'"
         return NotUnderstood(f"of questions about time only {forms} are understood, got {plain!r}")
     return None
@@ -93,10 +98,11 @@ def _seconds(window: re.Match[str]) -> float | None:
     groups = window.groups()
     number, unit = next((groups[i], groups[i + 1]) for i in range(0, len(groups), 2) if groups[i + 1])
     try:
-        count = 1.0 if number is None else _NUMBERS[number] if number in _NUMBERS else float(number)
+        count = 1.0 if number is None else _NUMBERS.get(number.lower()) or float(number)
     except ValueError:
         return None
-    return count * _UNITS[unit] if 0 < count * _UNITS[unit] < math.inf else None
+    seconds = count * _UNITS[unit.lower()]
+    return seconds if 0 < seconds < math.inf else None
 
 
 def span(seconds: float) -> str:

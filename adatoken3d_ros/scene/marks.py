@@ -18,7 +18,13 @@ MOST_EXTENT = 1000.0  # metres
 Triple = tuple[float, float, float]
 
 _ARTICLE = re.compile(r"(?:the|an?|my|our)\s+", re.IGNORECASE)
+# "Is there a table?" is not about the mark "table", "What is on the table?" is.
+_DEFINITE, _INDEFINITE = r"(?:the|my|our)\s+", r"(?:an?|another|any|each|every|how many|no|other|some|what|which)\s+"
 _FORBIDDEN = re.compile(r"[\[\]<>{}]")  # what stands for points and the model's own marks in a question
+_COMMON = re.compile(
+    r"a|an|and|any|are|at|be|by|can|colou?r|did|do|does|for|from|has|have|here|how|i|in|is|it|last|many|me|my|near|not|of"
+    r"|on|or|that|the|there|they|this|to|under|was|we|were|what|when|where|which|who|why|with|you|your"
+)
 
 
 class MarkError(ValueError):
@@ -50,6 +56,8 @@ class Mark:
             raise MarkError(
                 f"the name of a mark is 1 to {LONGEST} printable characters with single spaces, got {quoted(name)}"
             )
+        if _COMMON.fullmatch(spoken(name)):
+            raise MarkError(f"{quoted(name)} stands in questions that mean no mark: give it a name of its own")
         if not any(map(str.isalnum, spoken(name))) or _FORBIDDEN.search(name):
             raise MarkError(f"the name of a mark has a letter or digit and none of []<>{{}}, got {quoted(name)}")
         if not all(abs(value) <= MAX_POSITION for value in self.place):  # NaN is not
@@ -110,27 +118,24 @@ class Marks:
 
     # --- in questions ---
 
-    def named(self, text: str) -> tuple[Mark, ...]:
-        """The marks that a text names, each once, in the order of the text."""
-        return tuple(dict.fromkeys(mark for _, mark in self._mentions(text)))
-
     def resolved(self, text: str) -> str:
-        """The text with the place, "[x, y, z]" in metres, instead of each mark that it names, its article included."""
-        pieces, end = [], 0
-        for match, mark in self._mentions(text):
-            pieces += [text[end : match.start()], "[{:.3f}, {:.3f}, {:.3f}]".format(*mark.place)]
-            end = match.end()
-        return "".join([*pieces, text[end:]])
+        """The text with the place, "[x, y, z]" in metres, instead of each mark that it names, its article included.
 
-    def _mentions(self, text: str) -> list[tuple[re.Match[str], Mark]]:
-        """Of names that one could take for each other the longest counts."""
+        Of names that one could take for each other the longest counts. What a name stands for in general ("a table",
+        "which table") is left, and so are points that are written out.
+        """
         if not self._marks:
-            return []
+            return text
         names = sorted((_bare(mark.name) for mark in self.all()), key=len, reverse=True)
         words = "|".join(r"\s+".join(map(re.escape, name.split())) for name in names)
-        pattern = re.compile(rf"(?<!\w)(?:{_ARTICLE.pattern})?({words})(?!\w)", re.IGNORECASE)
-        found = [(match, self._marks.get(spoken(" ".join(match[1].split())))) for match in pattern.finditer(text)]
-        return [(match, mark) for match, mark in found if mark is not None]
+        pattern = rf"\[[^\]]*\]|(?<!\w)(?<!\d[.,])(?:{_DEFINITE}|({_INDEFINITE}))?({words})(?!\w|[.,]\d)"
+
+        def place(match: re.Match[str]) -> str:
+            general, name = match.groups()
+            mark = None if general or not name else self._marks.get(spoken(" ".join(name.split())))
+            return match[0] if mark is None else "[{:.3f}, {:.3f}, {:.3f}]".format(*mark.place)
+
+        return re.sub(pattern, place, text, flags=re.IGNORECASE)
 
     # --- in a file ---
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -69,6 +70,9 @@ def test_when_a_place_was_seen(scene: Scene) -> None:
     assert last.evidence[0].last_ns == NOON + 12 * SECOND and last.verdict is Observed.SEEN and last.coverage > 0.5
     first = ask(scene, Question(f"When did you first see [{x}, {y}, {z}]?"))
     assert "first saw" in first.text and first.evidence[0].first_ns < NOON + 12 * SECOND
+    # That the dock was looked at does not say that there is a chair.
+    chair = ask(scene, Question("When did you last see the chair at the charging dock?", max_new_tokens=4))
+    assert not chair.text.startswith("I last saw the chair at the charging dock 8 seconds") and chair.spatial_tokens
     never = ask(scene, Question("When was the cellar last seen?"))
     assert never.verdict is Observed.NOT_OBSERVED and never.text.startswith(
         "I have never looked at the cellar, at [0.00"
@@ -122,5 +126,32 @@ def test_what_is_not_understood_is_said_and_costs_nothing(scene: Scene) -> None:
     found = ask(scene, Question("What changed since the party?"))
     assert found.status is Status.UNSURE and found.confidence == 0.0 and not found.spatial_tokens
     assert "since the party" in found.status_message and found.text.startswith("I did not understand")
+    both = ask(scene, Question("When did you last see the chair near [0, 0, 1]?"))
+    assert both.status is Status.UNSURE and "one thing or one place" in both.status_message
     scene.clear()
     assert ask(scene, Question("What has changed?")).status is Status.NO_SCENE
+
+
+@pytest.mark.parametrize(
+    ("text", "clicks", "named"),
+    [
+        ("When did you last see [1e999, 0, 0]?", (), "is not finite"),
+        ("When did you last see [1, 2, 3, 4]?", (), "has 4 numbers"),
+        ("When did you last see [1e6, 0, 0]?", (), "[1000000.0, 0.0, 0.0]"),
+        ("What has changed?", (math.nan, 0.0, 0.0), "clicks must be finite"),
+        ("What changed since the party?", (math.nan, 0.0, 0.0), "clicks must be finite"),
+    ],
+)
+def test_a_question_about_time_that_cannot_be_asked_is_refused(
+    scene: Scene, text: str, clicks: tuple[float, ...], named: str
+) -> None:
+    found = ask(scene, Question(text, np.array(clicks).reshape(-1, 3)))
+    assert found.status is Status.INVALID_REQUEST and named in found.status_message
+
+
+def test_what_was_before_a_clock_was_set_back_is_told_as_later(scene: Scene) -> None:
+    frame = view(SECOND, AT_TABLE[1], CUPBOARD)
+    assert scene.observe(frame) is Verdict.KEY_FRAME
+    scene.encode_pending()
+    found = ask(scene, Question("What has changed?"))
+    assert found.evidence and "12 hours after the newest frame, whose clock was set back (1970-01-01 12:" in found.text

@@ -31,6 +31,10 @@ from adatoken3d_ros.engine.time_questions import NotUnderstood, WhatChanged, Whe
         ("What has gone missing?", WhatChanged(math.inf)),
         ("what disappeared during the last 1.5 hours", WhatChanged(5400)),
         ("What things have changed here?", WhatChanged(math.inf)),
+        ("WHEN DID YOU FIRST SEE THE CHAIR", WhenSeen("THE CHAIR", first=True)),
+        ("When did you see İİ's chair last?", WhenSeen("İİ's chair")),
+        ("When was the last seen spot last seen?", WhenSeen("the last seen spot")),
+        ("What has changed in the last ٥ minutes?", WhatChanged(300)),
     ],
 )
 def test_what_is_asked(text: str, asked: object) -> None:
@@ -43,6 +47,9 @@ def test_what_is_asked(text: str, asked: object) -> None:
         ("What changed since the party?", "since the party"),
         ("What changed in the last few minutes?", "in the last few minutes"),
         ("What has moved in the last 0 seconds?", "in the last 0 seconds"),
+        ("What changed in the last -5 minutes?", "in the last -5 minutes"),
+        (f"What changed in the last {'9' * 150} months?", "in the last 999"),
+        ("Which chairs have moved in the last minute?", "only 'when did you last see"),
         ("When did you eat?", "'When did you eat'"),
         ("When was this house built?", "only 'when did you last see"),
         ("How long ago was it?", "only 'when did you last see"),
@@ -58,7 +65,8 @@ def test_what_is_not_understood_is_said(text: str, named: str) -> None:
     "text",
     ["What is on the table?", "Is there a clock?", "What time does the clock show?", "When I stand here, what is left?",
      "What colour is the new chair?", "", "What is missing from the table?", "What is new about it?",
-     "What is missing?" * 30, "Where is the chair?"],
+     "What is missing?" * 30, "Where is the chair?", "What is new in the day room?", "What is newest?",
+     "What is different about the last room?", "Wann hast du den Stuhl zuletzt gesehen?", "何か変わった?"],
 )  # fmt: skip
 def test_other_questions_are_the_model_s(text: str) -> None:
     assert parse(text) is None

@@ -13,24 +13,24 @@ from adatoken3d_ros.scene import marks as module
 from adatoken3d_ros.scene.marks import Mark, MarkError, Marks
 
 DOCK = Mark("charging dock", (1.0, 2.5, 0.0), (0.4, 0.4, 0.2), 7)
-MARKS = Marks([DOCK, Mark("the dock", (-1.0, 0.0, 0.0)), Mark("Café", (0.0, 0.0, 3.25))])
+MARKS = Marks([DOCK, Mark("the dock", (-1.0, 0.0, 0.0)), Mark("Café", (0.0, 0.0, 3.25)), Mark("7", (7.0, 0.0, 0.0))])
 
 
 @pytest.mark.parametrize(
-    ("text", "places", "names"),
+    ("text", "places"),
     [
-        ("What is near the charging dock?", "What is near [1.000, 2.500, 0.000]?", ["charging dock"]),
-        ("Charging  Dock!", "[1.000, 2.500, 0.000]!", ["charging dock"]),
-        ("What is between a dock and my CAFÉ?",
-         "What is between [-1.000, 0.000, 0.000] and [0.000, 0.000, 3.250]?", ["the dock", "Café"]),
-        ("Is the docker near the charging docks?", "Is the docker near the charging docks?", []),
-        ("dock, dock", "[-1.000, 0.000, 0.000], [-1.000, 0.000, 0.000]", ["the dock"]),
-        ("", "", []),
+        ("What is near the charging dock?", "What is near [1.000, 2.500, 0.000]?"),
+        ("Charging  Dock!", "[1.000, 2.500, 0.000]!"),
+        ("What is between the dock and my CAFÉ?", "What is between [-1.000, 0.000, 0.000] and [0.000, 0.000, 3.250]?"),
+        ("Is the docker near the charging docks?", "Is the docker near the charging docks?"),
+        ("Is there a dock? Which dock, how many docks, another dock?",) * 2,
+        ("Is [7, 7.0, 7] 1.7 m or 7.5 m from 7?", "Is [7, 7.0, 7] 1.7 m or 7.5 m from [7.000, 0.000, 0.000]?"),
+        ("dock, dock", "[-1.000, 0.000, 0.000], [-1.000, 0.000, 0.000]"),
+        ("", ""),
     ],
-)  # fmt: skip
-def test_a_question_that_names_marks(text: str, places: str, names: list[str]) -> None:
+)
+def test_a_question_that_names_marks(text: str, places: str) -> None:
     assert MARKS.resolved(text) == places
-    assert [mark.name for mark in MARKS.named(text)] == names
     assert Marks().resolved(text) == text
 
 
@@ -42,6 +42,7 @@ def test_a_question_that_names_marks(text: str, places: str, names: list[str]) -
         ({"name": " dock"}, "single spaces"),
         ({"name": "a\nb"}, "single spaces"),
         ({"name": "a\x1bb"}, "printable"),
+        ({"name": "What"}, "stands in questions"),
         ({"name": "the ?"}, "a letter or digit"),
         ({"name": "[1, 2, 3]"}, "none of"),
         ({"name": "<image>"}, "none of"),
