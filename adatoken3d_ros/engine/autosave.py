@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import re
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +28,8 @@ class Versions:
     """Files `NAME.autosave.NUMBER.scene` of one scene in a directory.
 
     No file is changed once it is there: a version is written beside the others under a name of its own and appears
-    complete, whatever ends the process; the oldest go afterwards.
+    complete, whatever ends the process; the oldest go afterwards. Who has written one is the only writer until its end:
+    two nodes of one name (of two domains, or on two machines with one home) would take each other's scene for theirs.
 
     Args:
         directory: of the files; made when the first one is written.
@@ -36,9 +39,10 @@ class Versions:
     def __init__(self, directory: Path, name: str) -> None:
         self._directory = directory
         self._name = re.sub(r"[^\w-]+", ".", name).strip(".") or "scene"
+        self._locked = False
 
     def files(self) -> list[Path]:
-        """Those that are there, the newest first."""
+        """Those that are there, the newest first. Raises OSError for a directory that cannot be read."""
         pattern = re.compile(re.escape(self._name) + r"\.autosave\.(\d{1,18})\.scene")
         found = []
         try:
@@ -52,6 +56,9 @@ class Versions:
     def write(self, packed: Packed, kept: int) -> Path:
         """Adds a version, of which `kept` stay, and returns its file. Raises OSError."""
         self._directory.mkdir(parents=True, exist_ok=True)
+        if not self._locked:
+            weakref.finalize(self, os.close, _locked(self._directory / f".{self._name}.autosave.lock"))
+            self._locked = True
         before = self.files()
         number = 1 + (int(before[0].name.split(".")[-2]) if before else 0)
         path = self._directory / f"{self._name}.autosave.{number:06d}.scene"
@@ -67,7 +74,11 @@ class Versions:
     def restore(self, load: Callable[[Path], int]) -> str:
         """Has `load` try the versions, the newest first; tells in words what was restored, or why nothing was."""
         problems = []
-        for path in self.files():
+        try:
+            files = self.files()
+        except OSError as error:
+            return f"nothing was restored: {shown(error, 300)}"
+        for path in files:
             try:
                 views = load(path)
             except (ValueError, OSError) as error:
@@ -83,6 +94,19 @@ def state_of(scene: Scene) -> object:
     memory = scene.memory
     poses = tuple((stamp, pose.tobytes()) for stamp, pose in memory.poses.items())
     return poses, memory.marks.all(), memory.map_id
+
+
+def _locked(path: Path) -> int:
+    """The open file, locked until it is closed or the process ends. Raises OSError where another process has it."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise OSError(error.errno, "another node of this name saves its scene here", str(path)) from error
+    except OSError as error:  # a file system without locks
+        logger.warning("%s cannot be locked: %s", path, error)
+    return handle
 
 
 def _sync(directory: Path) -> None:

@@ -33,8 +33,8 @@ class Autosave:
         clock: seconds, monotonic.
 
     Attributes:
+        versions: the node's files.
         saved: files that were written.
-        problem: why the last one could not be; empty if it was.
     """
 
     def __init__(
@@ -53,23 +53,15 @@ class Autosave:
         self._state: object = None
         self._busy = threading.Lock()
         self.saved = 0
-        self.problem = ""
+        self.versions = Versions(scene_directory(parameters[DIRECTORY]), node.get_fully_qualified_name())
         engine.versions = self.versions
         # Steady, so that simulated time that stands still does not keep a scene from being saved.
         node.create_timer(TICK, self.tick, callback_group=group, clock=Clock(clock_type=ClockType.STEADY_TIME))
-
-    def versions(self) -> Versions:
-        """The node's files."""
-        return Versions(scene_directory(self._parameters[DIRECTORY]), self._node.get_fully_qualified_name())
 
     @property
     def busy(self) -> bool:
         """Whether the scene is being saved."""
         return self._busy.locked()
-
-    def again(self) -> None:
-        """What was saved last may be saved once more."""
-        self._state = None
 
     def tick(self) -> None:
         """Begins to save the scene if it is time."""
@@ -77,7 +69,7 @@ class Autosave:
         if not period or queue is None or self._clock() - self._last < period or not self._busy.acquire(blocking=False):
             return
         self._last = self._clock()
-        queue.call(self._pack, chore=True).add_done_callback(lambda future: self._packed(future))
+        queue.call(self._pack, chore=True).add_done_callback(self._packed)
 
     def finish(self, seconds: float = 0.5) -> None:
         """Saves what has changed since, before the scene is given up; waits no longer than this for the worker."""
@@ -116,8 +108,8 @@ class Autosave:
 
     def _write(self, state: object, packed: Any, kept: int) -> None:
         try:
-            self.versions().write(packed, kept)
-            self._state, self.problem = state, ""
+            self.versions.write(packed, kept)
+            self._state = state
             self.saved += 1
         except Exception as error:  # a full disk costs the file, not the thread or the next one
             self._failed(error)
@@ -125,7 +117,6 @@ class Autosave:
             self._busy.release()
 
     def _failed(self, error: BaseException) -> None:
-        self.problem = described(error)
         self._node.get_logger().warning(
-            f"the scene could not be saved: {self.problem}", throttle_duration_sec=WARN_SECONDS
+            f"the scene could not be saved: {described(error)}", throttle_duration_sec=WARN_SECONDS
         )

@@ -73,7 +73,7 @@ class EngineOwner:
         self.scene: Scene | None = None
         self.problem = ""
         self.strategy = ""
-        self.versions: Callable[[], Versions] | None = None
+        self.versions: Versions | None = None
         self.restored = ""
         self._frame_id = ""
         self._loading: Loading | None = None
@@ -162,7 +162,7 @@ class EngineOwner:
         self.strategy = settings["strategy"]
         self.scene = scene
         if settings["scene.restore"] and self.versions is not None:
-            self.restored = self.versions().restore(lambda path: scene.load(path, self._frame_id))
+            self.restored = self.versions.restore(lambda path: scene.load(path, self._frame_id))
             self.show(scene)
         return scene
 

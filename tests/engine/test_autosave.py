@@ -77,7 +77,7 @@ def test_so_many_versions_stay_and_the_newest_is_restored(tmp_path: Path) -> Non
     assert names == [f"robot_1.adatoken3d.autosave.{n:06d}.scene" for n in (5, 4, 3)]
     assert versions.restore(views_of).startswith("5 views were restored from")
     versions.write(pack_scene(*scene(1), **IDENTITY), 1)
-    assert len(list((tmp_path / "new").iterdir())) == 1
+    assert len(list((tmp_path / "new").glob("*"))) == 2, "the version and the lock"
     # Another scene's files are not this one's.
     assert Versions(tmp_path / "new", "adatoken3d").files() == []
 
@@ -109,10 +109,30 @@ def test_the_version_before_loads_wherever_a_process_is_killed(tmp_path: Path) -
     assert len(places) >= 15
     for place in places:
         versions = Versions(place, "x")
-        assert [path.suffix for path in sorted(place.iterdir())] == [".part", ".scene"], "a draft is left behind"
+        assert [path.suffix for path in sorted(place.iterdir())] == [".part", ".lock", ".scene"], (
+            "a draft is left behind"
+        )
         assert versions.restore(views_of).startswith("1 views")
         versions.write(pack_scene(*scene(3), **IDENTITY), 3)
         assert versions.restore(views_of).startswith("3 views")
+
+
+def test_two_nodes_of_one_name_do_not_write_over_each_other(tmp_path: Path) -> None:
+    first, second = Versions(tmp_path, "x"), Versions(tmp_path, "x")
+    path = first.write(pack_scene(*scene(1), **IDENTITY), 1)
+    with pytest.raises(OSError, match="another node of this name saves its scene here") as raised:
+        second.write(pack_scene(*scene(2), **IDENTITY), 1)
+    assert str(tmp_path) in str(raised.value) and second.files() == [path]
+    first.write(pack_scene(*scene(3), **IDENTITY), 1)
+    del first  # as at its end, whatever that was
+    second.write(pack_scene(*scene(2), **IDENTITY), 1)
+    assert second.restore(views_of).startswith("2 views")
+
+
+def test_a_directory_that_cannot_be_read_costs_the_restore_alone(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    said = Versions(tmp_path / "file", "x").restore(views_of)
+    assert said.startswith("nothing was restored: ") and str(tmp_path / "file") in said
 
 
 def test_drafts_of_long_ago_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,4 +153,4 @@ def test_a_full_disk_is_said_and_the_versions_stay(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("adatoken3d_ros.scene.sealed_file._bytes", full)
     with pytest.raises(OSError, match="No space left"):
         versions.write(pack_scene(*scene(2), **IDENTITY), 1)
-    assert versions.restore(views_of).startswith("1 views") and len(list(tmp_path.iterdir())) == 1
+    assert versions.restore(views_of).startswith("1 views") and len(list(tmp_path.iterdir())) == 2

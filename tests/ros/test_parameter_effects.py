@@ -221,12 +221,12 @@ def test_what_an_active_node_makes_of_it(live: Live, tmp_path: Path) -> None:
     def versions() -> int:
         live.put({"scene.autosave_period": 0.001})
         for _ in range(3):
-            node.autosave.again()
+            node.autosave._state = None
             saves()
         live.put({"scene.autosave_period": 0.0})
-        return len(node.autosave.versions().files())
+        return len(node.autosave.versions.files())
 
-    node.autosave.versions = lambda: Versions(tmp_path / "versions", "x")
+    node.autosave.versions = Versions(tmp_path / "versions", "x")
 
     def rates() -> str:
         live.put({"diagnostics.stale_after": 3600.0})

@@ -20,6 +20,7 @@ from adatoken3d_ros.text import quoted
 NOT_YET = "n/a"
 RATE_SECONDS = 10.0  # rates, gaps and warnings are those of the last seconds
 AGES = 2000  # frames whose age at acceptance is remembered; a minute at 30 Hz
+_UNNAMED = "_NODE_NAME_UNKNOWN_"  # as rmw calls a node that it has heard of only by its endpoints
 QUIET = ("duplicate_stamp", "out_of_order", "time_jump")  # dropped for a reason that need not alarm anybody
 
 
@@ -272,9 +273,14 @@ class TopicWarnings:
         return stream if stream.startswith("/") else str(self._node.resolve_topic_name(stream))
 
     def publishers(self, stream: str) -> list[str]:
-        """The nodes that write to a stream, as far as the graph tells."""
+        """The nodes that write to a stream, as far as the graph tells: it may know a publisher before its node."""
         found = self._node.get_publishers_info_by_topic(self._name(stream))
-        return sorted(f"{info.node_namespace.rstrip('/')}/{info.node_name}" for info in found)
+        return sorted(
+            "a node whose name is not known yet"
+            if info.node_name == _UNNAMED
+            else f"{info.node_namespace.rstrip('/')}/{info.node_name}"
+            for info in found
+        )
 
     def add(self, stream: str, text: str) -> None:
         """Something is wrong now; an empty text: nothing is any more."""
