@@ -61,6 +61,11 @@ class RaggedLayer(DynamicLayer):
         assert self._buffers is not None
         self.keys, self.values = (buffer[:, :, :length] for buffer in self._buffers)
 
+    @property
+    def held(self) -> tuple[Tensor, Tensor]:
+        """What lies in memory: the buffers, or keys and values that still are as they came."""
+        return self._buffers if self._fits(0) and self._buffers is not None else (self.keys, self.values)
+
     def crop_to(self, length: int) -> None:
         """Forgets every token from slot `length` on; the buffers stay."""
         self.keys, self.values = self.keys[:, :, :length], self.values[:, :, :length]
@@ -114,3 +119,8 @@ class RaggedCache(Cache):
     def nbytes(self) -> int:
         """Bytes of the keys and values in use."""
         return sum(t.numel() * t.element_size() for layer in self.layers for t in (layer.keys, layer.values))
+
+    @property
+    def held(self) -> int:
+        """Bytes in memory: keys and values with the room that their buffers have for more."""
+        return sum(tensor.nbytes for layer in self.layers for tensor in layer.held)

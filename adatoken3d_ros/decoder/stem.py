@@ -38,6 +38,12 @@ class Stem:
     layers: tuple[tuple[Tensor, Tensor], ...]
     choices: tuple[Any, ...]
 
+    @property
+    def nbytes(self) -> int:
+        """Of what was read, and what became of it."""
+        kept = (self.embeds, self.hidden, *(tensor for layer in self.layers for tensor in layer))
+        return sum(tensor.nbytes for tensor in kept)
+
 
 class Stems:
     """The last stem that was read of a scene."""
@@ -45,6 +51,11 @@ class Stems:
     def __init__(self) -> None:
         self._last: Stem | None = None
         self.used = 0  # times that one was there already
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are held."""
+        return 0 if self._last is None else self._last.nbytes
 
     def forget(self) -> None:
         """Gives its memory back."""

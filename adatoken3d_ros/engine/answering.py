@@ -239,7 +239,7 @@ class _Answering:
         n_text = spliced.n_tokens - spliced.n_spatial
         hurry = guard.hurry(plan, spliced.n_spatial, n_text, policy.kept)
         # The budget's table knows prefills of whole prompts; where there is no budget, the scene's share is kept.
-        stems = None if self.answer.question.latency_budget_ms else prepared.stems
+        stems = prepared.stems if not self.answer.question.latency_budget_ms and prepared.may_keep_stem else None
         used = prepared.stems.used
         filled = prefill(
             decoder,

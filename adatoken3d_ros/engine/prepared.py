@@ -88,7 +88,7 @@ class Prepared:
     @property
     def nbytes(self) -> int:
         """Of what is kept for questions."""
-        held = 0 if self.prefix is None else self.prefix.cache.nbytes()
+        held = self.stems.nbytes + (0 if self.prefix is None else self.prefix.cache.held)
         for block in self._blocks.values():
             tokens = block.tokens.features, block.tokens.position, block.spatial
             held += sum(t.numel() * t.element_size() for t in tokens) + len(block.tokens) * _PLACE
@@ -97,10 +97,22 @@ class Prepared:
     @property
     def may_keep_prefix(self) -> bool:
         """Whether a prefix of all tokens is within the limit."""
-        decoder = self._model.decoder
-        element = self._model.dtype.itemsize
-        wanted = 2 * decoder.size.n_layers * decoder.size.keys * element * (self.size(None) + _TEXT)
-        return not self._limit or self._memory.nbytes + self.nbytes + wanted <= self._limit
+        return self._fits(0)
+
+    @property
+    def may_keep_stem(self) -> bool:
+        """Whether a stem of all tokens is, were it of all layers: also what it was read from and what came out."""
+        return self._fits(2 * self._model.decoder.size.hidden)
+
+    def _fits(self, further: int) -> bool:
+        """Whether keys and values of all layers, and so many `further` numbers a row, are within the limit; a stem that
+        is there would go for them."""
+        if not self._limit:
+            return True
+        size = self._model.decoder.size
+        row = (2 * size.n_layers * size.keys + further) * self._model.dtype.itemsize
+        held = self._memory.nbytes + self.nbytes - self.stems.nbytes
+        return held + row * (self.size(None) + _TEXT) <= self._limit
 
     @torch.inference_mode()
     def block(self, max_tokens: int | None) -> Block:
@@ -142,6 +154,8 @@ class Prepared:
             Cancelled: should_stop() was true before a layer.
         """
         if self.prefix is None:
+            if self._limit:
+                self.stems.forget()
             rows, layout = spliced.embeds[:, : spliced.layout.spatial_end], spliced.layout
             self.prefix = ScenePrefix(
                 self._model.decoder,

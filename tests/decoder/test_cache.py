@@ -55,9 +55,11 @@ def test_the_first_chunk_is_not_copied_and_later_ones_have_room() -> None:
     cache.update(keys, values, 0)
     assert cache.layers[0].keys is keys
     before = cache.nbytes()
+    assert cache.held == before
     grown, _ = cache.update(*chunk(1), 0)
     assert grown.stride(1) == (6 + MIN_HEADROOM) * 4
     assert cache.nbytes() == before * 6 // 5
+    assert before < cache.nbytes() < cache.held == before * (6 + MIN_HEADROOM) // 5
 
 
 def test_layers_replaced_from_outside_are_noticed() -> None:

@@ -15,7 +15,7 @@ from adatoken3d_ros.engine.budget.controller import BudgetConfig, Reuse
 from adatoken3d_ros.engine.budget.deadline import DeadlineGuard
 from adatoken3d_ros.engine.config import SessionConfig
 from adatoken3d_ros.scene.frames import PosedFrame
-from tests.engine.scenes import working
+from tests.engine.scenes import ask, working
 from tests.engine.test_scene import MakeSession, WallFrame, looked
 
 
@@ -68,3 +68,18 @@ def test_a_defect_inside_is_neither_an_empty_scene_nor_a_bad_question(
         assert queue.submit(Question("What?", max_new_tokens=1)).result.result(20.0).status == Status.TRUNCATED
     finally:
         assert worker.stop(20.0)
+
+
+def test_what_is_kept_of_a_scene_s_prefill_is_within_its_memory(make_session: MakeSession, wall_frame: WallFrame):
+    """It is counted, and not kept where there is no room for it; answers are the same."""
+    texts, used = [], []
+    for limit in (0.0, 1.0, 20.0):
+        scene = looked(make_session(SessionConfig(memory_limit_mb=limit)), [wall_frame(0), wall_frame(1)])
+        texts.append([ask(scene, Question("What is there?", max_new_tokens=4)).text for _ in range(2)])
+        size, stems = scene.nbytes, scene.prepared.stems
+        used.append(stems.used)
+        held = stems.nbytes
+        stems.forget()
+        assert size - scene.nbytes == held and (held > 0) == (stems.used > 0)
+        assert not limit or size <= limit * 1e6
+    assert used == [1, 0, 1] and texts[0] == texts[1] == texts[2]
