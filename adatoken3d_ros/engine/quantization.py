@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from adatoken3d_ros.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-MOST_LOSS = 0.5  # points of right answers that `auto` may cost, where it was measured
+MOST_LOSS = 0.5  # points of right answers that `auto` may cost, at most; see `Known.losses`
 _PRESSING = ("int8", "int4")
 
 
@@ -80,7 +81,7 @@ def plan(
     if kept:
         kinds = (kept,)
     elif wanted == "auto":
-        kinds = _by_quality(where, self_test.read_known(path))
+        kinds = _by_quality(where, _losses(path))
     else:
         kinds = (wanted,)
     needs = {kind: preflight.need(model, dtype, quantization=kind, **asked) for kind in kinds}
@@ -111,12 +112,15 @@ def load_checked(
     known = self_test.read_known(path) if settings["model.self_test"] else None
     for place, kind in enumerate(found.kinds):
         try:
-            return _load(path, settings, device, dtype, kind, known, progress)
+            loaded = _load(path, settings, device, dtype, kind, known, progress)
+            break
         except (DeviceLacks, SelfTestError) as error:
             if place + 1 == len(found.kinds):
                 raise
             logger.warning("%s is passed over: %s", kind, error)
-    raise AssertionError("a plan without a problem has a kind")
+    if settings["model.quantization"] == "auto" and kind != "none" and not _losses(path):
+        logger.warning("what %s costs this model in right answers was never measured", kind)
+    return loaded
 
 
 def _load(
@@ -143,9 +147,14 @@ def _load(
     return model, tokenizer
 
 
-def _by_quality(device: torch.device, known: Known | None) -> tuple[str, ...]:
-    """What `auto` chooses from, the most exact first: what the device has, but for what is known to cost too much."""
-    losses = {} if known is None else known.losses
+def _losses(path: Path) -> Mapping[str, float]:
+    known = self_test.read_known(path)
+    return {} if known is None else known.losses
+
+
+def _by_quality(device: torch.device, losses: Mapping[str, float]) -> tuple[str, ...]:
+    """What `auto` chooses from, the most exact first: what the device has, and where it was measured what any of it
+    costs, only what was found to cost little enough."""
     found = ["none"]
     for kind in ("fp8", "int8", "int4") if device.type == "cuda" else ("int8", "int4"):  # fp8 is emulated on a CPU
         try:
@@ -153,6 +162,6 @@ def _by_quality(device: torch.device, known: Known | None) -> tuple[str, ...]:
         except DeviceLacks as error:
             logger.info("%s", error)
             continue
-        if losses.get(kind, 0.0) <= MOST_LOSS:
+        if not losses or losses.get(kind, math.inf) <= MOST_LOSS:
             found.append(kind)
     return tuple(found)

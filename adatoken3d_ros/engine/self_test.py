@@ -56,7 +56,8 @@ class Known:
     Attributes:
         model: their identity. tokens: of the answer, `STEPS` or up to its end.
         steps: of each, {token: probability} of the likeliest.
-        losses: by quantisation, right answers that it costs, points of a hundred; only of those that were measured.
+        losses: by quantisation, the most right answers that it costs, points of a hundred: upper ends of the 95 %
+            intervals of `benchmarks.quantised`; only of those that were measured.
     """
 
     model: str

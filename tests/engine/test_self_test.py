@@ -88,12 +88,34 @@ def test_an_answer_of_another_model_is_not_compared(
 def test_losses_that_were_measured_stay_and_count(tmp_path: Path) -> None:
     path = write_tiny(NAMES[0], tmp_path, layers=2)
     model, tokenizer, _ = registry.load(path)
-    write_known(path, model, tokenizer, {"int8": 0.7})
+    auto = Settings({"model.path": str(path), "model.quantization": "auto", "budget.warm_up": False})
+
+    def offered() -> tuple[str, ...]:
+        return quantization.plan(path, auto, "cpu", torch.float32, free=10**12).kinds
+
+    assert offered() == ("none", "int8", "int4")  # nothing was measured
+    write_known(path, model, tokenizer, {"int8": 0.7, "int4": 0.2})
     write_known(path, model, tokenizer)
     known = read_known(path)
-    assert known is not None and known.losses == {"int8": 0.7}
-    auto = Settings({"model.path": str(path), "model.quantization": "auto"})
-    assert quantization.plan(path, auto, "cpu", torch.float32, free=10**12).kinds == ("none", "int4")
+    assert known is not None and known.losses == {"int8": 0.7, "int4": 0.2}
+    assert offered() == ("none", "int4")
+    write_known(path, model, tokenizer, {"int4": 0.8})
+    assert offered() == ("none",)
+    (path / self_test.FILE).unlink()
+    write_known(path, model, tokenizer, {"int8": 0.2})
+    assert offered() == ("none", "int8")  # of int4 nobody knows
+
+
+def test_that_a_loss_was_never_measured_is_said(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    needed = quantization.plan(
+        checkpoint, Settings({"model.quantization": "int8"}), "cpu", torch.float32, free=10**12
+    ).need
+    monkeypatch.setattr(quantization.safetensors_files, "free_bytes", lambda _: needed.total)
+    auto = Settings({"model.path": str(checkpoint), "model.quantization": "auto", "budget.warm_up": False})
+    assert load_engine(auto).model.quantization == "int8"
+    assert "what int8 costs this model in right answers was never measured" in caplog.text
 
 
 def test_a_load_refuses_garbage_unless_it_is_told_not_to(checkpoint: Path, tmp_path: Path) -> None:
