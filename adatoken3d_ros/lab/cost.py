@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from adatoken3d_ros.decoder.adapter import Decoder
+from adatoken3d_ros.lab.machine import wait
 from adatoken3d_ros.lab.probe import RATIOS, Progress, Sample, report
 from adatoken3d_ros.pruning.flops import layer_flops
 from adatoken3d_ros.pruning.schedule import Schedule, Stage
@@ -87,16 +88,11 @@ def time_layer(
     times: dict[int, list[float]] = {n: [] for n in counts}
     for run in range(repeats + 1):
         for n in counts:
-            _wait(weight.device)
+            wait(weight.device)
             start = time.perf_counter()
             layer.run(states[:, :n], (cos[:, :n], sin[:, :n]))
-            _wait(weight.device)
+            wait(weight.device)
             if run > 0:  # the first run warms up
                 times[n].append(time.perf_counter() - start)
         report(progress, run + 1, repeats + 1)
     return {n: statistics.median(found) for n, found in times.items()}
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -215,7 +215,7 @@ def _answering(
 def _steps(engine: Engine, filled: Prefill, effort: Effort) -> tuple[float, float]:
     """Milliseconds of a decode step, the median; and the bytes that one reads: weights, keys and values."""
     steps = Steps(engine.model.decoder, filled, 0, effort.steps + 2)
-    read = _weight_bytes(engine, language=True) + filled.cache.nbytes()
+    read = _weight_bytes(engine, language=True) + filled.cache.held  # slots that are not seen are read as well
     times = []
     for number in range(effort.steps + 2):
         began = time.perf_counter()
