@@ -75,10 +75,12 @@ def _self_test(source: Path, made: Path, vision_path: Path | None) -> str:
 
     if (made / FILE).exists():
         return f"{FILE} is the original's"
-    needed = need(registry.outline(source, vision_path), torch.bfloat16, max_views=1).total
+    wide = any(one.kind in ("F32", "F64") for one in safetensors_files.inventory(source).values())
+    dtype = torch.float32 if wide else torch.bfloat16
+    needed = need(registry.outline(source, vision_path), dtype, max_views=1).total
     free = safetensors_files.free_bytes(torch.device("cpu"))
     if needed > free:
-        return f"no {FILE}: the 16-bit weights need {gb(needed)} to answer its question, {gb(free)} are free"
-    model, tokenizer, _ = registry.load(source, dtype=None, vision_path=vision_path)
+        return f"no {FILE}: its weights need {gb(needed)} to answer its question, {gb(free)} are free"
+    model, tokenizer, _ = registry.load(source, dtype=dtype, vision_path=vision_path)
     write_known(made, model, tokenizer)
     return f"{FILE} has what its 16-bit weights answer"

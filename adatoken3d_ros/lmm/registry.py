@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol, cast
 import torch
 
 from adatoken3d_ros.lmm.interface import SpatialLMM
-from adatoken3d_ros.lmm.quantized.foreign import foreign_config
+from adatoken3d_ros.lmm.quantized.foreign import foreign_config, foreign_files
 from adatoken3d_ros.lmm.safetensors_files import CheckpointError, LoadReport, Progress, local_directory, read_json
 from adatoken3d_ros.text import quoted
 
@@ -121,7 +121,10 @@ def architecture_of(path: str | Path) -> Architecture:
     Raises:
         CheckpointError: if config.json is missing or damaged, or names none that is known; the message lists those.
     """
-    file = local_directory(path) / "config.json"
+    directory = local_directory(path)
+    file = directory / "config.json"
+    if not file.exists() and (other := foreign_files(directory)):  # GGUF has everything in one file
+        raise CheckpointError(other)
     content = read_json(file)
     if other := foreign_config(content, file):
         raise CheckpointError(other)

@@ -98,6 +98,34 @@ def test_a_file_that_would_run_something_is_refused(tmp_path: Path, capsys: pyte
     assert [one.name for one in tmp_path.iterdir()] == ["model"]
 
 
+def test_a_vision_tower_is_copied_from_inside_the_checkpoint_alone(tmp_path: Path) -> None:
+    path = write_tiny(NAMES[0], tmp_path / "models" / "model", layers=1)
+    content = json.loads((path / "config.json").read_text())
+    for folder in (path / "strategies", path / "tower", tmp_path / "other"):
+        folder.mkdir()
+        (folder / "note.txt").write_text("")
+    (tmp_path / "made").mkdir()
+    for tower in ("strategies/../../../other", "tower"):
+        (path / "config.json").write_text(json.dumps({**content, "mm_vision_tower": tower}))
+        assert main(["convert", str(path), str(tmp_path / "made" / tower[:5])]) == 0
+    assert sorted(one.name for one in (tmp_path / "made").iterdir()) == ["strat", "tower"]
+    assert (tmp_path / "made" / "tower" / "tower" / "note.txt").exists()
+
+
+def test_weights_of_32_bits_that_do_not_fit_are_written_without_their_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from adatoken3d_ros.engine.preflight import need
+    from adatoken3d_ros.lmm import safetensors_files
+
+    path = write_tiny(NAMES[0], tmp_path / "model", layers=1)
+    free = need(registry.outline(path), torch.bfloat16, max_views=1).total
+    monkeypatch.setattr(safetensors_files, "free_bytes", lambda _: free)
+    assert main(["convert", str(path), str(tmp_path / "out"), "--quantization", "int8"]) == 0
+    assert "no self_test.json: its weights need" in capsys.readouterr().out.replace("\n", " ")
+    assert list((tmp_path / "out").glob("*.safetensors")) and read_known(tmp_path / "out") is None
+
+
 def test_bad_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_tiny(NAMES[0], tmp_path / "model", layers=1)
     for words, named in (

@@ -106,7 +106,7 @@ def copy_others(source: Path, out: Path) -> None:
             shutil.copyfile(file, out / file.name)
     tower = read_json(source / "config.json").get("mm_vision_tower")
     folders = ["strategies"]
-    if isinstance(tower, str) and tower and Path(tower).parts[0] not in ("..", ".", "/"):
+    if isinstance(tower, str) and (parts := Path(tower).parts) and not {"..", "/"}.intersection(parts):
         folders.append(tower)
     for name in folders:
         if (source / name).is_dir():

@@ -89,8 +89,11 @@ def test_foreign_tensors_and_files_are_named(checkpoints: dict[str, Path], tmp_p
     with pytest.raises(CheckpointError, match="up_proj.qweight: quantised by GPTQ or AWQ"):
         registry.load(path)
     (path / "model.safetensors").rename(path / "model.Q4_K.gguf")
-    with pytest.raises(CheckpointError, match="model.Q4_K.gguf: GGUF"):
-        registry.load(path)
+    for other in (None, "config.json"):  # published GGUF files have none beside them
+        if other:
+            (path / other).unlink()
+        with pytest.raises(CheckpointError, match="model.Q4_K.gguf: GGUF"):
+            registry.load(path)
 
 
 class Living(TorchDispatchMode):
