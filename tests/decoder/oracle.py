@@ -26,13 +26,12 @@ def tiny_decoder(n_kv_heads: int = 4, context: int = 512, seed: int = 0, **shape
     config = LlamaConfig(
         vocab_size=199,
         hidden_size=64,
-        intermediate_size=112,
         num_hidden_layers=N_LAYERS,
         num_attention_heads=4,
         num_key_value_heads=n_kv_heads,
         max_position_embeddings=context,
         attn_implementation="sdpa",
-        **shape,
+        **{"intermediate_size": 112, **shape},
     )
     return Decoder(randomised(LlamaForCausalLM, config, seed))
 

@@ -18,6 +18,8 @@ from adatoken3d_ros.decoder.decode import Steps, decode, generate
 from adatoken3d_ros.decoder.prefill import Layout, Prefill, prefill
 from adatoken3d_ros.decoder.prefix import ScenePrefix
 from adatoken3d_ros.lmm import registry
+from adatoken3d_ros.lmm.quantized.formats import quantise
+from adatoken3d_ros.lmm.quantized.linear import QuantizedLinear
 from adatoken3d_ros.pruning.policies import make_policy
 from adatoken3d_ros.pruning.schedule import Schedule
 from adatoken3d_ros.pruning.view import SceneTokens
@@ -54,6 +56,43 @@ def growing(decoder: Decoder, state: Prefill, n: int) -> list[int]:
     while len(found) < n:
         found.append(int(decode(decoder, state, found[-1]).argmax()))
     return found
+
+
+@pytest.fixture(scope="module", params=["int8", "int4"])
+def quantised(request: pytest.FixtureRequest) -> Decoder:
+    decoder = tiny_decoder(2, intermediate_size=128)
+    for layer in decoder.layers:
+        for name, part in list(layer.module.named_modules()):
+            if isinstance(part, torch.nn.Linear):
+                parts = quantise(part.weight.detach(), request.param)
+                layer.module.set_submodule(name, QuantizedLinear(request.param, parts, torch.float32))
+    assert not list(decoder.linears())
+    return decoder
+
+
+def test_weights_in_few_bits_through_gates_prefix_and_steps(
+    quantised: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gates choose, a prefix serves, and steps in one piece write as with the restored matrices."""
+    plain = tiny_decoder(2, intermediate_size=128)
+    for ours, theirs in zip(quantised.layers, plain.layers, strict=True):
+        for name, part in ours.module.named_modules():
+            if isinstance(part, QuantizedLinear):
+                theirs.module.get_submodule(name).weight.data.copy_(part.weight)
+    found, known = filled(quantised), filled(plain)
+    assert found.cache.lengths == known.cache.lengths and len(set(found.cache.lengths)) > 1
+    assert (found.trace.retained == known.trace.retained).float().mean() > 0.9
+    assert torch.corrcoef(torch.stack([found.logits, known.logits]))[0, 1] > 0.98
+    expected = growing(quantised, found, N_NEW)
+    assert len(set(expected)) > 1
+    for stepping in (None, graphs._compiled("eager")):
+        monkeypatch.setattr(quantised, "stepping", stepping)
+        assert list(generate(quantised, filled(quantised), max_new_tokens=N_NEW, eos_ids=())) == expected
+    random = torch.Generator().manual_seed(2)
+    embeds = torch.randn(1, 52, 64, generator=random)
+    whole = prefill(quantised, embeds, Layout(5, 40, 52), Schedule(), make_policy("none"))
+    with ScenePrefix(quantised, embeds[:, :45], 5).asking(embeds[:, 45:]) as state:
+        torch.testing.assert_close(state.logits, whole.logits, rtol=0, atol=0.05)
 
 
 @pytest.mark.parametrize("most", [256, 4])
