@@ -39,7 +39,8 @@ folders that cannot be written; no memory for the model; GPU out of memory; SIGI
 SIGTERM while the model loads; SIGKILL while the model loads; SIGINT during an answer; SIGTERM during an answer;
 SIGKILL during an answer; every order; two nodes of the same name; never reads; client that disappears;
 unknown type; tensor that is missing; tensor that is too much; smaller than a patch; longer than the context;
-first legal gate; of another architecture; without valid depth
+first legal gate; of another architecture; without valid depth; GPTQ; GGUF; PyTorch files; no instructions;
+products are wrong; old a driver; cannot be compiled; garbage model; too little memory
 """
 
 
