@@ -57,8 +57,6 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs the command; 0 if every question was answered, 1 if one could not be."""
     check_files(args)
-    if args.stride < 1:
-        raise ValueError(f"--stride {args.stride} must be at least 1")
     settings = settings_of(args)
     texts = () if args.chat else read_questions(args.questions) if args.questions else (args.question,)
 

@@ -128,7 +128,7 @@ def _converse(args: argparse.Namespace, demo: Demo, model: Path, tiny: bool, dom
     suggestions = Suggestions(demo.client.node)
     demo.bring_up(model, tiny=tiny, views=args.views)
     if address:
-        print(f"Look at it and ask in the browser: {address}")
+        print(f"Look at it and ask in the browser: {address}", flush=True)
     view = f"ROS_DOMAIN_ID={domain} ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST rviz2 -d {share()}/config/adatoken3d.rviz"
     if args.rviz:
         if shutil.which("rviz2"):

@@ -93,11 +93,14 @@ def add_scenes(
 
 
 def check_files(args: argparse.Namespace, written_to: Sequence[str] = ("--json", "--out", "--report")) -> None:
-    """Before any work: what is read is there, and where something is to be written there is a folder.
+    """Before any work: what is read is there, where something is to be written there is a folder, and frames are left.
 
     Raises:
         OSError: names option and path.
+        ValueError: for a --stride below 1.
     """
+    if getattr(args, "stride", 1) < 1:
+        raise ValueError(f"--stride {args.stride} must be at least 1")
     for option in (*_FOLDERS, "--bag", "--folder", "--questions"):
         found = getattr(args, option.strip("-").replace("-", "_"), None) or ()
         for path in map(Path, found if isinstance(found, list) else [found] if found else []):

@@ -33,8 +33,6 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs the command; 0 if every question was answered, 1 if one could not be: it is recorded all the same."""
     check_files(args)
-    if args.stride < 1:
-        raise ValueError(f"--stride {args.stride} must be at least 1")
     if args.out.suffix != ".mcap":
         raise ValueError(f"--out {args.out} must be an .mcap file")
 

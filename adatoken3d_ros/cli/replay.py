@@ -68,8 +68,6 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs the command; 0 if every question was answered, 1 if one could not be."""
     check_files(args)
-    if args.stride < 1:
-        raise ValueError(f"--stride {args.stride} must be at least 1")
     asked = _questions(args)
 
     from rich.console import Console

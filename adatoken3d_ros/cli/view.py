@@ -57,8 +57,11 @@ def add_address(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs the command until Ctrl-C."""
     check_files(args)
-    if args.stride < 1:
-        raise ValueError(f"--stride {args.stride} must be at least 1")
+    require_viser()
+    from adatoken3d_ros.view.server import check_place, check_token
+
+    check_token(args.token, args.host)
+    check_place(args.host, args.port)
     source = _local(args) if args.bag or args.folder else _node(args)
     with serving(source, args.host, args.port, args.token) as address:
         print(f"The view: {address}\nCtrl-C ends it.", flush=True)
@@ -76,7 +79,7 @@ def serving(source: Source, host: str, port: int, token: str | None) -> Iterator
     """
     require_viser()
     from adatoken3d_ros.view.page import Page
-    from adatoken3d_ros.view.server import address, check_token, start
+    from adatoken3d_ros.view.server import address, check_token, start, stop
 
     try:
         known = check_token(token, host)
@@ -86,7 +89,7 @@ def serving(source: Source, host: str, port: int, token: str | None) -> Iterator
             yield address(server, known)
         finally:
             page.close()
-            server.stop()
+            stop(server)
     finally:
         source.close()
 
@@ -98,7 +101,6 @@ def require_viser() -> None:
 
 
 def _local(args: argparse.Namespace) -> Source:
-    require_viser()
     from rich.console import Console
 
     from adatoken3d_ros.cli.output import record_of_answer
@@ -120,7 +122,10 @@ def _local(args: argparse.Namespace) -> Source:
         clicks = [word for click in question.clicks.tolist() for word in ("--click", *(f"{x:.3f}" for x in click))]
         budget = ["--budget-ms", f"{question.latency_budget_ms:g}"] if question.latency_budget_ms else []
         named = ["--strategy", strategy] if strategy else []
-        return shlex.join(["adatoken3d", "ask", question.text, *_without_address(typed), *named, *budget, *clicks])
+        line = shlex.join(["adatoken3d", "ask", question.text, *_without_address(typed), *named, *budget, *clicks])
+        chosen = f"without {len(question.without)}" if len(question.without) else f"with only {len(question.only)}"
+        narrowed = len(question.without) or len(question.only)
+        return f"{line}  # and in the view, {chosen} tokens that were selected" if narrowed else line
 
     return LocalSource(engine, settings, frames(args), record_of_answer, command)
 
@@ -139,7 +144,6 @@ def _without_address(typed: list[str]) -> list[str]:
 
 
 def _node(args: argparse.Namespace) -> Source:
-    require_viser()
     if any(importlib.util.find_spec(name) is None for name in ("rclpy", "adatoken3d")):
         raise OSError("a running node is seen by ROS 2, which is missing here: source it, or give --bag or --folder")
     from adatoken3d_ros.ros.client import SceneClient
@@ -153,4 +157,6 @@ def node_source(client: SceneClient, click_question: str) -> Source:
     from adatoken3d_ros.pruning.policies import POLICY_NAMES
     from adatoken3d_ros.view.node import NodeSource
 
-    return NodeSource(client, POLICY_NAMES, click_question, record_of_message)
+    # The first is the node's own, unless it was configured otherwise.
+    strategies = tuple(dict.fromkeys((DEFAULTS["strategy"], *POLICY_NAMES)))
+    return NodeSource(client, strategies, click_question, record_of_message)

@@ -84,7 +84,8 @@ class SceneWatcher:
             same = cloud.header.stamp == report.header.stamp == answer.header.stamp
             counts = (cloud.width, report.spatial_tokens, report.retained_tokens)
             asked = (answer.spatial_tokens, answer.spatial_tokens, answer.retained_tokens)
-            return same and counts == asked and report.question == answer.question
+            names = (report.question, report.strategy) == (answer.question, answer.strategy)
+            return same and counts == asked and names
 
         if not answer.spatial_tokens or not answer.prefill_flops:
             return None
@@ -104,6 +105,11 @@ class SceneWatcher:
             tuple(layer.flops for layer in report.layers),
             report.lorenz_share_60,
         )
+
+    def forget_report(self) -> None:
+        """What comes from now on is of the next answer: another question may have had the same text and counts."""
+        with self._changed:
+            self._report = self._retained = None
 
     # In the client's thread:
 

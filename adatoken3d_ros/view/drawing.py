@@ -155,7 +155,7 @@ def pair_html(pair: Pair) -> str:
     rows = [
         row("answer", (one["text"] or "(empty)" for one in sides)),
         row("status", (one["status"] for one in sides)),
-        *(row(f"probability of {text!r}", (f"{a:.3f}", f"{b:.3f} ({b - a:+.3f})")) for text, a, b in pair.chances),
+        *(row(f"probability of {text!r}", (f"{a:#.3g}", f"{b:#.3g} ({b - a:+#.3g})")) for text, a, b in pair.chances),
         row("tokens", (f"{one['spatial_tokens']}, {one['retained_tokens']} left" for one in sides)),
         row("time (ms)", (f"{one['total_ms']:.0f}" for one in sides)),
         row("prefill FLOPs", (f"{one['prefill_flops']:.3g}" for one in sides)),

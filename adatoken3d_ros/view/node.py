@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import shlex
 from collections.abc import Callable
 from typing import Any
@@ -54,6 +56,7 @@ class NodeSource:
         return self._shown
 
     def ask(self, question: Question, strategy: str, on_text: Told, on_stage: Told) -> Reported:
+        self._watcher.forget_report()
         try:
             self._stream = stream = self._client.stream(
                 question.text,
@@ -78,17 +81,20 @@ class NodeSource:
         return Reported(record, self._watcher.report_of(answer))
 
     def command(self, question: Question, strategy: str) -> str:
-        fields = [f"question: {question.text!r}"]
+        fields = [f"question: {json.dumps(question.text, ensure_ascii=False)}"]
         if question.latency_budget_ms:
             fields.append(f"latency_budget_ms: {question.latency_budget_ms:g}")
         if strategy:
-            fields.append(f"strategy: {strategy!r}")
+            fields.append(f"strategy: {json.dumps(strategy)}")
         for name, places in (("clicks", question.clicks), ("without", question.without), ("only", question.only)):
             if len(places):
                 told = ", ".join("{{x: {:.4f}, y: {:.4f}, z: {:.4f}}}".format(*place) for place in np.asarray(places))
                 fields.append(f"{name}: [{told}]")
         request = "{" + ", ".join(fields) + "}"
-        return shlex.join(["ros2", "service", "call", f"{self._client.name}/ask", "adatoken3d/srv/AskScene", request])
+        names = ("ROS_DOMAIN_ID", "ROS_AUTOMATIC_DISCOVERY_RANGE")
+        where = "".join(f"{name}={shlex.quote(os.environ[name])} " for name in names if name in os.environ)
+        call = ["ros2", "service", "call", f"{self._client.name}/ask", "adatoken3d/srv/AskScene", request]
+        return where + shlex.join(call)
 
     def cancel(self) -> None:
         if (stream := self._stream) is not None:

@@ -112,7 +112,8 @@ class Page:
     def _build_compare(self) -> None:
         gui, names = self._server.gui, self._source.strategies
         one = gui.add_dropdown("One", names)
-        other = gui.add_dropdown("Other", names, initial_value="none" if "none" in names else names[-1])
+        others = [name for name in names if name != one.value]
+        other = gui.add_dropdown("Other", names, initial_value="none" if "none" in others else [*others, *names][0])
         gui.add_button("Compare on the question").on_click(
             lambda _: self._want(self._compare, strategies=(one.value, other.value))
         )
@@ -133,6 +134,8 @@ class Page:
         try:
             job()
         except Exception as error:
+            if self._closed.is_set():
+                return
             logger.warning("the view: %s", shown(error))
             self._say("That did not work", shown(error))
         finally:

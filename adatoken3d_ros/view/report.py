@@ -239,11 +239,11 @@ def _layers(tokens: TokenReport) -> str:
     gave = np.bincount(tokens.last_layer.clip(0), weights=tokens.contribution, minlength=len(seen)).tolist()
     counts = [(n, f"layer {i}: {n} tokens, {flops[i]:.4g} FLOPs") for i, n in enumerate(seen)]
     shares = [(s, f"last seen by layer {i}: {s:.1%} of the contribution") for i, s in enumerate(gave)]
-    return (
-        f'<h3>Tokens by layer</h3><div class="layers">{_columns(counts)}</div>'
-        f"<h3>Contribution of the tokens by the last layer that saw them</h3>"
-        f'<div class="layers shares">{_columns(shares)}</div>'
-    )
+    told = f'<h3>Tokens by layer</h3><div class="layers">{_columns(counts)}</div>'
+    if any(gave):  # a strategy without gates measures none
+        told += "<h3>Contribution of the tokens by the last layer that saw them</h3>"
+        told += f'<div class="layers shares">{_columns(shares)}</div>'
+    return told
 
 
 def _columns(values: Sequence[tuple[float, str]]) -> str:

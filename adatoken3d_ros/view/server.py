@@ -15,6 +15,7 @@ import io
 import ipaddress
 import logging
 import secrets
+import socket
 import threading
 from collections.abc import Callable
 from http import HTTPStatus
@@ -59,6 +60,23 @@ def check_token(token: str | None, host: str) -> str:
     return token
 
 
+def check_place(host: str, port: int) -> None:
+    """Whether a server can listen there, for viser waits for ever for one that cannot.
+
+    Raises:
+        ServerError: for a port that there is not, or a host that is no address of this machine.
+    """
+    if not 0 <= port <= 65535:
+        raise ServerError(f"--port {port} must be from 0 to 65535")
+    try:
+        found = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
+        for family, kind, _, _, where in found:
+            with socket.socket(family, kind) as probe:
+                probe.bind(where)
+    except (OSError, UnicodeError) as error:
+        raise ServerError(f"nothing can listen on --host {host!r}: {error}") from error
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches it."""
     if host == "localhost":
@@ -73,8 +91,9 @@ def start(host: str, port: int, token: str, label: str = "adatoken3d") -> viser.
     """A server that listens; on another port where that one is taken. Port 0: a free one.
 
     Raises:
-        ServerError: if this viser opens its socket in another way.
+        ServerError: as `check_place`, or if this viser opens its socket in another way.
     """
+    check_place(host, port)
     guarded = threading.Event()
 
     def serve(real: Callable[..., T], *args: Any, process_request: Any = None, **options: Any) -> T:
@@ -91,11 +110,17 @@ def start(host: str, port: int, token: str, label: str = "adatoken3d") -> viser.
         finally:
             module.serve = real
     if not guarded.is_set():
-        server.stop()
+        stop(server)
         raise ServerError(f"viser {viser.__version__} starts in a way that cannot be guarded")
     # A browser may ask viser for a public address, through somebody else's machine.
     server.request_share_url = _never  # type: ignore[method-assign]
     return server
+
+
+def stop(server: viser.ViserServer) -> None:
+    """Ends it, without its saying so."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        server.stop()
 
 
 def address(server: viser.ViserServer, token: str) -> str:

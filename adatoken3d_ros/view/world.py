@@ -37,7 +37,10 @@ class World:
         self._scene.add_grid("/floor", 12.0, 12.0, cell_size=0.5, section_size=1.0, plane="xy")
 
     def draw(self, shown: Shown, asked: Asked | None, mode: str, layer: int) -> None:
-        """The tokens: of the scene as it is now, or of an answer as `layer` sees them."""
+        """The tokens: of the scene as it is now, or of an answer as `layer` sees them.
+
+        What is selected is marked before the first layer alone: it would hide what later ones see of it.
+        """
         tokens = None if asked is None else asked.answer.tokens
         xyz, rgb = colours(mode, shown, tokens)
         seen = np.ones(len(xyz), bool)
@@ -46,7 +49,7 @@ class World:
         self.points = xyz[seen]
         self._cloud("tokens", xyz[seen], rgb[seen], POINT)
         self._cloud("gone", xyz[~seen], GREY, POINT / 4)
-        self._cloud("selected", self.selected, RED, POINT * 1.2)
+        self._cloud("selected", self.selected[: 0 if layer and tokens is not None else None], RED, POINT * 1.2)
 
     def select(self, chosen: NDArray[np.float32]) -> None:
         """Marks these of the points, none to unmark."""
@@ -102,10 +105,11 @@ class World:
         self._boxes("evidence", evidence, BLUE)
 
     def _cloud(self, name: str, xyz: NDArray[np.floating], rgb: Any, size: float) -> None:
+        """Points in one colour or in one for each; a browser finds fault with no colours at all."""
         self._scene.add_point_cloud(
             f"/{name}",
             np.asarray(xyz, dtype=np.float32),
-            np.asarray(rgb, dtype=np.uint8),
+            np.asarray(rgb if len(xyz) else GREY, dtype=np.uint8),
             point_size=size,
             point_shape="rounded",
             precision="float32",

@@ -26,6 +26,9 @@ viser = pytest.importorskip("viser", reason="viser is not installed")
 zstandard = pytest.importorskip("zstandard", reason="viser is not installed")
 connect = pytest.importorskip("websockets.sync.client", reason="viser is not installed").connect
 
+WIDTH, HEIGHT = 960, 600  # of the browser: the CPU draws it
+PANEL = 520  # pixels left of it, and below the notifications' HEAD
+HEAD = 200
 FOV = np.deg2rad(75)  # of a browser's camera at first
 HANDSHAKE = (
     "GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -52,6 +55,21 @@ def address(source: LocalSource) -> Iterator[str]:
         yield found
 
 
+@pytest.fixture(scope="module")
+def page(browser: Any, address: str) -> Iterator[Any]:
+    """The page as a browser has loaded it; its errors fail the last test."""
+    problems: list[str] = []
+    page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("console", lambda told: problems.append(told.text) if "color buffer" in told.text else None)
+    page.goto(address)
+    button(page, "Ask").wait_for(timeout=TIMEOUT)
+    page.wait_for_function("() => [...document.querySelectorAll('canvas')].some(c => c.width > 300)", timeout=TIMEOUT)
+    yield page
+    page.close()
+    assert problems == []
+
+
 def colours(png: bytes) -> int:
     return len(np.unique(np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).reshape(-1, 3), axis=0))
 
@@ -60,19 +78,11 @@ def button(page: Any, name: str) -> Any:
     return page.get_by_role("button", name=name, exact=True)
 
 
-def opened(page: Any, address: str) -> None:
-    page.goto(address)
-    button(page, "Ask").wait_for(timeout=TIMEOUT)
-    page.locator("canvas").first.wait_for(timeout=TIMEOUT)
-    page.wait_for_function("() => [...document.querySelectorAll('canvas')].some(c => c.width > 300)", timeout=TIMEOUT)
-
-
 def told(page: Any, text: str) -> None:
     page.locator("#adatoken3d-answer", has_text=text).wait_for(timeout=TIMEOUT)
 
 
-def test_a_question_a_click_and_tokens_left_out(page: Any, address: str, source: LocalSource) -> None:
-    opened(page, address)
+def test_a_question_a_click_and_tokens_left_out(page: Any, source: LocalSource) -> None:
     page.locator("form input").first.fill("What is <b>red</b>?")
     before = page.screenshot()
     button(page, "Ask").click()
@@ -82,10 +92,9 @@ def test_a_question_a_click_and_tokens_left_out(page: Any, address: str, source:
     assert colours(before) > 100 and colours(after) > 100 and before != after  # neither empty nor frozen
 
     # A point is clicked that is in sight, left of the panel.
-    size = page.viewport_size
     xyz = source.scene().xyz
-    seen = project(xyz) * [size["width"], size["height"]]
-    free = np.flatnonzero((seen[:, 0] > 100) & (seen[:, 0] < 700) & (seen[:, 1] > 100) & (seen[:, 1] < 700))
+    seen = project(xyz) * [WIDTH, HEIGHT]
+    free = np.flatnonzero((seen > [20, HEAD]).all(axis=1) & (seen < [PANEL, HEIGHT - 20]).all(axis=1))
     x, y = seen[free[len(free) // 2]]
     page.mouse.click(x, y)
     page.locator("#adatoken3d-answer", has_not_text="red").wait_for(timeout=TIMEOUT)
@@ -93,10 +102,9 @@ def test_a_question_a_click_and_tokens_left_out(page: Any, address: str, source:
 
     page.get_by_role("tab", name="Tokens").click()
     page.keyboard.down("Shift")
-    page.mouse.move(340, 40)  # beside the notifications
+    page.mouse.move(20, HEAD + 10)
     page.mouse.down()
-    page.mouse.move(400, 500, steps=4)
-    page.mouse.move(720, 760, steps=4)
+    page.mouse.move(PANEL, HEIGHT - 20, steps=4)
     page.mouse.up()
     page.keyboard.up("Shift")
     chosen = page.locator("#adatoken3d-chosen")
@@ -113,11 +121,11 @@ def test_a_question_a_click_and_tokens_left_out(page: Any, address: str, source:
     assert f"without {count} tokens" in text and "probability of" in text
     counts = [int(cell.split(",")[0]) for cell in cells(pair, "tokens")]
     assert counts[0] > counts[1]
-    assert any(cell != "+0.000" for cell in changes(pair)) and page.screenshot() != whole
+    assert any(cell != "+0.00" for cell in changes(pair)) and page.screenshot() != whole
 
 
 def project(xyz: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Where points are in the picture of the page's first camera, 0 to 1; 1280 x 800 pixels."""
+    """Where points are in the picture of the page's first camera, 0 to 1."""
     from adatoken3d_ros.view import page as view
 
     eye, target = np.array(view.EYE), np.array(view.TARGET)
@@ -127,7 +135,7 @@ def project(xyz: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     down = np.cross(forward, right)
     local = (xyz - eye) @ np.stack([right, down, forward], axis=1)
     tan = np.tan(FOV / 2)
-    return 0.5 + local[:, :2] / local[:, 2:] / (2 * tan) / np.array([1280 / 800, 1.0])
+    return 0.5 + local[:, :2] / local[:, 2:] / (2 * tan) / np.array([WIDTH / HEIGHT, 1.0])
 
 
 def cells(pair: Any, name: str) -> list[str]:
@@ -148,14 +156,17 @@ def test_it_plays_compares_and_reports_and_others_see_it(page: Any, address: str
         protocol = [f"viser-v{viser.__version__}"]
         url = f"ws://{where.netloc}{where.path.rstrip('/')}"
         other = stack.enter_context(connect(url, subprotocols=protocol, max_size=None))
-        opened(page, address)
+        page.get_by_role("tab", name="Ask").click()
         page.locator("form input").first.fill("Where is it?")
         button(page, "Ask").click()
         told(page, "Where is it?")
         assert heard(other, b"adatoken3d-answer", b"Where is it?")
         page.get_by_role("tab", name="Compare").click()
         button(page, "Compare on the question").click()
-        page.locator("#adatoken3d-pair", has_text="prefill FLOPs").wait_for(timeout=TIMEOUT)
+        compared = page.locator("#adatoken3d-pair", has_text="Where is it?")
+        compared.wait_for(timeout=TIMEOUT)
+        left, right = compared.locator("th").all_inner_texts()[1:]
+        assert left != right == "none"
         page.get_by_role("tab", name="Tokens").click()
         first = page.screenshot()
         button(page, "Play layer by layer").click()
