@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
-import sys
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,8 +83,7 @@ def run(args: argparse.Namespace) -> int:
     for item in questions.items:  # a missing scene or a wrong wording is told before any work
         find_scene(args.scenes, item.scene)
         asked.text(item)
-    kept = Kept(args.out / "answers.jsonl")
-    with step_progress(console) as report:
+    with closing(Kept(args.out / "answers.jsonl")) as kept, step_progress(console) as report:
         answers = answer_all(
             asked,
             engine,
@@ -97,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     marked = mark(questions.items, answers)
     result = {
         "set": questions.name, "form": questions.form, "prompt": asked.prompt, "model": engine.model_id,
-        "settings": told, "command": shlex.join(["adatoken3d", *sys.argv[1:]]), "version": __version__, **marked,
+        "settings": told, "command": args.typed, "version": __version__, **marked,
     }  # fmt: skip
     console.print(table(result))
     written = {"result.json": json.dumps(result, indent=1, ensure_ascii=False) + "\n", "report.html": page(result)}
@@ -117,8 +115,8 @@ def _settings(args: argparse.Namespace) -> Settings:
     for option in ("frames", "limit"):
         if getattr(args, option) < 0:
             raise ValueError(f"--{option} {getattr(args, option)} must not be negative")
-    if len(set(args.strategies)) < len(args.strategies):
-        raise ValueError(f"--strategies {' '.join(args.strategies)} names one twice")
+    if len({Path(name).stem for name in args.strategies}) < len(args.strategies):
+        raise ValueError(f"--strategies {' '.join(args.strategies)} names one twice: files need names of their own")
     if not args.scenes.is_dir():
         raise FileNotFoundError(f"--scenes: {args.scenes} is no folder")
     settings = settings_of(args)

@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import json
+import weakref
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +14,10 @@ import pytest
 
 from adatoken3d_ros.cli.main import main
 from adatoken3d_ros.engine.engine import Engine
+from adatoken3d_ros.lab.evaluation.answering import Kept
 from adatoken3d_ros.lab.evaluation.marking import mark
 from adatoken3d_ros.lab.evaluation.question_sets import Item
-from adatoken3d_ros.lab.evaluation.scenes import find_scene
+from adatoken3d_ros.lab.evaluation.scenes import find_scene, frames_of
 from adatoken3d_ros.lab.metrics import java
 
 
@@ -63,6 +67,7 @@ def test_every_strategy_is_asked_once_and_an_ended_run_goes_on(
     assert len(asked) == 6 + 3  # the one that was interrupted, and those that were missing
     result = json.loads((out / "result.json").read_text())
     assert (result["questions"], result["scenes"], result["form"]) == (4, 2, "ours")
+    assert result["command"].startswith(f"adatoken3d evaluate --questions {questions}")
     none, fastv = result["strategies"]["none"], result["strategies"]["fastv"]
     assert none["saved"] == 0 < fastv["saved"]
     assert none["metrics"]["EM"]["difference_interval"] == [0, 0]
@@ -87,6 +92,7 @@ def test_what_is_wrong_is_told_before_any_work(
         (["--scenes", str(scenes), "--prompt", "{text}"], "may hold {question} and {situation} alone"),
         (["--scenes", str(scenes), "--strategies", "best"], "strategy 'best' is none of"),
         (["--scenes", str(scenes), "--frames", "-1"], "--frames -1"),
+        (["--scenes", str(scenes), "--strategies", "ours", "mine/ours.yaml"], "names one twice"),
     ):
         assert main([*base, *extra]) == 2
         assert said in capsys.readouterr().err
@@ -103,6 +109,42 @@ def test_a_scene_is_found_by_each_of_its_names(tmp_path: Path) -> None:
     for name in ("../x", "/etc", "scene9"):
         with pytest.raises(FileNotFoundError):
             find_scene(tmp_path, name)
+
+
+def test_answers_outlive_a_kill_and_belong_to_one_run(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    said = {"key": "k", "text": "what ends lines elsewhere: \u2028 \x85"}
+    with closing(Kept(path)) as kept:
+        kept.add(said)
+        with pytest.raises(ValueError, match="is being written by another run"):
+            Kept(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole + '{"key": "é'.encode()[:-1])
+    with closing(Kept(path)) as kept:
+        assert kept.found == {"k": said}
+    assert path.read_bytes() == whole
+    path.write_bytes(whole + b"[1]\n")
+    with pytest.raises(ValueError, match="line 2 is no answer"):
+        Kept(path)
+
+
+def test_of_a_bag_as_many_frames_evenly_and_not_all_at_once(tmp_path: Path) -> None:
+    class Frame:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+    held: weakref.WeakSet[Frame] = weakref.WeakSet()
+
+    def read(_: Path) -> Iterator[Any]:
+        for number in range(50):
+            frame = Frame(number)
+            held.add(frame)
+            assert len(held) < 5
+            yield frame
+
+    (tmp_path / "run.mcap").touch()
+    assert [frame.number for frame in frames_of(tmp_path / "run.mcap", 3, read)] == [0, 16, 32]
+    assert sum(1 for _ in frames_of(tmp_path / "run.mcap", 0, read)) == 50
 
 
 def record(text: str, boxes: Any = (), status: str = "OK") -> dict[str, Any]:

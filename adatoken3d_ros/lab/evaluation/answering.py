@@ -8,6 +8,7 @@ another strategy asks for that alone.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -62,32 +63,41 @@ class Run:
 
 
 class Kept:
-    """Answers in a file; a line that was cut off when a run was killed counts as not there.
+    """Answers in a file of one run at a time; a line that was cut off when a run was killed counts as not there.
 
     Raises:
-        ValueError: for a file that holds something else.
+        ValueError: for a file that holds something else, or that another run writes.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        text = path.read_text(encoding="utf-8") if path.is_file() else ""
-        whole = text[: text.rfind("\n") + 1]
+        self._file = path.open("a+b")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"{path} is being written by another run") from error
+        self._file.seek(0)
+        content = self._file.read()
+        # In bytes: what was cut off may end within a character, and an answer may hold what ends a line elsewhere.
+        whole = content[: content.rfind(b"\n") + 1]
         self.found: dict[str, Record] = {}
-        for number, line in enumerate(whole.splitlines(), start=1):
+        for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
             try:
                 record = json.loads(line)
                 self.found[record["key"]] = record
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{path}, line {number} is no answer of this command") from error
-        if whole != text:
-            path.write_text(whole, encoding="utf-8")
+        self._file.truncate(len(whole))
 
     def add(self, record: Record) -> None:
         """Writes one down."""
         line = json.dumps(record, ensure_ascii=False)
-        with self.path.open("a", encoding="utf-8") as file:
-            print(line, file=file, flush=True)
+        self._file.write(f"{line}\n".encode())
+        self._file.flush()
         self.found[record["key"]] = json.loads(line)
+
+    def close(self) -> None:
+        """Lets another run have the file."""
+        self._file.close()
 
 
 def answer_all(

@@ -103,24 +103,26 @@ def _columns(
         found["EM-refined"] = plain, np.array([float(refined(*pair)) for pair in pairs])
         right = [[cleaned(one) for one in several] for _, several in pairs]
         found |= _text_columns(plain, [cleaned(text) for text, _ in pairs], right, program)
-    captions = [index for index, item in enumerate(items) if item.given is not None]
+    seen = {
+        index: overlap(item.given, item.box)
+        for index, item in enumerate(items)
+        if item.given is not None and item.box is not None
+    }
+    captions = list(seen)
     for threshold in THRESHOLDS if captions else ():
-        said = [
-            f"sos {texts[index]} eos" if overlap(items[index].given, items[index].box) >= threshold else "sos eos"  # type: ignore[arg-type]
-            for index in captions
-        ]
+        said = [f"sos {texts[index]} eos" if share >= threshold else "sos eos" for index, share in seen.items()]
         right = [
             [" ".join(["sos", *tokens(one)[:_LONGEST], "eos"]) for one in items[index].answers] for index in captions
         ]
         several = _text_columns(captions, said, right, program)
         found |= {f"{metric}@{threshold:g}": column for metric, column in several.items()}
-    boxes = [index for index, item in enumerate(items) if item.box is not None and item.given is None]
-    shares = [
-        overlap(records[index]["boxes"][0], items[index].box) if records[index]["boxes"] else 0.0  # type: ignore[arg-type]
-        for index in boxes
-    ]
-    for threshold in THRESHOLDS if boxes else ():
-        found[f"Acc@{threshold:g}"] = boxes, (np.array(shares) >= threshold).astype(np.float64)
+    shares = {
+        index: overlap(records[index]["boxes"][0], item.box) if records[index]["boxes"] else 0.0
+        for index, item in enumerate(items)
+        if item.box is not None and item.given is None
+    }
+    for threshold in THRESHOLDS if shares else ():
+        found[f"Acc@{threshold:g}"] = list(shares), (np.array(list(shares.values())) >= threshold).astype(np.float64)
     return found
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from adatoken3d_ros.scene.folder import read_folder
@@ -50,9 +51,7 @@ def frames_of(path: Path, most: int, read_bag: Callable[[Path], Iterator[PosedFr
     elif path.is_dir() and not (path / "metadata.yaml").is_file():
         raise ValueError(f"{path} is no scene: neither posed frames (docs/data.md), nor ScanNet's export, nor a bag")
     else:
-        every = list(read_bag(path)) if most else read_bag(path)
-        frames = iter(every[:: max(1, len(every) // most)] if isinstance(every, list) else every)
-    for index, frame in enumerate(frames):
-        if most and index == most:
-            return
-        yield frame
+        # Read twice rather than held: an hour of frames is more than a machine has memory.
+        n = sum(1 for _ in read_bag(path)) if most else 0
+        frames = islice(read_bag(path), None, None, max(1, n // most) if most else 1)
+    yield from islice(frames, most or None)
