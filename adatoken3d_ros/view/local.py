@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -108,13 +109,13 @@ class LocalSource:
             for frame in frames:
                 if self._closed.is_set():
                     return
-                self._queue.call(lambda scene, frame=frame: self._take(scene, frame)).result()  # type: ignore[misc]
+                self._queue.call(partial(self._take, frame)).result()
         except Exception as error:
             if not self._closed.is_set():
                 self.problem = shown(error)
                 logger.error("no more frames: %s", self.problem)
 
-    def _take(self, scene: Scene, frame: PosedFrame) -> None:
+    def _take(self, frame: PosedFrame, scene: Scene) -> None:
         """In the thread of the engine."""
         scene.observe(frame)
         scene.encode_pending()

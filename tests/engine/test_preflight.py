@@ -36,14 +36,14 @@ class Made(nn.Module):
 
 
 def test_by_hand() -> None:
-    found = need(Made(), torch.bfloat16, quantization="int4", max_views=6, max_new_tokens=8)  # type: ignore[arg-type]
+    found = need(Made(), torch.bfloat16, quantization="int4", max_views=6, max_new_tokens=8)
     rows = 35 + 2 * 4 + 256 + 8  # four views of ten patches, of which 35 are in a prompt
     assert found.weights == 64 * 64 * 5 // 8 + (64 * 64 + 64) * 2
     assert found.keys == 2 * 2 * 3 * 16 * rows * 2
     assert found.activations == rows * (6 * 64 + 3 * 100 + 64 + 2 * 16) * 2
     assert found.scene == 6 * 10 * 2 * 5 * 4
     assert found.total == -(-found.weights * 105 // 100) + found.keys + found.activations + found.scene
-    plain = need(Made(), torch.float32, max_views=6, max_new_tokens=8)  # type: ignore[arg-type]
+    plain = need(Made(), torch.float32, max_views=6, max_new_tokens=8)
     assert plain.weights == (2 * 64 * 64 + 64) * 4 and plain.keys == 2 * found.keys
     assert str(Need(10**9, 2 * 10**9, 0, 0)).startswith("3.05 GB (weights 1.00 GB, keys 2.00 GB, ")
 

@@ -170,7 +170,7 @@ def test_how_probable_answers_are(loaded: registry.LoadedModel) -> None:
 def test_probabilities_cost_the_answer_no_time(loaded: registry.LoadedModel) -> None:
     scene = look(loaded, FRAMES[:1])
     now = [0.0]
-    scene.runtime.clock = lambda: now[0]  # type: ignore[method-assign]
+    scene.runtime.clock = lambda: now[0]
     tokenizer = scene.runtime.tokenizer
 
     class Slow:

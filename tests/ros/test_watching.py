@@ -32,7 +32,7 @@ def test_a_node_is_seen_and_asked(graph: Graph, tiny_model: Path) -> None:
     live = SeeingNode(graph, tiny_model)
     with closing(node_source(SceneClient(context=graph.context), "What is at {p}?")) as source:
         graph.wait(lambda: len(source.scene().xyz) and len(source.scene().poses) == VIEWS, "the scene")
-        topics = source._watcher._images  # type: ignore[attr-defined]
+        topics = source._watcher._images
         graph.wait(lambda: len(topics) >= 2, "the image topics")
         graph.wait(lambda: all(graph.node.count_subscribers(topic) >= 2 for topic in topics), "who listens to them")
         live.camera.send(live.camera.messages(STAMP + VIEWS * 100_000_000, *synthetic_frame(VIEWS)))

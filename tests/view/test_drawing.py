@@ -90,7 +90,7 @@ class Scripted:
 
 def test_asked_again_without_what_was_selected() -> None:
     source = Scripted()
-    dialogue = Dialogue(source)  # type: ignore[arg-type]
+    dialogue = Dialogue(source)
     first = dialogue.ask(Question("What?", latency_budget_ms=9.0), "ours")
     pair = dialogue.again(first, XYZ[:2], False, print, print)
     assert pair.chances == (("table", 0.5, 0.125), ("chair", 0.25, 0.75))
@@ -109,7 +109,7 @@ def test_asked_again_without_what_was_selected() -> None:
 def test_texts_are_no_html() -> None:
     record = record_of_answer(Answer(Question(EVIL), Status.OK, EVIL, EVIL, strategy=EVIL))
     asked = Asked(Question(EVIL), EVIL, Reported(record))
-    pair = replace(Dialogue(Scripted()).compare(Question(EVIL), (EVIL, EVIL)), left=asked)  # type: ignore[arg-type]
+    pair = replace(Dialogue(Scripted()).compare(Question(EVIL), (EVIL, EVIL)), left=asked)
     for html in (
         drawing.answer_html(record),
         drawing.writing_html(EVIL, EVIL, EVIL),

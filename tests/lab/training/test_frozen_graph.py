@@ -36,7 +36,7 @@ def test_constants_are_read_by_name() -> None:
 @pytest.mark.parametrize("damage", [lambda g: g[:-3], lambda g: b"\x0b" + g, lambda g: b"\xff" * 12])
 def test_a_damaged_graph_is_refused(damage: object) -> None:
     with pytest.raises(GraphError):
-        constants(damage(_node("a", np.ones(3))))  # type: ignore[operator]
+        constants(damage(_node("a", np.ones(3))))
 
 
 def test_another_graph_is_refused_by_its_name(tmp_path: Path) -> None:
