@@ -178,19 +178,32 @@ class _Answering:
             else:
                 longest = question.max_new_tokens or scene.config.max_new_tokens
                 self._write(filled, limit=min(plan.answer_tokens, room), asked=min(longest, room))
+        del filled  # its keys and values
         if self.answer.status.answered:
-            recalled = self._recall(plan, prompt, clicks, block, seconds)
+            with guard.beside():
+                recalled = self._recall(plan, prompt, clicks, block, seconds)
             self.set(**what_is_known(scene.memory, scene.config, self.answer, clicks, recalled))
 
     @torch.inference_mode()
     def _recall(
         self, plan: Plan, prompt: PromptIds, clicks: NDArray[np.float64], block: Block, seconds: float
     ) -> Recalled | None:
-        """What the question draws on as if nothing had gone; None where nothing has, a place is asked about, or there
-        is less time left than the prefill took, `seconds`.
+        """What the question draws on as if nothing had gone.
+
+        None where nothing has, or it would not be looked at: a place is asked about, nothing was measured, or the
+        question was not understood; or where there is no memory or time for it. It is not begun with less time left
+        than twice `seconds`, which the prefill took, and ends within a layer of the deadline.
         """
         scene, guard = self.scene, self.guard
-        if len(clicks) or guard.deadline - self.watch.clock() < 2 * seconds or self.should_stop():
+        report = self.answer.report
+        measured = report is not None and bool(report.contribution.sum() > 0) and bool(plan.strategy.schedule.stages)
+        if len(clicks) or not measured or self.answer.confidence == 0.0:
+            return None
+
+        def should_stop() -> bool:
+            return guard.time_left <= 0 or self.should_stop()
+
+        if guard.time_left < 2 * seconds or self.should_stop():
             return None
         model = self.runtime.model
         most = model.sizes.max_spatial_tokens
@@ -198,8 +211,8 @@ class _Answering:
         if found is None:
             return None
         tokens, owner = found
-        with_gone = scene.prepared.block_of(tokens)
         try:
+            with_gone = scene.prepared.block_of(tokens)
             spliced = scene.splice(prompt, clicks, with_gone)
             filled = prefill(
                 model.decoder,
@@ -208,9 +221,16 @@ class _Answering:
                 plan.strategy.schedule,
                 scene.make_policy(plan.strategy),
                 scene=with_gone.scene,
-                should_stop=self.should_stop,
+                should_stop=should_stop,
             )
         except (InvalidRequest, Cancelled):  # too long with it, or nobody waits: the answer is there
+            return None
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            logger.warning(
+                "the question %r was not asked as if nothing had gone: %s", self.answer.question.text, describe(error)
+            )
             return None
         share = filled.trace.contribution.float().cpu().numpy()
         return Recalled(tokens.xyz.float().cpu().numpy(), share, owner)

@@ -21,6 +21,7 @@ from adatoken3d_ros.scene.verdict import of_place, of_words
 
 REGION = 0.5  # metres around a point that is asked about
 HIGH = 0.5  # metres above the floor that count as its level
+SHOWN = 20.0  # metres around the camera in which the floor is shown
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,16 +174,21 @@ def _seen_around(occupancy: Occupancy, points: NDArray[np.float64]) -> float:
 
 def seen_floor(occupancy: Occupancy, floor: float | None) -> float:
     """Share of the scene's extent at the level of its floor that was ever seen; NaN before anything was."""
-    state = _level(occupancy, floor)[0]
-    return float((state != State.UNSEEN).any(axis=2).mean()) if state.size else math.nan
+    level = _level(occupancy, floor)
+    return math.nan if level is None else occupancy.seen_columns(*level)
 
 
-def floor_map(occupancy: Occupancy, floor: float | None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def floor_map(
+    occupancy: Occupancy, floor: float | None, camera: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Centres (n, 3), scene frame, metres, of the cells of the scene's extent at the level of its floor that are free,
-    and of those that were never seen."""
-    state, corner = _level(occupancy, floor)
-    if not state.size:
+    and of those that were never seen, no farther than `SHOWN` from a camera (3,) along an axis."""
+    level = _level(occupancy, floor)
+    if level is None:
         return np.zeros((0, 3)), np.zeros((0, 3))
+    low, high = level
+    near, far = (np.clip(camera[:2] + sign * SHOWN, low[:2], high[:2]) for sign in (-1, 1))
+    state, corner = occupancy.box((*near, low[2]), (*far, high[2]))
     body = state[:, :, 1:] if state.shape[2] > 1 else state
     free = (body == State.FREE).any(axis=2) & (body != State.OCCUPIED).all(axis=2)
     unseen = (state == State.UNSEEN).all(axis=2)
@@ -190,14 +196,14 @@ def floor_map(occupancy: Occupancy, floor: float | None) -> tuple[NDArray[np.flo
     return first, second
 
 
-def _level(occupancy: Occupancy, floor: float | None) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
-    """`Occupancy.box` of the scene's extent from the floor (its lowest surface where none was found) on up to HIGH."""
+def _level(occupancy: Occupancy, floor: float | None) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """Corners of the scene's extent from the floor (its lowest surface where none was found) on up to HIGH."""
     ends = occupancy.extent()
     if ends is None:
-        return np.zeros((0, 0, 0), np.uint8), np.zeros(3)
+        return None
     low, high = ends[0] + VOXEL / 2, ends[1] - VOXEL / 2
     level = low[2] if floor is None else floor
-    return occupancy.box((*low[:2], level), (*high[:2], level + HIGH))
+    return np.array([*low[:2], level]), np.array([*high[:2], level + HIGH])
 
 
 def _triple(values: NDArray[np.floating]) -> Triple:

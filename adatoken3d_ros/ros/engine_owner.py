@@ -238,7 +238,7 @@ class EngineOwner:
                 dict(scene.poses),
                 scene.stamp_ns,
                 marks,
-                *floor_map(past.occupancy, scene.memory.floor),
+                *floor_map(past.occupancy, scene.memory.floor, scene.poses[scene.stamp_ns][:3, 3]),
                 tuple(map(remembered, past.tombstones.gone)),
                 scene.nbytes,
                 scene.config.memory_limit_mb * 1e6,

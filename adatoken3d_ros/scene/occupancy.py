@@ -10,7 +10,7 @@ there is a greatest number; the ones that are farthest from the camera go.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 
 import cv2
@@ -268,10 +268,49 @@ class Occupancy:
         cut = tuple(slice(a, b) for a, b in zip(first - begin * SIDE, last - begin * SIDE + 1, strict=True))
         return state[cut], first * VOXEL + self.origin
 
+    def seen_columns(
+        self, low: Sequence[float] | NDArray[np.floating], high: Sequence[float] | NDArray[np.floating]
+    ) -> float:
+        """Share of the upright columns of voxels of a box (as `box`) that were seen at any height. It costs what is
+        held, however large the box is."""
+        first, last = (np.rint((np.asarray(end) - self.origin) / VOXEL).astype(np.int64) for end in (low, high))
+        if not self.blocks:
+            return 0.0
+        keys, rows = np.array(list(self.blocks)), np.array(list(self.blocks.values()))
+        inside = ((keys >= first // SIDE) & (keys <= last // SIDE)).all(axis=1)
+        keys, rows = keys[inside], rows[inside]
+        column = keys[:, :2] @ _PACKING[:2]
+        order = np.argsort(column, kind="stable")
+        keys, rows, column = keys[order], rows[order], column[order]
+        if not len(keys):
+            return 0.0
+        voxel = keys[:, :, None] * SIDE + np.arange(SIDE)
+        x, y, z = ((voxel >= first[:, None]) & (voxel <= last[:, None])).transpose(1, 0, 2)
+        seen = ((self._tables["seen"][rows] > 0) | (self._tables["hit"][rows] > 0)).reshape(-1, SIDE, SIDE, SIDE)
+        columns = (seen & z[:, None, None]).any(axis=3) & x[:, :, None] & y[:, None]
+        starts = np.flatnonzero(np.concatenate([[True], column[1:] != column[:-1]]))
+        return float(np.logical_or.reduceat(columns, starts).sum() / (last - first + 1)[:2].prod())
+
     def extent(self) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
         """Lower and upper corner of what was hit, scene frame, metres, whole voxels; None before anything was."""
-        points = self.where(State.OCCUPIED)
-        return (points.min(axis=0) - VOXEL / 2, points.max(axis=0) + VOXEL / 2) if len(points) else None
+        if not self.blocks:
+            return None
+        keys, rows = np.array(list(self.blocks)), np.array(list(self.blocks.values()))
+        hit = self._tables["hit"][rows]
+        occupied = (hit > 0) & (hit >= self._tables["free"][rows])
+        some = occupied.any(axis=1)
+        if not some.any():
+            return None
+        keys, occupied = keys[some], occupied[some]
+
+        def end(axis: int, pick: Callable[[NDArray[np.int64]], np.int64]) -> float:
+            """Of the outermost blocks, the outermost voxel."""
+            outermost = pick(keys[:, axis])
+            cells = _OFFSETS[occupied[keys[:, axis] == outermost].any(axis=0), axis]
+            return float(outermost * SIDE + pick(cells))
+
+        low, high = (np.array([end(axis, pick) for axis in range(3)]) for pick in (np.min, np.max))
+        return (low - 0.5) * VOXEL + self.origin, (high + 0.5) * VOXEL + self.origin
 
     def where(self, state: State) -> NDArray[np.float64]:
         """(n, 3) centres of the voxels of that state, not UNSEEN, scene frame, metres."""

@@ -6,18 +6,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from adatoken3d_ros.decoder.prefill import prefill
+from adatoken3d_ros.engine import answering
 from adatoken3d_ros.engine.answer import Question, Status
 from adatoken3d_ros.engine.config import SessionConfig
-from adatoken3d_ros.engine.knowing import floor_map, seen_floor
+from adatoken3d_ros.engine.knowing import SHOWN, floor_map, seen_floor
 from adatoken3d_ros.engine.scene import Scene
 from adatoken3d_ros.engine.scene_memory import SceneMemory
+from adatoken3d_ros.engine.stages import STAGES
+from adatoken3d_ros.pruning.strategy import default_strategy
 from adatoken3d_ros.scene.evidence import Observed
 from adatoken3d_ros.scene.goal import GoalConfig
 from adatoken3d_ros.scene.keyframes import KeyFrameConfig
+from adatoken3d_ros.scene.occupancy import VOXEL
 from adatoken3d_ros.settings import Settings
 from tests.engine.scenes import THINGS, ask, load_scene, room_frame
 
@@ -78,6 +85,45 @@ def test_what_is_in_words_is_compared_with_what_has_gone(make_session: MakeSessi
     assert answer.evidence and 0 < sum(item.contribution for item in answer.evidence) <= 1.0 + 1e-6
 
 
+@pytest.mark.parametrize(
+    ("given", "strategy", "second", "readings"),
+    [
+        ({}, "ours", "", 2),
+        ({"clicks": THERE}, "ours", "", 1),  # a place is judged without the model
+        ({}, "none", "", 1),  # nothing is measured
+        ({"latency_budget_ms": 9e3}, "ours", "", 2),
+        ({"latency_budget_ms": 2.5e3}, "ours", "", 1),  # not time for a second one
+        ({"latency_budget_ms": 9e3}, "ours", "slow", 1),  # given up before its first layer
+        ({}, "ours", "out of memory", 1),
+    ],
+)
+def test_what_has_gone_costs_another_prefill_only_where_it_tells_and_there_is_time(
+    make_session: MakeSession,
+    monkeypatch: pytest.MonkeyPatch,
+    given: dict[str, Any],
+    strategy: str,
+    second: str,
+    readings: int,
+) -> None:
+    now, calls, read = [0.0], [], []
+
+    def reading(*args: Any, **options: Any) -> Any:
+        calls.append(len(args))
+        if len(calls) == 2 and second == "out of memory":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        now[0] += 60.0 if len(calls) == 2 and second else 1.0
+        read.append(prefill(*args, **options))
+        return read[-1]
+
+    session = changing(make_session(EVERY, clock=lambda: now[0]))
+    session.set_strategy(default_strategy(strategy, session.runtime.n_layers))
+    monkeypatch.setattr(answering, "prefill", reading)
+    answer = ask(session, Question("What is there?", max_new_tokens=2, **given), arrived=0.0)
+    assert answer.status is Status.TRUNCATED and answer.verdict_reason, answer.status_message
+    assert len(read) == readings and len(calls) == readings + bool(second)
+    assert answer.times.total == pytest.approx(sum(getattr(answer.times, stage) for stage in STAGES))
+
+
 @pytest.mark.parametrize(("within", "moved"), [(300.0, True), (0.0, False)])
 def test_what_comes_up_elsewhere_is_what_went(make_session: MakeSession, within: float, moved: bool) -> None:
     """The pictures are noise, so it is only asked whether there is a link where looks do not count."""
@@ -120,8 +166,12 @@ def test_the_floor_is_told_apart(make_session: MakeSession) -> None:
     assert np.isnan(seen_floor(session.memory.past.occupancy, None))
     session.observe(room_frame(0))
     occupancy = session.memory.past.occupancy
-    free, unseen = floor_map(occupancy, 0.0)
-    assert len(free) and len(unseen) and 0.0 < seen_floor(occupancy, 0.0) < 1.0
+    free, unseen = floor_map(occupancy, 0.0, np.zeros(3))
+    low, high = occupancy.extent() or (np.zeros(3), np.zeros(3))
+    cells = float(np.round((high - low)[:2] / VOXEL).prod())
+    assert len(free) and len(unseen) and seen_floor(occupancy, 0.0) == pytest.approx(1 - len(unseen) / cells)
+    far = floor_map(occupancy, 0.0, np.array([high[0] + SHOWN - 0.1, 1.0, 1.0]))
+    assert 0 < len(far[0]) + len(far[1]) < len(free)  # a strip of what is there
 
 
 def test_what_was_seen_is_forgotten_and_moves_with_its_views(make_session: MakeSession) -> None:

@@ -66,6 +66,9 @@ def test_a_room() -> None:
         occupancy.look(view(stamp, pose))
     free, occupied = occupancy.where(State.FREE), occupancy.where(State.OCCUPIED)
     assert len(free) > 500 and len(occupied) > 100
+    np.testing.assert_allclose(
+        occupancy.extent() or (), (occupied.min(axis=0) - VOXEL / 2, occupied.max(axis=0) + VOXEL / 2)
+    )
     assert ((free > ROOM[0] - VOXEL / 2) & (free < ROOM[1] + VOXEL / 2)).all()
     for box in (CUPBOARD, TABLE):
         assert not ((free > box[0]) & (free < box[1])).all(axis=1).any()

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from statistics import median_high
 
@@ -54,6 +56,7 @@ class DeadlineGuard:
         self._trial = False  # answered although it should be refused
         self._expected = 1  # tokens of the answer
         self._explained = 0.0  # seconds, p50 of what was done
+        self._beside = 0.0  # seconds of what no plan counts
         self._done: set[str] = set()
         self._asked: float | None = None  # when the last token was there
         self._steps: list[float] = []
@@ -144,6 +147,20 @@ class DeadlineGuard:
             self._explained += explained
             self._controller.refused = 0
 
+    @property
+    def time_left(self) -> float:
+        """Seconds until the deadline, without the reserve; infinite without a budget."""
+        return self.deadline - self._watch.clock() - self._controller.config.reserve_ms / 1e3
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """What is done within is part of the answer's time and of no plan: it has what time is left."""
+        began = self._watch.clock()
+        try:
+            yield
+        finally:
+            self._beside += self._watch.clock() - began
+
     def finish(self, times: StageTimes) -> None:
         """The question is answered; teaches how whole answers differ from the sum of their stages."""
         if self.predicted is not None:
@@ -154,7 +171,7 @@ class DeadlineGuard:
         # A prefix that had to be read first, and an answer that ended early, are not explained by their stages.
         whole = "decode" in self._done and not self._done.isdisjoint({"prefill", "follow_up"})
         if latency is not None and whole and not self.small:
-            latency.observe_answer(self._explained, (times.total - times.queue) / 1e3)
+            latency.observe_answer(self._explained, (times.total - times.queue) / 1e3 - self._beside)
 
     def shortfall(self, total_ms: float, read: int, usual: int) -> str:
         """What an answer that is there cost, in words, where time or memory did not do; empty where they did.
