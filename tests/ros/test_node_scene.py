@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 from adatoken3d.msg import Answer
 from diagnostic_msgs.msg import DiagnosticStatus
+from geometry_msgs.msg import Point, PoseStamped
 from ros_graph import Camera, Graph, synthetic_frame
 from seeing_node import LATER, NAME, STAMP, SeeingNode
 from sensor_msgs.msg import PointCloud2
 from std_srvs.srv import Trigger
+from visualization_msgs.msg import MarkerArray
 
 from tests.scene.room import CUPBOARD, TABLE, K, depth_of, walk
 
@@ -144,6 +146,48 @@ def test_poses_that_contradict_each_other_are_an_error_until_they_are_right(live
     show(lambda pose: pose)
     live.graph.wait(lambda: live.ask().status == Answer.TRUNCATED, "an answer about what is right now")
     live.graph.wait(lambda: live.status("scene").level == DiagnosticStatus.OK, "the scene to be well")
+
+
+def test_what_is_known_of_a_place_comes_with_the_answer_and_is_kept_in_files(live: SeeingNode, tmp_path: Path) -> None:
+    def show(*boxes: Any) -> None:
+        for pose in walk(12):
+            seen = sum(int(p.value) for p in live.status("scene").values if p.key.startswith("frames."))
+            depth = (depth_of(pose, *boxes) * 1000).astype(np.uint16)
+            live.camera.send(live.camera.messages(STAMP + next(LATER), synthetic_frame(0)[0], depth, K, pose))
+            live.graph.wait(
+                lambda seen=seen: (
+                    sum(int(p.value) for p in live.status("scene").values if p.key.startswith("frames.")) > seen
+                ),
+                "what became of the frame",
+            )
+
+    table = Point(x=1.2, y=0.7, z=0.7)
+    goals, shown = (
+        live.graph.collect(PoseStamped, f"{NAME}/goal", 1),
+        live.graph.collect(MarkerArray, f"{NAME}/markers"),
+    )
+    assert live.graph.call(Trigger, f"{NAME}/clear_scene").success
+    show(CUPBOARD, TABLE)
+    there = live.ask(clicks=[table])
+    print(there)
+    assert (there.verdict, there.verdict_reason) == (Answer.SEEN, "something is at the place")
+    assert there.as_of == there.header.stamp and 0 < there.coverage < 1
+    assert there.evidence[0].views > 0 and not there.evidence[0].gone.sec
+    live.graph.wait(lambda: goals, "a goal")
+    assert there.goal_near.header.frame_id == "map" and goals[-1] == there.goal_near and not there.goal_reason
+    show(CUPBOARD)
+    gone = live.ask(clicks=[table])
+    print(gone)
+    assert gone.verdict == Answer.SEEN_THEN_GONE and gone.verdict_reason.startswith("it was at (")
+    last = gone.evidence[-1]
+    assert there.as_of.sec >= last.last_seen.sec > 0 and last.gone.sec > there.as_of.sec
+    live.graph.wait(lambda: shown and {"gone", "evidence", "free"} <= {m.ns for m in shown[-1].markers}, "it in sight")
+    assert live.set("scene.file", str(tmp_path / "scene")).successful
+    for what in ("save", "clear", "load"):
+        assert live.graph.call(Trigger, f"{NAME}/{what}_scene").success
+    again = live.ask(clicks=[table])
+    assert (again.verdict, again.verdict_reason, again.as_of) == (gone.verdict, gone.verdict_reason, gone.as_of)
+    live.set("scene.file", "")
 
 
 def test_two_publishers_whose_clocks_differ_are_said_and_the_scene_survives(live: SeeingNode) -> None:

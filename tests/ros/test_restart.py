@@ -25,6 +25,7 @@ from adatoken3d_ros.ros.outputs.fill import fill_pose, ns_to_stamp
 
 QUESTION = "What is near the charging dock?"
 FIELDS = ("text", "status", "spatial_tokens", "retained_tokens", "as_of", "header", "model_id")
+FIELDS += ("verdict", "verdict_reason", "evidence", "coverage", "goal_near", "goal_reason")
 
 
 def add(graph: Graph, name: str, x: float, frame: str = "") -> Any:
@@ -99,6 +100,7 @@ def test_what_was_known_is_known_after_a_restart(
     graph.wait(is_saved, "a file with all of it")
     before = node.ask(QUESTION)
     assert before.status == Answer.TRUNCATED
+    assert before.evidence and before.evidence[0].views and 0 < before.coverage <= 1 and before.goal_reason
     node.process.stop(signal.SIGKILL)
 
     # On a domain of its own: on the other one the middleware takes the dead node for a living one for a while.
