@@ -2,9 +2,10 @@
 """What answers say of themselves, in furnished rooms that change.
 
 A camera goes round a part of a room; then a thing is taken out and another is put elsewhere; the camera goes round
-once more. Things are asked about at their place (a click) and by their name. What is right follows from the instances
-that the renderer gives: a thing is there; it was seen and its place was seen again without it; or no frame has shown
-it. What was seen by less than `MIN_PIXELS` is not asked about.
+once more. It never looks where one thing is: frames that would show the thing that the fewest show are left out. Things
+are asked about at their place (a click) and by their name. What is right follows from the instances that the renderer
+gives: a thing is there; it was seen and its place was seen again without it; or no frame has a pixel of it. What was
+seen by less than `MIN_PIXELS` is not asked about.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from adatoken3d_ros.lab.synthetic.render import Renderer
 from adatoken3d_ros.lab.synthetic.views import noisy_depth, orbit
 from adatoken3d_ros.scene.evidence import Observed
 from adatoken3d_ros.scene.frames import PosedFrame
+from adatoken3d_ros.scene.goal import NEAR_CAMERA
 from adatoken3d_ros.settings import Settings
 
 WIDTH, HEIGHT = 320, 240
@@ -44,6 +46,7 @@ PER_ROOM = 10
 ELSEWHERE = 1.0  # metres that a thing is moved, at least
 CAP_MB = 12.0
 ROBOT = 0.25  # metres, its radius
+LEFT_OUT = 1 / 3  # of the frames, at most, for a thing that is never looked at
 SETTINGS = {"budget.warm_up": False, "scene.max_views": 60, "scene.min_sharpness": 0.0}
 
 
@@ -61,15 +64,22 @@ class Asked:
 
 @dataclass
 class Story:
-    """A room, how it became, the frames of both rounds and what they show: {instance: pixels} of each frame."""
+    """A room, how it became, the frames of both rounds, which of them are left out, and what the others show."""
 
     before: FurnishedRoom
     after: FurnishedRoom
     removed: Item
     moved: tuple[Item, Item] | None
     frames: list[PosedFrame] = field(default_factory=list)
-    shown: list[dict[int, NDArray[np.float64]]] = field(default_factory=list)  # points of each thing in each frame
+    left_out: set[int] = field(default_factory=set)
+    pixels: list[dict[int, int]] = field(default_factory=list)  # of each thing in each frame
+    shown: list[dict[int, NDArray[np.float64]]] = field(default_factory=list)  # points of those with enough of them
     would: list[dict[int, int]] = field(default_factory=list)  # pixels of each thing as if nothing had changed
+
+    @property
+    def taken(self) -> list[PosedFrame]:
+        """The frames that the scene is shown."""
+        return [frame for n, frame in enumerate(self.frames) if n not in self.left_out]
 
 
 def with_items(room: FurnishedRoom, items: list[Item]) -> FurnishedRoom:
@@ -117,9 +127,26 @@ def tell_story(seed: int) -> Story | None:
         rgb, depth, ids = (second if again else first).render(K, WIDTH, HEIGHT, pose)
         stamp = int((index + 1) * STEP * 1e9)
         story.frames.append(PosedFrame(rgb, noisy_depth(depth, rng), K, pose, stamp))
+        story.pixels.append(_pixels(ids))
         story.shown.append(_points(ids, depth, K, pose))
         story.would.append(_pixels(first.instances(K, WIDTH, HEIGHT, pose)) if again else {})
+    _look_away(story)
     return story
+
+
+def _look_away(story: Story) -> None:
+    """Leaves out the frames that show the thing that the fewest show, where they are few enough."""
+    changed = {story.removed.instance} | ({story.moved[0].instance} if story.moved else set())
+    showing = {
+        item.instance: {n for n, pixels in enumerate(story.pixels) if item.instance in pixels}
+        for item in story.before.items
+        if item.instance not in changed
+    }
+    fewest = min(showing.values(), key=len, default=set())
+    if len(fewest) <= LEFT_OUT * len(story.frames):
+        story.left_out = fewest
+        for n in fewest:
+            story.pixels[n], story.shown[n], story.would[n] = {}, {}, {}
 
 
 def _pixels(ids: NDArray[np.int16]) -> dict[int, int]:
@@ -149,10 +176,7 @@ def ask_about(story: Story, rng: np.random.Generator) -> list[Asked]:
     kinds = defaultdict(list)
     for item in story.before.items:
         kinds[item.kind].append(item)
-    any_pixels: dict[int, int] = defaultdict(int)
-    for frame in story.would[ROUND:] + [{k: len(v) for k, v in shown.items()} for shown in story.shown]:
-        for instance, pixels in frame.items():
-            any_pixels[instance] = max(any_pixels[instance], pixels)
+    seen = {instance for pixels in story.pixels for instance in pixels}
     asked = []
     for item in story.before.items:
         i = item.instance
@@ -170,7 +194,7 @@ def ask_about(story: Story, rng: np.random.Generator) -> list[Asked]:
         elif first or second:
             last, right = (first + second)[-1], Observed.SEEN
             points = story.shown[last][i]
-        elif any_pixels[i] == 0:
+        elif i not in seen:
             last, right, points = -1, Observed.NOT_OBSERVED, item.vertices.astype(np.float64)
         else:
             continue
@@ -227,11 +251,11 @@ def measure_memory(questions: int) -> dict[str, Any]:
         story = tell_story(seed)
         if story is None:
             continue
-        scene, took, _ = show(engine, story.frames, {})
+        scene, took, _ = show(engine, story.taken, {})
         times += took
         if len(bare) < 100:
-            bare += show(engine, story.frames, {}, bare=True)[1]
-            over += show(engine, story.frames, {"memory.limit_mb": CAP_MB})[2]
+            bare += show(engine, story.taken, {}, bare=True)[1]
+            over += show(engine, story.taken, {"memory.limit_mb": CAP_MB})[2]
         for item in ask_about(story, np.random.default_rng(seed))[: questions - len(asked)]:
             item.answer = engine.ask(scene, item.question)
             asked.append((item, story))
@@ -269,7 +293,7 @@ def figures(asked: list[tuple[Asked, Story]]) -> dict[str, Any]:
         if ok and item.right is not Observed.NOT_OBSERVED:
             given.append(answer.goal is not None)
             if answer.goal is not None:
-                goals.append(reachable(story.after, answer.goal, story.frames[-1].T_world_camera[:3, 3], ROBOT))
+                goals.append(reachable(story.after, answer.goal, story.taken[-1].T_world_camera[:3, 3], ROBOT))
     return {
         "questions": len(asked),
         "verdict_accuracy": _mean(right["all"]),
@@ -286,7 +310,10 @@ def figures(asked: list[tuple[Asked, Story]]) -> dict[str, Any]:
 
 def reachable(room: FurnishedRoom, goal: NDArray[np.float64], camera: NDArray[np.float64], radius: float) -> bool:
     """Whether a robot of this radius and 1 m height stands there without touching a thing or a wall, and gets there
-    from below the camera over places where it does not either."""
+    from below the camera over places where it does not either.
+
+    Where it could not stand below the camera, which hangs over a thing, it comes from any place within `NEAR_CAMERA`.
+    """
     boxes = [item.footprint for item in room.items if item.low[2] < 1.0 and item.high[2] > 0.05]
     edge = 0.1
     x, y = (np.arange(-side / 2 + radius, side / 2 - radius, edge) for side in room.size[:2])
@@ -298,8 +325,10 @@ def reachable(room: FurnishedRoom, goal: NDArray[np.float64], camera: NDArray[np
     label = cv2.connectedComponents(free.astype(np.uint8))[1]
     cells = np.argwhere(free)
     places = np.stack([x[cells[:, 0]], y[cells[:, 1]]], axis=1)
-    ends = [cells[int(np.linalg.norm(places - end, axis=1).argmin())] for end in (goal[:2, 3], camera[:2])]
-    return bool(label[tuple(ends[0])] == label[tuple(ends[1])])
+    end = cells[int(np.linalg.norm(places - goal[:2, 3], axis=1).argmin())]
+    away = np.linalg.norm(places - camera[:2], axis=1)
+    starts = cells[away <= (away.min() if away.min() <= edge else NEAR_CAMERA)]
+    return bool(label[tuple(end)] in label[tuple(starts.T)])
 
 
 def _mean(values: list[bool]) -> float:
