@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from adatoken3d_ros.lmm.protobuf import fields
 from adatoken3d_ros.lmm.vision.ssd import CLASSES, SsdMobileNet
 
 _BATCH_NORM_EPS = 1e-3
@@ -23,45 +24,10 @@ class GraphError(ValueError):
     """A file that is no such graph; the message names what is wrong."""
 
 
-def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """(number, value) of the fields of a message in Protocol Buffers' wire format."""
-    at = 0
-    while at < len(data):
-        key, at = _varint(data, at)
-        number, kind = key >> 3, key & 7
-        if kind == 0:
-            value, at = _varint(data, at)
-            yield number, value
-            continue
-        if kind == 2:
-            length, at = _varint(data, at)
-        elif kind in (1, 5):
-            length = 8 if kind == 1 else 4
-        else:
-            raise GraphError(f"wire type {kind} at byte {at}")
-        if at + length > len(data):
-            raise GraphError(f"a field of {length} bytes at byte {at} of {len(data)}")
-        yield number, data[at : at + length]
-        at += length
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        if at >= len(data):
-            break
-        byte = data[at]
-        at += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, at
-    raise GraphError(f"a number without an end at byte {at}")
-
-
 def _part(data: bytes, *path: int) -> bytes:
     """What the last field of each number holds, one inside the other; b"" where there is none."""
     for number in path:
-        data = next((v for n, v in reversed(list(_fields(data))) if n == number and isinstance(v, bytes)), b"")
+        data = next((v for n, v in reversed(list(fields(data))) if n == number and isinstance(v, bytes)), b"")
     return data
 
 
@@ -70,22 +36,20 @@ def constants(data: bytes) -> dict[str, NDArray[np.float32]]:
     TensorProto: dtype 1, tensor_shape 2, tensor_content 4).
 
     Raises:
-        GraphError: for a file that is no such graph.
+        ValueError: for a file that is no such graph.
     """
     found: dict[str, NDArray[np.float32]] = {}
-    for number, node in _fields(data):
+    for number, node in fields(data):
         if number != 1 or not isinstance(node, bytes):
             continue
-        for field, entry in _fields(node):
+        for field, entry in fields(node):
             if field != 5 or not isinstance(entry, bytes) or _part(entry, 1) != b"value":
                 continue
             tensor = _part(entry, 2, 8)
-            sizes = [
-                dict(_fields(d)).get(1, 0) for n, d in _fields(_part(tensor, 2)) if n == 2 and isinstance(d, bytes)
-            ]
+            sizes = [dict(fields(d)).get(1, 0) for n, d in fields(_part(tensor, 2)) if n == 2 and isinstance(d, bytes)]
             shape = [s for s in sizes if isinstance(s, int)]
             content = _part(tensor, 4)
-            if dict(_fields(tensor)).get(1) == 1 and len(content) == 4 * math.prod(shape) > 0:
+            if dict(fields(tensor)).get(1) == 1 and len(content) == 4 * math.prod(shape) > 0:
                 found[_part(node, 1).decode()] = np.frombuffer(content, "<f4").reshape(shape)
     return found
 
@@ -96,7 +60,7 @@ def detector_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         GraphError: if the file is another graph. OSError: if it cannot be read.
     """
-    values = constants(path.read_bytes())
+    data = path.read_bytes()
     state: dict[str, Tensor] = {}
 
     def fold(theirs: str, ours: str, kind: str = "weights") -> None:
@@ -112,6 +76,7 @@ def detector_weights(path: Path) -> dict[str, Tensor]:
         state[f"{ours}.bias"] = (bias - mean * factor).float()
 
     try:
+        values = constants(data)
         fold("Conv", "stem")
         for number in range(17):
             theirs = "expanded_conv" + (f"_{number}" if number else "")

@@ -13,7 +13,7 @@ import math
 import re
 import string
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from adatoken3d_ros.files import UnusableFile, parse_json, read_file
+from adatoken3d_ros.lmm.protobuf import fields
 from adatoken3d_ros.text import quoted, shown
 
 MARK = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's visible space
@@ -186,7 +187,7 @@ def _read_sentencepiece(path: Path, content: bytes) -> tuple[dict[str, int], lis
     scores: dict[str, float] = {}
     kind, byte_fallback, char_map = 0, False, b""
     try:
-        for field, value in _fields(content):
+        for field, value in fields(content):
             if field == 1 and isinstance(value, bytes):
                 piece, score, piece_kind = _piece(value)
                 if piece in vocab:
@@ -195,11 +196,11 @@ def _read_sentencepiece(path: Path, content: bytes) -> tuple[dict[str, int], lis
                     scores[piece] = score
                 vocab[piece] = len(vocab)
             elif field == 2 and isinstance(value, bytes):
-                trainer = dict(_fields(value))
+                trainer = dict(fields(value))
                 kind, byte_fallback = _number(trainer.get(3, 1)), bool(_number(trainer.get(35, 0)))
-            elif field == 3 and isinstance(value, bytes) and isinstance(found := dict(_fields(value)).get(2), bytes):
+            elif field == 3 and isinstance(value, bytes) and isinstance(found := dict(fields(value)).get(2), bytes):
                 char_map = found
-    except (ValueError, struct.error, IndexError) as error:
+    except (ValueError, struct.error) as error:
         raise TokenizerError(f"{path} is no SentencePiece model, or truncated: {error}") from error
     if not vocab:
         raise TokenizerError(f"{path} is no SentencePiece model: it has no pieces")
@@ -237,7 +238,7 @@ def _check_control_tokens(path: Path, vocab: Mapping[str, int]) -> None:
 
 def _piece(message: bytes) -> tuple[str, float, int]:
     text, score, kind = "", 0.0, _NORMAL
-    for field, value in _fields(message):
+    for field, value in fields(message):
         if field == 1 and isinstance(value, bytes):
             text = value.decode("utf-8")
         elif field == 2 and isinstance(value, bytes):
@@ -247,37 +248,3 @@ def _piece(message: bytes) -> tuple[str, float, int]:
         elif field == 3 and isinstance(value, int):
             kind = value
     return text, score, kind
-
-
-def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Field numbers and values of a protocol buffer message: varints as int, everything else as bytes."""
-    at = 0
-    while at < len(message):
-        key, at = _varint(message, at)
-        wire = key & 7
-        if wire == 0:
-            value, at = _varint(message, at)
-            yield key >> 3, value
-            continue
-        if wire == 2:
-            length, at = _varint(message, at)
-        elif wire in (1, 5):
-            length = 8 if wire == 1 else 4
-        else:
-            raise ValueError(f"wire type {wire} at byte {at}")
-        if at + length > len(message):
-            raise ValueError(f"a field of {length} bytes at byte {at} runs past the end at {len(message)}")
-        yield key >> 3, message[at : at + length]
-        at += length
-
-
-def _varint(message: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = message[at]
-        value |= (byte & 0x7F) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 0x80:
-            return value, at
-        if shift > 63:
-            raise ValueError(f"a number of more than 64 bits at byte {at}")
