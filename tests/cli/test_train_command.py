@@ -117,3 +117,29 @@ def test_a_tower_that_is_none_is_refused(tmp_path: Path, capsys: pytest.CaptureF
     wrong.write_bytes(b"no weights")
     assert _train(tmp_path / "out", wrong) == 2
     assert f"{wrong} does not hold EfficientNet-Lite0" in capsys.readouterr().err
+
+
+def test_a_start_takes_the_sizes_and_is_refused_before_rooms_are_made(
+    tmp_path: Path, tower: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    scenes = ["--scenes", str(tower.parent / "scenes")]
+    assert _train(old, tower, "--steps", "1", "--batches", "1") == 0
+    short = ["train", "--vision", str(tower), "--rooms", "2", "--validation-rooms", "0", "--steps", "1", "--batches"]
+    assert main([*short, "1", *scenes, "--out", str(new), "--start", str(old)]) == 0
+    made = json.loads((new / "config.json").read_text())
+    assert (made["num_hidden_layers"], made["hidden_size"], made["voxel_size"]) == (3, 32, 0.5)
+    assert made["training"]["started_from"]["rooms"] == 2
+    capsys.readouterr()
+    absent, graph = str(tmp_path / "absent"), tmp_path / "graph.pb"
+    graph.write_bytes(b"no graph")
+    for more, named in (
+        (["--out", absent, "--start", str(tmp_path / "nothing")], "nothing holds no model that this command made"),
+        (["--out", str(new), "--start", str(old), "--resume"], "--start begins a new run"),
+        (["--out", str(new), "--resume", "--detector", str(graph)], "has no detector"),
+        (["--out", absent, "--detector", str(graph)], f"train: {graph} does not hold SSD-MobileNetV2"),
+        (["--out", absent, "--detector", str(tmp_path / "no.pb")], f"train: {tmp_path / 'no.pb'}: No such file"),
+    ):
+        assert main([*short, "1", *more]) == 2
+        assert named in capsys.readouterr().err
+        assert not Path(absent).exists()

@@ -57,8 +57,9 @@ class SceneConfig:
         views: of each room. image_size, grid: of the vision tower. voxel_size: metres. max_tokens: of a scene.
         vision: identifies the tower's weights.
         tokens: what a spatial token is, see `ModelSizes`; of views, `grid` is that of their tokens.
-        camera: "ideal", every second room with some noise; "real", most rooms textured and seen through a real camera
-            (`synthetic.sensor`); "other", all of them, with textures that "real" does not have.
+        camera: "ideal", every second room with some noise; "real", seven of ten rooms textured and seen through a real
+            camera (`synthetic.sensor`), the others as in "ideal"; "other", all of them, with textures that "real" does
+            not have.
     """
 
     views: int
@@ -84,7 +85,8 @@ class Scene:
         voxel: (P,) int64, row of `features` that each point belongs to.
         instance: (P,) int64, what each point is of: an item's instance, or less than FIRST_ITEM for the room itself.
         evidence: (M, n, K) float32, what a detector might have said of photographs of the room, n times drawn; None
-            where the vision tower has none. The last K channels of `features` are what it said of these views.
+            where the vision tower has none, or tokens are of views. The last K channels of `features` are what it said
+            of these views.
         place: (M, 3) float32, where each token is, and where: which of which views, where tokens are those of views.
     """
 
@@ -200,7 +202,7 @@ def grid_lines(where: ViewTokens) -> NDArray[np.int64]:
 
 
 def build_scene(seed: int, split: Split, vision: VisionTower, config: SceneConfig) -> Scene:
-    """Renders and encodes room `seed`; every second room is seen through a camera with noise."""
+    """Renders and encodes room `seed`, seen as `SceneConfig.camera` says."""
     room = make_room(seed, split)
     if config.camera == "other":
         views = sensed_views(Renderer(room, ("striped",)), seed, config.views)

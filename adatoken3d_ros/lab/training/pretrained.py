@@ -40,26 +40,24 @@ def load_vision(
             which they are kept.
 
     Raises:
-        PretrainedError: if the file holds something else.
+        PretrainedError: if the file holds something else. GraphError, OSError: likewise for the detector's.
     """
     path = source / "model.safetensors" if source.is_dir() else source
     network = tower.tower
     if not isinstance(network, EfficientNetLite):
         raise PretrainedError("only EfficientNet-Lite towers are trained with")
+    detecting = {f"{DETECTOR}{n}": v for n, v in detector_weights(detector).items()} if detector is not None else {}
     try:
         if path.suffix == ".safetensors":
             with safe_open(str(path), framework="pt") as file:
                 names = [name for name in file.keys() if name.startswith(PREFIX)]  # noqa: SIM118 - not a mapping
                 state = {name.removeprefix(PREFIX): file.get_tensor(name).float() for name in names}
-            if detector is not None:
-                state |= {f"{DETECTOR}{name}": value for name, value in detector_weights(detector).items()}
+            state |= detecting
             network.load_state_dict({name: _kept(name, value) for name, value in state.items()})
         else:
             published = torch.load(path, map_location="cpu", weights_only=True)
-            network.load_state_dict(fold_published(published, network.config), strict=False)
-            if detector is not None and network.detector is not None:
-                found = {name: _kept(DETECTOR, value) for name, value in detector_weights(detector).items()}
-                network.detector.load_state_dict(found)
+            state = fold_published(published, network.config) | detecting
+            network.load_state_dict({name: _kept(name, value) for name, value in state.items()}, strict=False)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, OSError) as error:
         raise PretrainedError(f"{path} does not hold EfficientNet-Lite0: {error}") from error
     tower.requires_grad_(False).eval()

@@ -54,7 +54,7 @@ class TrainConfig:
         guided_heads: heads whose attention is shown what to look at. noise: deviation of noise on vision features.
         blind: train without spatial tokens, to see what can be guessed.
         simulated: part of the scenes whose detector's evidence is simulated, `strange`: of those whose other features
-            say nothing besides (`variants.detected`), where the tower has a detector.
+            say nothing besides (`variants.detected`), where the tower has a detector and tokens are voxels.
         unseen: questions a scene about places that no view shows, at most.
         autocast: matrix products in bfloat16.
         compiled: layers by torch.compile, which needs a C++ compiler and some minutes at first.
@@ -89,6 +89,13 @@ class TrainConfig:
         for name in ("steps", "batches", "rate", "clip"):
             if not getattr(self, name) > 0:
                 raise TrainingError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("simulated", "strange"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise TrainingError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
+        if self.simulated + self.strange > 1:
+            raise TrainingError(f"simulated {self.simulated} and strange {self.strange} are more than 1 together")
+        if self.unseen < 0:
+            raise TrainingError(f"unseen must not be negative, got {self.unseen}")
         if self.processes < 1 or self.batches % self.processes:
             raise TrainingError(f"{self.batches} batches a step cannot be shared by {self.processes} processes")
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -44,13 +44,14 @@ from adatoken3d_ros.lab.training.packing import (
 )
 from adatoken3d_ros.lab.training.recipe import TrainConfig, TrainingError
 from adatoken3d_ros.lab.training.variants import detected, thinned, turned
-from adatoken3d_ros.lmm.untrained import ModelSize, trainable
+from adatoken3d_ros.lmm.untrained import ModelSize, trainable, trainable_of
 from adatoken3d_ros.lmm.vision.ssd import CLASSES
 from adatoken3d_ros.lmm.vision.tower import VisionTower
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")  # of AdamW and of Muon
 _EVIDENCE_NOISE = 0.2  # beside that of other features: of small things it is weak
 _ALIGNED_SCENES = 4  # of a batch while aligning
+_SHAPELESS = ("num_attention_heads", "num_key_value_heads", "rope_theta")  # what no weight's shape tells
 STATE = "training"  # folder in the checkpoint, which the loader does not read
 
 
@@ -157,7 +158,7 @@ class Trainer:
                 scene = thinned(scene, *config.kept(kind, rng), rng, most=rows - len(self.encoder.system))
             noise = torch.from_numpy(rng.standard_normal(scene.features.shape, dtype=np.float32))
             if self.detects:
-                noise[:, -len(CLASSES) :] *= _EVIDENCE_NOISE
+                noise[..., -len(CLASSES) :] *= _EVIDENCE_NOISE
             scenes.append(replace(scene, features=scene.features.float() + config.noise * noise))
         if aligning:
             return scenes, None
@@ -285,23 +286,31 @@ class Trainer:
         partial.replace(folder / "state.safetensors")
 
     def start(self, directory: Path) -> None:
-        """Begins with the weights of a trained model, which may know fewer words and have a tower of fewer channels.
+        """Begins with the weights of a trained model, which may know fewer words and have a tower without a detector.
 
         Raises:
             TrainingError: if they do not fit otherwise.
         """
         try:
             content = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+            form, theirs = trainable_of(content), vocabulary_of(directory, content)
             weights = load_file(directory / "model.safetensors")
-            theirs = vocabulary_of(directory, content)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise TrainingError(f"{directory} cannot be started from: {error}") from error
+        if form is not self.form:
+            raise TrainingError(f"{directory} holds a model whose tokens are not {self.size.tokens}")
+        for key in _SHAPELESS:
+            if content.get(key) != self.content.get(key):
+                raise TrainingError(f"{directory} has {key} {content.get(key)}, wanted is {self.content.get(key)}")
         table = self.model.decoder.language.model.embed_tokens.weight
         state = self.model.state_dict()
         for name, official in self.form.official_names(self.model).items():
-            if name.startswith("vision."):
-                continue
-            new, old = state[name], weights[official].float()
+            new, vision = state[name], name.startswith("vision.")
+            if official not in weights:
+                if vision:  # what the new tower has besides, or all of one that is kept elsewhere
+                    continue
+                raise TrainingError(f"{directory} lacks {official}")
+            old = weights[official].float().to(new.device)
             if len(new) == len(table) and name.endswith("embed_tokens.weight"):
                 with torch.no_grad():
                     for word, row in self.tokenizer.get_vocab().items():
@@ -310,7 +319,10 @@ class Trainer:
                 continue
             if old.ndim != new.ndim or any(a > b for a, b in zip(old.shape, new.shape, strict=True)):
                 raise TrainingError(f"{directory} holds {official} of shape {tuple(old.shape)} for {tuple(new.shape)}")
-            new.copy_(self.form.widened(name, old, new.shape))
+            if not vision:
+                new.copy_(self.form.widened(name, old, new.shape))
+            elif old.shape != new.shape or not torch.allclose(old, new, rtol=1e-3, atol=1e-3):
+                raise TrainingError(f"{directory} was trained with another vision tower: {official} differs")
         self.recipe["started_from"] = {k: content.get("training", {}).get(k) for k in ("step", "hours", "rooms")}
 
     def resume(self, directory: Path) -> None:
@@ -325,7 +337,7 @@ class Trainer:
                 facts = file.metadata()
             content = json.loads((directory / "config.json").read_text(encoding="utf-8"))
             weights, state = load_file(directory / "model.safetensors"), load_file(path)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise TrainingError(f"{directory} cannot be resumed: {error}") from error
         if facts["step"] != str(content["training"]["step"]):
             raise TrainingError(f"{path} is of step {facts['step']}, config.json of {content['training']['step']}")
@@ -348,3 +360,5 @@ class Trainer:
                     key: value if key == "step" else value.to(parameter.device) for key, value in moments.items()
                 }
         self.step, self.seconds = int(facts["step"]), float(facts["seconds"])
+        if "started_from" in content["training"]:
+            self.recipe["started_from"] = content["training"]["started_from"]

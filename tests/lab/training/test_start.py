@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from adatoken3d_ros.lab.synthetic import wordings
 from adatoken3d_ros.lab.training import language
@@ -107,8 +109,64 @@ def test_what_was_learned_is_kept(
 def test_another_model_is_refused(make_trainer: Callable[..., Trainer], tmp_path: Path) -> None:
     trainer = make_trainer()
     trainer.save(tmp_path)
-    small = Trainer(trainer.config, replace(SIZE, width=32), trainer.model.vision, trainer.scenes)
+
+    def start(directory: Path = tmp_path, tower: VisionTower | None = None, **size: object) -> None:
+        new = replace(SIZE, **size)  # type: ignore[arg-type]
+        Trainer(trainer.config, new, tower or trainer.model.vision, trainer.scenes).start(directory)
+
+    start()
     with pytest.raises(TrainingError, match=r"holds .* of shape"):
-        small.start(tmp_path)
+        start(width=32)
+    with pytest.raises(TrainingError, match="has num_attention_heads 2, wanted is 4"):
+        start(heads=4)
+    other = copy.deepcopy(trainer.model.vision)
+    other.tower.stem.weight += 0.1
+    with pytest.raises(TrainingError, match=r"another vision tower: .*stem\.weight differs"):
+        start(tower=other)
+    with pytest.raises(TrainingError, match="tokens are not views"):
+        start(tokens="views", heads=4, kv_heads=2)
     with pytest.raises(TrainingError, match="cannot be started from"):
-        small.start(tmp_path / "nothing")
+        start(tmp_path / "nothing")
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[:-100])
+    with pytest.raises(TrainingError, match="cannot be started from"):
+        start()
+    save_file({"other": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(TrainingError, match="lacks "):
+        start()
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(TrainingError, match="cannot be started from"):
+        start()
+
+
+def test_where_it_began_is_told_after_it_went_on(make_trainer: Callable[..., Trainer], tmp_path: Path) -> None:
+    make_trainer().save(tmp_path / "old")
+    run = make_trainer()
+    run.start(tmp_path / "old")
+    run.save(tmp_path / "run")
+    again = make_trainer()
+    again.resume(tmp_path / "run")
+    assert again.recipe["started_from"] == run.recipe["started_from"] != {}
+
+
+def test_evidence_gets_less_noise_than_other_features_whatever_a_token_is(
+    detecting: VisionTower, scene: Scene, scene_config: SceneConfig
+) -> None:
+    size = replace(SIZE, tokens="views", heads=4, kv_heads=2, detector=True)
+    grids = replace(scene_config, grid=3, tokens="views")
+    of_views = build_scene(1, "train", detecting, grids)
+    config = TrainConfig(steps=2, align=0, early=2, sizes=((60, 1),), mix=(1.0,), noise=1.0, simulated=0.0, strange=0.0)
+    for now, one in ((size, of_views), (replace(SIZE, detector=True), scene)):
+        trainer = Trainer(replace(config, align=2), now, detecting, [one])
+        noisy = trainer.sample(0, 0)[0][0].features
+        assert noisy.shape[1:] == one.features.shape[1:]
+        # What the detector said of these views is nothing, so all of it is noise.
+        assert float(noisy[..., OWN:].std()) == pytest.approx(0.2, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"simulated": 1.1}, {"strange": float("nan")}, {"simulated": 0.6, "strange": 0.6}, {"unseen": -1}]
+)
+def test_parts_that_are_none_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(TrainingError, match=f"{next(iter(wrong))}"):
+        TrainConfig(**wrong)  # type: ignore[arg-type]
