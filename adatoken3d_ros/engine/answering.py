@@ -61,12 +61,11 @@ def answer(
     found = Answer(asked, Status.OK, strategy=scene.strategy.name, model_id=model_id, seed=seed)
     try:
         with scene.seen_by(question):
-            found = recall(
-                scene,
-                found,
-                question.text,
-                lambda known: _Answering(scene, known, watch, guard, on_text, should_stop).within_memory(),
-            )
+
+            def by_model(known: Answer, aloud: bool) -> Answer:
+                return _Answering(scene, known, watch, guard, on_text if aloud else None, should_stop).within_memory()
+
+            found = recall(scene, found, question.text, by_model)
     except (NoScene, ContradictoryScene, InvalidRequest, BudgetInfeasible) as error:
         found = replace(found, status=_STATUS[type(error)], status_message=str(error))
     except Cancelled:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -21,27 +22,35 @@ from adatoken3d_ros.engine.time_questions import NotUnderstood, WhatChanged, Whe
 from adatoken3d_ros.lmm.text_places import CLICK_MARK, PromptError, parse_clicks
 from adatoken3d_ros.scene.evidence import Evidence, Observed
 from adatoken3d_ros.scene.occupancy import VOXEL
+from adatoken3d_ros.text import quoted
 
 NEAR = 0.3  # metres around a place that is asked about
 MOST_TOLD = 5  # changes that are told in words; the fields have all
 _STEPS = np.linspace(-NEAR, NEAR, 5)
 _AROUND = np.stack(np.meshgrid(_STEPS, _STEPS, _STEPS, indexing="ij"), axis=-1).reshape(-1, 3)
 _NOW = 0.05  # seconds; what is nearer to the newest frame is in it
+_WALL_NS = 978_307_200 * 10**9  # 2001; a clock that tells less is simulated, counts from a start, or was never set
+_YES = re.compile(r"\W*yes\b", re.IGNORECASE)
+_NO = re.compile(
+    r"\W*(?:no|not|none|nothing|never)\b|.*\bthere (?:is|are)(?: no| not| none|n['\u2019]t)\b"
+    r"|.*\b(?:can(?: ?not|['\u2019]t)|(?:could|do|did)(?: not|n['\u2019]t)) see\b",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
-def recall(scene: Scene, answer: Answer, text: str, by_model: Callable[[Answer], Answer]) -> Answer:
+def recall(scene: Scene, answer: Answer, text: str, by_model: Callable[[Answer, bool], Answer]) -> Answer:
     """The answer to a question; to one about time from the scene's past, to any other `by_model`.
 
     Args:
         answer: what is known of it so far. text: the question as it was asked.
-        by_model: the answer to the question that an answer has.
+        by_model: the answer to the question that an answer has; told aloud, or to be told in other words.
 
     Raises:
         InvalidRequest: for a question that cannot be asked. NoScene, ContradictoryScene: as `Scene.check`.
     """
     asked = parse(text)
     if asked is None:
-        return by_model(answer)
+        return by_model(answer, True)
     check_question(answer.question)
     if isinstance(asked, NotUnderstood):
         return not_understood(answer, asked)
@@ -57,7 +66,7 @@ def recall(scene: Scene, answer: Answer, text: str, by_model: Callable[[Answer],
             if written:
                 return not_understood(answer, NotUnderstood(f"one thing or one place, not both: {text!r}"))
             question = replace(answer.question, text=asking(asked))
-            return told_when(by_model(replace(answer, question=question)), asked, memory.confirmed_ns)
+            return told_when(by_model(replace(answer, question=question), False), asked, memory.confirmed_ns)
     scene.encode_usable()
     scene.check(points)
     newest = memory.stamp_ns
@@ -85,7 +94,7 @@ def asking(asked: WhenSeen) -> str:
 
 
 def told_when(answer: Answer, asked: WhenSeen, now_ns: int) -> Answer:
-    """What an answer about a thing says of when it was seen.
+    """What an answer about a thing says of when it was seen; nothing where the model and what was seen say otherwise.
 
     Args:
         answer: to `asking`, with what it rests on. now_ns: acquisition time of the newest frame.
@@ -95,9 +104,13 @@ def told_when(answer: Answer, asked: WhenSeen, now_ns: int) -> Answer:
     if answer.confidence == 0.0 or not answer.evidence or answer.verdict in (Observed.UNKNOWN, Observed.NOT_OBSERVED):
         why = answer.status_message if answer.confidence == 0.0 else answer.verdict_reason
         never = answer.verdict is Observed.NOT_OBSERVED
+        if never and sees(answer.text):
+            return _contradicted(answer, asked, answer.verdict_reason)
         text = f"I have never seen {asked.thing}." if never else f"I do not know when I saw {asked.thing}."
         return replace(answer, text=text, boxes=(), status=Status.OK if never else Status.UNSURE, status_message=why)
     gone = answer.verdict is Observed.SEEN_THEN_GONE
+    if sees(answer.text) is False and not gone:
+        return _contradicted(answer, asked, "what its answer rests on is there")
     found = next((one for one in answer.evidence if bool(one.gone_ns) == gone), answer.evidence[0])
     ns = found.first_ns if asked.first else found.last_ns
     text = f"I {'first' if asked.first else 'last'} saw {asked.thing} {when(ns, now_ns)}, at {place(found.place)}."
@@ -106,6 +119,18 @@ def told_when(answer: Answer, asked: WhenSeen, now_ns: int) -> Answer:
     status = Status.OK if answer.status is Status.TRUNCATED else answer.status  # the model's own text was not wanted
     message = "" if answer.status is Status.TRUNCATED else answer.status_message
     return replace(answer, text=text, boxes=(), status=status, status_message=message)
+
+
+def sees(text: str) -> bool | None:
+    """Whether a model says in an answer to `asking` that it sees the thing; None where it says neither."""
+    return True if _YES.match(text) else False if _NO.match(text) else None
+
+
+def _contradicted(answer: Answer, asked: WhenSeen, known: str) -> Answer:
+    message = f"the model answers {quoted(answer.text, 60)} to {quoted(asking(asked), 120)}, but {known}"
+    message = "; ".join(filter(None, (message, answer.status_message)))
+    text = f"I do not know when I saw {asked.thing}."
+    return replace(answer, text=text, boxes=(), status=Status.UNSURE, status_message=message)
 
 
 def told_when_place(answer: Answer, past: Past, asked: WhenSeen, points: NDArray[np.float64], now_ns: int) -> Answer:
@@ -173,12 +198,14 @@ def _appeared(one: Evidence, now_ns: int) -> str:
 
 
 def when(ns: int, now_ns: int) -> str:
-    """A time in words, by the newest frame and as UTC."""
-    clock = datetime.fromtimestamp(ns // 10**9, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+    """A time in words, by the newest frame, and as UTC where the stamps are those of a clock that was set."""
+    clock = ""
+    if min(ns, now_ns) >= _WALL_NS:
+        clock = datetime.fromtimestamp(ns // 10**9, timezone.utc).strftime(" (%Y-%m-%d %H:%M:%S UTC)")
     ago = (now_ns - ns) / 1e9
     if ago < -_NOW:
-        return f"{span(-ago)} after the newest frame, whose clock was set back ({clock})"
-    return f"in the newest frame ({clock})" if ago < _NOW else f"{span(ago)} before the newest frame ({clock})"
+        return f"{span(-ago)} after the newest frame, whose clock was set back{clock}"
+    return f"in the newest frame{clock}" if ago < _NOW else f"{span(ago)} before the newest frame{clock}"
 
 
 def place(point: Sequence[float]) -> str:

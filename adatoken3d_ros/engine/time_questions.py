@@ -24,7 +24,8 @@ _WHEN = (
     rf"when (?:did|have) (?:you|the robot) {_SEE} (?P<thing>.+?){_LAST}?",
     rf"when (?:was|were) (?P<thing>.+?) (?P<which>last|first) {_SEE}",
     rf"when (?:was|were) (?P<thing>.+?) {_SEE}{_LAST}?",
-    rf"when was the (?P<which>last|first) time (?:that )?(?:you|the robot) (?:saw|{_SEE}) (?P<thing>.+)",
+    rf"when(?: was| is|['\u2019]s) the (?P<which>last|first) time (?:that )?(?:you|the robot) (?:saw|{_SEE}) "
+    r"(?P<thing>.+)",
     rf"how long ago did (?:you|the robot) (?:(?P<which>last|first) )?{_SEE} (?P<thing>.+)",
 )
 _HAPPENED = r"(?:changed?|moved?|appear(?:ed)?|disappear(?:ed)?|gone|vanish(?:ed)?|new|different|missing)"
@@ -35,7 +36,18 @@ _CHANGED = re.compile(
 )
 _CHANGE = re.compile(rf"\b{_HAPPENED}\b", re.IGNORECASE)
 # What begins like this is about time, whether it goes on as above or not.
-_ABOUT_TIME = re.compile(r"when (?:did|was|were|have)\b|how long ago\b", re.IGNORECASE)
+_ABOUT_TIME = re.compile(
+    r"(?:since )?when (?:did|was|were|have|has|had)\b|when(?: is|['\u2019]s) the (?:last|first) time\b"
+    r"|(?:at )?what time (?:did|was|were|have|has)\b|how long (?:ago|since|is it since|has it been|have you)\b",
+    re.IGNORECASE,
+)
+# The same in other languages: 'when' at the beginning, 'changed' anywhere.
+_FOREIGN = re.compile(
+    r"[\W_]*(?:wann|quand|depuis quand|cu[aá]ndo|quando|wanneer|kiedy|kdy|когда)\b"
+    r"|.*\b(?:ver[aä]ndert|ge[aä]ndert|changé(?:e|s|es)?|cambiado|cambiato|mudou|veranderd|изменилось)\b"
+    r"|.*(?:什么时候|什麼時候|何时|何時|变化|變化|改变|改變|いつ|変わっ|変化|언제|바뀌|변했)",
+    re.IGNORECASE,
+)
 _OF_TIME = re.compile(
     r"\b(?:(?:last|past) (?:\S+ ){0,3}(?:second|minute|hour|day|week|month|year)s?|since|ago|today|yesterday|recently)"
     r"\b",
@@ -88,7 +100,9 @@ def parse(text: str) -> WhenSeen | WhatChanged | NotUnderstood | None:
         if seconds is None:
             return NotUnderstood(f"no span of time: {rest!r}; say 'in the last 5 minutes'")
         return WhatChanged(seconds)
-    if _ABOUT_TIME.match(plain) or (_CHANGE.search(plain) and _OF_TIME.search(plain)):
+    if _FOREIGN.match(plain):
+        return NotUnderstood(f"questions about time are understood in English alone, got {plain!r}")
+    if _ABOUT_TIME.match(plain) or _WINDOW.search(plain) or (_CHANGE.search(plain) and _OF_TIME.search(plain)):
         forms = "'when did you last see ...' and 'what changed in the last ...'"
         return NotUnderstood(f"of questions about time only {forms} are understood, got {plain!r}")
     return None

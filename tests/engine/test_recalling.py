@@ -23,7 +23,7 @@ from tests.engine.scenes import ask
 from tests.scene.room import CUPBOARD, TABLE, view
 
 SECOND = 10**9
-NOON = 43_200 * SECOND
+NOON = 1_717_243_200 * SECOND
 EYES = [(-1.5, -0.5, 1.4), (-1.3, 0.0, 1.6), (-1.0, 0.5, 1.5)]
 AT_TABLE = [look_at(np.array(eye), TABLE.mean(axis=0)) for eye in EYES]
 AWAY = look_at(np.array((1.0, 0.0, 1.4)), CUPBOARD.mean(axis=0))
@@ -46,7 +46,7 @@ def test_what_changed(scene: Scene) -> None:
     found = ask(scene, Question("What has changed in the last minute?"))
     assert found.status is Status.OK and found.verdict is Observed.SEEN_THEN_GONE
     assert "changed in the last minute. What was at [" in found.text
-    assert "last seen 18 seconds before the newest frame (1970-01-01 12:00:02 UTC)" in found.text
+    assert "last seen 18 seconds before the newest frame (2024-06-01 12:00:02 UTC)" in found.text
     assert 1 <= len(found.evidence) <= 3, "parts of the table"
     for gone in found.evidence:
         assert gone.last_ns == NOON + 2 * SECOND and NOON + 10 * SECOND <= gone.gone_ns <= NOON + 12 * SECOND
@@ -65,7 +65,7 @@ def test_when_a_place_was_seen(scene: Scene) -> None:
     scene.memory.marks.add(Mark("cellar", (0.0, 0.0, -40.0)))
     last = ask(scene, Question("When did you last see the charging dock?"))
     assert last.text.startswith(
-        "I last saw the charging dock 8 seconds before the newest frame (1970-01-01 12:00:12 UTC)"
+        "I last saw the charging dock 8 seconds before the newest frame (2024-06-01 12:00:12 UTC)"
     )
     assert last.evidence[0].last_ns == NOON + 12 * SECOND and last.verdict is Observed.SEEN and last.coverage > 0.5
     first = ask(scene, Question(f"When did you first see [{x}, {y}, {z}]?"))
@@ -99,9 +99,9 @@ GONE = replace(HERE, gone_ns=8 * SECOND)
 @pytest.mark.parametrize(
     ("evidence", "verdict", "first", "told"),
     [
-        (HERE, Observed.SEEN, False, "I last saw it 5 seconds before the newest frame (1970-01-01 00:00:05 UTC), at ["),
+        (HERE, Observed.SEEN, False, "I last saw it 5 seconds before the newest frame, at ["),
         (HERE, Observed.SEEN, True, "I first saw it 8 seconds before"),
-        (GONE, Observed.SEEN_THEN_GONE, False, "was gone 2 seconds before the newest frame (1970-01-01 00:00:08 UTC)."),
+        (GONE, Observed.SEEN_THEN_GONE, False, "was gone 2 seconds before the newest frame."),
         (replace(GONE, moved_to=(3.0, 0.0, 0.0), moved_confidence=0.8), Observed.SEEN_THEN_GONE, False,
          "has moved to [3.00, 0.00, 0.00] (80% sure)."),
         (None, Observed.NOT_OBSERVED, False, "I have never seen it."),
@@ -118,6 +118,7 @@ def test_what_is_told(evidence: Evidence | None, verdict: Observed, first: bool,
         Status.OK if verdict is Observed.NOT_OBSERVED else Status.UNSURE,
         "no such word",
     )
+    assert "1970" not in found.text + strange.text, "no wall clock tells this"
     failed = replace(given, status=Status.ERROR)
     assert told_when(failed, WhenSeen("it"), 10 * SECOND) is failed
 
@@ -150,8 +151,46 @@ def test_a_question_about_time_that_cannot_be_asked_is_refused(
 
 
 def test_what_was_before_a_clock_was_set_back_is_told_as_later(scene: Scene) -> None:
-    frame = view(SECOND, AT_TABLE[1], CUPBOARD)
+    frame = view(NOON - 43_200 * SECOND, AT_TABLE[1], CUPBOARD)
     assert scene.observe(frame) is Verdict.KEY_FRAME
     scene.encode_pending()
     found = ask(scene, Question("What has changed?"))
-    assert found.evidence and "12 hours after the newest frame, whose clock was set back (1970-01-01 12:" in found.text
+    assert found.evidence and "12 hours after the newest frame, whose clock was set back (2024-06-01 12:" in found.text
+
+
+@pytest.mark.parametrize(
+    ("said", "verdict", "named"),
+    [
+        (
+            "no",
+            Observed.SEEN,
+            "the model answers 'no' to 'Can you see the chair?', but what its answer rests on is there",
+        ),
+        ("I can’t see one.", Observed.SEEN, "but what its answer rests on is there"),
+        ("There is no chair here", Observed.SEEN, "but what its answer rests on is there"),
+        ("Yes.", Observed.NOT_OBSERVED, "the model answers 'Yes.' to 'Can you see the chair?', but nobody looked"),
+        ("no", Observed.SEEN_THEN_GONE, ""),
+        ("no", Observed.NOT_OBSERVED, ""),
+        ("yes", Observed.SEEN, ""),
+        ("a chair that is not red", Observed.SEEN, ""),
+        ("Now I see it", Observed.SEEN, ""),
+    ],
+)
+def test_where_the_model_and_what_was_seen_say_otherwise_nothing_is_told(
+    said: str, verdict: Observed, named: str
+) -> None:
+    evidence = (GONE if verdict is Observed.SEEN_THEN_GONE else HERE,)
+    given = Answer(Question(""), Status.OK, said, verdict=verdict, evidence=evidence, verdict_reason="nobody looked")
+    found = told_when(given, WhenSeen("the chair"), 10 * SECOND)
+    assert named in found.status_message
+    assert (found.status is Status.UNSURE) == bool(named) == found.text.startswith("I do not know when I saw the chair")
+
+
+def test_what_the_model_is_asked_within_is_not_told_as_the_answer(scene: Scene) -> None:
+    told: list[str] = []
+    found = ask(
+        scene, Question("When did you last see the chair?", max_new_tokens=4), on_text=lambda text, n: told.append(text)
+    )
+    assert found.spatial_tokens and not told
+    ask(scene, Question("Is there a chair?", max_new_tokens=4), on_text=lambda text, n: told.append(text))
+    assert told

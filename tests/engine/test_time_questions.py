@@ -35,6 +35,8 @@ from adatoken3d_ros.engine.time_questions import NotUnderstood, WhatChanged, Whe
         ("When did you see İİ's chair last?", WhenSeen("İİ's chair")),
         ("When was the last seen spot last seen?", WhenSeen("the last seen spot")),
         ("What has changed in the last ٥ minutes?", WhatChanged(300)),
+        ("When’s the last time you saw the chairs?", WhenSeen("the chairs")),
+        ("When is the first time that the robot saw a chair", WhenSeen("a chair", first=True)),
     ],
 )
 def test_what_is_asked(text: str, asked: object) -> None:
@@ -51,6 +53,15 @@ def test_what_is_asked(text: str, asked: object) -> None:
         (f"What changed in the last {'9' * 150} months?", "in the last 999"),
         ("Which chairs have moved in the last minute?", "only 'when did you last see"),
         ("When did you eat?", "'When did you eat'"),
+        ("At what time did you last see the chair?", "only 'when did you last see"),
+        ("How long has it been since you saw the chair?", "only 'when did you last see"),
+        ("Have you seen the chair in the last 5 minutes?", "only 'when did you last see"),
+        ("What was on the table two hours ago?", "only 'when did you last see"),
+        ("Wann hast du den Stuhl zuletzt gesehen?", "English alone"),
+        ("¿Qué ha cambiado en el último minuto?", "English alone"),
+        ("Quand as-tu vu la chaise ?", "English alone"),
+        ("最后一次看到椅子是什么时候?", "English alone"),
+        ("何か変わった?", "English alone"),
         ("When was this house built?", "only 'when did you last see"),
         ("How long ago was it?", "only 'when did you last see"),
         ("When did you see the chair in the last minute?", "one time or a span"),
@@ -66,7 +77,8 @@ def test_what_is_not_understood_is_said(text: str, named: str) -> None:
     ["What is on the table?", "Is there a clock?", "What time does the clock show?", "When I stand here, what is left?",
      "What colour is the new chair?", "", "What is missing from the table?", "What is new about it?",
      "What is missing?" * 30, "Where is the chair?", "What is new in the day room?", "What is newest?",
-     "What is different about the last room?", "Wann hast du den Stuhl zuletzt gesehen?", "何か変わった?"],
+     "What is different about the last room?", "Wo ist der Stuhl?", "椅子はどこ?", "What are the changes of colour?",
+     "What time is it?", "When I look up, what is there?"],
 )  # fmt: skip
 def test_other_questions_are_the_model_s(text: str) -> None:
     assert parse(text) is None
