@@ -54,8 +54,9 @@ BUILD_ON_JAZZY = tuple(
         "python-cmake-module",
     )
 )
-# Style and types are looked at once, in Kilted's environment: with libraries that know their types.
-LINTERS = ("mypy", "ruff", "scipy-stubs", "types-PyYAML")
+# Style and types are looked at once, in Kilted's environment: with libraries that know their types. So is the fleet:
+# Ray is large, and nothing of it touches ROS.
+ONLY_KILTED = ("mypy", "ruff", "scipy-stubs", "types-PyYAML", "ray[serve]")
 
 # What decides which packages are installed, and what decides what CMake builds and stages.
 PACKAGE_INPUTS = ("pyproject.toml", "scripts/bootstrap.py")
@@ -82,7 +83,8 @@ with open("pyproject.toml", "rb") as file:
     content = tomllib.load(file)
 project = content["project"]
 print(*content["build-system"]["requires"], *project["dependencies"], sep="\\n")
-print(*project["optional-dependencies"]["view"], *project["optional-dependencies"]["dev"], sep="\\n")
+for extra in ("view", "fleet", "dev"):
+    print(*project["optional-dependencies"][extra], sep="\\n")
 """
 
 
@@ -168,7 +170,7 @@ def requirements(listed: Iterable[str], ros: str) -> list[str]:
     if ros == "kilted":
         return list(listed)
     own = (RENAMED_ON_JAZZY.get(item, item).replace("ros-kilted-", "ros-jazzy-") for item in listed)
-    return [item for item in own if item not in LINTERS] + list(BUILD_ON_JAZZY)
+    return [item for item in own if item.partition("==")[0] not in ONLY_KILTED] + list(BUILD_ON_JAZZY)
 
 
 def constraints(ros: str) -> list[str]:

@@ -42,7 +42,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lab": {"engine", "engine/budget", "lmm", "lmm/vision", "decoder", "pruning", "scene", *BASE},
     "ros": {"engine", "pruning", "scene", *BASE},
     "view": {"engine", "pruning", "ros", "scene", *BASE},
-    "cli": {"engine", "engine/budget", "lab", "lmm", "ros", "decoder", "pruning", "scene", "view", *BASE},
+    "fleet": {"engine", "engine/budget", "lmm", "lmm/identity", "decoder", "pruning", "scene", *BASE},
+    "cli": {"engine", "engine/budget", "fleet", "lab", "lmm", "ros", "decoder", "pruning", "scene", "view", *BASE},
 }
 TRANSFORMERS = {"lmm", "lmm/vision", *FAMILIES, "decoder", "pruning", "engine", "engine/budget", "lab"}
 # The tables in which an adapter and a tower are found by the words of a config.json.

@@ -45,7 +45,7 @@ PYTHON_MODULES = {
     "yaml": ("python3-yaml", "PyYAML"),
 }
 # What an extra of pyproject.toml brings, and what that brings itself.
-OF_EXTRAS = {"viser", "websockets"}
+OF_EXTRAS = {"ray", "starlette", "viser", "websockets"}
 # ROS packages: those that have no wheel, those that come with the wheel of rclpy.
 WITHOUT_WHEEL = {"ament_index_python", "launch", "launch_ros", "sensor_msgs_py", "tf2_msgs"}
 WITH_RCLPY = {"action_msgs", "builtin_interfaces", "lifecycle_msgs", "rcl_interfaces"}
@@ -317,10 +317,11 @@ def test_constraints_pin_every_requirement(ros: str) -> None:
     bootstrap, content = load_bootstrap(), read_pyproject()
     project = content["project"]
     extras = project["optional-dependencies"]
-    listed = [*content["build-system"]["requires"], *project["dependencies"], *extras["view"], *extras["dev"]]
+    listed = [*content["build-system"]["requires"], *project["dependencies"]]
+    listed += [*extras["view"], *extras["fleet"], *extras["dev"]]
     wanted = bootstrap.requirements(listed, ros)
     pinned = {line.partition("==")[0] for line in bootstrap.constraints(ros)}
-    missing = [name for name in (re.split(r"[><=]", item)[0].lower() for item in wanted) if name not in pinned]
+    missing = [name for name in (re.split(r"[\[><=]", item)[0].lower() for item in wanted) if name not in pinned]
     assert missing == []
 
 

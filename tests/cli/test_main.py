@@ -17,7 +17,7 @@ from adatoken3d_ros.cli import main as command_line
 from adatoken3d_ros.cli.processes import Processes
 from adatoken3d_ros.weights import embedded_path
 
-HEAVY = ("torch", "transformers", "rclpy", "open3d", "rosbags")
+HEAVY = ("torch", "transformers", "rclpy", "open3d", "rosbags", "ray")
 
 
 def run_with(monkeypatch: pytest.MonkeyPatch, action: object, *arguments: str) -> int:
