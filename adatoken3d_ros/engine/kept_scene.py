@@ -152,6 +152,7 @@ class KeptScene:
         self._asked = None
         self.poses.update(poses)
         self.past.look_again(self._selector.sketches())
+        self.past.join(about.things)
 
     def _keep_within_bounds(self) -> None:
         """What may not stay is decided before anything goes: view by view, each would cost a look at the whole map."""
@@ -169,7 +170,8 @@ class KeptScene:
     def move(self, poses: Mapping[int, NDArray[np.float64]]) -> int:
         """Views, and frames that wait, were taken from elsewhere than was believed; returns how many have moved.
 
-        The map is made anew of their patches. Marks stay where they are in the scene frame.
+        The map is made anew of their patches, and what has gone moves with them. Marks stay where they are in the
+        scene frame.
 
         Args:
             poses: {stamp: T_world_camera (4, 4)}; others stay where they are.
@@ -184,7 +186,8 @@ class KeptScene:
             check_position(T[:3, 3])
         if not changed:
             return 0
-        self._map.move_views({s: T @ np.linalg.inv(before[s]) for s, T in changed.items() if s in self.poses})
+        ways = {s: T @ np.linalg.inv(before[s]) for s, T in changed.items()}
+        self._map.move_views({s: T for s, T in ways.items() if s in self.poses})
         self._selector.move(changed)
         self.poses.update({s: T for s, T in changed.items() if s in self.poses})
         self.pending = [_posed(frame, changed) for frame in self.pending]
@@ -192,6 +195,7 @@ class KeptScene:
         self._asked = None
         self._recentre()
         self.past.look_again(self._selector.sketches())
+        self.past.follow({s: ways.get(s, np.eye(4)) for s in before})
         return len(changed)
 
     def _recentre(self) -> None:

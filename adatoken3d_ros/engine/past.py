@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,12 +15,13 @@ from torch import Tensor
 from adatoken3d_ros.scene.agreement import Sketch
 from adatoken3d_ros.scene.contributions import Contribution
 from adatoken3d_ros.scene.frames import PosedFrame
-from adatoken3d_ros.scene.occupancy import CELLS, MOST_BLOCKS, Occupancy
+from adatoken3d_ros.scene.occupancy import CELLS, MOST_BLOCKS, Occupancy, State
 from adatoken3d_ros.scene.patches import PatchConfig, patch_points
 from adatoken3d_ros.scene.proposals import CLEARANCE
 from adatoken3d_ros.scene.spatial_tokens import SpatialTokens
 from adatoken3d_ros.scene.token_map import TokenMap
 from adatoken3d_ros.scene.tombstones import Thing, Tombstones
+from adatoken3d_ros.scene.verdict import MOSTLY
 from adatoken3d_ros.scene.view_blocks import ViewTokenMap
 from adatoken3d_ros.scene.voxels import voxel_indices, voxel_keys
 from adatoken3d_ros.scene.window import floor_height, level_patches
@@ -83,6 +85,27 @@ class Past:
         self.occupancy.clear((*self._config.origin[:2], float(self._map.origin[2])))
         for stamp, sketch in sketches.items():
             self.occupancy.look_at(sketch.near, sketch.K, sketch.pose, stamp, self._config.max_depth)
+
+    def follow(self, moved: Mapping[int, NDArray[np.float64]]) -> None:
+        """What has gone, or come, moves as the view next to it in time has.
+
+        Args:
+            moved: of each view, by its stamp, what (4, 4) takes its points to where they are now, scene frame.
+        """
+        if moved:
+            stamps = np.array(list(moved))
+            self.tombstones.move(lambda ns: moved[int(stamps[np.abs(stamps - ns).argmin()])], self._map.keys_at)
+
+    def join(self, things: Sequence[Thing]) -> None:
+        """Remembers, as older, what had gone from a scene that was joined to this one, unless it stands there now."""
+        known, occupancy = self.tombstones, self.occupancy
+        mine = [
+            replace(thing, keys=self._map.keys_at(thing.xyz.double().numpy()))
+            for thing in things
+            if (occupancy.states(thing.xyz.double().numpy()) == State.OCCUPIED).mean() < MOSTLY
+        ]
+        known.restore([*mine, *known.gone, *known.appeared])
+        self._bound()
 
     def went(self, voxels: Tensor, before: int, gone_ns: int) -> None:
         """Voxels (n,) are about to be taken out of the views of an order below `before`."""

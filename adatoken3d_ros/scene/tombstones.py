@@ -70,6 +70,23 @@ class Thing:
         weight = self.count.float() / self.count.sum()
         return weight @ self.features
 
+    def moved(self, T: NDArray[np.float64], keys_at: Callable[[NDArray[np.float64]], Tensor]) -> Thing:
+        """As it would be had it been seen from elsewhere, but for `moved_to`: T (4, 4) takes its points there.
+
+        Args:
+            keys_at: voxels (n,) of points (n, 3), scene frame, metres.
+        """
+        if np.array_equal(T, np.eye(4)):
+            return self
+        points = self.xyz.double().numpy()
+        there = points @ T[:3, :3].T + T[:3, 3]
+        # A box that is turned again and again would grow; what it has around the voxels' means stays.
+        low = there.min(axis=0) + self.low - points.min(axis=0)
+        high = there.max(axis=0) + self.high - points.max(axis=0)
+        keys, order = torch.sort(keys_at(there), stable=True)
+        rows = {name: getattr(self, name)[order] for name in ("features", "rgb", "count")}
+        return replace(self, low=low, high=high, keys=keys, xyz=torch.from_numpy(there).float()[order], **rows)
+
     def near(self, other: Thing, reach: float) -> bool:
         """Whether the boxes come as close as `reach` metres along each axis."""
         return bool((self.low - reach <= other.high).all() and (other.low - reach <= self.high).all())
@@ -197,6 +214,26 @@ class Tombstones:
         """Remembers these things instead, in their order, as many as it may."""
         self.gone = [thing for thing in things if thing.gone_ns][-self.most :] if self.most else []
         self.appeared = [thing for thing in things if not thing.gone_ns][-MOST_APPEARED:]
+
+    def move(self, way: Callable[[int], NDArray[np.float64]], keys_at: Callable[[NDArray[np.float64]], Tensor]) -> None:
+        """What was seen lies elsewhere than was believed.
+
+        Args:
+            way: T (4, 4), scene frame, that takes what was seen at a time, nanoseconds, to where it is.
+            keys_at: see `Thing.moved`.
+        """
+        places = {tuple(thing.place.tolist()): i for i, thing in enumerate(self.appeared)}
+        self.appeared = [thing.moved(way(thing.last_ns), keys_at) for thing in self.appeared]
+
+        def target(thing: Thing) -> tuple[float, float, float] | None:
+            if thing.moved_to is None:
+                return None
+            at, T = places.get(thing.moved_to), way(thing.gone_ns)
+            there = T[:3, :3] @ thing.moved_to + T[:3, 3] if at is None else self.appeared[at].place
+            x, y, z = there.tolist()
+            return x, y, z
+
+        self.gone = [replace(thing.moved(way(thing.last_ns), keys_at), moved_to=target(thing)) for thing in self.gone]
 
     @property
     def nbytes(self) -> int:

@@ -16,13 +16,15 @@ from adatoken3d_ros.engine.answer import Question, Status
 from adatoken3d_ros.engine.autosave import Versions
 from adatoken3d_ros.engine.config import SessionConfig
 from adatoken3d_ros.engine.scene import Scene
+from adatoken3d_ros.lab.synthetic.camera import look_at
+from adatoken3d_ros.scene.evidence import Observed
 from adatoken3d_ros.scene.frames import FrameError, PosedFrame
 from adatoken3d_ros.scene.keyframes import KeyFrameConfig, Verdict
 from adatoken3d_ros.scene.marks import Mark
 from adatoken3d_ros.scene.sealed_file import SceneFileError
 from adatoken3d_ros.scene.window import OriginMode
 from tests.engine.scenes import ask
-from tests.scene.room import view, walk
+from tests.scene.room import CUPBOARD, TABLE, view, walk
 
 MakeSession = Callable[..., Scene]
 CONFIG = SessionConfig(key_frames=KeyFrameConfig(0.0, 0.0, max_disagreement=0.2), origin_mode=OriginMode.AUTO)
@@ -159,3 +161,49 @@ def test_views_move_with_their_poses_and_what_waits_does(make_session: MakeSessi
     with pytest.raises(FrameError, match="not a rigid transform"):
         scene.move({FRAMES[0].stamp_ns: bad})
     assert ask(scene, QUESTION).status.answered
+
+
+def with_a_table_gone(scene: Scene) -> Scene:
+    """A table was there for three seconds and was gone ten seconds later."""
+    middle = TABLE.mean(axis=0)
+    eyes = [(-1.5, -0.5, 1.4), (-1.3, 0.0, 1.6), (-1.0, 0.5, 1.5)]
+    for i, eye in enumerate(2 * eyes):
+        boxes = [CUPBOARD, TABLE] if i < 3 else [CUPBOARD]
+        looked(scene, [view((10 * (i // 3) + i + 1) * 10**9, look_at(np.array(eye), middle), *boxes)])
+    assert scene.memory.past.tombstones.gone
+    return scene
+
+
+def test_what_has_gone_moves_with_the_views(make_session: MakeSession) -> None:
+    scene = with_a_table_gone(make_session(CONFIG))
+    question = Question("", np.array([[*TABLE.mean(axis=0)[:2], 0.6]]))
+    before = scene.memory.past.tombstones.gone
+    T = turn(90, 3.0)
+    assert scene.move({stamp: T @ pose for stamp, pose in scene.poses.items()}) == 6
+    after = scene.memory.past.tombstones.gone
+    for one, moved in zip(before, after, strict=True):
+        # Half a box more or less where what it has around the means of its voxels is turned.
+        np.testing.assert_allclose(moved.place, T[:3, :3] @ one.place + T[:3, 3], atol=0.2)
+    there = (T[:3, :3] @ question.clicks[0] + T[:3, 3])[None]
+    found = ask(scene, replace(QUESTION, clicks=there))
+    assert found.verdict is Observed.SEEN_THEN_GONE
+    np.testing.assert_allclose(found.evidence[-1].place, there[0], atol=0.7)
+    assert ask(scene, replace(QUESTION, clicks=question.clicks)).verdict is not Observed.SEEN_THEN_GONE
+
+
+def test_what_had_gone_is_joined_with_the_rest(make_session: MakeSession, tmp_path: Path) -> None:
+    named = replace(CONFIG, map_id="cellar")
+    with_a_table_gone(make_session(named)).save(tmp_path / "s")
+    later = view(90 * 10**9, look_at(np.array((1.0, 0.0, 1.4)), CUPBOARD.mean(axis=0)), CUPBOARD)
+    other = looked(make_session(named), [later])
+    other.load(tmp_path / "s", merge=True)
+    past = other.memory.past
+    assert past.tombstones.gone
+    for thing in past.tombstones.gone:
+        assert thing.keys.tolist() == other.memory._map.keys_at(thing.xyz).tolist()
+    point = np.array([[*TABLE.mean(axis=0)[:2], 0.6]])
+    assert ask(other, replace(QUESTION, clicks=point)).verdict is Observed.SEEN_THEN_GONE
+    # Where something stands now, nothing has gone.
+    again = looked(make_session(named), [view(90 * 10**9, look_at(np.array((-1.5, -0.5, 1.4)), TABLE.mean(axis=0)))])
+    again.load(tmp_path / "s", merge=True)
+    assert len(again.memory.past.tombstones.gone) < len(past.tombstones.gone)

@@ -90,6 +90,35 @@ def test_what_appeared_before_it_went_or_much_later_is_another_thing(appeared: i
     assert tombstones.gone[0].moved_to is None
 
 
+def test_what_has_gone_moves_with_the_views_of_its_time() -> None:
+    """A quarter turn and 2 m along x for what was seen until 6 s; what came later stays where it was."""
+    T = np.array([[0, -1, 0, 2.0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
+    tombstones, token_map = Tombstones(), TokenMap(0.2)
+    tombstones.bury(seen(3 * S, box(1.0, 0.5)), 9 * S, never)
+    tombstones.greet(seen(12 * S, box(0.0, 3.0)), 12 * S)
+    tombstones.bury(seen(4 * S, box(5.0, 0.0), BLUE), 9 * S, never)
+    tombstones.link(MEAN)
+    before = tombstones.gone
+    assert before[0].moved_to == pytest.approx((0.0, 3.0, 0.3)) and before[1].moved_to is None
+    tombstones.move(lambda ns: T if ns <= 6 * S else np.eye(4), token_map.keys_at)
+    one, other = tombstones.gone
+    np.testing.assert_allclose([*one.low, *one.high], [1.5, 1.0, 0.0, 1.5, 1.0, 0.6], atol=1e-6)
+    np.testing.assert_allclose(other.place, [2.0, 5.0, 0.3], atol=1e-6)
+    assert one.moved_to == pytest.approx((0.0, 3.0, 0.3)), "that came later"
+    assert one.keys.tolist() == token_map.keys_at(one.xyz).tolist() == sorted(one.keys.tolist())
+    assert one.look().tolist() == list(RED) and (one.first_ns, one.gone_ns) == (3 * S, 9 * S)
+    tombstones.move(lambda ns: T, token_map.keys_at)
+    assert tombstones.gone[0].moved_to == pytest.approx((-1.0, 0.0, 0.3))
+    np.testing.assert_allclose(tombstones.appeared[0].place, (-1.0, 0.0, 0.3), atol=1e-6)
+    # Turned a little again and again, a box does not grow.
+    thing = things(seen(3 * S, [[x, y, 0.0] for x in (0.0, 0.2, 0.4) for y in (0.0, 0.2)]), 9 * S)[0]
+    c, s = np.cos(np.pi / 180), np.sin(np.pi / 180)
+    turned = np.array([[c, -s, 0, 0], [s, c, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
+    for _ in range(360):
+        thing = thing.moved(turned, token_map.keys_at)
+    np.testing.assert_allclose(thing.high - thing.low, [0.4, 0.2, 0.0], atol=1e-3)
+
+
 def test_what_stands_where_it_was_has_not_gone() -> None:
     tombstones = Tombstones()
     tombstones.bury(seen(3 * S, box(0.0, 0.0)), 20 * S, never)
