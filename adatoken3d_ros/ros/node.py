@@ -171,6 +171,7 @@ class SceneNode(LifecycleNodeMixin, Node):
 
     def _release(self, state: str) -> None:
         self.inputs.stop()
+        self.autosave.finish()
         self.engine.drop()
         self.lifecycle_state = state
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,14 @@ class SeeingNode:
     """A configured and active node that has seen a few views, unless it is blind; with `wiring` a launch's."""
 
     def __init__(
-        self, graph: Graph, model: Path, wiring: Wiring | None = None, *, blind: bool = False, **parameters: Any
+        self,
+        graph: Graph,
+        model: Path,
+        wiring: Wiring | None = None,
+        *,
+        blind: bool = False,
+        camera: Callable[[Graph], Any] = Camera,
+        **parameters: Any,
     ) -> None:
         self.graph = graph
         fast = {"diagnostics__period": 0.1, **parameters}
@@ -38,7 +46,7 @@ class SeeingNode:
             assert graph.transition("configure") and graph.transition("activate")
         else:  # by itself
             graph.wait(lambda: graph.state() == "active", "the node to be active")
-        self.camera = Camera(graph)
+        self.camera = camera(graph)
         graph.wait(self.camera.matched, "the node's inputs")
         if not blind:
             self.show_views()

@@ -26,8 +26,8 @@ def ask(graph: Graph, question: str = "What?") -> Answer:
     return graph.call(AskScene, f"{NAME}/ask", AskScene.Request(question=question)).answer
 
 
-def test_every_state_answers_and_the_way_round_works_twice(graph: Graph, tiny_model: Path) -> None:
-    process = graph.start_node(tiny_model)
+def test_every_state_answers_and_the_way_round_works_twice(graph: Graph, tiny_model: Path, tmp_path: Path) -> None:
+    process = graph.start_node(tiny_model, scene__directory=tmp_path, scene__autosave_period=3600.0)
     assert graph.state() == "unconfigured"
     assert "unconfigured, waiting for a launch file, or for 'ros2 lifecycle set /adatoken3d configure'" in process.log
     refused = ask(graph)
@@ -36,7 +36,7 @@ def test_every_state_answers_and_the_way_round_works_twice(graph: Graph, tiny_mo
     for invalid in ("activate", Transition.TRANSITION_ACTIVATE, 99):
         assert not graph.transition(invalid)
         assert graph.state() == "unconfigured"
-    for _ in range(2):
+    for turn in (1, 2):
         request = ChangeState.Request()
         request.transition.label = "configure"
         configured = graph.client(ChangeState, f"{NAME}/change_state").call_async(request)
@@ -57,6 +57,7 @@ def test_every_state_answers_and_the_way_round_works_twice(graph: Graph, tiny_mo
         assert graph.transition("deactivate")
         graph.wait(lambda camera=camera: not camera.rgb.get_subscription_count(), "the inputs to stop")
         assert graph.transition("cleanup")
+        assert len(list(tmp_path.glob("*.scene"))) == turn, "what is given up is saved before"
     assert graph.transition("shutdown")
     assert graph.state() == "finalized"
     status, seconds = process.stop(signal.SIGTERM)
