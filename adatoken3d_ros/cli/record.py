@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
 
     from adatoken3d_ros.cli.output import print_answer, record_of_answer
     from adatoken3d_ros.engine.answer import Question
-    from adatoken3d_ros.engine.events import SceneView
+    from adatoken3d_ros.engine.knowing import view_of
     from adatoken3d_ros.engine.requests import check_question
     from adatoken3d_ros.ros.recording import asked_at, write_recording
 
@@ -63,18 +63,7 @@ def run(args: argparse.Namespace) -> int:
         answer = engine.ask(scene, question)
         print_answer(record_of_answer(answer))
         asked.append((asked_at(scene.confirmed_ns or scene.stamp_ns) + len(asked) * 10**9, answer))
-    tokens = scene.tokens()
-    frame_id = args.scene_frame or DEFAULTS["scene.frame_id"]
-    view = SceneView(frame_id)
-    if tokens is not None:
-        view = SceneView(
-            frame_id,
-            tokens.xyz.cpu().numpy(),
-            tokens.rgb.cpu().numpy(),
-            tokens.count.cpu().numpy(),
-            dict(scene.poses),
-            scene.stamp_ns,
-        )
+    view = view_of(scene, args.scene_frame or DEFAULTS["scene.frame_id"])
     kept = [watched[stamp] for stamp in sorted(watched) if stamp in scene.poses]
     write_recording(args.out, kept, view, asked)
     print(f"{args.out}: {len(kept)} key frames, {len(asked)} questions, {args.out.stat().st_size / 1e6:.1f} MB")

@@ -5,19 +5,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adatoken3d_ros.engine.answer import Answer, TokenReport
 from adatoken3d_ros.engine.config import SessionConfig
+from adatoken3d_ros.engine.events import SceneView
 from adatoken3d_ros.engine.scene_memory import SceneMemory
 from adatoken3d_ros.scene.evidence import MOST, Cluster, Evidence, Observed, Triple, gather
 from adatoken3d_ros.scene.goal import Goal, find_goal
 from adatoken3d_ros.scene.occupancy import VOXEL, Occupancy, State
 from adatoken3d_ros.scene.tombstones import Thing
 from adatoken3d_ros.scene.verdict import of_place, of_words
+
+if TYPE_CHECKING:
+    from adatoken3d_ros.engine.scene import Scene
 
 REGION = 0.5  # metres around a point that is asked about
 HIGH = 0.5  # metres above the floor that count as its level
@@ -194,6 +198,27 @@ def floor_map(
     unseen = (state == State.UNSEEN).all(axis=2)
     first, second = (np.pad(np.argwhere(cells), ((0, 0), (0, 1))) * VOXEL + corner for cells in (free, unseen))
     return first, second
+
+
+def view_of(scene: Scene, frame_id: str) -> SceneView:
+    """The scene as it is now, for who shows it."""
+    tokens, marks = scene.tokens(), scene.memory.marks.all()
+    if tokens is None:
+        return SceneView(frame_id, marks=marks)
+    past = scene.memory.past
+    return SceneView(
+        frame_id,
+        tokens.xyz.float().cpu().numpy(),
+        tokens.rgb.cpu().numpy(),
+        tokens.count.cpu().numpy(),
+        dict(scene.poses),
+        scene.stamp_ns,
+        marks,
+        *floor_map(past.occupancy, scene.memory.floor, scene.poses[scene.stamp_ns][:3, 3]),
+        tuple(map(remembered, past.tombstones.gone)),
+        scene.nbytes,
+        scene.config.memory_limit_mb * 1e6,
+    )
 
 
 def _level(occupancy: Occupancy, floor: float | None) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:

@@ -222,28 +222,9 @@ class EngineOwner:
 
     def show(self, scene: Scene) -> None:
         """Runs in the worker's thread: tells what the scene is now."""
-        tokens = scene.tokens()
-        marks = scene.memory.marks.all()
-        view = SceneView(self._frame_id, marks=marks)
-        if tokens is not None:
-            from adatoken3d_ros.engine.knowing import floor_map, remembered  # with torch, as there is a scene
+        from adatoken3d_ros.engine.knowing import view_of  # with torch, as there is a scene
 
-            xyz, rgb, count = (tensor.cpu().numpy() for tensor in (tokens.xyz.float(), tokens.rgb, tokens.count))
-            past = scene.memory.past
-            view = SceneView(
-                self._frame_id,
-                xyz,
-                rgb,
-                count,
-                dict(scene.poses),
-                scene.stamp_ns,
-                marks,
-                *floor_map(past.occupancy, scene.memory.floor, scene.poses[scene.stamp_ns][:3, 3]),
-                tuple(map(remembered, past.tombstones.gone)),
-                scene.nbytes,
-                scene.config.memory_limit_mb * 1e6,
-            )
-        self._events.tell(view)
+        self._events.tell(view_of(scene, self._frame_id))
 
     def show_another(self, scene: Scene) -> None:
         """As `show`, of a scene that is not that of the answers until now."""

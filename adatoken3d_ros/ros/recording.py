@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from geometry_msgs.msg import TransformStamped
 from rclpy.serialization import serialize_message
+from rosbags.interfaces import Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from sensor_msgs.msg import CameraInfo, Image
@@ -32,6 +33,16 @@ from adatoken3d_ros.scene.frames import PosedFrame
 
 CAMERA = "camera_optical_frame"
 NODE = "/adatoken3d"
+_FOREVER = QosTime(9223372036, 854775807)
+
+
+def _qos(depth: int, durability: QosDurability) -> Qos:
+    ends = (_FOREVER, _FOREVER, QosLiveliness.AUTOMATIC, _FOREVER, False)
+    return Qos(QosHistory.KEEP_LAST, depth, QosReliability.RELIABLE, durability, *ends)
+
+
+ORDINARY = _qos(10, QosDurability.VOLATILE)
+LATCHED = _qos(1, QosDurability.TRANSIENT_LOCAL)
 _WORDS = {"boolean": "bool", "octet": "byte", "float": "float32", "double": "float64"}
 _AFTER = 1_000_000  # nanoseconds from the newest frame to the question, and from there to its answer
 
@@ -103,11 +114,17 @@ class _Recording:
         if (report := answer.report) is not None:
             self._write(f"{NODE}/retained_tokens", retained_cloud(report, answer.stamp_ns, view.frame_id), then)
             self._write(f"{NODE}/token_report", report_message(answer, report, view.frame_id), then)
+        if message.goal_near.header.frame_id:
+            self._write(f"{NODE}/goal", message.goal_near, then)
 
     def _write(self, topic: str, message: Any, stamp_ns: int) -> None:
         if topic not in self._topics:
             kind = _define(type(message), self._store)
-            self._topics[topic] = self._writer.add_connection(topic, kind, typestore=self._store)
+            # Latched, as the node offers them: who plays the file offers them so to RViz, which asks for that.
+            qos = LATCHED if topic.startswith(f"{NODE}/") and topic != f"{NODE}/goal" else ORDINARY
+            self._topics[topic] = self._writer.add_connection(
+                topic, kind, typestore=self._store, offered_qos_profiles=[qos]
+            )
         self._writer.write(self._topics[topic], stamp_ns, serialize_message(message))
 
 

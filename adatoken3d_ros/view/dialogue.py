@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -67,7 +68,7 @@ class Dialogue:
         changed = replace(question, only=chosen) if keep else replace(question, without=chosen)
         name = f"{'with only' if keep else 'without'} {len(places)} tokens"
         left, right = (question, first.strategy), (changed, first.strategy)
-        return self._twice(left, right, ("as before", name), on_text, on_stage)
+        return self._twice(left, right, ("as before", name), on_text, on_stage, first)
 
     def compare(
         self, question: Question, strategies: tuple[str, str], on_text: Told = print, on_stage: Told = print
@@ -83,20 +84,32 @@ class Dialogue:
         names: tuple[str, str],
         on_text: Told,
         on_stage: Told,
+        first: Asked | None = None,
     ) -> Pair:
-        """The left one is asked twice: what its scene makes of the right one's answer is known after that alone."""
+        """The left one is asked twice: what its scene makes of the right one's answer is known after that alone.
+
+        Its times are those of the first time: a question that comes again finds much done.
+        """
 
         def ask(which: tuple[Question, str], *candidates: str, on_text: Told = on_text) -> Asked:
             question, strategy = replace(which[0], candidates=tuple(dict.fromkeys(candidates))), which[1]
             return Asked(question, strategy, self._source.ask(question, strategy, on_text, on_stage))
 
         one = ask(left, on_text=lambda text: None)
+        times = {name: value for name, value in (first or one).answer.record.items() if name.endswith("_ms")}
         other = ask(right, one.text)
         one = ask(left, one.text, other.text, on_text=lambda text: None)
+        if _unknown(other, one.text):  # the scene of a camera that moves is another one by now
+            other = ask(right, one.text)
+        one = replace(one, answer=replace(one.answer, record={**one.answer.record, **times}))
         texts = list(dict.fromkeys((one.text, other.text)))
         told = [(text, _chance(one, text), _chance(other, text)) for text in texts if text]
         self.history.extend((one, other))
         return Pair(names, one, other, tuple(told))
+
+
+def _unknown(asked: Asked, text: str) -> bool:
+    return bool(text) and math.isnan(_chance(asked, text))
 
 
 def _chance(asked: Asked, text: str) -> float:

@@ -28,6 +28,7 @@ _RAMP = np.array([[48, 18, 110], [38, 110, 170], [60, 180, 110], [250, 220, 60]]
 _STAGE_COLOURS = dict(zip(STAGES, ("#777", "#8a5fbf", "#2f8fa5", "#2f6fd0", "#3d8f5a"), strict=True))
 _GONE = 0.75  # how dark a patch becomes whose token is not left
 HIT = 0.25  # metres from a ray within which a token is clicked
+AWAY = np.array([-0.33, -0.41, 0.47])  # from a scene's middle to who looks at it, in its diagonals
 
 
 def ramp(t: NDArray[np.floating]) -> NDArray[np.uint8]:
@@ -50,6 +51,15 @@ def colours(mode: str, scene: Shown, tokens: TokenReport | None) -> tuple[NDArra
         most = max(float(tokens.contribution.max(initial=0.0)), 1e-12)
         return tokens.xyz, ramp(np.sqrt(tokens.contribution / most))
     return tokens.xyz, ramp(tokens.last_layer / max(1, len(tokens.spatial_per_layer) - 1))
+
+
+def viewpoint(xyz: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Where to stand (3,) and what to look at (3,) to see points (N, 3) from above; a few far ones do not matter."""
+    if not len(xyz):
+        xyz = np.array([[-3.0, -3.0, 0.0], [3.0, 3.0, 2.0]])
+    low, high = np.percentile(xyz.astype(np.float64), [2, 98], axis=0)
+    middle = (low + high) / 2
+    return middle + AWAY * max(1.0, float(np.linalg.norm(high - low))), middle
 
 
 def in_rectangle(
@@ -105,10 +115,12 @@ def lit_picture(rgb: NDArray[np.uint8], grid: tuple[int, int], area: Iterable[fl
 
 # --- HTML: every text comes from outside ---
 
+INSET = 'style="margin:0 10px"'  # as far as viser's own rows
+
 
 def writing_html(question: str, text: str, stage: str) -> str:
     """An answer while it is written."""
-    return f"<div><b>{escape(question)}</b><br>{_big(text)}<i>{escape(stage)} ...</i></div>"
+    return f"<div {INSET}><b>{escape(question)}</b><br>{_big(text)}<i>{escape(stage)} ...</i></div>"
 
 
 def answer_html(record: Mapping[str, Any]) -> str:
@@ -117,10 +129,8 @@ def answer_html(record: Mapping[str, Any]) -> str:
     facts = [record["status"], "" if sure is None else f"{sure:.0%} likely to be right", record["status_message"]]
     told = escape("; ".join(filter(None, facts)))
     kept = f"{record['retained_tokens']} of {record['spatial_tokens']} tokens left, strategy {record['strategy']}"
-    return (
-        f'<div id="adatoken3d-answer"><b>{escape(record["question"])}</b><br>{_big(record["text"] or "(empty)")}'
-        f"<small>{told}<br>{escape(kept)}</small>{bar_html(record)}</div>"
-    )
+    said = f"<b>{escape(record['question'])}</b><br>{_big(record['text'] or '(empty)')}"
+    return f'<div id="adatoken3d-answer" {INSET}>{said}<small>{told}<br>{escape(kept)}</small>{bar_html(record)}</div>'
 
 
 def bar_html(record: Mapping[str, Any]) -> str:
@@ -155,13 +165,19 @@ def pair_html(pair: Pair) -> str:
     rows = [
         row("answer", (one["text"] or "(empty)" for one in sides)),
         row("status", (one["status"] for one in sides)),
-        *(row(f"probability of {text!r}", (f"{a:#.3g}", f"{b:#.3g} ({b - a:+#.3g})")) for text, a, b in pair.chances),
+        *(row(f"probability of {text!r}", _change(a, b)) for text, a, b in pair.chances),
         row("tokens", (f"{one['spatial_tokens']}, {one['retained_tokens']} left" for one in sides)),
         row("time (ms)", (f"{one['total_ms']:.0f}" for one in sides)),
         row("prefill FLOPs", (f"{one['prefill_flops']:.3g}" for one in sides)),
     ]
     table = f"<table><tr><th></th>{heads}</tr>{''.join(rows)}</table>"
-    return f'<div id="adatoken3d-pair"><b>{escape(pair.left.question.text)}</b>{table}</div>'
+    return f'<div id="adatoken3d-pair" {INSET}><b>{escape(pair.left.question.text)}</b>{table}</div>'
+
+
+def _change(before: float, after: float) -> tuple[str, str]:
+    """Two probabilities, NaN where one is not known; small ones are told, too."""
+    one, other = ("not known" if math.isnan(value) else f"{value:#.3g}" for value in (before, after))
+    return one, other if math.isnan(before + after) else f"{other} ({after - before:+#.3g})"
 
 
 def history_html(history: Iterable[Asked], most: int = 20) -> str:
@@ -171,7 +187,8 @@ def history_html(history: Iterable[Asked], most: int = 20) -> str:
         record = asked.answer.record
         texts = (record["question"], record["text"] or "(empty)", record["status"], f"{record['total_ms']:.0f} ms")
         rows.append(f"<tr>{''.join(f'<td>{escape(text)}</td>' for text in texts)}</tr>")
-    return f"<table>{''.join(rows)}</table>" if rows else "<i>nothing was asked yet</i>"
+    told = f"<table>{''.join(rows)}</table>" if rows else "<i>nothing was asked yet</i>"
+    return f"<div {INSET}>{told}</div>"
 
 
 def _big(text: str) -> str:

@@ -33,7 +33,6 @@ LOOK_SECONDS = 0.3  # between two looks at whether the scene has changed
 STEP_SECONDS = 0.4  # of a layer, when an answer is played
 MOST_WAITING = 8  # things that browsers want and that are not begun
 MOST_BUDGET = 5000  # milliseconds
-EYE, TARGET = (-2.8, -3.4, 3.4), (0.0, 0.0, 0.5)  # where a browser begins, metres
 USUAL = "(as configured)"
 
 
@@ -53,9 +52,9 @@ class Page:
         self._draws = threading.RLock()
         self._jobs = ThreadPoolExecutor(max_workers=1, thread_name_prefix="adatoken3d-view")
         self._waiting = 0
+        self._in_sight = False  # whether there has been a scene
         self._closed = threading.Event()
         server.gui.configure_theme(show_logo=False, show_share_button=False, control_width="large", dark_mode=True)
-        server.initial_camera.position, server.initial_camera.look_at = EYE, TARGET
         tabs = server.gui.add_tab_group()
         with tabs.add_tab("Ask"):
             self._build_ask()
@@ -85,7 +84,7 @@ class Page:
             self._text = gui.add_text("Question", "What is in the room?")
         form.on_submit(lambda _: self._ask())
         gui.add_button("Ask", icon=viser.Icon.MESSAGE_QUESTION).on_click(lambda _: self._ask())
-        self._answer = gui.add_html("<i>Ask about the scene, or click on a point of it.</i>")
+        self._answer = gui.add_html(f"<i {drawing.INSET}>Ask about the scene, or click on a point of it.</i>")
         gui.add_button("Stop").on_click(lambda _: self._source.cancel())
         self._budget = gui.add_slider("Budget (ms)", 0, MOST_BUDGET, 10, round(self._source.budget_ms / 10) * 10,
                                       hint="time from asking to the answer; 0 for none")  # fmt: skip
@@ -102,7 +101,7 @@ class Page:
         gui.add_button("Play layer by layer").on_click(lambda _: self._want(self._play))
         cameras = gui.add_checkbox("Key frames", True, hint="after an answer, the patches of the tokens that were left")
         cameras.on_update(lambda _: self._world.show_cameras(cameras.value))
-        gui.add_html("<small>Shift and drag selects tokens with a rectangle.</small>")
+        gui.add_html(f"<small {drawing.INSET}>Shift and drag selects tokens with a rectangle.</small>")
         self._chosen = gui.add_html(_chosen_html(0))
         gui.add_button("Ask again without them").on_click(lambda _: self._want(self._again, keep=False))
         gui.add_button("Ask again with only them").on_click(lambda _: self._want(self._again, keep=True))
@@ -257,6 +256,17 @@ class Page:
             self._world.draw(self._scene, self._drawn, self._mode.value, int(self._layer.value))
             if everything:
                 self._world.cameras(self._scene.pictures, self._drawn)
+                self._stand()
+
+    def _stand(self) -> None:
+        """A browser begins above the scene as it is now; who came before there was one is brought there."""
+        eye, middle = drawing.viewpoint(self._scene.xyz)
+        self._server.initial_camera.position, self._server.initial_camera.look_at = eye, middle
+        if self._in_sight or not len(self._scene.xyz):
+            return
+        self._in_sight = True
+        for client in self._server.get_clients().values():
+            client.camera.position, client.camera.look_at = eye, middle
 
     def _watch(self) -> None:
         """Draws the scene anew when it has changed."""
@@ -271,4 +281,4 @@ class Page:
 
 
 def _chosen_html(count: int) -> str:
-    return f'<span id="adatoken3d-chosen">{count} tokens are selected.</span>'
+    return f'<span id="adatoken3d-chosen" {drawing.INSET}>{count} tokens are selected.</span>'

@@ -14,10 +14,10 @@ from adatoken3d_ros.view.drawing import LIVE_AGE, LIVE_PICTURE, colours, lit_pic
 from adatoken3d_ros.view.pictures import Picture, small
 from adatoken3d_ros.view.source import Shown
 
-POINT = 0.06  # metres
+POINT = 0.08  # metres
 MOST_CAMERAS = 40  # newest key frames whose pictures are shown
 SIDE = 240  # pixels of these
-GREY, RED, ORANGE, BLUE = (120, 120, 120), (235, 40, 60), (230, 130, 40), (60, 130, 220)
+DIM, GREY, RED, ORANGE, BLUE = (60,) * 3, (120,) * 3, (235, 40, 60), (230, 130, 40), (60, 130, 220)
 _EDGES = [(a, a | 1 << k) for a in range(8) for k in range(3) if not a & 1 << k]  # of a box, by corner
 
 
@@ -34,7 +34,7 @@ class World:
         self._cameras: dict[int, tuple[Any, bytes]] = {}
         self.points: NDArray[np.float32] = np.zeros((0, 3), np.float32)
         self.selected: NDArray[np.float32] = np.zeros((0, 3), np.float32)
-        self._scene.add_grid("/floor", 12.0, 12.0, cell_size=0.5, section_size=1.0, plane="xy")
+        self._scene.add_grid("/floor", 12.0, 12.0, cell_color=DIM, section_color=DIM, plane="xy")
 
     def draw(self, shown: Shown, asked: Asked | None, mode: str, layer: int) -> None:
         """The tokens: of the scene as it is now, or of an answer as `layer` sees them.
@@ -79,7 +79,7 @@ class World:
                 f"/cameras/{stamp}",
                 picture.fov,
                 picture.aspect,
-                scale=0.12,
+                scale=0.2,
                 thickness=0.004,
                 color=BLUE,
                 image=image,

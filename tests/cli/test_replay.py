@@ -48,18 +48,29 @@ def test_a_recording_holds_the_frames_as_they_were(recorded: Path, folder: Path)
 
 def test_every_topic_and_its_definition_is_in_the_file(recorded: Path) -> None:
     """Another program's reader finds them: the definitions in the file are what its messages are decoded by."""
+    from rclpy.serialization import deserialize_message
     from rosbags.rosbag2.storage_mcap import McapReader
+    from visualization_msgs.msg import MarkerArray
 
     reader = McapReader(recorded)
     reader.open()
     found = {one.topic: one for one in reader.connections}
+    markers = next(raw for one, _, raw in reader.messages([found["/adatoken3d/markers"]]))
     reader.close()
-    assert set(found) == {
+    goal = {"/adatoken3d/goal"} & set(found)  # where the answer has one
+    assert set(found) - goal == {
         *("/rgb/image", "/rgb/camera_info", "/depth/image", "/depth/camera_info", "/tf", "/question"),
         *(f"/adatoken3d/{name}" for name in ("answer", "scene_tokens", "retained_tokens", "token_report", "markers")),
     }
     definition = found["/adatoken3d/answer"].msgdef.data
     assert "MSG: adatoken3d/Box3D" in definition and "float32 confidence" in definition
+    # RViz asks for latched topics; a file that does not say that they are is played without.
+    durable = {topic: one.ext.offered_qos_profiles[0].durability.name for topic, one in found.items()}
+    assert {topic for topic, name in durable.items() if name == "TRANSIENT_LOCAL"} == {
+        *(f"/adatoken3d/{name}" for name in ("answer", "scene_tokens", "retained_tokens", "token_report", "markers"))
+    }
+    shown = {marker.ns for marker in deserialize_message(bytes(markers), MarkerArray).markers}
+    assert {"views", "answer", "evidence"} <= shown
 
 
 def test_it_is_answered_again_and_to_the_byte(recorded: Path, tiny: Path, folder: Path, tmp_path: Path) -> None:

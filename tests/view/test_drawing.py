@@ -12,6 +12,7 @@ import pytest
 
 from adatoken3d_ros.cli.output import record_of_answer
 from adatoken3d_ros.engine.answer import Answer, Question, Status, TokenReport
+from adatoken3d_ros.engine.stages import StageTimes
 from adatoken3d_ros.view import drawing
 from adatoken3d_ros.view.dialogue import Asked, Dialogue
 from adatoken3d_ros.view.report import Reported
@@ -32,6 +33,14 @@ def test_what_is_in_a_rectangle() -> None:
     assert drawing.in_rectangle(XYZ, np.eye(4), math.pi / 2, 1.0, (0.4, 0.6), (0.6, 0.7)).tolist() == [0, 0, 1, 0]
     wide = drawing.in_rectangle(XYZ, np.eye(4), math.pi / 2, 4.0, (0.55, 0.4), (0.57, 0.6))
     assert wide.tolist() == [False, True, False, False]
+
+
+def test_a_scene_is_looked_at_from_above_wherever_it_is() -> None:
+    room = np.random.default_rng(0).uniform((98, 48, 0), (102, 52, 2), (1000, 3))
+    eye, middle = drawing.viewpoint(np.concatenate([room, [[9000.0, 0, 0]]]).astype(np.float32))
+    np.testing.assert_allclose(middle, (100, 50, 1), atol=0.2)
+    assert 2 < np.linalg.norm(eye - middle) < 8 and eye[2] > 3
+    assert np.isfinite(drawing.viewpoint(XYZ[:0])).all()
 
 
 def test_what_a_ray_hits() -> None:
@@ -82,9 +91,10 @@ class Scripted:
         self.heard.append((question, strategy))
         part = bool(len(question.without) or len(question.only)) or strategy == "none"
         text, known = ("chair", {"chair": 0.75, "table": 0.125}) if part else ("table", {"table": 0.5, "chair": 0.25})
-        chances = tuple(known[one] for one in question.candidates)
+        chances = tuple(known.get(one, 0.0) for one in question.candidates)
         own = known[text] if chances else math.nan
-        answer = Answer(question, Status.OK, text, probability=own, candidate_probabilities=chances)
+        times = StageTimes(total=1000.0 / len(self.heard))  # what comes again is quicker
+        answer = Answer(question, Status.OK, text, probability=own, candidate_probabilities=chances, times=times)
         return Reported(record_of_answer(answer), TOKENS)
 
 
@@ -101,9 +111,28 @@ def test_asked_again_without_what_was_selected() -> None:
     compared = dialogue.compare(Question("What?"), ("ours", "none"))
     assert [one[1] for one in source.heard[-3:]] == ["ours", "none", "ours"]
     assert compared.chances == pair.chances
+    assert pair.left.answer.record["total_ms"] == first.answer.record["total_ms"] == 1000.0
+    assert compared.left.answer.record["total_ms"] > compared.right.answer.record["total_ms"]
     html = drawing.pair_html(pair)
     assert "0.125 (-0.375)" in html and "0.750 (+0.500)" in html
+    unknown = drawing.pair_html(replace(pair, chances=(("a", math.nan, 0.5),)))
+    assert "nan" not in unknown and unknown.count("not known") == 1
     assert drawing.history_html(dialogue.history).count("<tr>") == 7
+
+
+class Moving(Scripted):
+    """As the camera moves, the question is answered in another way from the second time on."""
+
+    def ask(self, question: Question, strategy: str, on_text: Any, on_stage: Any) -> Reported:
+        if self.heard:
+            return super().ask(question, strategy, on_text, on_stage)
+        self.heard.append((question, strategy))
+        return Reported(record_of_answer(Answer(question, Status.OK, "nothing")), TOKENS)
+
+
+def test_a_scene_that_changes_meanwhile_leaves_no_probability_unknown() -> None:
+    pair = Dialogue(Moving()).compare(Question("What?"), ("ours", "none"))  # type: ignore[arg-type]
+    assert pair.chances == (("table", 0.5, 0.125), ("chair", 0.25, 0.75))
 
 
 def test_texts_are_no_html() -> None:

@@ -19,6 +19,7 @@ from adatoken3d_ros.cli.output import record_of_answer
 from adatoken3d_ros.cli.view import serving
 from adatoken3d_ros.engine.loading import load_engine
 from adatoken3d_ros.settings import Settings
+from adatoken3d_ros.view.drawing import viewpoint
 from adatoken3d_ros.view.local import LocalSource
 from tests.engine.scenes import room_frame
 
@@ -126,9 +127,7 @@ def test_a_question_a_click_and_tokens_left_out(page: Any, source: LocalSource) 
 
 def project(xyz: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Where points are in the picture of the page's first camera, 0 to 1."""
-    from adatoken3d_ros.view import page as view
-
-    eye, target = np.array(view.EYE), np.array(view.TARGET)
+    eye, target = viewpoint(xyz)
     forward = (target - eye) / np.linalg.norm(target - eye)
     right = np.cross(forward, [0, 0, 1.0])
     right /= np.linalg.norm(right)
