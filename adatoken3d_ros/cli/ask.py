@@ -196,6 +196,7 @@ def frames(args: argparse.Namespace) -> Iterator[PosedFrame]:
         T_base_camera=pose_from_numbers(args.base_to_camera) if any(args.base_to_camera) else None,
         T_camera_depth=pose_from_numbers(args.depth_to_rgb) if any(args.depth_to_rgb) else None,
         slop=args.slop,
+        max_covariance=args.max_covariance,
     )
     yield from itertools.islice(source, None, None, args.stride)
 

@@ -15,6 +15,7 @@ from adatoken3d_ros.settings import BY_NAME, DEFAULTS, OF_CHOSEN_FRAMES, Setting
 # Option -> the setting that it gives.
 OPTIONS = {
     "--base-to-camera": "pose.base_to_camera",
+    "--max-covariance": "pose.max_covariance",
     "--budget-ms": "latency_budget_ms",
     "--device": "model.device",
     "--depth-to-rgb": "pose.depth_to_rgb",
@@ -89,7 +90,7 @@ def add_scenes(
         parser.add_argument(f"--{name}-topic", default="", metavar="NAME", help="in the bag, if it has several")
     add_settings(parser, "--input-source", "--slop", "--depth-to-rgb")
     parser.add_argument("--stride", type=int, default=1, metavar="N", help="use every N-th frame (%(default)s)")
-    add_settings(parser, "--base-to-camera", "--max-views", "--device", "--dtype", "--quantization")
+    add_settings(parser, "--base-to-camera", "--max-covariance", "--max-views", "--device", "--dtype", "--quantization")
 
 
 def check_files(args: argparse.Namespace, written_to: Sequence[str] = ("--json", "--out", "--report")) -> None:

@@ -18,7 +18,7 @@ from adatoken3d_ros.ros.bag_files import BagError, BagReader, Connection
 from adatoken3d_ros.ros.inputs.conversions import ConversionError, stamp_to_ns
 from adatoken3d_ros.ros.inputs.pairing import Assembler
 from adatoken3d_ros.ros.inputs.pictures import DEPTH, DEPTH_INFO, POINTS, RGB, RGB_INFO, RGBD, STREAMS
-from adatoken3d_ros.ros.inputs.poses import BufferedPose, PoseError, PoseSource, TfPose
+from adatoken3d_ros.ros.inputs.poses import BufferedPose, PoseError, PoseSource, TfPose, UncertainPose
 from adatoken3d_ros.ros.inputs.transforms import TransformTree
 from adatoken3d_ros.scene.frames import FrameError, PosedFrame
 from adatoken3d_ros.settings import DEFAULTS
@@ -67,6 +67,7 @@ def read_bag(
     T_camera_depth: NDArray[np.float64] | None = None,
     slop: float = DEFAULTS["sync.slop"],
     pose_tolerance: float = DEFAULTS["pose.tolerance"],
+    max_covariance: float = DEFAULTS["pose.max_covariance"],
     rectified: bool = False,
     on_drop: Callable[[str, str], None] | None = None,
 ) -> Iterator[PosedFrame]:
@@ -85,7 +86,7 @@ def read_bag(
             for odometry, else identity.
         T_camera_depth: (4, 4) from the frame of depth images or clouds to the colour camera's; see pairing.Assembler.
         slop: largest difference between the stamps of colour and depth, seconds.
-        pose_tolerance: see poses.PoseBuffer, seconds.
+        pose_tolerance: see poses.PoseBuffer, seconds. max_covariance: see poses.BufferedPose.
         rectified: the images are rectified already (P of CameraInfo counts).
         on_drop: told (reason, text) of every pair that gives no frame; the log is, if None.
 
@@ -105,7 +106,8 @@ def read_bag(
 
     with closing(BagReader(path)) as reader:
         chosen = choose_topics(reader.connections, topics or Topics(), source)
-        poses = _Poses(reader, chosen, scene_frame, T_base_camera, round(pose_tolerance * 1e9)).read(pose_source)
+        tolerance_ns = round(pose_tolerance * 1e9)
+        poses = _Poses(reader, chosen, scene_frame, T_base_camera, tolerance_ns, max_covariance).read(pose_source)
         assembler = Assembler(
             poses,
             source=source,
@@ -211,12 +213,13 @@ class _Poses:
         scene_frame: str,
         T_base_camera: NDArray[np.float64] | None,
         tolerance_ns: int,
+        max_covariance: float,
     ) -> None:
         self._reader = reader
         self._topic = topics.pose
         self._scene_frame = scene_frame
         self._T_base_camera = T_base_camera
-        self._tolerance_ns = tolerance_ns
+        self._limits: dict[str, Any] = {"tolerance_ns": tolerance_ns, "max_covariance": max_covariance}
         pictures = topics.depth or topics.points or topics.rgb
         self._camera = next((str(message.header.frame_id) for _, message in self._all([pictures])), "")
 
@@ -265,18 +268,21 @@ class _Poses:
         topic = topic or _only(f"topic for {source}", names, connections)
         tree = self._tree if source == "odometry" else None
         poses: BufferedPose | None = None
+        unsure: list[str] = []
         for _, message in self._all([topic]):
             if poses is None:
                 frame = self._scene_frame or message.header.frame_id
-                poses = BufferedPose(
-                    frame, self._T_base_camera, tree=tree, tolerance_ns=self._tolerance_ns, capacity=None
-                )
+                poses = BufferedPose(frame, self._T_base_camera, tree=tree, capacity=None, **self._limits)
             try:
                 poses.add(message)
+            except UncertainPose as error:
+                unsure.append(str(error))
             except (ConversionError, PoseError) as error:
                 raise BagError(f"{topic} at {stamp_to_ns(message.header.stamp) / 1e9:.6f} s: {error}") from error
         if poses is None:
             raise BagError(f"the bag has no message on the pose topic {topic!r}")
+        if unsure:
+            logger.warning("%s: %d poses were refused, the first: %s", topic, len(unsure), unsure[0])
         return poses
 
     @cached_property

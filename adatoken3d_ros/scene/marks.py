@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -67,8 +68,8 @@ class Mark:
 
 
 def spoken(name: str) -> str:
-    """A name as it is compared: without an article before it, small."""
-    return _bare(name).casefold()
+    """A name as it is compared: without an article before it, small, its letters composed."""
+    return unicodedata.normalize("NFC", _bare(name).casefold())
 
 
 def _bare(name: str) -> str:
@@ -126,9 +127,12 @@ class Marks:
         """
         if not self._marks:
             return text
-        names = sorted((_bare(mark.name) for mark in self.all()), key=len, reverse=True)
-        words = "|".join(r"\s+".join(map(re.escape, name.split())) for name in names)
-        pattern = rf"\[[^\]]*\]|(?<!\w)(?<!\d[.,])(?:{_DEFINITE}|({_INDEFINITE}))?({words})(?!\w|[.,]\d)"
+        text = unicodedata.normalize("NFC", text)
+        bare = [unicodedata.normalize("NFC", _bare(mark.name)) for mark in self.all()]
+        # A letter that grows when it is made small may be written either way.
+        names = sorted({form for name in bare for form in (name, name.casefold())}, key=lambda name: (-len(name), name))
+        words = "|".join(_word(name) for name in names)
+        pattern = rf"\[[^\]]*\]|(?:(?<!\w){_DEFINITE}|((?<!\w){_INDEFINITE}))?({words})"
 
         def place(match: re.Match[str]) -> str:
             general, name = match.groups()
@@ -154,6 +158,16 @@ class Marks:
         except (TypeError, KeyError, ValueError, OverflowError) as error:
             raise error if isinstance(error, MarkError) else MarkError(f"no marks: {quoted(value)}") from error
         return cls(found)
+
+
+def _word(name: str) -> str:
+    """What matches a name between others, any space between its words; in scripts without spaces nothing parts them."""
+    before = "" if _wide(name[0]) else r"(?<!\w)(?<!\d[.,])"
+    return before + r"\s+".join(map(re.escape, name.split())) + ("" if _wide(name[-1]) else r"(?!\w|[.,]\d)")
+
+
+def _wide(letter: str) -> bool:
+    return unicodedata.east_asian_width(letter) in "WF"
 
 
 def _triple(value: Any) -> Triple:

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -131,8 +133,11 @@ def test_two_nodes_of_one_name_do_not_write_over_each_other(tmp_path: Path) -> N
 
 def test_a_directory_that_cannot_be_read_costs_the_restore_alone(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    said = Versions(tmp_path / "file", "x").restore(views_of)
+    versions = Versions(tmp_path / "file", "x")
+    said = versions.restore(views_of)
     assert said.startswith("nothing was restored: ") and str(tmp_path / "file") in said
+    with pytest.raises(OSError, match=str(tmp_path / "file")):
+        versions.write(pack_scene(*scene(1), **IDENTITY), 1)
 
 
 def test_drafts_of_long_ago_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,6 +146,23 @@ def test_drafts_of_long_ago_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(autosave, "_DRAFT_SECONDS", -1.0)
     Versions(tmp_path, "x").write(pack_scene(*scene(1), **IDENTITY), 1)
     assert not draft.exists()
+
+
+def test_a_file_that_cannot_grow_is_said_and_the_versions_stay(tmp_path: Path) -> None:
+    """As on a full disk, but by the kernel."""
+    versions = Versions(tmp_path, "x")
+    versions.write(pack_scene(*scene(1), **IDENTITY), 1)
+    limits, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        with pytest.raises(OSError, match="File too large"):
+            versions.write(pack_scene(*scene(2), **IDENTITY), 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert versions.restore(views_of).startswith("1 views") and len(list(tmp_path.iterdir())) == 2
+    versions.write(pack_scene(*scene(2), **IDENTITY), 1)
+    assert versions.restore(views_of).startswith("2 views")
 
 
 def test_a_full_disk_is_said_and_the_versions_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

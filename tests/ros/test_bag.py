@@ -72,6 +72,20 @@ def test_odometry_of_a_base_that_nothing_leads_to_is_refused(tmp_path: Path, sou
     assert [frame.T_world_camera[0, 3] for frame in found] == [0.5, 1.5, 2.5]
 
 
+def test_poses_that_are_not_sure_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    messages = base_odometry(*MOUNT)
+    unsure = [message for topic, message, _ in messages if topic == "/odom"][1]
+    unsure.pose.covariance[7], unsure.pose.pose.position.x = 0.5, 50.0
+    path = write(tmp_path / "bag", messages)
+    assert [frame.T_world_camera[0, 3] for frame in read_bag(path)] == [10.0, 60.0, 12.0]
+    assert not caplog.text
+    found = list(read_bag(path, max_covariance=0.1))
+    np.testing.assert_allclose(
+        [frame.T_world_camera[0, 3] for frame in found], [10.0, 11.0, 12.0]
+    )  # between the others
+    assert "1 poses were refused, the first: the pose at 0.2" in caplog.text and "variance of 0.5" in caplog.text
+
+
 def test_odometry_without_a_child_frame_is_refused(tmp_path: Path) -> None:
     messages = [(topic, m, 1) for topic, m in pose_messages("odometry", 100 * MS, 0.0, "")]
     path = write(tmp_path / "bag", [*(item for item in frames() if item[0] != "/pose"), *messages])

@@ -57,7 +57,24 @@ def test_what_is_no_mark_is_named(change: dict[str, Any], named: str) -> None:
         Mark(**{"name": "dock", "place": (0.0, 0.0, 0.0), **change})
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("Café", "What is near the cafe\u0301?"),
+        ("Cafe\u0301", "What is near the CAFÉ?"),
+        ("Große Straße", "What is near the GROSSE STRASSE?"),
+        ("充电桩", "充电桩在哪里?"),
+        ("Ladestation Süd", "Was ist bei ladestation  süd?"),
+    ],
+)
+def test_a_name_of_any_script_is_found_however_it_is_written(name: str, text: str) -> None:
+    marks = Marks([Mark(name, (1.0, 2.0, 3.0))])
+    assert "[1.000, 2.000, 3.000]" in marks.resolved(text)
+
+
 def test_one_name_is_of_one_place_and_goes_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(MarkError, match="already"):
+        Marks([Mark("Café", (0.0, 0.0, 0.0))]).add(Mark("CAFE\u0301", (0.0, 0.0, 0.0)))
     marks = Marks([DOCK])
     for name in ("Charging Dock", "the charging dock"):
         with pytest.raises(MarkError, match=r"a mark 'charging dock' already, at \[1.0, 2.5, 0.0\] m"):

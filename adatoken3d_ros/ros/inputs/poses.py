@@ -23,6 +23,10 @@ UNMEASURED = 1e5  # m^2 or rad^2: a variance that says that an axis is not measu
 TOLERANCE_NS = round(DEFAULTS["pose.tolerance"] * 1e9)
 
 
+class UncertainPose(PoseError):
+    """A pose that its sender is not sure enough of."""
+
+
 class PoseSource(Protocol):
     """Poses of the camera by time.
 
@@ -191,7 +195,8 @@ class BufferedPose:
         Raises:
             ConversionError: for a pose that is not finite or not a rotation.
             PoseError: for a pose in another frame, and for odometry of another body than before or of nobody knows
-                whose (an empty child_frame_id), unless `T_base_camera` was given; for one that is too uncertain.
+                whose (an empty child_frame_id), unless `T_base_camera` was given.
+            UncertainPose: for one that is too uncertain.
         """
         pose = message.pose.pose if hasattr(message.pose, "pose") else message.pose
         frame = message.header.frame_id
@@ -223,7 +228,7 @@ class BufferedPose:
         found = variance(covariance)
         self.unknown += found is None
         if found is not None and found > self._max_covariance:
-            raise PoseError(
+            raise UncertainPose(
                 f"the pose at {stamp_ns / 1e9:.6f} s has a variance of {found:g}, more than pose.max_covariance "
                 f"{self._max_covariance:g}"
             )
