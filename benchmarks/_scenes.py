@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,7 +23,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from adatoken3d_ros.decoder.adapter import Decoder
+from adatoken3d_ros.fleet.spread import Cluster
 from adatoken3d_ros.lab.probe import Sample
+from adatoken3d_ros.lab.spread import Alone, Processes, Spread
 from adatoken3d_ros.lab.synthetic.furnished import Split
 from adatoken3d_ros.lab.synthetic.questions import FAMILIES, generate
 from adatoken3d_ros.lab.synthetic.wordings import QA
@@ -82,6 +82,10 @@ class Reader:
         content = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
         self.training: dict[str, Any] = content.get("training", {})
         self.blind = bool(self.training.get("blind", False))
+
+    def again(self) -> Callable[[], Reader]:
+        """Makes the same in another process."""
+        return partial(Reader, self.path, quantization=self.quantization)
 
     @property
     def decoder(self) -> Decoder:
@@ -224,37 +228,26 @@ def balanced_rooms(
 
 # Several cores ---------------------------------------------------------------------------------------------------
 
-_reader: Reader | None = None
-
-
-def _start(path: Path) -> None:
-    global _reader
-    torch.set_num_threads(1)
-    _reader = Reader(path)
-
-
-def _call(function: Callable[[Reader, T], R], task: T) -> R:
-    assert _reader is not None
-    return function(_reader, task)
-
 
 class Workers:
-    """Calls functions of (reader, task), in this process or, with a thread and a reader each, in several."""
+    """Calls functions of (reader, task), in this process or, with a thread and a reader each, in several.
 
-    def __init__(self, reader: Reader, count: int, console: Console) -> None:
-        self._reader, self._count, self._console = reader, count, console
-        self._pool: ProcessPoolExecutor | None = None
+    ray: address of the Ray that has those processes ("local": one of their own), instead of this machine alone.
+    """
+
+    def __init__(self, reader: Reader, count: int, console: Console, ray: str | None = None) -> None:
+        self._reader, self._count, self._console, self._ray = reader, count, console, ray
+        self._spread: Spread[Reader] = Alone(lambda: reader)
 
     def __enter__(self) -> Workers:
-        if self._count > 1:
-            # Not forked: torch has threads of its own.
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self._count, context, _start, (self._reader.path,))
+        if self._ray is not None:
+            self._spread = Cluster(self._reader.again(), self._count, threads=1, address=self._ray)
+        elif self._count > 1:
+            self._spread = Processes(self._reader.again(), self._count)
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+        self._spread.close()
 
     def map(
         self,
@@ -270,12 +263,7 @@ class Workers:
         found: list[R] = []
         with bar(self._console, what) as advance:
             advance(0, len(tasks))
-            results: Iterator[R]
-            if self._pool is None:
-                results = (function(self._reader, task) for task in tasks)
-            else:
-                results = self._pool.map(partial(_call, function), tasks)
-            for index, result in enumerate(results):
+            for index, result in enumerate(self._spread.map(function, tasks)):
                 each(index, result)
                 found.append(result)
                 advance(len(found), len(tasks))

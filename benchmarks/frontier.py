@@ -155,7 +155,7 @@ def run(args: argparse.Namespace, folder: Path, console: Console) -> dict[str, A
     started = time.monotonic()
     skipped = unfit(reader, rooms[0], [name for name in args.policies if name != "random"])
     names = [name for name in CONTESTANTS if name in {*args.policies, "ours"} and name not in skipped]
-    with Workers(reader, args.workers, console) as pool:
+    with Workers(reader, args.workers, console, args.ray) as pool:
         workers = Kept(pool, args.resume, reader.model.identity)
         fitted = fit(workers, reader, aside)
         work = Operations(reader.decoder.size, _sizes(reader, laid_out))  # the same, however many are answered
@@ -291,7 +291,7 @@ def fit_ours(args: argparse.Namespace, folder: Path, console: Console) -> None:
     """Writes `ours` at every budget of FITTED into --strategies; the one of the claim is what its name alone means."""
     reader = Reader(args.model)
     aside = _aside(args, reader, folder, console)
-    with Workers(reader, args.workers, console) as pool:
+    with Workers(reader, args.workers, console, args.ray) as pool:
         workers = Kept(pool, args.resume, reader.model.identity)
         fitted = fit(workers, reader, aside)
         work = Operations(reader.decoder.size, _sizes(reader, aside))
@@ -338,6 +338,10 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--tokens", type=int, nargs="*", default=TOKENS, help="numbers of tokens that a layer sees")
     parser.add_argument("--workers", type=int, default=2, help="processes with one thread each (%(default)s)")
+    parser.add_argument(
+        "--ray", nargs="?", const="local", metavar="ADDRESS",
+        help="those processes over the Ray at this address, which sees --scenes at the same path (one on this machine)",
+    )  # fmt: skip
     parser.add_argument("--threads", type=int, default=2, help="of torch while time is measured (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the questions and the bootstrap")
     return parser
@@ -360,6 +364,8 @@ def main() -> None:
             commands.error(f"--targets {target} is outside (0, 1)")
     if args.json is None and args.strategies is None:
         commands.error("--json or --strategies must say where to write what is found")
+    if args.ray not in (None, "local") and args.scenes is None:
+        commands.error(f"--ray {args.ray} needs --scenes: a folder that every machine sees")
     torch.set_num_threads(args.threads)
     args.model = args.model or embedded_path()
     console = Console()

@@ -56,7 +56,7 @@ def rows() -> Iterator[str]:
     yield "| model | weights | needs | " + " | ".join(one.name for one in MACHINES) + " |"
     yield "|---" * (3 + len(MACHINES)) + "|"
     for name, (_, config) in MODELS.items():
-        model = _outline(config)
+        model = outline_of(config)
         for kind in KINDS:
             needed = need(model, torch.bfloat16, quantization=kind, max_views=VIEWS).total / 1e9
             cells = (_cell(one, model, kind, needed) for one in MACHINES)
@@ -77,7 +77,7 @@ def _cell(machine: Machine, model: SpatialLMM, kind: str, needed: float) -> str:
     return f"{1e3 * prefill:.0f} ms, {tokens:.0f}/s"
 
 
-def _outline(config: dict[str, object]) -> SpatialLMM:
+def outline_of(config: dict[str, object]) -> SpatialLMM:
     """The model of a config.json, without weights; ids of tokens are made up."""
     ids = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
     with tempfile.TemporaryDirectory() as folder:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +18,12 @@ from adatoken3d_ros.cli import ask
 from adatoken3d_ros.cli.options import add_scenes, check_files, settings_of
 from adatoken3d_ros.cli.progress import step_progress
 from adatoken3d_ros.cli.questions import read_questions
+from adatoken3d_ros.cli.spreading import absolute, add_ray, spread_over
 from adatoken3d_ros.text import described
 
 if TYPE_CHECKING:
     from adatoken3d_ros.engine.scene import Scene
+    from adatoken3d_ros.lab.spread_calibration import Bench
     from adatoken3d_ros.lab.strategy_maker import Wanted
     from adatoken3d_ros.pruning.schedule import Schedule
     from adatoken3d_ros.scene.frames import PosedFrame
@@ -70,6 +73,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--answer-tokens", type=int, default=4, metavar="T", help="answer tokens judged (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("strategy.yaml"), metavar="FILE", help="(%(default)s)")
     parser.add_argument("--report", type=Path, default=Path("calibration"), metavar="DIR", help="(%(default)s)")
+    add_ray(parser)
 
 
 # Options that only some kinds read: with another kind they are a mistake, not something to pass over.
@@ -91,13 +95,14 @@ def run(args: argparse.Namespace) -> int:
 
     from adatoken3d_ros.engine.loading import checkpoint_path
 
-    questions = read_questions(args.questions) if args.questions else default_questions(checkpoint_path(args.model))
+    questions = _questions(args)
     args.report.mkdir(parents=True, exist_ok=True)
 
     from rich.console import Console
 
     from adatoken3d_ros.lab import strategy_maker
     from adatoken3d_ros.lab.picture import draw
+    from adatoken3d_ros.lab.spread_calibration import spread_calibration
     from adatoken3d_ros.pruning.policies import make_policy
     from adatoken3d_ros.pruning.strategy import Strategy
 
@@ -105,10 +110,14 @@ def run(args: argparse.Namespace) -> int:
     if wanted.given is not None:  # before anything is mined, which can take hours
         wanted.given.check(scene.runtime.n_layers, scene.runtime.model.decoder.first_gate)
     console = Console()
-    with step_progress(console) as report:
-        prompts = strategy_maker.collect(scene, scenes(args), questions, report)
-        information = strategy_maker.mine_all(scene, prompts, report)
-        probe = strategy_maker.make_probe(scene, wanted, prompts, report)
+    with step_progress(console) as report, spread_over(args, partial(_bench, absolute(args), wanted)) as cluster:
+        if cluster is not None:
+            count = len(args.folder or args.bag)
+            prompts, information, probe = spread_calibration(cluster, scene, count, wanted, report)
+        else:
+            prompts = strategy_maker.collect(scene, scenes(args), questions, report)
+            information = strategy_maker.mine_all(scene, prompts, report)
+            probe = strategy_maker.make_probe(scene, wanted, prompts, report)
         options = strategy_maker.policy_options(scene, args.policy, wanted, prompts, information, probe)
         policy = make_policy(args.policy, **options)
         schedule, made, extra = strategy_maker.choose(scene, wanted, policy, prompts, information, probe, report)
@@ -145,6 +154,19 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _questions(args: argparse.Namespace) -> Sequence[str] | Callable[[Scene, int], Sequence[str]]:
+    from adatoken3d_ros.engine.loading import checkpoint_path
+
+    return read_questions(args.questions) if args.questions else default_questions(checkpoint_path(args.model))
+
+
+def _bench(args: argparse.Namespace, wanted: Wanted) -> Bench:
+    """A worker's model and what it may be asked to build."""
+    from adatoken3d_ros.lab.spread_calibration import Bench
+
+    return Bench(ask.open_scene(args)[1], list(scenes(args)), _questions(args), wanted)
+
+
 def write_self_test(directory: Path, scene: Scene) -> str:
     """Beside a checkpoint that does not have it, what its model answers to the self-test; which file, or why there is
     none, in words. Weights that were quantised are not what others are compared with."""
@@ -171,7 +193,7 @@ def moves_much(kind: str, path: Path, kl: float) -> str:
     )
 
 
-def default_questions(model: Path) -> Callable[[Scene], Sequence[str]]:
+def default_questions(model: Path) -> Callable[[Scene, int], Sequence[str]]:
     """What is asked about a scene where nobody says: questions about places of it, as `adatoken3d train` teaches them.
 
     Of a model that says what it understands, those that it does; of one that was not trained on any of them, and says
@@ -187,9 +209,9 @@ def default_questions(model: Path) -> Callable[[Scene], Sequence[str]]:
     from adatoken3d_ros.lmm.text_places import parse_clicks
 
     trained = isinstance(read_json(model / "config.json").get("training"), dict)
-    rng = np.random.default_rng(0)
 
-    def questions(scene: Scene) -> Sequence[str]:
+    def questions(scene: Scene, number: int) -> Sequence[str]:
+        rng = np.random.default_rng(number)  # of the scene: whoever builds it asks the same
         tokens, known = scene.tokens(), scene.runtime.understanding
         if tokens is None or not (trained or known.wordings):
             return GENERAL_QUESTIONS

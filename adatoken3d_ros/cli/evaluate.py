@@ -10,16 +10,20 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adatoken3d_ros import __version__
 from adatoken3d_ros.cli.options import add_settings, settings_of
 from adatoken3d_ros.cli.progress import step_progress
+from adatoken3d_ros.cli.spreading import absolute, add_ray, spread_over
 
 if TYPE_CHECKING:
+    from adatoken3d_ros.engine.engine import Engine
+    from adatoken3d_ros.lab.evaluation.answering import Desk
     from adatoken3d_ros.lab.evaluation.question_sets import QuestionSet
     from adatoken3d_ros.scene.frames import PosedFrame
     from adatoken3d_ros.settings import Settings
@@ -56,6 +60,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--limit", type=int, default=0, metavar="N", help="only the first N questions; 0: all")
     add_settings(parser, "--model", "--vision-path", "--device", "--dtype", "--quantization")
     add_settings(parser, "--max-new-tokens", "--origin-mode")
+    add_ray(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -70,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     from adatoken3d_ros.lab.evaluation.answering import Kept, Run, answer_all, predictions
     from adatoken3d_ros.lab.evaluation.marking import mark
     from adatoken3d_ros.lab.evaluation.page import page, table
-    from adatoken3d_ros.lab.evaluation.scenes import find_scene, frames_of
+    from adatoken3d_ros.lab.evaluation.scenes import find_scene
 
     console = Console()
     with console.status("loading the model"):
@@ -83,15 +88,10 @@ def run(args: argparse.Namespace) -> int:
     for item in questions.items:  # a missing scene or a wrong wording is told before any work
         find_scene(args.scenes, item.scene)
         asked.text(item)
-    with closing(Kept(args.out / "answers.jsonl")) as kept, step_progress(console) as report:
-        answers = answer_all(
-            asked,
-            engine,
-            lambda: loading.open_scene(engine, settings),
-            lambda name: frames_of(find_scene(args.scenes, name), args.frames, _bag),
-            kept,
-            report,
-        )
+    with closing(Kept(args.out / "answers.jsonl")) as kept, step_progress(console) as report, ExitStack() as stack:
+        make = partial(_desk, _settings(absolute(args)), args.scenes.resolve(), args.frames)
+        cluster = stack.enter_context(spread_over(args, make))
+        answers = answer_all(asked, engine, cluster or make(engine), kept, report)
     marked = mark(questions.items, answers)
     result = {
         "set": questions.name, "form": questions.form, "prompt": asked.prompt, "model": engine.model_id,
@@ -109,6 +109,20 @@ def run(args: argparse.Namespace) -> int:
         record["status"] not in ("OK", "TRUNCATED", "UNSURE") for one in answers.values() for record in one
     )
     return int(unanswered > 0)
+
+
+def _desk(settings: Settings, scenes: Path, frames: int, engine: Engine | None = None) -> Desk:
+    """Where answers are given, with an engine of its own unless there is one."""
+    from adatoken3d_ros.engine import loading
+    from adatoken3d_ros.lab.evaluation.answering import Desk
+    from adatoken3d_ros.lab.evaluation.scenes import find_scene, frames_of
+
+    own = engine or loading.load_engine(settings)
+    return Desk(
+        own,
+        lambda: loading.open_scene(own, settings),
+        lambda name: frames_of(find_scene(scenes, name), frames, _bag),
+    )
 
 
 def _settings(args: argparse.Namespace) -> Settings:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +62,7 @@ class Sample:
 
 
 @dataclass(frozen=True, eq=False)
-class _Reference:
+class Reference:
     """The unpruned model's answer: T greedy tokens, log-probabilities (T + 1, V) from the prompt's last row on."""
 
     tokens: tuple[int, ...]
@@ -73,7 +73,8 @@ class Probe:
     """Measures how far a schedule moves the answer of a model on calibration prompts.
 
     The unpruned model answers every sample greedily with up to `n_tokens` tokens; a schedule is then judged on the
-    distributions at the prompt's last row and at these tokens, fed to it in place of its own.
+    distributions at the prompt's last row and at these tokens, fed to it in place of its own. `references`: those
+    answers, where they are known.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Probe:
         *,
         n_tokens: int = 4,
         eos_ids: Sequence[int] = (),
+        references: Sequence[Reference] | None = None,
         progress: Progress | None = None,
     ) -> None:
         if not samples:
@@ -91,9 +93,12 @@ class Probe:
         self.decoder = decoder
         self.samples = tuple(samples)
         self._policy = policy
-        self._references = []
+        if references is not None:
+            self.references = list(references)
+            return
+        self.references = []
         for index, sample in enumerate(self.samples):
-            self._references.append(self._reference(sample, n_tokens, set(eos_ids)))
+            self.references.append(self._reference(sample, n_tokens, set(eos_ids)))
             report(progress, index + 1, len(self.samples))
 
     @property
@@ -110,21 +115,25 @@ class Probe:
         """KL(unpruned || with the schedule) of the next token in nats, mean over tokens and then over samples."""
         return statistics.fmean(
             self._divergence(sample, reference, schedule)
-            for sample, reference in zip(self.samples, self._references, strict=True)
+            for sample, reference in zip(self.samples, self.references, strict=True)
         )
 
+    def divergences(self, schedules: Sequence[Schedule]) -> Iterator[float]:
+        """That of each, in turn."""
+        return map(self.divergence, schedules)
+
     @torch.inference_mode()
-    def _reference(self, sample: Sample, n_tokens: int, eos_ids: set[int]) -> _Reference:
+    def _reference(self, sample: Sample, n_tokens: int, eos_ids: set[int]) -> Reference:
         filled = self._prefill(sample, Schedule())
         log_probs = [filled.logits.log_softmax(-1)]
         tokens: list[int] = []
         while len(tokens) < n_tokens and (token := int(log_probs[-1].argmax())) not in eos_ids:
             tokens.append(token)
             log_probs.append(decode(self.decoder, filled, token).log_softmax(-1))
-        return _Reference(tuple(tokens), torch.stack(log_probs))
+        return Reference(tuple(tokens), torch.stack(log_probs))
 
     @torch.inference_mode()
-    def _divergence(self, sample: Sample, reference: _Reference, schedule: Schedule) -> float:
+    def _divergence(self, sample: Sample, reference: Reference, schedule: Schedule) -> float:
         filled = self._prefill(sample, schedule)
         logits = filled.logits[None]
         if reference.tokens:
@@ -169,20 +178,21 @@ def sensitivity(
     probe: Probe, layers: Sequence[int], ratios: Sequence[float] = RATIOS, progress: Progress | None = None
 ) -> FloatArray:
     """(len(layers), len(ratios)) divergence when the only gate, at that layer, keeps that ratio."""
-    found = np.zeros((len(layers), len(ratios)))
-    for i, layer in enumerate(layers):
-        for j, ratio in enumerate(ratios):
-            found[i, j] = probe.divergence(Schedule((Stage(layer, ratio),)))
-            report(progress, i * len(ratios) + j + 1, found.size)
-    return found
+    gates = [Schedule((Stage(layer, ratio),)) for layer in layers for ratio in ratios]
+    return _all(probe, gates, progress).reshape(len(layers), len(ratios))
 
 
 def withdrawal_scan(probe: Probe, progress: Progress | None = None) -> FloatArray:
     """(L + 1,) divergence when no layer from that one on sees a spatial token; 0 at L, where none is taken away."""
-    found = np.zeros(probe.n_layers + 1)
-    for layer in range(probe.n_layers):
-        found[layer] = probe.divergence(Schedule(withdraw_layer=layer))
-        report(progress, layer + 1, probe.n_layers)
+    ends = [Schedule(withdraw_layer=layer) for layer in range(probe.n_layers)]
+    return np.append(_all(probe, ends, progress), 0.0)
+
+
+def _all(probe: Probe, schedules: Sequence[Schedule], progress: Progress | None) -> FloatArray:
+    found = np.zeros(len(schedules))
+    for index, value in enumerate(probe.divergences(schedules)):
+        found[index] = value
+        report(progress, index + 1, len(schedules))
     return found
 
 

@@ -25,7 +25,7 @@ from adatoken3d_ros.lab.expected_loss import expected_loss
 from adatoken3d_ros.lab.gates import MAX_GATES
 from adatoken3d_ros.lab.information import FloatArray, InformationSet
 from adatoken3d_ros.lab.mining import mine
-from adatoken3d_ros.lab.probe import HORIZON_KL, RATIOS, Probe, Sample, massive_dims
+from adatoken3d_ros.lab.probe import HORIZON_KL, RATIOS, Probe, Reference, Sample, massive_dims
 from adatoken3d_ros.pruning import flops
 from adatoken3d_ros.pruning.decay import Decay, adatoken_schedule
 from adatoken3d_ros.pruning.policies import make_policy
@@ -86,19 +86,20 @@ class Prompts:
 def collect(
     scene: Scene,
     scenes: Iterable[tuple[str, Path, Iterable[PosedFrame]]],
-    questions: Sequence[str] | Callable[[Scene], Sequence[str]],
+    questions: Sequence[str] | Callable[[Scene, int], Sequence[str]],
     report: Report,
+    first: int = 0,
 ) -> Prompts:
     """Shows the frames of each scene (name, path, frames) to the scene, which makes its prompts of every question.
 
-    `questions` may depend on the scene.
+    `questions` may depend on the scene and its number, which for these begins with `first`.
 
     Raises:
         ValueError: for a scene without valid depth; names its path.
     """
     prompts = Prompts()
     n_frames = 0
-    for name, path, frames in scenes:
+    for index, (name, path, frames) in enumerate(scenes, first):
         scene.clear()
         for frame in frames:
             scene.observe(frame)
@@ -107,7 +108,7 @@ def collect(
             report("frames", n_frames, None)
         if scene.tokens() is None:
             raise ValueError(f"{path} has no frame with valid depth")
-        for question in questions(scene) if callable(questions) else questions:
+        for question in questions(scene, index) if callable(questions) else questions:
             spliced, block = scene.spliced(Question(question))
             prompts.samples.append(Sample(spliced.embeds, spliced.layout, block.scene))
             prompts.scenes.append(name)
@@ -172,15 +173,23 @@ class Extra:
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def make_probe(scene: Scene, wanted: Wanted, prompts: Prompts, report: Report) -> Probe:
-    """The unpruned answers, which a policy and its schedule are judged by."""
+def make_probe(
+    scene: Scene,
+    wanted: Wanted,
+    prompts: Prompts,
+    report: Report,
+    references: Sequence[Reference] | None = None,
+    kind: type[Probe] = Probe,
+) -> Probe:
+    """The unpruned answers, which a policy and its schedule are judged by; `references`: those, if they are known."""
     end_of_answer = scene.runtime.tokenizer.eos_token_id
-    return Probe(
+    return kind(
         scene.runtime.model.decoder,
         prompts.samples,
         make_policy("none"),
         n_tokens=wanted.answer_tokens,
         eos_ids=() if end_of_answer is None else (end_of_answer,),
+        references=references,
         progress=lambda done, total: report("answers", done, total),
     )
 

@@ -259,7 +259,7 @@ def test_a_model_that_says_what_it_understands_is_asked_nothing_else(model: Path
             tokens=lambda: SimpleNamespace(xyz=torch.ones(3, 3)),
             runtime=SimpleNamespace(understanding=told, model=SimpleNamespace(takes_clicks=True)),
         )
-        asked = default_questions(model)(scene)
+        asked = default_questions(model)(scene, 0)
         assert len(asked) == number
         assert {told.judge(parse_clicks(question)[0])[0] for question in asked} == set(families)
 

@@ -28,7 +28,7 @@ def test_an_unpruned_schedule_moves_nothing(probe: Probe) -> None:
 
 
 def test_the_reference_is_what_transformers_generates(decoder: Decoder, probe: Probe) -> None:
-    for sample, reference in zip(probe.samples, probe._references, strict=True):
+    for sample, reference in zip(probe.samples, probe.references, strict=True):
         with torch.inference_mode():
             expected = decoder.language.generate(
                 inputs_embeds=sample.embeds, max_new_tokens=3, do_sample=False, eos_token_id=None, pad_token_id=0
@@ -37,17 +37,17 @@ def test_the_reference_is_what_transformers_generates(decoder: Decoder, probe: P
 
 
 def test_the_answer_ends_at_the_end_token(decoder: Decoder, probe: Probe) -> None:
-    second = probe._references[0].tokens[1]
+    second = probe.references[0].tokens[1]
     short = Probe(decoder, samples(1), make_policy("ours"), n_tokens=3, eos_ids=[second])
-    assert short._references[0].tokens == probe._references[0].tokens[:1]
-    assert short._references[0].log_probs.shape == (2, 50)
+    assert short.references[0].tokens == probe.references[0].tokens[:1]
+    assert short.references[0].log_probs.shape == (2, 50)
 
 
 def test_withdrawal_from_the_start_equals_a_prompt_without_spatial_tokens(decoder: Decoder) -> None:
     """Slow oracle: whole sequences without a cache, rows of spatial tokens left out, positions kept."""
     (sample,) = samples(1)
     one = Probe(decoder, [sample], make_policy("none"), n_tokens=2)
-    tokens = one._references[0].tokens
+    tokens = one.references[0].tokens
     with torch.inference_mode():
         whole = torch.cat([sample.embeds, decoder.embed(torch.tensor([tokens]))], dim=1)
         positions = torch.arange(whole.shape[1])

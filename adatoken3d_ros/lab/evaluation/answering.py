@@ -11,7 +11,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from adatoken3d_ros.engine.answer import Answer, Question
 from adatoken3d_ros.engine.engine import Engine
 from adatoken3d_ros.engine.scene import Scene
 from adatoken3d_ros.lab.evaluation.question_sets import Item, QuestionSet
+from adatoken3d_ros.lab.spread import Spread
 from adatoken3d_ros.pruning.strategy import Strategy
 from adatoken3d_ros.scene.frames import PosedFrame
 
@@ -100,19 +101,48 @@ class Kept:
         self._file.close()
 
 
+@dataclass(frozen=True)
+class Desk:
+    """Where questions are answered: by whom, how a scene of that engine is begun, the frames of a scene by its name."""
+
+    engine: Engine
+    open_scene: Callable[[], Scene]
+    frames: Callable[[str], Iterable[PosedFrame]]
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """What is to be asked about a scene: of each question its number in the set, its strategy's name, the key."""
+
+    run: Run
+    scene: str
+    todo: tuple[tuple[int, str, str], ...]
+
+
+def answer_sheet(desk: Desk, sheet: Sheet) -> Iterator[Record]:
+    """The answers, in turn. Raises as `answer_all`."""
+    run = sheet.run
+    scene = _built(desk.open_scene(), sheet.scene, desk.frames(sheet.scene))
+    for index, strategy, key in sheet.todo:
+        scene.set_strategy(run.strategies[strategy])
+        item = run.set.items[index]
+        answer = desk.engine.ask(scene, Question(run.text(item), np.array(item.clicks).reshape(-1, 3)))
+        yield {"key": key, "strategy": strategy, "id": item.id, "scene": sheet.scene, **_told(answer)}
+
+
+def whole_sheet(desk: Desk, sheet: Sheet) -> list[Record]:
+    """The same, all at once: what travels back from another process."""
+    return list(answer_sheet(desk, sheet))
+
+
 def answer_all(
-    run: Run,
-    engine: Engine,
-    open_scene: Callable[[], Scene],
-    frames: Callable[[str], Iterable[PosedFrame]],
-    kept: Kept,
-    report: Report,
+    run: Run, engine: Engine, spread: Spread[Desk] | Desk, kept: Kept, report: Report
 ) -> dict[str, list[Record]]:
     """{strategy: answers, in the order of the set}; asks what `kept` does not have yet.
 
     Args:
-        open_scene: makes an empty scene of the engine. frames: those of a scene, by its name.
-        report: told (step, done, total).
+        engine: whose answers count as the same. spread: who answers, a scene each at a time, or this process's desk,
+            whose answers are kept one by one. report: told (step, done, total).
 
     Raises:
         ValueError, OSError: for a scene that cannot be read, or of which nothing is seen; the scene is named.
@@ -123,23 +153,22 @@ def answer_all(
     total = len(run.set.items) * len(run.strategies)
     done = sum(key in kept.found for several in keys.values() for key in several)
     report("answers", done, total)
-    by_scene: dict[str, list[int]] = {}
+    by_scene: dict[str, list[tuple[int, str, str]]] = {}
     for index, item in enumerate(run.set.items):
-        by_scene.setdefault(item.scene, []).append(index)
-    for name, indices in by_scene.items():
-        if all(keys[strategy][index] in kept.found for strategy in keys for index in indices):
-            continue
-        scene = _built(open_scene(), name, frames(name))
-        for index in indices:
-            for strategy in run.strategies:
-                if (key := keys[strategy][index]) in kept.found:
-                    continue
-                scene.set_strategy(run.strategies[strategy])
-                item = run.set.items[index]
-                answer = engine.ask(scene, Question(run.text(item), np.array(item.clicks).reshape(-1, 3)))
-                kept.add({"key": key, "strategy": strategy, "id": item.id, "scene": name, **_told(answer)})
-                done += 1
-                report("answers", done, total)
+        waiting = [(index, name, keys[name][index]) for name in keys if keys[name][index] not in kept.found]
+        by_scene.setdefault(item.scene, []).extend(waiting)
+    sheets = [Sheet(run, name, tuple(todo)) for name, todo in by_scene.items() if todo]
+    answered: Iterator[Iterable[Record]]
+    if isinstance(spread, Desk):
+        desk = spread
+        answered = (answer_sheet(desk, sheet) for sheet in sheets)
+    else:
+        answered = spread.map(whole_sheet, sheets)
+    for records in answered:
+        for record in records:
+            kept.add(record)
+            done += 1
+            report("answers", done, total)
     return {name: [kept.found[key] for key in several] for name, several in keys.items()}
 
 
