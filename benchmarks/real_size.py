@@ -8,6 +8,9 @@ says means nothing; sizes, memory and times are those of the real weights.
     weights_gb   of what is kept in memory, 10^9 bytes (in bfloat16, as the published files)
     peak_rss_gb  most memory that the process held, 10^9 bytes: libraries, weights, what was read of the files meanwhile
     load_s       from the directory to an engine that can be asked
+    load_peak_gb      most memory until then, libraries_gb of it before anything was read; load_bound_gb: what a load may
+                      take at most, the weights that are kept and the largest file (as a memory map) and a tenth
+    load_within_bound whether it did, libraries counted
     stage_ms     of the answer: two views through the vision tower, tokens, prefill with the default gates, decoding
 
 With --quantization its linear layers are converted while they are read, figures are then below `real_size.KIND`;
@@ -38,7 +41,7 @@ from rich.table import Table
 
 from adatoken3d_ros.lmm.quantized.formats import KINDS
 
-SHARD = 2 * 10**9  # bytes of a file, at most, unless one tensor is larger
+SHARD = 5 * 10**9  # bytes of a file, at most, unless one tensor is larger: as 7B models are published
 NEW_TOKENS = 8
 _CHILD = "import sys, json; from benchmarks.real_size import child; print(json.dumps(child(**json.loads(sys.argv[1]))))"
 
@@ -165,9 +168,9 @@ def child(path: str, device: str, threads: int, quantization: str = "none") -> d
     torch.set_num_threads(threads)
     given = {"model.path": path, "model.dtype": "bfloat16", "model.device": device, "budget.warm_up": False}
     settings = Settings({**given, "model.quantization": quantization, "scene.max_views": 2})
-    began = time.perf_counter()
+    libraries, began = _peak(), time.perf_counter()
     engine = load_engine(settings)
-    loaded = time.perf_counter()
+    loaded, peak = time.perf_counter(), _peak()
     scene = open_scene(engine, settings)
     for index in range(2):
         scene.observe(view(index))
@@ -177,10 +180,16 @@ def child(path: str, device: str, threads: int, quantization: str = "none") -> d
     unpruned = engine.ask(scene, question)
     model = engine.model
     held = {tensor.data_ptr(): tensor for tensor in (*model.parameters(), *model.buffers())}
+    weights = sum(tensor.nbytes for tensor in held.values())
+    bound = 1.1 * (weights + max(file.stat().st_size for file in Path(path).glob("*.safetensors")))
     figures: dict[str, Any] = {
         "parameters": sum(parameter.numel() for parameter in outline(path).parameters()),
-        "weights_gb": round(sum(tensor.nbytes for tensor in held.values()) / 1e9, 2),
+        "weights_gb": round(weights / 1e9, 2),
         "load_s": round(loaded - began, 1),
+        "libraries_gb": round(libraries / 1e9, 2),
+        "load_peak_gb": round(peak / 1e9, 2),
+        "load_bound_gb": round(bound / 1e9, 2),
+        "load_within_bound": peak <= bound,
         "stage_ms": _stages(answer),
         "unpruned": {"stage_ms": _stages(unpruned), "status": unpruned.status.name},
         "status": answer.status.name,
@@ -189,12 +198,17 @@ def child(path: str, device: str, threads: int, quantization: str = "none") -> d
         "spatial_tokens": answer.spatial_tokens,
         "retained_tokens": answer.retained_tokens,
         "strategy": answer.strategy,
-        "peak_rss_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2),
+        "peak_rss_gb": round(_peak() / 1e9, 2),
         "torch": torch.__version__,
     }
     if engine.model.device.type == "cuda":
         figures["peak_gpu_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
     return figures
+
+
+def _peak() -> int:
+    """Most bytes that this process held so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _stages(answer: Any) -> dict[str, int]:
@@ -254,6 +268,10 @@ def report(figures: dict[str, Any]) -> Table:
     table.add_row("weights", *(f"{one['weights_gb']:.2f} GB" for one in ways.values()))
     table.add_row("peak memory of the process", *(f"{one['peak_rss_gb']:.2f} GB" for one in ways.values()))
     table.add_row("load", *(f"{one['load_s']:.1f} s" for one in ways.values()))
+    table.add_row(
+        "memory while it loads, bound",
+        *(f"{o['load_peak_gb']:.2f}, {o['load_bound_gb']:.2f} GB" for o in ways.values()),
+    )
     table.add_row(
         "spatial tokens, at the end", *(f"{o['spatial_tokens']}, {o['retained_tokens']}" for o in ways.values())
     )

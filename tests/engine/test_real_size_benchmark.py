@@ -39,6 +39,8 @@ def test_what_is_written_loads_and_answers(tmp_path: Path, monkeypatch: pytest.M
     assert found["status"] in ("OK", "TRUNCATED"), found["status_message"]
     assert 2 * found["parameters"] == size and (found["views"], found["spatial_tokens"]) == (2, 600)
     assert 0 < found["retained_tokens"] < 600 and found["peak_rss_gb"] > 0.2
+    assert found["libraries_gb"] <= found["load_peak_gb"] <= found["peak_rss_gb"]
+    assert found["load_within_bound"] == (found["load_peak_gb"] <= found["load_bound_gb"])
     console = Console(record=True, width=100, file=io.StringIO())
     console.print(real_size.report({"model": "small", **found}))
     assert f"{found['parameters']:,} numbers" in console.export_text()
