@@ -8,9 +8,9 @@ says means nothing; sizes, memory and times are those of the real weights.
     weights_gb   of what is kept in memory, 10^9 bytes (in bfloat16, as the published files)
     peak_rss_gb  most memory that the process held, 10^9 bytes: libraries, weights, what was read of the files meanwhile
     load_s       from the directory to an engine that can be asked
-    load_peak_gb      most memory until then, libraries_gb of it before anything was read; load_bound_gb: what a load may
-                      take at most, the weights that are kept and the largest file (as a memory map) and a tenth
-    load_within_bound whether it did, libraries counted
+    load_peak_gb       most memory until then, libraries_gb of it before anything was read
+    load_bound_gb      what a load may take at most: the kept weights, the largest file (a memory map), and a tenth
+    load_within_bound  whether load_peak_gb, libraries and all, is at most that
     stage_ms     of the answer: two views through the vision tower, tokens, prefill with the default gates, decoding
 
 With --quantization its linear layers are converted while they are read, figures are then below `real_size.KIND`;
@@ -25,7 +25,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -161,16 +160,18 @@ def child(path: str, device: str, threads: int, quantization: str = "none") -> d
 
     from adatoken3d_ros.engine.answer import Question
     from adatoken3d_ros.engine.loading import load_engine, open_scene
+    from adatoken3d_ros.lab.machine import peak_memory_gb
     from adatoken3d_ros.lmm.registry import outline
     from adatoken3d_ros.pruning.strategy import default_strategy
     from adatoken3d_ros.settings import Settings
 
     torch.set_num_threads(threads)
+    here = torch.device("cpu")
     given = {"model.path": path, "model.dtype": "bfloat16", "model.device": device, "budget.warm_up": False}
     settings = Settings({**given, "model.quantization": quantization, "scene.max_views": 2})
-    libraries, began = _peak(), time.perf_counter()
+    libraries, began = peak_memory_gb(here)["process"], time.perf_counter()
     engine = load_engine(settings)
-    loaded, peak = time.perf_counter(), _peak()
+    loaded, peak = time.perf_counter(), peak_memory_gb(here)["process"]
     scene = open_scene(engine, settings)
     for index in range(2):
         scene.observe(view(index))
@@ -180,15 +181,15 @@ def child(path: str, device: str, threads: int, quantization: str = "none") -> d
     unpruned = engine.ask(scene, question)
     model = engine.model
     held = {tensor.data_ptr(): tensor for tensor in (*model.parameters(), *model.buffers())}
-    weights = sum(tensor.nbytes for tensor in held.values())
-    bound = 1.1 * (weights + max(file.stat().st_size for file in Path(path).glob("*.safetensors")))
+    weights = sum(tensor.nbytes for tensor in held.values()) / 1e9
+    bound = 1.1 * (weights + max(file.stat().st_size for file in Path(path).glob("*.safetensors")) / 1e9)
     figures: dict[str, Any] = {
         "parameters": sum(parameter.numel() for parameter in outline(path).parameters()),
-        "weights_gb": round(weights / 1e9, 2),
+        "weights_gb": round(weights, 2),
         "load_s": round(loaded - began, 1),
-        "libraries_gb": round(libraries / 1e9, 2),
-        "load_peak_gb": round(peak / 1e9, 2),
-        "load_bound_gb": round(bound / 1e9, 2),
+        "libraries_gb": round(libraries, 2),
+        "load_peak_gb": round(peak, 2),
+        "load_bound_gb": round(bound, 2),
         "load_within_bound": peak <= bound,
         "stage_ms": _stages(answer),
         "unpruned": {"stage_ms": _stages(unpruned), "status": unpruned.status.name},
@@ -198,17 +199,12 @@ def child(path: str, device: str, threads: int, quantization: str = "none") -> d
         "spatial_tokens": answer.spatial_tokens,
         "retained_tokens": answer.retained_tokens,
         "strategy": answer.strategy,
-        "peak_rss_gb": round(_peak() / 1e9, 2),
+        "peak_rss_gb": round(peak_memory_gb(here)["process"], 2),
         "torch": torch.__version__,
     }
     if engine.model.device.type == "cuda":
         figures["peak_gpu_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
     return figures
-
-
-def _peak() -> int:
-    """Most bytes that this process held so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _stages(answer: Any) -> dict[str, int]:

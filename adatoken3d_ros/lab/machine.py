@@ -87,7 +87,7 @@ def description(device: torch.device) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "processor": _field("/proc/cpuinfo", "model name") or platform.processor() or "unknown",
         "threads": torch.get_num_threads(),
-        "memory_gb": round(_kilobytes("MemTotal") / 1e6, 1),
+        "memory_gb": round(_bytes("/proc/meminfo", "MemTotal") / 1e9, 1),
         "torch": torch.__version__,
     }
     board = _read(Path("/proc/device-tree/model")).strip("\0")
@@ -135,7 +135,7 @@ def state(device: torch.device) -> dict[str, str]:
 
 def peak_memory_gb(device: torch.device) -> dict[str, float]:
     """Most memory so far, 10^9 bytes: of this process, and what torch has taken of the GPU."""
-    found = {"process": _status("VmHWM") / 1e6}
+    found = {"process": _bytes("/proc/self/status", "VmHWM") / 1e9}
     if device.type == "cuda":
         found["gpu"] = torch.cuda.max_memory_allocated(device) / 1e9
     return found
@@ -165,9 +165,6 @@ def _field(path: str, name: str) -> str:
     return ""
 
 
-def _kilobytes(name: str) -> float:
-    return float((_field("/proc/meminfo", name) or "0").split()[0])
-
-
-def _status(name: str) -> float:
-    return float((_field("/proc/self/status", name) or "0").split()[0])
+def _bytes(path: str, name: str) -> int:
+    """Of a field in kB, which the kernel means to be 1,024 bytes."""
+    return 1024 * int((_field(path, name) or "0").split()[0])
