@@ -89,9 +89,29 @@ class Layer:
             for hook in hooks:
                 hook.remove()
 
+    @contextmanager
+    def asked(self, n: int) -> Iterator[list[Tensor]]:
+        """Within it, what the query projection makes of the last `n` rows, (n, H * head_dim), is listed as the layer
+        runs: `queries_of` turns it into queries, and spares the product. Nothing for n = 0."""
+        made: list[Tensor] = []
+        if not n:
+            yield made
+            return
+        hook = self.module.self_attn.q_proj.register_forward_hook(
+            lambda _module, _args, out: made.append(out.flatten(0, -2)[-n:].clone())
+        )
+        try:
+            yield made
+        finally:
+            hook.remove()
+
     def queries(self, rows: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """(H, n, head_dim)."""
         return self._turned("q", self.module.input_layernorm(rows), (cos, sin))
+
+    def queries_of(self, projected: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """(H, n, head_dim) of what the query projection has made of rows, (n, H * head_dim)."""
+        return self._turn("q", projected.unflatten(-1, (-1, self.module.self_attn.head_dim)), (cos, sin))
 
     def keys(self, rows: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """(H_kv, n, head_dim)."""
@@ -107,7 +127,9 @@ class Layer:
         return projected.unflatten(-1, (-1, attention.head_dim))
 
     def _turned(self, kind: str, rows: Tensor, cos_sin: CosSin) -> Tensor:
-        heads = self._projected(kind, rows)
+        return self._turn(kind, self._projected(kind, rows), cos_sin)
+
+    def _turn(self, kind: str, heads: Tensor, cos_sin: CosSin) -> Tensor:
         norm = getattr(self.module.self_attn, f"{kind}_norm", None)  # Qwen3 normalises queries and keys of each head
         heads = (heads if norm is None else norm(heads)).transpose(0, 1)
         return turned(heads, *cos_sin)

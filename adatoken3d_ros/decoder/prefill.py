@@ -7,7 +7,6 @@ there on hidden states, rotary positions and the key/value cache are shorter. Ke
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,8 +16,9 @@ from torch import Tensor
 
 from adatoken3d_ros.decoder.adapter import CosSin, Decoder
 from adatoken3d_ros.decoder.cache import RaggedCache
+from adatoken3d_ros.decoder.clock import DeviceClock
 from adatoken3d_ros.decoder.rows import Rows
-from adatoken3d_ros.decoder.stem import Stem, Stems, first_asking_gate, read_question, rows_before
+from adatoken3d_ros.decoder.stem import Asking, Stem, Stems, first_asking_gate, read_question, rows_before
 from adatoken3d_ros.pruning.schedule import Schedule
 from adatoken3d_ros.pruning.view import Bypassing, GateView, Policy, Rope, SceneTokens, Selection, Watching
 
@@ -183,7 +183,8 @@ def prefill(
     schedule.check(len(decoder), decoder.first_gate)
     counts = list(schedule.counts(layout.n_spatial, len(decoder), policy.kept))
     cache, journal = RaggedCache(len(decoder)), _Journal(layout, len(decoder), embeds.device)
-    hidden, rows, question = embeds, layout.every_row(embeds.device), None
+    hidden, rows = embeds, layout.every_row(embeds.device)
+    question: Asking | None = None
     gates = _Gates(decoder, layout, policy, scene, cache, embeds[0], rows.spatial)
     renumber = (rope or policy.rope) == "renumber"
     if renumber and gates.bypass:
@@ -219,11 +220,12 @@ def prefill(
                 chosen = gates.choose(g, counts[g], hidden, question, cos_sin, rows)
                 journal.note(g, reached, rows.alive, chosen)
                 rows = rows.park(chosen, hidden) if gates.bypass else rows
-                hidden, rows = rows.drop(chosen, hidden, layout.next_position if renumber else None)
-                cos_sin = decoder.rotary(hidden, rows.positions)
+                hidden, rows, left = rows.drop(chosen, hidden, layout.next_position if renumber else None)
+                cos_sin = decoder.rotary(hidden, rows.positions) if renumber else _rows_of(cos_sin, left)
         # Whether `at_most` will ask for a gate before the next layer is not known yet.
-        if g + 1 < len(decoder) and (at_most is not None or counts[g + 1] != counts[g]):
-            question = hidden[0, -layout.n_question :].clone()  # a view would keep all of `hidden` alive
+        asks = g + 1 < len(decoder) and (at_most is not None or counts[g + 1] != counts[g])
+        if asks:
+            question = Asking(hidden[0, -layout.n_question :].clone(), None)  # a view would keep all of `hidden` alive
         cache.shifts[g] = rows.shift
         journal.rows.append(hidden.shape[1])
         if isinstance(policy, Watching) and policy.watches(g, len(decoder)):
@@ -231,11 +233,19 @@ def prefill(
                 hidden = layer.run(hidden, cos_sin, cache=cache)
             rows = rows.watched(policy.change(parts))
         else:
-            hidden = layer.run(hidden, cos_sin, cache=cache)
+            with layer.asked(layout.n_question if asks else 0) as noted:
+                hidden = layer.run(hidden, cos_sin, cache=cache)
+            if question is not None and noted:
+                question = question._replace(queries=noted[0])
         if rows.added:
             rows = rows.add(hidden)
     last = hidden[0, -1]
     return Prefill(decoder.logits(last), last, cache, layout.next_position, journal.trace(tuple(counts)))
+
+
+def _rows_of(cos_sin: CosSin, index: Tensor) -> CosSin:
+    cos, sin = cos_sin
+    return cos[:, index], sin[:, index]
 
 
 def _read_stem(gates: _Gates, embeds: Tensor, rows: Rows, key: tuple[Any, ...], check: Callable[[int], None]) -> Stem:
@@ -246,7 +256,7 @@ def _read_stem(gates: _Gates, embeds: Tensor, rows: Rows, key: tuple[Any, ...], 
     if n_keep != len(rows.alive):
         chosen = gates.choose(0, n_keep, hidden, None, decoder.rotary(hidden, rows.positions), rows)
         choices = ((0, rows.alive, rows.alive, chosen),)
-        hidden, rows = rows.drop(chosen, hidden, None)
+        hidden, rows, _ = rows.drop(chosen, hidden, None)
     cache, cos_sin = RaggedCache(n_layers), decoder.rotary(hidden, rows.positions)
     for g, layer in enumerate(decoder.layers[:n_layers]):
         check(g)
@@ -294,7 +304,7 @@ class _Gates:
         return isinstance(self.policy, Bypassing) and self.policy.bypass
 
     def choose(
-        self, g: int, n_keep: int, hidden: Tensor, question: Tensor | None, cos_sin: CosSin, rows: Rows
+        self, g: int, n_keep: int, hidden: Tensor, question: Asking | None, cos_sin: CosSin, rows: Rows
     ) -> Selection:
         """What stays of the spatial tokens in `rows` before layer g."""
         if n_keep in (0, len(rows.alive)):
@@ -310,7 +320,8 @@ class _Gates:
             embeds=self.embeds,
             entered=self.entered,
             hidden=hidden[0],
-            question=question if g else None,
+            question=question.states if g and question is not None else None,
+            queried=question.queries if g and question is not None else None,
             keys=self.cache.layers[g - 1].keys[0] if g and question is not None else None,
             cos=cos_sin[0][0],
             sin=cos_sin[1][0],
@@ -338,7 +349,7 @@ class _Journal:
         self.contribution = torch.zeros(layout.n_spatial, device=device)
         self.finite: list[tuple[int, Tensor]] = []
         self.rows: list[int] = []
-        self.clock = _Clock(device)
+        self.clock = DeviceClock(device)
 
     def note(self, g: int, reached: Tensor, alive: Tensor, chosen: Selection) -> None:
         """What the gate before layer g chose of the tokens `alive`, of which layer g-1 has seen those `reached`."""
@@ -361,30 +372,3 @@ class _Journal:
         share = self.contribution / self.contribution.sum().clamp(min=_TINY)
         seconds = self.clock.seconds()
         return GateTrace(spatial_per_layer, self.last_layer, share, self.retained, tuple(self.rows), seconds)
-
-
-class _Clock:
-    """Sums the device time spent inside `with`; CUDA is asked only at the end."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
-        self._marks: list[Any] = []
-
-    def _mark(self) -> None:
-        if self._cuda:
-            self._marks.append(torch.cuda.Event(enable_timing=True))
-            self._marks[-1].record()
-        else:
-            self._marks.append(time.perf_counter())
-
-    def __enter__(self) -> None:
-        self._mark()
-
-    def __exit__(self, *error: object) -> None:
-        self._mark()
-
-    def seconds(self) -> float:
-        if self._cuda and self._marks:
-            self._marks[-1].synchronize()
-        spans = zip(self._marks[::2], self._marks[1::2], strict=True)
-        return sum(a.elapsed_time(b) / 1000 if self._cuda else b - a for a, b in spans)

@@ -95,8 +95,8 @@ class Rows:
         states = torch.cat([hidden[0], back.hidden])[order]
         return states[None], Rows(positions, alive, spatial, fixed, added, self.shift)
 
-    def drop(self, chosen: Selection, hidden: Tensor, renumbered_until: int | None) -> tuple[Tensor, Rows]:
-        """Removes what was not chosen: hidden states (1, S'', D) and their rows.
+    def drop(self, chosen: Selection, hidden: Tensor, renumbered_until: int | None) -> tuple[Tensor, Rows, Tensor]:
+        """Removes what was not chosen: hidden states (1, S'', D), their rows, and which of the present ones (S'',).
 
         renumbered_until: position after the prompt, if positions are counted anew from 0; None: they are kept.
         """
@@ -129,7 +129,7 @@ class Rows:
         positions, shift = self.positions[..., index], self.shift
         if renumbered_until is not None:
             positions, shift = torch.arange(len(index), device=device), renumbered_until - len(index)
-        return hidden, Rows(positions, alive, spatial, fixed, added, shift, changed, self.parked, closing)
+        return hidden, Rows(positions, alive, spatial, fixed, added, shift, changed, self.parked, closing), index
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,6 +43,14 @@ class Stem:
         """Of what was read, and what became of it."""
         kept = (self.embeds, self.hidden, *(tensor for layer in self.layers for tensor in layer))
         return sum(tensor.nbytes for tensor in kept)
+
+
+class Asking(NamedTuple):
+    """A question's rows: `states` (Q, D) that enter a layer, `queries` (Q, H * head_dim) that its projection makes of
+    them (`Layer.asked`), where that was noted."""
+
+    states: Tensor
+    queries: Tensor | None
 
 
 class Stems:
@@ -89,7 +97,7 @@ def rows_before(rows: Rows, end: int) -> Rows:
 
 def read_question(
     decoder: Decoder, stem: Stem, cache: RaggedCache, question: Tensor, positions: Tensor, check: Callable[[int], None]
-) -> tuple[Tensor, Rows, Tensor]:
+) -> tuple[Tensor, Rows, Asking]:
     """Reads a question's rows (1, Q, D) at their positions through the layers of a stem, into `cache`.
 
     Args:
@@ -99,16 +107,17 @@ def read_question(
         hidden states (1, S' + Q, D) that enter the layer with the gate, their rows, and the question's rows (Q, D) as
         they entered the layer before.
     """
-    q, cos_sin, entered = question.shape[1], decoder.rotary(question, positions), question
-    hidden = question
+    q, cos_sin = question.shape[1], decoder.rotary(question, positions)
+    hidden, asking = question, Asking(question[0], None)
     for i, (keys, values) in enumerate(stem.layers):
         check(i)
         cache.update(keys, values, i)
-        entered = hidden
         mask = causal_chunk(keys.shape[2] + q, q, hidden.device)
-        hidden = decoder.layers[i].run(hidden, cos_sin, mask, cache)
+        with decoder.layers[i].asked(q) as noted:
+            after = decoder.layers[i].run(hidden, cos_sin, mask, cache)
+        hidden, asking = after, Asking(hidden[0], noted[0])
     n = stem.hidden.shape[1]
     rows = replace(stem.rows, positions=torch.cat([stem.rows.positions, positions], dim=-1))
     if rows.fixed is not None:
         rows = replace(rows, fixed=torch.cat([rows.fixed, n + torch.arange(q, device=hidden.device)]))
-    return torch.cat([stem.hidden, hidden], dim=1), rows, entered[0].clone()
+    return torch.cat([stem.hidden, hidden], dim=1), rows, asking

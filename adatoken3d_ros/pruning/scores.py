@@ -27,7 +27,7 @@ def attention_of_last_rows(queries: Tensor, keys: Tensor, scaling: float) -> Ten
     n_heads, n_rows, _ = queries.shape
     total = torch.zeros(keys.shape[1], device=keys.device)
     for _, probabilities in causal_attention(queries, keys, scaling):
-        total += probabilities.sum((0, 1))
+        total += probabilities.flatten(0, 1).sum(0)  # several times faster than over two dimensions
     return total / (n_heads * n_rows)
 
 

@@ -85,6 +85,10 @@ class LayerView(Protocol):
         """(H, n, head_dim) of rows (n, D) that enter the layer, turned to their positions."""
         ...
 
+    def queries_of(self, projected: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """The same of what the layer's query projection has made of them, (n, H * head_dim)."""
+        ...
+
     def keys(self, rows: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """(H_kv, n, head_dim), the same."""
         ...
@@ -109,6 +113,8 @@ class GateView:
         below, above: decoder layers g-1 (None at g = 0) and g.
         scene: centroids and features of the N tokens, if the caller gave them.
         changed: (n,) what a policy that is `Watching` made of the layers so far, else None.
+        queried: (n_question, H * head_dim) what the query projection of layer g-1 made of `question`, where it was
+            noted.
     """
 
     layer: int
@@ -128,6 +134,7 @@ class GateView:
     above: LayerView
     scene: SceneTokens | None
     changed: Tensor | None = None
+    queried: Tensor | None = None
 
     def scene_for(self, policy: str) -> SceneTokens:
         """The scene.
@@ -142,14 +149,18 @@ class GateView:
         return self.scene
 
     def attention_below(self, policy: str, rows: int) -> Tensor:
-        """Attention (n,) that the last `rows` question rows paid the tokens in layer g-1; only their queries are new.
+        """Attention (n,) that the last `rows` question rows paid the tokens in layer g-1.
 
         Raises:
             PolicyError: at g = 0 no layer has run.
         """
         if self.question is None or self.keys is None or self.below is None:
             raise PolicyError(f"{policy} scores by the attention of the layer below; layer {self.layer} has none")
-        queries = self.below.queries(self.question[-rows:], self.cos[-rows:], self.sin[-rows:])
+        cos, sin = self.cos[-rows:], self.sin[-rows:]
+        if self.queried is None:
+            queries = self.below.queries(self.question[-rows:], cos, sin)
+        else:
+            queries = self.below.queries_of(self.queried[-rows:], cos, sin)
         return attention_of_last_rows(queries, self.keys, self.below.scaling)[self.spatial]
 
 

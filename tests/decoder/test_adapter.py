@@ -15,6 +15,7 @@ from adatoken3d_ros.decoder.adapter import Decoder, DecoderError
 from adatoken3d_ros.decoder.decode import decode
 from adatoken3d_ros.decoder.prefill import prefill
 from adatoken3d_ros.decoder.prefix import ScenePrefix
+from adatoken3d_ros.decoder.stem import Stems
 from adatoken3d_ros.pruning.policies import make_policy
 from adatoken3d_ros.pruning.schedule import Schedule
 from tests.decoder.oracle import N_LAYERS, make_prompt, oracle_logits, randomised
@@ -88,6 +89,28 @@ def test_queries_keys_and_values_are_those_of_the_layer(decoder: Decoder) -> Non
         assert torch.equal(layer.queries(rows, cos[0], sin[0]), q[0])
         assert torch.equal(layer.keys(rows, cos[0], sin[0]), k[0])
         assert torch.equal(layer.values(rows), v)
+        with layer.asked(7) as noted, torch.no_grad():
+            layer.run(PROMPT.embeds, (cos, sin))
+        assert torch.equal(layer.queries_of(noted[0], cos[0, -7:], sin[0, -7:]), q[0][:, -7:])
+
+
+def test_a_gate_takes_the_queries_that_its_layer_has_made(decoder: Decoder) -> None:
+    """No projection is made twice, for a scene read before neither."""
+    rows, hooks = [], []
+    for layer in decoder.layers:
+        projection = layer.module.self_attn.q_proj
+        hooks.append(projection.register_forward_hook(lambda _module, args, _out: rows.append(args[0].shape[1])))
+    stems, schedule = Stems(), Schedule.of([2, 3], [0.5, 0.2])
+    for given in ({}, {"stems": stems}, {"stems": stems}, {"at_most": lambda g, n: n // 2 if g == 1 else None}):
+        filled = prefill(
+            decoder, PROMPT.embeds, PROMPT.layout, schedule, make_policy("ours"), scene=PROMPT.scene, **given
+        )
+        if not given:
+            assert tuple(rows) == filled.trace.rows_per_layer
+        assert len(rows) == len(decoder) + (2 if given and not stems.used and "stems" in given else 0)
+        rows.clear()
+    for hook in hooks:
+        hook.remove()
 
 
 def test_sizes_are_read_off_the_projections(decoder: Decoder) -> None:
