@@ -51,6 +51,10 @@ def test_figures_that_are_kept_are_of_the_whole_model() -> None:
     assert kept["model"] == "qwen3-vl-2b" and kept["status"] in ("OK", "TRUNCATED")
     assert 2 * kept["parameters"] == pytest.approx(1e9 * kept["weights_gb"], rel=1e-2)
     assert kept["weights_gb"] < kept["peak_rss_gb"]
+    large = json.loads((Path(real_size.__file__).parent / "results" / "real_size_llava3d_cpu.json").read_text())
+    for one in large["real_size"].values():
+        assert one["weights_gb"] < one["load_peak_gb"] <= one["load_bound_gb"] and one["load_within_bound"]
+        assert one["status"] in ("OK", "TRUNCATED") and one["unpruned"]["status"] in ("OK", "TRUNCATED")
 
 
 @pytest.mark.parametrize(("words", "named"), [("--threads 0", "--threads 0"), ("--scratch /no/such", "/no/such")])
