@@ -38,7 +38,7 @@ from adatoken3d_ros.ros.findings import (
 from adatoken3d_ros.ros.inputs.accounting import NOT_YET
 from adatoken3d_ros.ros.inputs.conversions import ConversionError, stamp_to_ns
 from adatoken3d_ros.ros.inputs.poses import PoseError
-from adatoken3d_ros.ros.inputs.subscriptions import mismatches
+from adatoken3d_ros.ros.inputs.subscriptions import mismatches, node_of
 from adatoken3d_ros.ros.inputs.topics import NEEDED
 from adatoken3d_ros.ros.inputs.transforms import TransformTree
 from adatoken3d_ros.settings import DEFAULTS
@@ -210,7 +210,7 @@ class Examination:
         mine = [
             info.qos_profile
             for info in self._node.get_subscriptions_info_by_topic(topic)
-            if f"{info.node_namespace.rstrip('/')}/{info.node_name}" == self._name
+            if node_of(info) == self._name
         ]
         writers = self._node.get_publishers_info_by_topic(topic)
         graph = self._node.get_topic_names_and_types()
@@ -220,7 +220,7 @@ class Examination:
             name,
             needed=kind is not CameraInfo or topic in by_default,
             streamed=kind is not CameraInfo,
-            publishers=sorted({f"{info.node_namespace.rstrip('/')}/{info.node_name}" for info in writers}),
+            publishers=sorted({node_of(info) for info in writers}),
             mismatches=[text for profile in mine[:1] for text in mismatches(self._node, topic, name, profile)],
             others=sorted(other for other in same if self._node.count_publishers(other)),
             count=len(counted),

@@ -14,13 +14,13 @@ import numpy as np
 from rclpy.node import Node
 
 from adatoken3d_ros.ros.inputs.pairing import Assembler
+from adatoken3d_ros.ros.inputs.subscriptions import node_of
 from adatoken3d_ros.ros.logs import WARN_SECONDS
 from adatoken3d_ros.text import quoted
 
 NOT_YET = "n/a"
 RATE_SECONDS = 10.0  # rates, gaps and warnings are those of the last seconds
 AGES = 2000  # frames whose age at acceptance is remembered; a minute at 30 Hz
-_UNNAMED = "_NODE_NAME_UNKNOWN_"  # as rmw calls a node that it has heard of only by its endpoints
 QUIET = ("duplicate_stamp", "out_of_order", "time_jump")  # dropped for a reason that need not alarm anybody
 
 
@@ -273,14 +273,8 @@ class TopicWarnings:
         return stream if stream.startswith("/") else str(self._node.resolve_topic_name(stream))
 
     def publishers(self, stream: str) -> list[str]:
-        """The nodes that write to a stream, as far as the graph tells: it may know a publisher before its node."""
-        found = self._node.get_publishers_info_by_topic(self._name(stream))
-        return sorted(
-            "a node whose name is not known yet"
-            if info.node_name == _UNNAMED
-            else f"{info.node_namespace.rstrip('/')}/{info.node_name}"
-            for info in found
-        )
+        """The nodes that write to a stream, as far as the graph tells."""
+        return sorted(map(node_of, self._node.get_publishers_info_by_topic(self._name(stream))))
 
     def add(self, stream: str, text: str) -> None:
         """Something is wrong now; an empty text: nothing is any more."""

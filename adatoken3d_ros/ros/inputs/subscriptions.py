@@ -128,6 +128,13 @@ def requested(node: Node, topic: str, reliability: str, depth: int) -> QoSProfil
     return override(node, topic, QoSProfile(depth=depth, reliability=RELIABILITY[reliability]))
 
 
+def node_of(info: Any) -> str:
+    """The node of a publisher or subscription that the graph tells of; it may know these before their node's name."""
+    if info.node_name == "_NODE_NAME_UNKNOWN_":  # rmw's word
+        return "a node whose name is not known yet"
+    return f"{info.node_namespace.rstrip('/')}/{info.node_name}"
+
+
 def mismatches(node: Node, topic: str, kind: str, profile: QoSProfile) -> list[str]:
     """What keeps publishers of a topic from reaching the subscription, in words, with both sides' values.
 
@@ -137,7 +144,7 @@ def mismatches(node: Node, topic: str, kind: str, profile: QoSProfile) -> list[s
     found = []
     for info in node.get_publishers_info_by_topic(topic):
         offered = info.qos_profile
-        who = f"{node.resolve_topic_name(topic)}: {info.node_namespace.rstrip('/')}/{info.node_name}"
+        who = f"{node.resolve_topic_name(topic)}: {node_of(info)}"
         if info.topic_type != kind:
             found.append(f"{who} publishes {info.topic_type}, and {kind} is asked for")
             continue

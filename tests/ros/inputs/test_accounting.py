@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.qos import ReliabilityPolicy
 from ros_graph import Camera, Graph, synthetic_frame
 
+from adatoken3d_ros.ros.inputs.accounting import TopicWarnings
 from benchmarks._ros import unaccounted
 
 SECOND = 1_000_000_000
@@ -88,6 +90,14 @@ def test_a_quality_of_service_that_there_is_not_is_refused_by_name(graph: Graph,
     assert graph.transition("configure") and not graph.transition("activate")
     assert "subscription.history must be one of keep_last, keep_all, got 'sometimes'" in process.log
     assert graph.state() == "inactive" and not graph.node.get_subscriptions_info_by_topic("/rgb/image")
+
+
+def test_a_publisher_may_be_known_before_its_node() -> None:
+    """As rclpy's graph tells of it for a moment."""
+    infos = [("/", "_NODE_NAME_UNKNOWN_"), ("/robot", "camera"), ("/", "tester")]
+    found = [SimpleNamespace(node_namespace=space, node_name=name) for space, name in infos]
+    node: Any = SimpleNamespace(get_publishers_info_by_topic=lambda topic: found)
+    assert TopicWarnings(node).publishers("/rgb") == ["/robot/camera", "/tester", "a node whose name is not known yet"]
 
 
 def test_what_is_missing_is_found() -> None:
