@@ -7,6 +7,7 @@ import logging
 import secrets
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from adatoken3d_ros.engine.config import SessionConfig
 from adatoken3d_ros.engine.past import Past
 from adatoken3d_ros.lmm.interface import SpatialLMM
 from adatoken3d_ros.scene.frames import PosedFrame, check_position, check_rigid
-from adatoken3d_ros.scene.keyframes import KeyFrameSelector
+from adatoken3d_ros.scene.keyframes import KeyFrameSelector, carve_free_space
 from adatoken3d_ros.scene.marks import MarkError, Marks
 from adatoken3d_ros.scene.patches import PatchConfig
 from adatoken3d_ros.scene.sealed_file import SceneFileError
@@ -148,11 +149,23 @@ class KeptScene:
         sketches = {**about.sketches, **self._selector.sketches()}
         self._selector.restore({**poses, **self._selector.poses()}, sketches)
         self._later = {self._selector.order(stamp): frame for stamp, frame in later.items()}
+        newer = self._map.keys()
         _put(self._map, [other, self._map], self._map if len(self._map) else other, self._selector)
         self._asked = None
         self.poses.update(poses)
         self.past.look_again(self._selector.sketches())
         self.past.join(about.things)
+        self._look_through(newer)
+
+    def _look_through(self, newer: tuple[int, ...]) -> None:
+        """What views that are older than these show, and these look through, has gone, as far as is known of them."""
+        sketches, carving = self._selector.sketches(), self._config.key_frames.carving
+        if carving is not None and newer:
+            first = self._selector.order(newer[0])
+            for stamp in newer:
+                if stamp in sketches:
+                    tell = partial(self.past.went, before=first, gone_ns=stamp)
+                    carve_free_space(self._map, sketches[stamp].frame(stamp), carving, first, tell)
 
     def _keep_within_bounds(self) -> None:
         """What may not stay is decided before anything goes: view by view, each would cost a look at the whole map."""

@@ -82,6 +82,11 @@ class Sketch:
         known = np.isfinite(points[..., 0])
         return cls(near, K, points[known].astype(np.float32), _normals(points), frame.T_world_camera)
 
+    def frame(self, stamp_ns: int) -> PosedFrame:
+        """What is left of the frame: black, with the least depth around each pixel."""
+        depth = np.where(np.isfinite(self.near), self.near, np.float32(np.nan))
+        return PosedFrame(np.zeros((*depth.shape, 3), np.uint8), depth, self.K, self.pose, stamp_ns)
+
 
 def thinned(frame: PosedFrame) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """Every k-th pixel of a frame's depth, about `SIDE` on the longer side, metres, inf where nothing was measured; and

@@ -163,11 +163,13 @@ def test_views_move_with_their_poses_and_what_waits_does(make_session: MakeSessi
     assert ask(scene, QUESTION).status.answered
 
 
+EYES = [(-1.5, -0.5, 1.4), (-1.3, 0.0, 1.6), (-1.0, 0.5, 1.5)]
+
+
 def with_a_table_gone(scene: Scene) -> Scene:
     """A table was there for three seconds and was gone ten seconds later."""
     middle = TABLE.mean(axis=0)
-    eyes = [(-1.5, -0.5, 1.4), (-1.3, 0.0, 1.6), (-1.0, 0.5, 1.5)]
-    for i, eye in enumerate(2 * eyes):
+    for i, eye in enumerate(2 * EYES):
         boxes = [CUPBOARD, TABLE] if i < 3 else [CUPBOARD]
         looked(scene, [view((10 * (i // 3) + i + 1) * 10**9, look_at(np.array(eye), middle), *boxes)])
     assert scene.memory.past.tombstones.gone
@@ -207,3 +209,26 @@ def test_what_had_gone_is_joined_with_the_rest(make_session: MakeSession, tmp_pa
     again = looked(make_session(named), [view(90 * 10**9, look_at(np.array((-1.5, -0.5, 1.4)), TABLE.mean(axis=0)))])
     again.load(tmp_path / "s", merge=True)
     assert len(again.memory.past.tombstones.gone) < len(past.tombstones.gone)
+
+
+def test_what_was_there_and_is_looked_through_now_has_gone_when_scenes_are_joined(
+    make_session: MakeSession, tmp_path: Path
+) -> None:
+    named = replace(CONFIG, map_id="cellar")
+    looks = [look_at(np.array(eye), TABLE.mean(axis=0)) for eye in EYES]
+    looked(make_session(named), [view((i + 1) * 10**9, T, CUPBOARD, TABLE) for i, T in enumerate(looks)]).save(
+        tmp_path / "s"
+    )
+    other = looked(make_session(named), [view((i + 60) * 10**9, T, CUPBOARD) for i, T in enumerate(looks)])
+    assert not other.memory.past.tombstones.gone
+    other.load(tmp_path / "s", merge=True)
+    gone = other.memory.past.tombstones.gone
+    for thing in gone:
+        assert thing.last_ns <= 3 * 10**9 and 60 * 10**9 <= thing.gone_ns <= 62 * 10**9
+    # As it would be had the views come one after the other.
+    expected = with_a_table_gone(make_session(named))
+    a, b = other.tokens(), expected.tokens()
+    assert a is not None and b is not None and abs(len(a) - len(b)) <= 0.02 * len(b)
+    assert len(gone) == len(expected.memory.past.tombstones.gone)
+    point = np.array([[*TABLE.mean(axis=0)[:2], 0.6]])
+    assert ask(other, replace(QUESTION, clicks=point)).verdict is Observed.SEEN_THEN_GONE
