@@ -9,6 +9,7 @@ at its best, and `ours` has no more than the others: it too is fitted to the mod
     coarse_voxel, one_per_voxel, divprune, visionzip, holov, evs
                              share kept before the first layer
     cdpruner                 the same, by relevance as published or not negated
+    framefusion              the same, or a factor on the shares of its schedule
     sparsevlm                a factor on the shares of its list for 192 tokens, with recycling or without
     transprune               a factor on the shares of its schedule, with attention or without
     bypass                   a factor on the shares of the schedule of `ours`
@@ -61,6 +62,7 @@ RIVALS = (
     "holov",
     "sparsevlm",
     "evs",
+    "framefusion",
     "transprune",
     "bypass",
 )
@@ -216,6 +218,8 @@ def _families(name: str, n_layers: int, target: float, fitted: Fitted) -> list[_
     """(setting, schedule by knob, least knob, largest knob) of each setting."""
     if name in ("coarse_voxel", "one_per_voxel", "divprune", "cdpruner", "visionzip", "holov", "evs"):
         return [_first_layer()]
+    if name == "framefusion":
+        return [_first_layer(), _scaled("its own schedule", make_rival(name).default_schedule(n_layers))]
     if name in ("sparsevlm", "transprune", "bypass"):
         return [_scaled("its own schedule", make_rival(name).default_schedule(n_layers))]
     if name == "fastv":

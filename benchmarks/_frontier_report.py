@@ -29,6 +29,7 @@ COLOURS = {
     "holov": "#843c39",
     "sparsevlm": "#e6550d",
     "evs": "#7b4173",
+    "framefusion": "#3182bd",
     "transprune": "#31a354",
     "bypass": "#000000",
     "ours_default": "#ff9896",

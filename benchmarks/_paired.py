@@ -77,6 +77,12 @@ class Tally:
         """Of the paired difference of the macros."""
         return interval(self._macros[:, way] - self._macros[:, to])
 
+    def column_differences(self, way: int, to: int) -> dict[str, dict[str, Any]]:
+        """Of each column that was asked for: the difference and its paired interval."""
+        drawn, found = self._drawn[:, way] - self._drawn[:, to], self.accuracy[way] - self.accuracy[to]
+        asked = np.flatnonzero(self.asked)
+        return {COLUMNS[k]: {"difference": float(found[k]), "interval": interval(drawn[:, k])} for k in asked}
+
     def ratio_interval(self, way: int, to: int) -> list[float] | None:
         """Of the ratio of the macros; None where `to` has none right in some draw."""
         return _ratios(self._macros[:, way], self._macros[:, to])

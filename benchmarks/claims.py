@@ -11,14 +11,16 @@ with more than 20 of them; so it is tested of their sum, in two ways:
   at random, and the 60 % that contribute most. KL of the first answer token to that of the unpruned model, and
   accuracy.
 
-Means are over rooms of questions about each; intervals are 95 % bootstrap intervals over rooms.
+Means are over rooms of questions about each; intervals are 95 % bootstrap intervals over rooms. Both are told of each
+family of questions, too, and of a second model that is asked about the same rooms.
 
-    python -m benchmarks.claims --model DIR --json F [--picture PNG] [--questions 360]
+    python -m benchmarks.claims --json F [--picture PNG] [--model DIR] [--beside DIR] [--rooms 30] [--questions 360]
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,14 +37,16 @@ from adatoken3d_ros.decoder.prefill import prefill
 from adatoken3d_ros.lab.information import CLAIMED_SHARE, CLAIMED_TOKENS, MEASURES, Concentration, FloatArray, lorenz
 from adatoken3d_ros.lab.mining import mine
 from adatoken3d_ros.lab.probe import Sample
+from adatoken3d_ros.lab.synthetic.questions import FAMILIES
 from adatoken3d_ros.pruning.policies import make_policy
 from adatoken3d_ros.pruning.schedule import Schedule, at_least_one
 from adatoken3d_ros.pruning.view import DecoderSize, GateSize, GateView, Policy, Rope, Selection
 from adatoken3d_ros.weights import embedded_path
+from benchmarks._claims_picture import draw
 from benchmarks._frontier_answers import judge
 from benchmarks._paired import Tally, scene_interval
 from benchmarks._reuse import remembering
-from benchmarks._scenes import Reader, Room, Workers, bar, find_rooms, machine, write_json
+from benchmarks._scenes import Reader, Room, Workers, balanced_rooms, bar, machine, write_json
 from benchmarks.accuracy import MAX_ANSWER, SPLITS
 
 REMOVALS = (*(f"least by {measure}" for measure in MEASURES), "random", f"most by {MEASURES[-1]}")
@@ -156,6 +160,7 @@ def summarise(rooms: Sequence[Room], found: Sequence[Found], n_layers: int, seed
     """All figures of the JSON but where they come from."""
     asked = [(room.seed, qa.family) for room in rooms for qa in room.questions]
     seeds = [place for place, _ in asked]
+    of_family = {family: [q for q, (_, one) in enumerate(asked) if one == family] for family in FAMILIES}
     concentration, by_layer = (np.concatenate([getattr(f, name) for f in found]) for name in ("figures", "by_layer"))
     kl, score = (np.concatenate([getattr(f, name) for f in found]) for name in ("kl", "score"))
     overall = scene_interval(seeds, concentration, seed=seed)
@@ -164,6 +169,11 @@ def summarise(rooms: Sequence[Room], found: Sequence[Found], n_layers: int, seed
         measure: {
             **{name: _estimate(overall[:, m, k]) for k, name in enumerate(FIGURES)},
             "lowest_share_by_layer": [_estimate(layers[:, m, layer]) for layer in range(n_layers)],
+            "families": {
+                family: _estimate(scene_interval([seeds[q] for q in rows], concentration[rows, m, 0], seed=seed))
+                for family, rows in of_family.items()
+                if rows
+            },
             "lorenz": np.concatenate([f.curves for f in found])[:, m].mean(axis=0).round(5).tolist(),
         }
         for m, measure in enumerate(MEASURES)
@@ -184,6 +194,7 @@ def summarise(rooms: Sequence[Room], found: Sequence[Found], n_layers: int, seed
             "difference_interval": tally.difference_interval(column, 0),
             "to_random": tally.difference(column, random),
             "to_random_interval": tally.difference_interval(column, random),
+            "families": tally.column_differences(column, 0),
         }
     return {
         "claim": {"tokens": CLAIMED_TOKENS, "share": CLAIMED_SHARE},
@@ -191,6 +202,7 @@ def summarise(rooms: Sequence[Room], found: Sequence[Found], n_layers: int, seed
         "unpruned": {"macro": float(tally.macro[0]), "interval": tally.interval(0), "families": tally.families(0, 0)},
         "removal": removal,
         "questions": len(asked),
+        "asked": {family: len(rows) for family, rows in of_family.items()},
         "rooms": tally.rooms,
     }
 
@@ -278,47 +290,48 @@ def _points(value: float, interval: Sequence[float]) -> str:
     return f"{100 * value:+.1f} [{100 * interval[0]:+.1f}, {100 * interval[1]:+.1f}]"
 
 
-def draw(result: Mapping[str, Any], path: Path) -> None:
-    """S(0.60) by layer, Lorenz curves, and accuracy after removal, PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+def family_table(result: Mapping[str, Any]) -> Table:
+    """Families down: what the least contributing hold, and what removing tokens before the first layer does."""
+    measure, removal = MEASURES[-1], next(iter(result["removal"].values()))
+    shown = Table(title=f"By family; contribution by {measure}; differences in points, before the first layer")
+    for heading in ("family", "asked", "held by the least 60 %", "unpruned", f"least by {measure}", "random"):
+        shown.add_column(heading, justify="left" if heading == "family" else "right")
+    for name, whole in result["unpruned"]["families"].items():
+        family = name.partition("@")[0]
+        gaps = [removal[way]["families"][name] for way in (f"least by {measure}", "random")]
+        shown.add_row(
+            name,
+            str(result["asked"][family]),
+            _percent(result["contribution"][measure]["families"][family]),
+            f"{whole['accuracy']:.3f}",
+            *(_points(gap["difference"], gap["interval"]) for gap in gaps),
+        )
+    return shown
 
-    figure = Figure(figsize=(15, 5.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    left, middle, right = figure.subplots(1, 3)
-    for measure, colour in zip(MEASURES, ("#4c72b0", "#55a868", "#c44e52"), strict=True):
-        of = result["contribution"][measure]
-        layers = of["lowest_share_by_layer"]
-        x = range(len(layers))
-        left.plot(x, [one["mean"] for one in layers], color=colour, marker="o", markersize=4, label=measure)
-        left.fill_between(x, [o["low"] for o in layers], [o["high"] for o in layers], color=colour, alpha=0.2)
-        curve = of["lorenz"]
-        label = f"{measure}: {of['lowest_share']['mean']:.1%}"
-        middle.plot(np.linspace(0, 1, len(curve)), curve, color=colour, linewidth=2, label=label)
-    left.axhline(CLAIMED_SHARE, color="black", linewidth=1, linestyle="--", label="the paper's 5 %")
-    left.set(title="Held by the least contributing 60 %", xlabel="decoder layer", ylabel="share", ylim=(0, None))
-    middle.plot([0, 1], [0, 1], color="grey", linewidth=1, linestyle=":", label="all tokens equal")
-    middle.plot(CLAIMED_TOKENS, CLAIMED_SHARE, "k*", markersize=13, label="the paper's sentence")
-    middle.set(title="Over all layers", xlabel="share of spatial tokens, least first", ylabel="their contribution")
-    middle.set(xlim=(0, 1), ylim=(0, 1))
-    whole = result["unpruned"]
-    right.axhspan(*whole["interval"], color="black", alpha=0.06, linewidth=0)
-    right.axhline(whole["macro"], color="black", linewidth=1, linestyle="--", label="unpruned, 95 % interval")
-    width = 0.8 / len(result["removal"])
-    for k, (layer, some) in enumerate(result["removal"].items()):
-        x_of = np.arange(len(some)) + (k - (len(result["removal"]) - 1) / 2) * width
-        height = [one["macro"] for one in some.values()]
-        spread = np.abs(np.array([one["interval"] for one in some.values()]).T - height)
-        when = "before the first layer" if layer == "0" else f"before layer {layer}"
-        right.bar(x_of, height, width, yerr=spread, capsize=2, label=when, color=("#4c72b0", "#dd8452")[k % 2])
-    names = list(next(iter(result["removal"].values())))
-    right.set_xticks(range(len(names)), [name.replace(" by ", "\nby ") for name in names], fontsize=8)
-    right.set(title="60 % of the spatial tokens removed", ylabel="accuracy, mean over the families")
-    for axis in (left, middle, right):
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False)
-    figure.suptitle(f"{result['questions']} questions about {result['rooms']} rooms, {result['model']['name']}")
-    figure.savefig(path, dpi=120)
+
+def of_model(args: argparse.Namespace, reader: Reader, folder: Path, console: Console) -> dict[str, Any]:
+    """All figures of a model."""
+    with bar(console, f"rooms of {args.split}") as progress:
+        laid_out = balanced_rooms(
+            reader,
+            folder,
+            args.split,
+            rooms=args.rooms,
+            per_family=math.ceil(args.questions / len(FAMILIES)),
+            seed=args.seed,
+            workers=args.workers,
+            progress=progress,
+        )
+    rooms = [room for room in laid_out if room.questions]
+    with Workers(reader, args.workers, console) as workers:
+        found = workers.map("contributions and removals", examine, rooms)
+    result = summarise(rooms, found, reader.n_layers, args.seed)
+    result |= {"verdict": verdict(result), "split": args.split, "model": reader.about(), "machine": machine()}
+    for shown in (*tables(result), family_table(result)):
+        console.print(shown)
+    for line in result["verdict"]["in_words"]:
+        console.print(line, highlight=False)
+    return result
 
 
 def parser() -> argparse.ArgumentParser:
@@ -327,9 +340,12 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, required=True, help="file to write the figures to")
     parser.add_argument("--picture", type=Path, help="PNG to draw them in")
     parser.add_argument("--model", type=Path, help="checkpoint (the embedded model)")
+    parser.add_argument("--beside", type=Path, metavar="DIR", help="checkpoint of a second model (none)")
     parser.add_argument("--scenes", type=Path, metavar="DIR", help="rooms, encoded once and kept (none are kept)")
+    parser.add_argument("--beside-scenes", type=Path, metavar="DIR", help="those of the second model")
     parser.add_argument("--split", default="test", choices=SPLITS)
-    parser.add_argument("--questions", type=int, default=360, help="at least so many, one a family and room (360)")
+    parser.add_argument("--rooms", type=int, default=30, help="new rooms (%(default)s)")
+    parser.add_argument("--questions", type=int, default=360, help="about them, of all families alike (%(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="processes with one thread each (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the questions and the bootstrap")
     return parser
@@ -338,32 +354,15 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     commands = parser()
     args = commands.parse_args()
-    for name in ("questions", "workers"):
+    for name in ("rooms", "questions", "workers"):
         if getattr(args, name) < 1:
             commands.error(f"--{name} {getattr(args, name)} must be at least 1")
     console = Console()
-    reader = Reader(args.model or embedded_path())
     with TemporaryDirectory() as temporary:
-        with bar(console, f"rooms of {args.split}") as progress:
-            rooms = find_rooms(
-                reader,
-                args.scenes or Path(temporary),
-                args.split,
-                args.questions,
-                seed=args.seed,
-                per_family=1,
-                workers=args.workers,
-                progress=progress,
-            )
-        with Workers(reader, args.workers, console) as workers:
-            found = workers.map("contributions and removals", examine, rooms)
-    result = summarise(rooms, found, reader.n_layers, args.seed)
-    result["verdict"] = verdict(result)
-    result |= {"split": args.split, "model": reader.about(), "machine": machine()}
-    for shown in tables(result):
-        console.print(shown)
-    for line in result["verdict"]["in_words"]:
-        console.print(line, highlight=False)
+        result = of_model(args, Reader(args.model or embedded_path()), args.scenes or Path(temporary, "own"), console)
+        if args.beside is not None:
+            folder = args.beside_scenes or Path(temporary, "beside")
+            result["beside"] = of_model(args, Reader(args.beside), folder, console)
     write_json(args.json, result)
     if args.picture is not None:
         draw(result, args.picture)

@@ -13,6 +13,7 @@ from typing import Any
 from adatoken3d_ros.lab.rivals.bypass import Bypass
 from adatoken3d_ros.lab.rivals.cdpruner import CDPruner
 from adatoken3d_ros.lab.rivals.evs import EVS
+from adatoken3d_ros.lab.rivals.framefusion import FrameFusion
 from adatoken3d_ros.lab.rivals.holov import HoloV
 from adatoken3d_ros.lab.rivals.sparsevlm import SparseVLM
 from adatoken3d_ros.lab.rivals.transprune import TransPrune
@@ -26,6 +27,7 @@ _RIVALS: dict[str, Callable[..., Policy]] = {
     "holov": HoloV,
     "sparsevlm": SparseVLM,
     "evs": EVS,
+    "framefusion": FrameFusion,
     "transprune": TransPrune,
     "bypass": Bypass,
 }

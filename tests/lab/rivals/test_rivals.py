@@ -27,7 +27,7 @@ from adatoken3d_ros.pruning.view import DecoderSize, GateSize, PolicyError, Scen
 from tests.decoder.oracle import N_LAYERS, Prompt, attention_map, make_prompt, tiny_decoder
 from tests.decoder.prompts import assert_equals_oracle
 
-MERGING = ("visionzip", "sparsevlm")
+MERGING = ("visionzip", "sparsevlm", "framefusion")
 PROMPT = make_prompt(5, 40, 7)
 TINY = tiny_decoder()
 SIZE = DecoderSize(n_layers=6, hidden=64, intermediate=112, vocabulary=199, queries=64, keys=32)
@@ -53,7 +53,7 @@ def run(decoder: Decoder, name: str, schedule: Schedule, prompt: Prompt = PROMPT
 
 
 def first_gate(name: str, ratio: float) -> Schedule:
-    return Schedule.of([2 if name in ("sparsevlm", "transprune") else 0, 4], [ratio, ratio / 2])
+    return Schedule.of([2 if name in ("sparsevlm", "transprune", "framefusion") else 0, 4], [ratio, ratio / 2])
 
 
 # What holds for all
@@ -81,7 +81,7 @@ def test_each_equals_its_masked_run(decoder: Decoder, name: str) -> None:
 
 @pytest.mark.parametrize("name", MERGING)
 def test_those_that_merge_drop_as_their_masked_run_when_they_do_not(decoder: Decoder, name: str) -> None:
-    options = {"visionzip": {"contextual": 0.0}, "sparsevlm": {"recycle": False}}[name]
+    options = {"visionzip": {"contextual": 0.0}, "sparsevlm": {"recycle": False}, "framefusion": {"alike": 1.0}}[name]
     assert_equals_oracle(decoder, PROMPT, run(decoder, name, first_gate(name, 0.5), **options), n_steps=2)
 
 
@@ -109,6 +109,7 @@ def test_operations_by_hand() -> None:
         "visionzip": 2 * 64 * 3 * 80 + 64 * 100,
         "holov": 2 * 64 * 100**2 / 16,
         "evs": 6 * 64 * 100,
+        "framefusion": 7 * 64 * 100 + 2 * 64 * 64 + 2 * 130 * 64,
         "transprune": 4 * 6 * 130 * 64 + 2 * 130 * 64 * 32 + 2 * 10 * 64 * (64 + 130),
         "bypass": 2 * 180 * 64 * 32 + 2 * 10 * 64 * (64 + 180),
         "sparsevlm": 2 * 64 * 100 * 10 + 2 * 10 * 64 * 64 + 2 * 10 * 130 * 64 + 2 * 64 * (0.3 * 80 + 1) ** 2,
@@ -129,6 +130,7 @@ def test_what_a_model_does_not_offer_is_said(mha: Decoder) -> None:
         ("visionzip", "visionzip ranks by the attention of the vision tower's class token, and none is given"),
         ("holov", "holov ranks by the attention of the vision tower's class token, and none is given"),
         ("evs", "evs compares views, and this model's tokens are those of no view"),
+        ("framefusion", "framefusion compares views, and this model's tokens are those of no view"),
         ("transprune", "transprune ranks by what layers change; none is watched before layer 0"),
         ("sparsevlm", "sparsevlm rates by the attention of the layer below; layer 0 has none"),
     ):
@@ -150,6 +152,8 @@ def test_names_and_options() -> None:
         make_rival("cdpruner", seed=1)
     with pytest.raises(PolicyError, match="contextual 1.0"):
         make_rival("visionzip", contextual=1.0)
+    with pytest.raises(PolicyError, match="alike 2"):
+        make_rival("framefusion", alike=2.0)
     with pytest.raises(PolicyError, match="parts 0"):
         make_rival("holov", parts=0)
 

@@ -61,7 +61,7 @@ def test_each_rival_prunes_each_architecture(run: Run, name: str) -> None:
     assert first.logits.isfinite().all() and torch.equal(first.logits, second.logits)
 
 
-@pytest.mark.parametrize("name", ["visionzip", "holov", "evs"])
+@pytest.mark.parametrize("name", ["visionzip", "holov", "evs", "framefusion"])
 def test_what_is_not_offered_is_said(run: Run, name: str) -> None:
     with pytest.raises(PolicyError, match=f"{name} .* (none is given|of no view)"):
         run(name, run.plain)  # type: ignore[attr-defined]

@@ -122,14 +122,24 @@ def test_the_whole_benchmark(
 ) -> None:
     make_trainer().save(tmp_path / "model")
     monkeypatch.chdir(tmp_path)
-    arguments = ["--model", "model", "--json", "c.json", "--picture", "c.png", "--questions", "12", "--workers", "1"]
+    arguments = ["--model", "model", "--json", "c.json", "--picture", "c.png", "--questions", "24", "--workers", "1"]
+    arguments += ["--rooms", "2", "--beside", "model", "--scenes", "scenes", "--beside-scenes", "scenes"]
     monkeypatch.setattr(sys, "argv", ["claims", *arguments])
     claims.main()
     found = json.loads((tmp_path / "c.json").read_text())
-    assert found["claim"] == {"tokens": 0.6, "share": 0.05} and found["rooms"] >= 2
+    assert found["claim"] == {"tokens": 0.6, "share": 0.05} and found["rooms"] == 2
+    beside = found.pop("beside")
+    assert {k: v for k, v in beside.items() if k != "machine"} == {k: v for k, v in found.items() if k != "machine"}
+    asked = {family: n for family, n in found["asked"].items() if n}
+    assert sum(asked.values()) == found["questions"] and len(asked) > 6
+    by_family = found["removal"]["0"]["random"]["families"]
+    assert {name.partition("@")[0] for name in by_family} == set(asked)
+    weights = [by_family[name]["difference"] for name in by_family if "@" not in name]
+    assert np.mean(weights) == pytest.approx(found["removal"]["0"]["random"]["difference"])
     for measure in MEASURES:
         of = found["contribution"][measure]
         assert of["lowest_share"]["low"] <= of["lowest_share"]["mean"] <= of["lowest_share"]["high"]
+        assert set(of["families"]) == set(asked)
         assert len(of["lowest_share_by_layer"]) == found["model"]["layers"]
     assert set(found["verdict"]["sentence"]) == set(MEASURES) and found["verdict"]["in_words"]
     assert (tmp_path / "c.png").stat().st_size > 10_000
