@@ -9,6 +9,9 @@ the letter; a box by its overlap (intersection over union) with the true one. Be
   one named first;
 * blind: a model that was trained alike without spatial tokens (`adatoken3d train --blind`), if one is given.
 
+Questions about places that nobody saw are asked, too, in rooms whose tokens around a thing are taken away: `unknown`
+has how often the answer to them is "I do not know", and how often it is to questions that can be answered.
+
 Intervals are 95 % bootstrap intervals over rooms: questions about one room are not independent.
 
     python -m benchmarks.accuracy --json F [--model DIR] [--blind DIR] [--questions 2000] [--scenes DIR] [--workers 2]
@@ -36,16 +39,21 @@ from adatoken3d_ros.decoder.prefix import ScenePrefix
 from adatoken3d_ros.lab.metrics.answers import overlap
 from adatoken3d_ros.lab.synthetic.furnished import Split, make_room
 from adatoken3d_ros.lab.synthetic.questions import generate as ask
-from adatoken3d_ros.lab.synthetic.wordings import QA
+from adatoken3d_ros.lab.synthetic.unseen import unseen
+from adatoken3d_ros.lab.synthetic.wordings import QA, UNKNOWN
+from adatoken3d_ros.lab.training.data import Scene
+from adatoken3d_ros.lab.training.variants import looked_away
 from adatoken3d_ros.lmm.text_places import parse_boxes
 from adatoken3d_ros.weights import embedded_path
-from benchmarks._paired import COLUMNS, EXACT, Tally
+from benchmarks._paired import COLUMNS, EXACT, Tally, scene_interval
 from benchmarks._scenes import Reader, Room, Workers, bar, find_rooms, machine, write_json
 
 SPLITS: tuple[Split, ...] = ("test", "test_unseen")
 MAX_ANSWER = 48  # tokens; a box takes 26 to 32
 _BOXES = {"box@0.25": "acc25", "box@0.50": "acc50"}
 _MAJORITY_ROOMS = 150
+_UNSEEN = 3  # things that nobody looked at, a room and in turn
+_AROUND = 0.8  # metres around them that nobody saw
 _ONE_OF_TWO = ("closer", "taller", "larger")
 TWO = re.compile(r"(?:, |: |Is |Of )the (.+?) (?:or|and) the (.+?)(?:\?|,| closer| the )")
 
@@ -62,7 +70,23 @@ class Outcome:
 
 def answers(reader: Reader, room: Room) -> list[str]:
     """The answer to each question about a room, decoded greedily with no token pruned; the scene is read once."""
-    samples = reader.samples(room.scene(), room.questions)
+    return _answers(reader, room.scene(), room.questions)
+
+
+def about_the_unseen(reader: Reader, room: Room) -> list[tuple[str, str]]:
+    """Families of questions about things in a room at which nobody looked, one after the other, and the answers."""
+    scene, rng = room.scene(), np.random.default_rng([5, room.seed])
+    found: list[tuple[str, str]] = []
+    seen = [item for item in scene.room.items if item.instance in scene.sights]
+    for k in rng.permutation(len(seen))[:_UNSEEN].tolist():
+        away = looked_away(scene, seen[k], _AROUND)
+        if asked := unseen(scene.room, away.sights, away.xyz.numpy(), rng, 1):
+            found += [(asked[0].family, text) for text in _answers(reader, away, asked)]
+    return found
+
+
+def _answers(reader: Reader, scene: Scene, questions: Sequence[QA]) -> list[str]:
+    samples = reader.samples(scene, questions)
     end = samples[0].layout.spatial_end
     texts: list[str] = []
     with torch.inference_mode():
@@ -124,6 +148,16 @@ def outcomes(rooms: Sequence[Room], texts: Sequence[Sequence[str]]) -> list[Outc
     ]
 
 
+def unknown(about_unseen: Sequence[Outcome], others: Sequence[Outcome], seed: int = 0) -> dict[str, Any]:
+    """How often one says that one does not know: where nothing was seen, and of all else that was asked."""
+    found: dict[str, Any] = {}
+    for name, some in (("of_unseen", about_unseen), ("of_seen", others)):
+        said = np.array([float(one.answer == UNKNOWN) for one in some])
+        share = scene_interval([one.room for one in some], said, seed=seed).tolist() if some else [None] * 3
+        found[name] = {"said": share[0], "interval": share[1:], "questions": len(some)}
+    return found
+
+
 def run(
     model: Path, blind: Path | None, questions: int, seed: int, console: Console, folder: Path, workers: int = 1
 ) -> dict[str, Any]:
@@ -132,7 +166,7 @@ def run(
     if blind is not None and not Reader(blind).blind:
         raise ValueError(f"{blind} was trained with spatial tokens: its config.json does not say blind")
     frequent = majority_answers()
-    result: dict[str, Any] = {**{split: {} for split in SPLITS}, "blind": {}, "majority": {}}
+    result: dict[str, Any] = {**{split: {} for split in SPLITS}, "blind": {}, "majority": {}, "unknown": {}}
     found: dict[Split, list[Room]] = {}
     for split in SPLITS:
         with bar(console, f"rooms of {split}") as progress:
@@ -140,7 +174,14 @@ def run(
     with Workers(ours, workers, console) as pool:
         for split, rooms in found.items():
             started = time.monotonic()
-            result[split] = summary(outcomes(rooms, pool.map(f"answers, {split}", answers, rooms)), seed)
+            seen = outcomes(rooms, pool.map(f"answers, {split}", answers, rooms))
+            result[split] = summary(seen, seed)
+            told = [
+                Outcome(room.seed, family, text, float(text == UNKNOWN))
+                for room, given in zip(rooms, pool.map(f"the unseen, {split}", about_the_unseen, rooms), strict=True)
+                for family, text in given
+            ]
+            result["unknown"][split] = unknown(told, seen, seed)
             result[split]["seconds"] = time.monotonic() - started
             guessed = [guesses(room.questions, frequent) for room in rooms]
             result["majority"][split] = summary(outcomes(rooms, guessed), seed)

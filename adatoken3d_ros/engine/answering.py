@@ -338,7 +338,7 @@ class _Answering:
             filled.cache.roll_back(read)
             filled.next_position = begun
             self._weigh(filled, ids if status in (Status.OK, Status.UNSURE) else None)
-        self.set(text=model.move_boxes(text, origin), boxes=boxes, **self._judged(status, message, sure))
+        self.set(text=model.move_boxes(text, origin), boxes=boxes, **self._judged(status, message, sure, text))
 
     def _weigh(self, filled: Prefill, own: list[int] | None) -> None:
         """How probable the candidates are as answers to a prompt that was read, and the whole answer `own`, if any."""
@@ -350,14 +350,16 @@ class _Answering:
             mine = math.nan if own is None else chance(decoder, filled, own, runtime.eos_ids)
         self.set(candidate_probabilities=chances, probability=mine)
 
-    def _judged(self, status: Status, message: str, probability: float) -> dict[str, Any]:
-        """Status, message and confidence of an answer whose first token had this probability."""
+    def _judged(self, status: Status, message: str, probability: float, said: str) -> dict[str, Any]:
+        """Status, message and confidence of the answer `said`, whose first token had this probability."""
         if not status.answered:
             return {"status": status, "status_message": message}
         known, limit = self.runtime.understanding, self.scene.config.unsure_below
         text, clicks = clicks_of(self.answer.question, True)
         family, strange = known.judge(text, len(clicks))
         confidence = 0.0 if strange else known.confidence(probability, family)
+        if not strange and known.says_unknown(said):
+            strange = "the model says that it does not know"
         if not strange and confidence < limit:  # NaN is not
             strange = f"the confidence of {confidence:.2f} is below {limit:g}"
         if strange:

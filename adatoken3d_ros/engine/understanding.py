@@ -6,6 +6,7 @@ A checkpoint may have a file `understanding.json` beside its config.json; one th
     words       every word of its questions, as it was trained on them: the first of a question in either case
     things      the names of what it knows, singular and plural, {p} for a point; colours: what may stand before them
     wordings    by family: its questions, with {p} for a point and any other {letter} for a thing
+    unknown     what it was trained to answer about places that nobody saw; one that was not has none
     confidence  model_hash, slope, offset and offsets by family: how likely an answer is right, by the probability p of
                 its first token: 1 / (1 + exp(-(slope * log(p / (1 - p)) + offset of the family))). Written by
                 `benchmarks.confidence`; without it, or with that of other weights, confidences are NaN
@@ -64,6 +65,7 @@ class Understanding:
     colours: Collection[str] = ()
     wordings: Mapping[str, Collection[str]] = field(default_factory=dict)
     calibration: Calibration | None = None
+    unknown: str = ""
 
     @cached_property
     def _thing(self) -> re.Pattern[str]:
@@ -104,6 +106,10 @@ class Understanding:
         """How likely an answer is right whose first token had this probability; NaN where nobody calibrated it."""
         return math.nan if self.calibration is None else self.calibration(probability, family)
 
+    def says_unknown(self, answer: str) -> bool:
+        """Whether an answer is the one that the model was trained to give where it does not know."""
+        return bool(self.unknown) and _plain(answer) == _plain(self.unknown)
+
     def _unknown(self, question: str) -> list[str]:
         """Words that the model was not trained on, each once; of one that it knows in small letters, both."""
         found: dict[str, None] = {}
@@ -141,7 +147,10 @@ def read_understanding(directory: Path, model_hash: str) -> Understanding:
         words, things, colours = (frozenset(_texts(content[key])) for key in ("words", "things", "colours"))
         if not things or not wordings:
             raise ValueError("things or wordings are empty")
-        return Understanding(words, things, colours, wordings, _calibration(content, path, model_hash))
+        unknown = content.get("unknown", "")
+        if not isinstance(unknown, str):
+            raise ValueError(f"unknown {quoted(unknown)} is no text")
+        return Understanding(words, things, colours, wordings, _calibration(content, path, model_hash), unknown)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UnderstandingError(f"{path} is damaged: {type(error).__name__}: {shown(error, 300)}") from error
 

@@ -146,6 +146,7 @@ def test_the_confidence_of_other_weights_is_not_used(tmp_path: Path, caplog: pyt
         ({"confidence": {"model_hash": "m", "slope": 1, "offsets": {}}}, "KeyError: 'offset'"),
         ({"confidence": {"model_hash": "m", "slope": 1e999, "offset": 0, "offsets": {}}}, "not finite"),
         ({"confidence": 3}, "TypeError"),
+        ({"unknown": ["no"]}, "is no text"),
         (None, FILE),
     ],
 )
@@ -199,6 +200,26 @@ def test_status_and_confidence_of_an_answer(
     assert (answer.status, answer.status_message) == (status, said)
     for one in (answer, truncated):
         assert one.confidence == pytest.approx(confidence, nan_ok=True)
+
+
+def test_an_answer_that_says_that_nobody_knows_is_unsure(
+    make_session: Callable[..., Any], frames: list[PosedFrame], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The words are the checkpoint's own; of one without them the same answer is one like any other."""
+    ids = [5, 6]
+    monkeypatch.setattr("adatoken3d_ros.engine.answering.generate", lambda *args, **kwargs: iter(ids))
+    plain = make_session(understanding=Understanding())
+    plain.observe(frames[0])
+    said = ask(plain, Question("Is a chair here?"))
+    assert said.status is Status.OK and said.text
+    write_understanding(tmp_path, {**CONTENT, "unknown": said.text.upper() + " ."})
+    session = make_session(understanding=read_understanding(tmp_path, "m"))
+    session.observe(frames[0])
+    answer = ask(session, Question("Is a chair here?"))
+    assert (answer.status, answer.text) == (Status.UNSURE, said.text) and answer.confidence > 0
+    assert answer.status_message == "the model says that it does not know"
+    strange = ask(session, Question("Is a dragon here?"))
+    assert "dragon" in strange.status_message and "says that" not in strange.status_message
 
 
 def test_without_an_answer_there_is_no_confidence(

@@ -112,8 +112,11 @@ def _look_for_likeness(attention: Any, generator: torch.Generator) -> None:
                 attention.o_proj.weight[:, rows] = _TAKEN / groups * basis.T
 
 
-def understanding() -> dict[str, Any]:
-    """What such a model understands, as `engine.understanding` reads it from beside the weights."""
+def understanding(*, unseen: bool = False) -> dict[str, Any]:
+    """What such a model understands, as `engine.understanding` reads it from beside the weights.
+
+    unseen: whether it was trained to say that it does not know (`synthetic.unseen`).
+    """
     stands = [words for group in STANDPOINTS.values() for words in group]
     wordings: dict[str, list[str]] = {}
     for name, group in WORDINGS.items():
@@ -123,7 +126,8 @@ def understanding() -> dict[str, Any]:
     said = [text for group in wordings.values() for text in group] + [*things, *map(article, KINDS), *COLOURS, "the"]
     found = {word for text in said for word in WORD.findall(re.sub(r"\{\w\}", " ", text))}
     known = found | {word[0].lower() + word[1:] for word in found}
-    return {"words": sorted(known), "things": things, "colours": list(COLOURS), "wordings": wordings}
+    content = {"words": sorted(known), "things": things, "colours": list(COLOURS), "wordings": wordings}
+    return {**content, "unknown": UNKNOWN} if unseen else content
 
 
 def save_model(
@@ -163,4 +167,4 @@ def save_model(
     partial.write_text(text, encoding="utf-8")
     partial.replace(directory / "config.json")
     words.backend_tokenizer.save(str(directory / "tokenizer.json"))
-    write_understanding(directory, understanding())
+    write_understanding(directory, understanding(unseen=recipe.get("unseen", 0) > 0))

@@ -44,6 +44,24 @@ def thinned(scene: Scene, items: float, rest: float, rng: np.random.Generator, m
         if line is not None:  # the first token of a line brings the row that ends it
             cost[np.unique(line[order], return_index=True)[1]] += 1
         kept[order[(np.cumsum(cost) > most) & ~needed[order]]] = False
+    return _with(scene, kept)
+
+
+def looked_away(scene: Scene, item: Item, around: float) -> Scene:
+    """The scene as if no view had shown an item: without the tokens of which a part lies in its box or less than
+    `around` metres from it, and without what was seen of things there alone."""
+    xyz = scene.xyz.numpy()
+    apart = np.maximum(np.maximum(np.array(item.low) - xyz, xyz - np.array(item.high)), 0.0)
+    kept = np.ones(len(scene.features), bool)
+    kept[scene.voxel.numpy()[np.linalg.norm(apart, axis=1) < around]] = False
+    left = _with(scene, kept)
+    shown = set(left.instance.unique().tolist()) - {item.instance}
+    return replace(left, sights={one: sight for one, sight in scene.sights.items() if one in shown})
+
+
+def _with(scene: Scene, kept: NDArray[np.bool_]) -> Scene:
+    """The scene with these of its tokens (M,)."""
+    voxel = scene.voxel.numpy()
     place, inside = torch.from_numpy(np.cumsum(kept) - 1), torch.from_numpy(kept[voxel])
     staying, where = torch.from_numpy(kept), scene.where
     if where is not None:

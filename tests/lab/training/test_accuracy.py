@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,14 +17,25 @@ from adatoken3d_ros.lab.metrics.answers import overlap
 from adatoken3d_ros.lab.synthetic.furnished import make_room
 from adatoken3d_ros.lab.synthetic.questions import generate as ask
 from adatoken3d_ros.lab.synthetic.views import render_views
-from adatoken3d_ros.lab.synthetic.wordings import QA
+from adatoken3d_ros.lab.synthetic.wordings import QA, UNKNOWN
 from adatoken3d_ros.lab.training.train import Trainer
+from adatoken3d_ros.lab.training.variants import looked_away
 from adatoken3d_ros.pruning.policies import make_policy
 from adatoken3d_ros.pruning.schedule import Schedule
 from adatoken3d_ros.scene.keyframes import KeyFrameConfig
 from benchmarks._paired import EXACT
 from benchmarks._scenes import Reader, Workers, find_rooms
-from benchmarks.accuracy import Outcome, answers, guesses, majority_answers, outcomes, score, summary
+from benchmarks.accuracy import (
+    Outcome,
+    about_the_unseen,
+    answers,
+    guesses,
+    majority_answers,
+    outcomes,
+    score,
+    summary,
+    unknown,
+)
 from tests.engine.scenes import new_scene
 
 UNIT = (0.0, 0.0, 0.0, 1.0, 1.0, 1.0)
@@ -120,3 +132,32 @@ def test_answers_are_those_of_a_session_that_prunes_nothing(
         ids = list(generate(reader.decoder, filled, max_new_tokens=48, eos_ids={reader.eos}))
         assert reader.text(ids) == text
     assert [o.answer for o in outcomes([room], [given])] == given
+
+
+def test_how_often_one_does_not_know_by_hand() -> None:
+    """Room 0: one of two about what nobody saw; room 1: both. Rooms weigh alike."""
+    hidden = [Outcome(0, "class", "I do not know", 1.0), Outcome(0, "class", "chair", 0.0)]
+    hidden += [Outcome(1, "box", "I do not know", 0.0)] * 2
+    found = unknown(hidden, [Outcome(0, "colour", "red", 1.0), Outcome(0, "colour", "blue", 0.0)])
+    assert found["of_unseen"] == {"said": 0.75, "interval": [0.5, 1.0], "questions": 4}
+    assert found["of_seen"] == {"said": 0.0, "interval": [0.0, 0.0], "questions": 2}
+    assert unknown([], [])["of_unseen"] == {"said": None, "interval": [None, None], "questions": 0}
+
+
+def test_the_unseen_is_asked_for_where_there_is_any(make_trainer: Callable[..., Trainer], tmp_path: Path) -> None:
+    make_trainer(unseen=2).save(tmp_path / "model")
+    assert json.loads((tmp_path / "model" / "understanding.json").read_text())["unknown"] == UNKNOWN
+    make_trainer().save(tmp_path / "seeing")
+    assert "unknown" not in json.loads((tmp_path / "seeing" / "understanding.json").read_text())
+    reader = Reader(tmp_path / "model")
+    (room, *_) = find_rooms(reader, tmp_path / "scenes", "test", 1, seed=0)
+    asked = about_the_unseen(reader, room)
+    assert 1 <= len(asked) <= 3 and {family for family, _ in asked} <= {"class", "colour", "box"}
+    scene = room.scene()
+    item = next(i for i in scene.room.items if i.instance in scene.sights)
+    away = looked_away(scene, item, 0.5)
+    assert 0 < len(away.features) < len(scene.features) and len(away.xyz) < len(scene.xyz)
+    low, high = np.array(item.low) - 0.5 / 3**0.5, np.array(item.high) + 0.5 / 3**0.5
+    assert not ((away.xyz.numpy() > low) & (away.xyz.numpy() < high)).all(axis=1).any()
+    assert item.instance in set(scene.sights) - set(away.sights)
+    assert sorted(away.voxel.unique().tolist()) == list(range(len(away.features)))
