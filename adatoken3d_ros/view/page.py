@@ -76,6 +76,13 @@ class Page:
         self._jobs.shutdown(wait=False, cancel_futures=True)
         self._look.join(2 * LOOK_SECONDS)
 
+    def answer(self, question: Question) -> Asked:
+        """Asks, in this thread, and shows the answer as it comes; one thread at a time. Raises as `Source.ask`."""
+        asked = self._dialogue.ask(question, self._chosen_strategy, *self._progress(question.text))
+        self._answer.content = drawing.answer_html(asked.answer.record)
+        self._show(asked)
+        return asked
+
     # --- what it is made of ---
 
     def _build_ask(self) -> None:
@@ -120,7 +127,7 @@ class Page:
 
     # --- what browsers want ---
 
-    def _want(self, job: Callable[..., None], **arguments: Any) -> None:
+    def _want(self, job: Callable[..., object], **arguments: Any) -> None:
         """Has it done when what came before is done; refused where too much waits."""
         with self._draws:
             if self._waiting >= MOST_WAITING or self._closed.is_set():
@@ -129,7 +136,7 @@ class Page:
             self._waiting += 1
         self._jobs.submit(self._do, partial(job, **arguments))
 
-    def _do(self, job: Callable[[], None]) -> None:
+    def _do(self, job: Callable[[], object]) -> None:
         try:
             job()
         except Exception as error:
@@ -154,12 +161,7 @@ class Page:
 
     def _ask(self) -> None:
         if self._text.value.strip():
-            self._want(self._answer_it, question=self._question(self._text.value))
-
-    def _answer_it(self, question: Question) -> None:
-        asked = self._dialogue.ask(question, self._chosen_strategy, *self._progress(question.text))
-        self._answer.content = drawing.answer_html(asked.answer.record)
-        self._show(asked)
+            self._want(self.answer, question=self._question(self._text.value))
 
     def _again(self, keep: bool) -> None:
         places, first = self._world.selected, self._asked
@@ -203,7 +205,7 @@ class Page:
         number = drawing.hit(points, np.array(event.ray_origin), np.array(event.ray_direction))
         if number is not None and self._click.value.strip():
             point = points[number].astype(np.float64)
-            self._want(self._answer_it, question=about_point(self._question(self._click.value), point))
+            self._want(self.answer, question=about_point(self._question(self._click.value), point))
 
     def _on_rectangle(self, event: viser.SceneRectSelectEvent) -> None:
         camera = event.client.camera

@@ -27,8 +27,8 @@ viser = pytest.importorskip("viser", reason="viser is not installed")
 zstandard = pytest.importorskip("zstandard", reason="viser is not installed")
 connect = pytest.importorskip("websockets.sync.client", reason="viser is not installed").connect
 
-WIDTH, HEIGHT = 960, 600  # of the browser: the CPU draws it
-PANEL = 520  # pixels left of it, and below the notifications' HEAD
+WIDTH, HEIGHT = 800, 500  # of the browser: the CPU draws it
+PANEL = 400  # pixels left of it, and below the notifications' HEAD
 HEAD = 200
 FOV = np.deg2rad(75)  # of a browser's camera at first
 HANDSHAKE = (
@@ -59,6 +59,8 @@ def address(source: LocalSource) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def page(browser: Any, address: str) -> Iterator[Any]:
     """The page as a browser has loaded it; its errors fail the last test."""
+    from adatoken3d_ros.view import page as view
+
     problems: list[str] = []
     page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
     page.on("pageerror", lambda error: problems.append(str(error)))
@@ -66,7 +68,9 @@ def page(browser: Any, address: str) -> Iterator[Any]:
     page.goto(address)
     button(page, "Ask").wait_for(timeout=TIMEOUT)
     page.wait_for_function("() => [...document.querySelectorAll('canvas')].some(c => c.width > 300)", timeout=TIMEOUT)
-    yield page
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(view, "STEP_SECONDS", 0.1)
+        yield page
     page.close()
     assert problems == []
 
