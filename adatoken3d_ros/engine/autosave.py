@@ -30,6 +30,7 @@ class Versions:
     No file is changed once it is there: a version is written beside the others under a name of its own and appears
     complete, whatever ends the process; the oldest go afterwards. Who has written one is the only writer until its end:
     two nodes of one name (of two domains, or on two machines with one home) would take each other's scene for theirs.
+    What could not be restored since it is of another map, frame or model does not go.
 
     Args:
         directory: of the files; made when the first one is written.
@@ -40,6 +41,7 @@ class Versions:
         self._directory = directory
         self._name = re.sub(r"[^\w-]+", ".", name).strip(".") or "scene"
         self._locked = False
+        self._others: set[Path] = set()
 
     def files(self) -> list[Path]:
         """Those that are there, the newest first. Raises OSError for a directory that cannot be read."""
@@ -64,7 +66,7 @@ class Versions:
         path = self._directory / f"{self._name}.autosave.{number:06d}.scene"
         packed.write(path)
         _sync(self._directory)
-        for old in before[max(0, kept - 1) :]:
+        for old in [version for version in before if version not in self._others][max(0, kept - 1) :]:
             old.unlink(missing_ok=True)
         for draft in self._directory.glob(f".{self._name}.autosave.*.part"):  # of processes that were killed
             if time.time() - draft.stat().st_mtime > _DRAFT_SECONDS:
@@ -73,6 +75,8 @@ class Versions:
 
     def restore(self, load: Callable[[Path], int]) -> str:
         """Has `load` try the versions, the newest first; tells in words what was restored, or why nothing was."""
+        from adatoken3d_ros.scene.sealed_file import AnotherSceneError  # brings torch with it
+
         problems = []
         try:
             files = self.files()
@@ -83,6 +87,8 @@ class Versions:
                 views = load(path)
             except (ValueError, OSError) as error:
                 problems.append(shown(error, 300))
+                if isinstance(error, AnotherSceneError):
+                    self._others.add(path)
                 logger.warning("not restored: %s", problems[-1])
             else:
                 return f"{views} views were restored from {path}"

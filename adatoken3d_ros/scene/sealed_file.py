@@ -37,6 +37,10 @@ class SceneFileError(ValueError):
     """A file that is no scene, or not one of this model and frame; the message names the offending value."""
 
 
+class AnotherSceneError(SceneFileError):
+    """A whole file, of another model, frame, map or format: of use to somebody else."""
+
+
 def write_sealed(path: Path, parts: Mapping[str, Sequence[Tensor]], content: Mapping[str, Any]) -> None:
     """Writes tensors, each in parts that are joined, and what they are; the file appears complete or not at all.
 
@@ -112,7 +116,7 @@ class SealedFile:
         except (struct.error, ValueError, LookupError, TypeError, AttributeError) as error:
             raise SceneFileError(f"{path} is no scene: {error}") from error
         if (found := self.content.get("format")) != wanted:
-            raise SceneFileError(f"{path} has format {quoted(found)}, this program reads {wanted}")
+            raise AnotherSceneError(f"{path} has format {quoted(found)}, this program reads {wanted}")
         sealed = isinstance(written, str) and re.fullmatch("[0-9a-f]{64}", written)
         if not sealed or written.encode() not in data[:length]:
             raise SceneFileError(f"{path} is damaged: it has no checksum")

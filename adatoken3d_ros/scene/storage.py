@@ -21,7 +21,7 @@ from adatoken3d_ros.files import UnusableFile, parse_json, read_file
 from adatoken3d_ros.scene.agreement import Sketch
 from adatoken3d_ros.scene.contributions import Contribution, nothing, reduced
 from adatoken3d_ros.scene.frames import FrameError, check_rigid
-from adatoken3d_ros.scene.sealed_file import SceneFileError, SealedFile, write_sealed
+from adatoken3d_ros.scene.sealed_file import AnotherSceneError, SceneFileError, SealedFile, write_sealed
 from adatoken3d_ros.scene.sketch_storage import SHAPES, SketchError, read_sketches, sketch_parts
 from adatoken3d_ros.scene.token_map import TokenMap
 from adatoken3d_ros.scene.tombstone_storage import ThingError, read_things, thing_parts, thing_shapes
@@ -164,7 +164,8 @@ def load_scene(
 
     Raises:
         OSError: if the file cannot be read.
-        SceneFileError: for a file that is damaged, too large, or of another model, frame, map, voxel size or origin.
+        SceneFileError: for a file that is damaged or too large.
+        AnotherSceneError: for one of another model, frame, map, voxel size, origin or format.
     """
     path = Path(path)
     try:
@@ -178,7 +179,7 @@ def load_scene(
         del wanted["origin"]
     for name, value in wanted.items():
         if file.content.get(name) != value:
-            raise SceneFileError(f"{path} has {name} {quoted(file.content.get(name))}, here it is {value!r}")
+            raise AnotherSceneError(f"{path} has {name} {quoted(file.content.get(name))}, here it is {value!r}")
     origin, shift = _origins(path, file.content) if adopt_origin else (None, None)
     where = token_map.origin if origin is None else torch.tensor(origin, dtype=torch.float64)
     try:

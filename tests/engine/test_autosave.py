@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 
 from adatoken3d_ros.engine import autosave
 from adatoken3d_ros.engine.autosave import Versions
-from adatoken3d_ros.scene.storage import load_scene, pack_scene
+from adatoken3d_ros.scene.storage import About, load_scene, pack_scene
 from adatoken3d_ros.scene.token_map import TokenMap
 from tests.scene.test_storage import IDENTITY, scene
 
@@ -95,6 +96,27 @@ def test_a_version_that_is_damaged_costs_itself_alone(tmp_path: Path, caplog: py
     assert f"{newest} is damaged" in caplog.text and f"{middle} is no scene" in caplog.text
     oldest.unlink()
     assert "nothing was restored" in (said := versions.restore(views_of)) and str(newest) in said
+
+
+def test_what_is_of_another_map_outlives_the_versions_of_this_one(tmp_path: Path) -> None:
+    """The robot was in another house for a while; back home, it knows its home."""
+    home, away = ({**IDENTITY, "about": About(name, {}, {})} for name in ("home", "away"))
+
+    def of(name: str) -> Callable[[Path], int]:
+        return lambda path: len(load_scene(path, TokenMap(0.2), channels=5, map_id=name, **IDENTITY)[0])
+
+    Versions(tmp_path, "x").write(pack_scene(*scene(2), **home), 2)
+    elsewhere = Versions(tmp_path, "x")
+    assert "has map 'home', here it is 'away'" in elsewhere.restore(of("away"))
+    for _ in range(4):
+        elsewhere.write(pack_scene(*scene(3), **away), 2)
+    assert [path.name[-9:-6] for path in elsewhere.files()] == ["005", "004", "001"]
+    del elsewhere
+    back = Versions(tmp_path, "x")
+    assert back.restore(of("home")).startswith("2 views were restored")
+    for _ in range(3):
+        back.write(pack_scene(*scene(2), **home), 2)
+    assert [path.name[-9:-6] for path in back.files()] == ["008", "007", "005", "004"]
 
 
 def test_the_version_before_loads_wherever_a_process_is_killed(tmp_path: Path) -> None:
