@@ -41,6 +41,7 @@ class KeptScene:
         past: where it has looked, and what has gone.
         marks: named places of the map; they stay when what was seen is forgotten.
         map_id: of the map that the scene frame belongs to: as configured, else made up, else that of the loaded file.
+        settled: stamps of views that came from files: an earlier run has placed them.
         problem: what was wrong with the last view that could not be encoded; empty before, and for a new scene.
     """
 
@@ -59,6 +60,7 @@ class KeptScene:
         self.pending: list[PosedFrame] = []
         self.poses: dict[int, NDArray[np.float64]] = {}
         self.marks = Marks()
+        self.settled: set[int] = set()
         self.map_id = config.map_id or secrets.token_hex(8)
         self.problem = ""
 
@@ -84,6 +86,7 @@ class KeptScene:
         self.pending.clear()
         self.poses.clear()
         self.poses.update(poses)
+        self.settled = set(poses)
         self.problem = ""
 
     # --- in files ---
@@ -153,6 +156,7 @@ class KeptScene:
         _put(self._map, [other, self._map], self._map if len(self._map) else other, self._selector)
         self._asked = None
         self.poses.update(poses)
+        self.settled |= poses.keys()
         self.past.look_again(self._selector.sketches())
         self.past.join(about.things)
         self._look_through(newer)
@@ -179,6 +183,13 @@ class KeptScene:
                 del self.poses[stamp]
 
     # --- corrected poses ---
+
+    def followed(self, T: NDArray[np.float64]) -> dict[int, NDArray[np.float64]]:
+        """Poses for `move` when the odometry of this run lies elsewhere in the map than was believed, by T (4, 4).
+
+        Views that came from files stay: it is not by this odometry that they were placed.
+        """
+        return {stamp: T @ pose for stamp, pose in self.all_poses().items() if stamp not in self.settled}
 
     def move(self, poses: Mapping[int, NDArray[np.float64]]) -> int:
         """Views, and frames that wait, were taken from elsewhere than was believed; returns how many have moved.

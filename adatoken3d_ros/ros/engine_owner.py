@@ -238,10 +238,10 @@ class EngineOwner:
         self.show_another(scene)
 
     def follow(self, moved: NDArray[np.float64]) -> None:
-        """Has all views moved by a transform (4, 4), scene frame, before what waits."""
+        """Has the views of this run moved by a transform (4, 4), scene frame, before what waits."""
 
         def move(scene: Scene) -> None:
-            scene.move({stamp: moved @ pose for stamp, pose in scene.memory.all_poses().items()})
+            scene.move(scene.memory.followed(moved))
             self.show(scene)
 
         if self.queue is not None:

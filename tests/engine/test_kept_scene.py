@@ -232,3 +232,25 @@ def test_what_was_there_and_is_looked_through_now_has_gone_when_scenes_are_joine
     assert len(gone) == len(expected.memory.past.tombstones.gone)
     point = np.array([[*TABLE.mean(axis=0)[:2], 0.6]])
     assert ask(other, replace(QUESTION, clicks=point)).verdict is Observed.SEEN_THEN_GONE
+
+
+def test_what_was_loaded_does_not_follow_this_run_s_odometry(make_session: MakeSession, tmp_path: Path) -> None:
+    """A robot that wakes up and is located anew moves what it has seen since, and not what it remembers."""
+    named, T = replace(CONFIG, map_id="m"), turn(0, 3.0)
+    with_a_table_gone(make_session(named)).save(tmp_path / "s")
+    later = [replace(frame, stamp_ns=frame.stamp_ns + 10**12) for frame in FRAMES[:3]]
+    for merge in (False, True):
+        scene = make_session(named)
+        if merge:
+            looked(scene, later[:1])
+        scene.load(tmp_path / "s", merge=merge)
+        before, gone = dict(scene.poses), scene.memory.past.tombstones.gone[0].place
+        looked(scene, later[merge:2])
+        scene.observe(later[2])
+        assert scene.move(scene.memory.followed(T)) == 3
+        for stamp, pose in scene.memory.all_poses().items():
+            seen = {frame.stamp_ns: frame.T_world_camera for frame in later}
+            np.testing.assert_allclose(pose, T @ seen[stamp] if stamp in seen else before[stamp])
+        np.testing.assert_array_equal(scene.memory.past.tombstones.gone[0].place, gone)
+        scene.clear()
+        assert not scene.memory.settled and not scene.memory.followed(T)
