@@ -5,17 +5,19 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from adatoken3d_ros.engine.config import SessionConfig
 from adatoken3d_ros.engine.past import Past
 from adatoken3d_ros.lmm.interface import SpatialLMM
+from adatoken3d_ros.scene.contributions import Contribution
 from adatoken3d_ros.scene.frames import PosedFrame, check_position, check_rigid
 from adatoken3d_ros.scene.keyframes import KeyFrameSelector, carve_free_space
 from adatoken3d_ros.scene.marks import MarkError, Marks
@@ -23,7 +25,8 @@ from adatoken3d_ros.scene.patches import PatchConfig
 from adatoken3d_ros.scene.sealed_file import SceneFileError
 from adatoken3d_ros.scene.storage import About, Packed, load_scene, pack_scene
 from adatoken3d_ros.scene.token_map import TokenMap
-from adatoken3d_ros.scene.view_blocks import ViewTokenMap
+from adatoken3d_ros.scene.tombstones import Thing
+from adatoken3d_ros.scene.view_blocks import Block, ViewTokenMap
 from adatoken3d_ros.scene.window import OriginMode, best_shift
 
 logger = logging.getLogger(__name__)
@@ -88,6 +91,36 @@ class KeptScene:
         self.poses.update(poses)
         self.settled = set(poses)
         self.problem = ""
+
+    def put(
+        self,
+        views: Mapping[int, Contribution],
+        poses: Mapping[int, NDArray[np.float64]],
+        *,
+        origin: Sequence[float],
+        shift: Tensor,
+        blocks: Mapping[int, Block] | None = None,
+        things: Sequence[Thing] = (),
+    ) -> None:
+        """Holds other views from now on, which were made elsewhere, oldest first; none waits. On an error it is as it was.
+
+        Args:
+            poses: of the views. origin, shift: of their map. blocks: of a map of views. things: what has gone.
+        """
+        if isinstance(self._map, ViewTokenMap):
+            self._map.restore(dict(views), origin, shift, dict(blocks or {}))
+        else:
+            self._map.restore(dict(views), origin, shift)
+        self._selector.restore(dict(poses), {})
+        self._begin(dict(poses))
+        self.past.tombstones.restore(things)
+
+    def views(self) -> tuple[dict[int, Contribution], dict[int, Block], NDArray[np.float64], NDArray[np.int64]]:
+        """What each view adds, oldest first, with its whole block where tokens are those of views; origin and shift of
+        the map, see `TokenMap`."""
+        views = self._map.contributions()
+        blocks = self._map.whole_blocks() if isinstance(self._map, ViewTokenMap) else {}
+        return {key: views[key] for key in self._map.keys()}, blocks, self._map.origin.numpy(), self._map.shift.numpy()
 
     # --- in files ---
 

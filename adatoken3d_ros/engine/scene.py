@@ -8,18 +8,20 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from adatoken3d_ros.decoder.prefill import Cancelled
-from adatoken3d_ros.engine.answer import Question
+from adatoken3d_ros.engine.answer import Answer, Question
 from adatoken3d_ros.engine.budget.controller import Controller, Reuse
 from adatoken3d_ros.engine.budget.latency import encode_terms
 from adatoken3d_ros.engine.budget.plans import Situation, Table
 from adatoken3d_ros.engine.budget.warmup import synchronised
 from adatoken3d_ros.engine.config import SessionConfig
+from adatoken3d_ros.engine.knowing import Recalled, what_is_known
 from adatoken3d_ros.engine.prepared import Block, Objects, Prepared
 from adatoken3d_ros.engine.requests import FAR_CLICK, InvalidRequest, check_points, check_question, clicks_of
 from adatoken3d_ros.engine.runtime import Runtime
@@ -298,6 +300,10 @@ class Scene:
                 f"the point {clicks[worst].tolist()} is {far[worst]:.6g} m from what has been seen, more than "
                 f"{FAR_CLICK:g} m"
             )
+
+    def known(self, answer: Answer, clicks: NDArray[np.float64], recalled: Recalled | None) -> dict[str, Any]:
+        """The fields of an answer that say what it rests on; see `knowing.what_is_known`."""
+        return what_is_known(self.memory, self.config, answer, clicks, recalled)
 
     def objects(self) -> Objects:
         """What a question that points may mean; raises NoScene if there is nothing."""

@@ -97,6 +97,7 @@ class SceneQueue:
         before: Callable[[Scene], None] | None = None,
         number: int = 0,
         listener: Callable[[StageBegan | TextSoFar], object] | None = None,
+        arrived: float | None = None,
     ) -> Ticket:
         """Hands in a question under the policy; the ticket's result is completed in every case.
 
@@ -105,8 +106,9 @@ class SceneQueue:
             before: see Ticket.
             number: what events call the question.
             listener: told the events of this question alone.
+            arrived: when it arrived, on the queue's clock; now if None.
         """
-        ticket = Ticket(question, self._clock(), before, number, listener, withdraw=self._withdraw)
+        ticket = Ticket(question, self._clock() if arrived is None else arrived, before, number, listener, withdraw=self._withdraw)
         refusal, replaced = "", []
         with self._changed:
             busy = len(self._questions) + (self.running is not None)

@@ -84,8 +84,8 @@ class Strategy:
                 identity,
             )
 
-    def save(self, path: Path | str) -> None:
-        """Writes the strategy as YAML, atomically."""
+    def text(self) -> str:
+        """The strategy as YAML, which `parse` reads. Raises StrategyError where that is longer than MAX_BYTES."""
         content = {
             "format": FORMAT,
             "name": self.name,
@@ -99,6 +99,11 @@ class Strategy:
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
         if len(text.encode()) > MAX_BYTES:
             raise StrategyError(f"strategy {self.name!r} takes {len(text.encode())} bytes, more than {MAX_BYTES}")
+        return text
+
+    def save(self, path: Path | str) -> None:
+        """Writes the strategy as YAML, atomically; raises as `text`."""
+        text = self.text()
         with replacing(path) as file:
             file.write(text.encode())
 

@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The scenes that an engine holds for its robots: bodies come in, each becomes a scene, the least recently used goes."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adatoken3d_ros.engine.answer import Answer
+from adatoken3d_ros.engine.config import session_config
+from adatoken3d_ros.engine.knowing import Recalled
+from adatoken3d_ros.engine.runtime import Runtime
+from adatoken3d_ros.engine.scene import Scene
+from adatoken3d_ros.engine.scene_queue import SceneQueue
+from adatoken3d_ros.engine.worker import Worker
+from adatoken3d_ros.fleet.bodies import (
+    Body,
+    BodyError,
+    Whose,
+    built,
+    digest,
+    kind_of,
+    left,
+    picture_of,
+    unpacked,
+    unpacked_things,
+)
+from adatoken3d_ros.fleet.wire import Manifest, ViewEntry
+from adatoken3d_ros.scene.contributions import Contribution
+from adatoken3d_ros.scene.tombstones import Thing
+from adatoken3d_ros.scene.view_blocks import Block
+from adatoken3d_ros.settings import Settings
+
+# What a scene here does not decide: its robot has decided it already.
+_HERE = {"memory.limit_mb": 0.0, "memory.tombstones": 1000, "scene.max_views": 1000, "scene.max_voxels": 10**7}
+
+
+class NoRoom(Exception):
+    """No further scene can be held now; the message says why."""
+
+
+class Shelf:
+    """The bodies of one scene, by their digests. Any thread.
+
+    Args:
+        whose: of which model they must be. most: bytes that they may take together.
+    """
+
+    def __init__(self, whose: Whose, most: float) -> None:
+        self.whose, self.most = whose, most
+        self._lock = threading.Lock()
+        self._bodies: dict[str, tuple[Body | list[Thing], int]] = {}
+        self._wanted: list[Manifest] = []  # the newest two: a question may be on its way while the scene grows
+
+    @property
+    def nbytes(self) -> int:
+        with self._lock:
+            return sum(size for _, size in self._bodies.values())
+
+    def put(self, data: bytes) -> str:
+        """Takes a body, and returns its digest; raises BodyError."""
+        name = digest(data)
+        with self._lock:
+            if name in self._bodies:
+                return name
+            held = sum(size for _, size in self._bodies.values())
+        if held + len(data) > self.most:
+            raise BodyError(f"a scene of more than {self.most / 1e6:g} MB")
+        what = unpacked_things if kind_of(data) == "gone" else unpacked
+        body = what(data, self.whose)
+        with self._lock:
+            self._bodies[name] = body, len(data)
+        return name
+
+    def want(self, manifest: Manifest) -> list[str]:
+        """The bodies that a scene needs and that are not here; what only older scenes needed goes."""
+        with self._lock:
+            if manifest not in self._wanted:
+                self._wanted = [*self._wanted[-1:], manifest]
+            wanted = {name for one in self._wanted for name in one.bodies}
+            for name in self._bodies.keys() - wanted:
+                del self._bodies[name]
+            return [name for name in manifest.bodies if name not in self._bodies]
+
+    def view(self, name: str) -> Body:
+        """The body of a view; raises BodyError if it has gone, or is none."""
+        return self._get(name, Body)  # type: ignore[no-any-return]
+
+    def things(self, name: str) -> list[Thing]:
+        """The body of what has gone; raises as `view`."""
+        return self._get(name, list)  # type: ignore[no-any-return]
+
+    def _get(self, name: str, kind: type) -> Any:
+        with self._lock:
+            body = self._bodies.get(name, (None, 0))[0]
+        if not isinstance(body, kind):
+            raise BodyError(f"the body {name} is {'of something else' if body is not None else 'not here any more'}")
+        return body
+
+
+class HeldScene(Scene):
+    """A robot's scene on the engine's side: what its manifest says, made of bodies.
+
+    Args:
+        runtime: the engine. settings: the engine's, with the robot's rules. shelf: the bodies.
+
+    Attributes:
+        manifest: what it holds.
+        recalled: what the last question drew on as if nothing had gone; the rest of what is known its robot finds out.
+    """
+
+    def __init__(self, runtime: Runtime, settings: Settings, shelf: Shelf) -> None:
+        super().__init__(runtime, session_config(settings | _HERE))
+        self.shelf = shelf
+        self.manifest = Manifest()
+        self.recalled: Recalled | None = None
+        self._made: dict[str, tuple[Contribution, Block | None]] = {}
+
+    def known(self, answer: Answer, clicks: NDArray[np.float64], recalled: Recalled | None) -> dict[str, Any]:
+        self.recalled = recalled
+        return {}
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def become(self, manifest: Manifest) -> None:
+        """Holds what a manifest says. Only what is new is made of bodies, and pictures are encoded.
+
+        Raises:
+            BodyError, TokenMapError: for bodies that do not go together; the scene is as it was.
+        """
+        if manifest == self.manifest:
+            return
+        origin = torch.tensor(manifest.origin, dtype=torch.float64)
+        made = dict(self._made) if manifest.origin == self.manifest.origin else {}
+        made = {view.body: made.get(view.body) or self._make(view, origin) for view in manifest.views}
+        views: dict[int, Contribution] = {}
+        blocks: dict[int, Block] = {}
+        for order, entry in enumerate(manifest.views):
+            whole, block = made[entry.body]
+            views[entry.stamp] = replace(left(whole, entry.gone), order=order)
+            if block is not None:
+                blocks[entry.stamp] = block
+        self.memory.put(
+            views,
+            {entry.stamp: entry.T for entry in manifest.views},
+            origin=manifest.origin,
+            shift=torch.tensor(manifest.shift, dtype=torch.int64),
+            blocks=blocks,
+            things=self.shelf.things(manifest.things) if manifest.things else (),
+        )
+        self._made, self.manifest = made, manifest
+        self.prepared.forget()
+
+    def _make(self, entry: ViewEntry, origin: Tensor) -> tuple[Contribution, Block | None]:
+        body, model = self.shelf.view(entry.body), self.runtime.model
+        encoded = model.encode_views([picture_of(body.picture)])[0] if body.picture else None
+        return built(body, origin, self.shelf.whose, model.device, encoded)
+
+    @property
+    def nbytes(self) -> int:
+        made = sum(view.nbytes + (0 if block is None else block.features.nbytes) for view, block in self._made.values())
+        return super().nbytes + made
+
+
+@dataclass(eq=False)
+class Held:
+    """One scene of the engine's: its bodies, and the queue of the worker that owns it.
+
+    Attributes:
+        name: of the scene. robot: whose. rules: by which its questions are answered.
+        questions: that are about it at the moment. nbytes: that it held when it was last looked at.
+    """
+
+    name: str
+    robot: str
+    rules: Mapping[str, Any]
+    shelf: Shelf
+    queue: SceneQueue
+    questions: int = 0
+    nbytes: int = 0
+    told: Manifest = field(default_factory=Manifest)
+
+    def catch_up(self, scene: Scene) -> None:
+        """Runs in the worker's thread: the scene becomes what its robot last said, if all of that is here."""
+        assert isinstance(scene, HeldScene)
+        manifest = self.told
+        if not self.shelf.want(manifest):
+            scene.become(manifest)
+        self.look(scene)
+
+    def look(self, scene: Scene) -> None:
+        """Runs in the worker's thread: notes how large the scene is."""
+        self.nbytes = scene.nbytes + self.shelf.nbytes
+
+
+class Scenes:
+    """The scenes of one engine. Not thread safe: one thread asks for them, the worker's makes and uses them.
+
+    Args:
+        worker: owns the engine. whose: its model. settings: the engine's.
+        most: scenes that may be held. most_bytes: of all together.
+        gone: told of a scene that was given up.
+    """
+
+    def __init__(
+        self,
+        worker: Worker,
+        whose: Whose,
+        settings: Settings,
+        *,
+        most: int,
+        most_bytes: float,
+        gone: Callable[[Held], object] = lambda held: None,
+    ) -> None:
+        if most < 1 or most_bytes <= 0:
+            raise ValueError(f"an engine holds at least one scene, got {most} of {most_bytes:g} bytes")
+        self._worker, self._whose, self._settings = worker, whose, settings
+        self.most, self.most_bytes = most, most_bytes
+        self._gone = gone
+        self._held: OrderedDict[str, Held] = OrderedDict()  # the least recently used first
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    @property
+    def nbytes(self) -> int:
+        """Of all scenes, when each was last looked at."""
+        return sum(held.nbytes for held in self._held.values())
+
+    def all(self) -> Sequence[Held]:
+        """Those that are held, the least recently used first."""
+        return tuple(self._held.values())
+
+    def of(self, name: str, robot: str, rules: Mapping[str, Any]) -> Held:
+        """The scene of that name, an empty one if it is not here.
+
+        Raises:
+            NoRoom: where all that are held are being asked about, or the name is another robot's.
+            ValueError: for rules that cannot be.
+        """
+        held = self._held.get(name)
+        if held is not None and held.robot != robot:
+            raise NoRoom(f"the scene {name} is another robot's")
+        if held is not None and held.rules != rules:
+            if held.questions:
+                raise NoRoom(f"the scene {name} is being asked about by other rules")
+            self._give_up(held)
+            held = None
+        if held is None:
+            settings = self._settings | rules
+            self._make_room()
+            shelf = Shelf(self._whose, self.most_bytes)
+            queue = self._worker.open(lambda engine: HeldScene(engine, settings, shelf), queue_limit=1000)
+            held = self._held[name] = Held(name, robot, dict(rules), shelf, queue)
+        self._held.move_to_end(name)
+        return held
+
+    def tidy(self) -> None:
+        """Gives up what is too much, the least recently used first, but none that is being asked about."""
+        for held in tuple(self._held.values())[:-1]:
+            if self.nbytes <= self.most_bytes:
+                return
+            if not held.questions:
+                self._give_up(held)
+
+    def _make_room(self) -> None:
+        while len(self._held) >= self.most:
+            idle = next((held for held in self._held.values() if not held.questions), None)
+            if idle is None:
+                raise NoRoom(f"{len(self._held)} scenes are being asked about, and no more are held at a time")
+            self._give_up(idle)
+
+    def _give_up(self, held: Held) -> None:
+        del self._held[held.name]
+        self._worker.close(held.queue)
+        self._gone(held)

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The order of robots' questions: the earliest deadline first, within a bound that is tested on random histories."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adatoken3d_ros.fleet.order import Full, Line
+
+
+def test_the_earliest_deadline_comes_first_and_no_budget_counts_as_patience() -> None:
+    line: Line[str] = Line(patience=10.0)
+    for name, now, deadline in (("none", 0.0, math.inf), ("late", 1.0, 9.0), ("soon", 2.0, 5.0), ("later", 3.0, 12.0)):
+        line.join(name, name, now, deadline)
+    order = []
+    while (entry := line.next(4.0)) is not None:
+        order.append(entry.what)
+        line.ended(4.0)
+    assert order == ["soon", "late", "none", "later"]
+
+
+def test_what_cannot_be_kept_is_refused_with_the_time_that_it_would_take() -> None:
+    line: Line[str] = Line()
+    line.join("first", "a", 0.0)
+    assert line.next(0.0) is not None
+    line.ended(2.0)  # an answer takes 2 s
+    line.join("running", "a", 2.0)
+    assert line.next(2.0) is not None and line.next(2.0) is None
+    line.join("fits", "b", 2.5, 2.5 + 1.6)  # 1.5 s are left of the one that runs
+    with pytest.raises(Full, match=r"2 questions come before it: it would take 5500 ms from now on, 3000 ms are left"):
+        line.join("does not", "c", 2.5, 5.5)
+    assert [entry.what for entry in line.late(4.2)] == ["fits"] and not len(line)
+
+
+def test_a_robot_has_only_so_many_questions_waiting() -> None:
+    line: Line[int] = Line(limit=2)
+    line.join(0, "greedy", 0.0), line.join(1, "greedy", 0.0)
+    with pytest.raises(Full, match="2 questions of greedy are waiting already"):
+        line.join(2, "greedy", 0.0)
+    line.join(3, "modest", 0.0)
+
+
+ASKED = st.lists(
+    st.tuples(st.integers(0, 4), st.floats(0.0, 2.0), st.one_of(st.none(), st.floats(0.01, 30.0))), max_size=60
+)
+
+
+@given(ASKED, st.floats(0.05, 3.0))
+@settings(max_examples=60, deadline=None)
+def test_nobody_is_overtaken_by_what_comes_later_than_patience(asked: list[tuple[int, float, float | None]], took: float) -> None:
+    """And nobody waits longer than patience and the answers to all that may be waiting then."""
+    patience, limit, robots = 2.0, 3, 5
+    line: Line[None] = Line(patience, limit)
+    now, free, served = 0.0, 0.0, []
+
+    def serve(until: float) -> None:
+        nonlocal free
+        while len(line) and free <= until:
+            entry = line.next(max(free, min(one.arrived for one in line._waiting)))
+            assert entry is not None
+            begun = max(free, entry.arrived)
+            served.append((entry, begun))
+            free = begun + took
+            line.ended(free, measured=False)
+
+    for robot, gap, budget in asked:
+        now += gap
+        serve(now)
+        try:
+            line.join(None, str(robot), now, math.inf if budget is None else now + budget)
+        except Full as error:
+            assert "waiting already" in str(error)  # nothing was measured, so nothing else refuses
+    serve(math.inf)
+    for place, (entry, begun) in enumerate(served):
+        assert begun - entry.arrived <= patience + (robots * limit + 1) * took + 1e-9
+        for later, _ in served[place + 1 :]:
+            assert entry.arrived <= later.arrived + patience

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What travels between a robot and the engine: the same after it as before, counted, and refused by name if it is not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from adatoken3d_ros.engine.answer import Answer, Box, Question, Status, TokenReport
+from adatoken3d_ros.engine.knowing import Recalled
+from adatoken3d_ros.fleet import wire
+from adatoken3d_ros.fleet.bodies import (
+    BodyError,
+    Whose,
+    body_of,
+    built,
+    check_picture,
+    digest,
+    jpeg,
+    left,
+    packed,
+    picture_of,
+    unpacked,
+)
+from adatoken3d_ros.fleet.wire import Asked, Manifest, ViewEntry, WireError
+from adatoken3d_ros.lmm.interface import ModelSizes
+from adatoken3d_ros.scene.contributions import reduced
+from adatoken3d_ros.scene.geometry import PatchGeometry
+from adatoken3d_ros.scene.patches import PatchConfig, patch_points
+from adatoken3d_ros.scene.window import level_patches
+from adatoken3d_ros.settings import DEFAULTS
+from tests.engine.scenes import room_frame
+
+SIZES = ModelSizes(PatchGeometry.square(336, 24), 1024, 0.2, 20, 3096, 4096)
+WHOSE = Whose("shape-weights", SIZES)
+ORIGIN = torch.zeros(3, dtype=torch.float64)
+CPU = torch.device("cpu")
+HALF = np.float16(1234.0).tobytes()
+
+
+def view(channels: int = 1024) -> Any:
+    """A key frame of a room at the shape of LLaVA-3D: 24 x 24 patches."""
+    frame = room_frame()
+    points = patch_points(frame, PatchConfig(SIZES.patches))
+    features = torch.randn(576, channels, generator=torch.Generator().manual_seed(0))
+    level = level_patches(points.xyz, 24)
+    return reduced(features, torch.from_numpy(points.xyz), torch.from_numpy(points.rgb), points.valid, level, ORIGIN, 0.2)
+
+
+def test_a_key_frame_in_16_bits_is_what_was_sent_and_at_most_half_a_megabyte() -> None:
+    sent = view()
+    data = packed(body_of(sent), WHOSE)
+    rows, patches = len(sent.keys), len(sent.points)
+    # Features 2 x 1024, and of each patch its place, colour and whether it is level; the rest describes them.
+    assert 0 < len(data) - (rows * 2048 + patches * (12 + 3 + 1)) < 1024
+    assert len(data) <= 500_000, (rows, len(data))
+    got, block = built(unpacked(data, WHOSE), ORIGIN, WHOSE, CPU)
+    assert block is None and digest(data) == digest(packed(body_of(sent), WHOSE))
+    for name in ("keys", "count", "xyz", "rgb", "points", "level", "colours"):
+        assert torch.equal(getattr(got, name), getattr(sent, name)), name
+    assert float((got.features - sent.features).abs().max()) < 2e-3 * float(sent.features.abs().max())
+
+
+def test_the_numbers_of_a_body_by_hand() -> None:
+    """Two patches in one voxel and one in another: means of 1 and 3, and of 5, in halves."""
+    points = torch.tensor([[0.0, 0, 0], [0.05, 0, 0], [0.4, 0, 0]])
+    colours = torch.tensor([[1, 2, 3], [3, 4, 5], [7, 8, 9]], dtype=torch.uint8)
+    small = Whose("m", replace(SIZES, feature_width=2))
+    sent = reduced(torch.tensor([[1.0, 0], [3, 0], [5, -1]]), points, colours, None, None, ORIGIN, 0.2)
+    body = unpacked(packed(body_of(sent), small), small)
+    assert body.features is not None and body.features.dtype == torch.float16
+    assert body.features.tolist() == [[2.0, 0.0], [5.0, -1.0]]
+    got, _ = built(body, ORIGIN, small, CPU)
+    assert got.features.tolist() == [[4.0, 0.0], [5.0, -1.0]] and got.count.tolist() == [2, 1]
+    assert left(got, (0,)).features.tolist() == [[5.0, -1.0]] and len(left(got, (0, 1)).keys) == 0
+    with pytest.raises(BodyError, match="row 2 of a view that has 2"):
+        left(got, (2,))
+
+
+def test_large_numbers_keep_their_range() -> None:
+    small = Whose("m", replace(SIZES, feature_width=1))
+    sent = reduced(torch.tensor([[1e6]]), torch.zeros(1, 3), torch.zeros(1, 3, dtype=torch.uint8), None, None, ORIGIN, 0.2)
+    body = unpacked(packed(body_of(sent), small), small)
+    assert body.features is not None and body.features.dtype == torch.bfloat16
+    assert float(body.features[0, 0]) == pytest.approx(1e6, rel=4e-3)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda data: data.replace(b"shape-weights", b"other-weights"), "model 'other-weights', here it is 'shape-weights'"),
+        (lambda data: data.replace(b'\\"format\\": 1', b'\\"format\\": 2'), "format 2, here it is 1"),
+        (lambda data: data[:-1], "no body"),
+        (lambda data: data + b"x", "no body"),
+        (lambda data: b"\xff" * 8 + data[8:], "a header of 18446744073709551615 bytes"),
+        (lambda data: data.replace(b'"level"', b'"lever"'), "a body that holds"),
+        (lambda data: data.replace(HALF, b"\x00\x7c", 1), "features holds a number that is not finite"),
+        (lambda data: b"\x80\x04K\x01." * 8, "no body"),  # a pickle
+    ],
+)  # fmt: skip
+def test_what_is_no_body_of_this_model_is_refused_by_name(spoil: Any, says: str) -> None:
+    body = body_of(view())
+    assert body.features is not None
+    body.features[0] = 1234.0
+    with pytest.raises(BodyError) as caught:
+        unpacked(spoil(packed(body, WHOSE)), WHOSE)
+    assert says in str(caught.value)
+
+
+def test_a_picture_is_bounded_before_it_is_decoded() -> None:
+    rgb = room_frame().rgb
+    data = jpeg(rgb)
+    assert np.abs(picture_of(data).astype(int) - rgb).mean() < 12  # of noise
+    for wrong in (b"GIF89a" + data, data[:20], b""):
+        with pytest.raises(BodyError, match="a picture that cannot be used"):
+            check_picture(wrong)
+    wide = data.replace(data[data.index(b"\xff\xc0") + 5 :][:4], b"\xff\xff\xff\xff", 1)
+    with pytest.raises(BodyError, match="4294836225 pixels"):
+        check_picture(wide)
+
+
+POSE = tuple(np.eye(4).reshape(-1).tolist())
+NAME = "0123456789abcdef" * 2
+
+
+def asked(**changes: Any) -> Asked:
+    question = Question("What is at [1, 2, 3]?", np.ones((1, 3)), 500.0, 8, without=np.zeros((2, 3)), candidates=("a", "b"))
+    scene = Manifest((ViewEntry(5, NAME, POSE, (1, 4)),), (0.5, 0.0, 1e-9), (0, -1, 2), NAME[::-1])
+    rules = {name: DEFAULTS[name] for name in wire.RULES}
+    return replace(Asked(scene, question, "strategy", 12.5, rules, "m"), **changes)
+
+
+def test_a_question_arrives_as_it_was_asked() -> None:
+    content, places = asked().content()
+    said, bodies = wire.unframed(wire.framed(content, [places, b"body"]))
+    got = Asked.read(said, bodies[0])
+    assert bodies[1:] == [b"body"] and got.scene == asked().scene and got.scene.digest == asked().scene.digest
+    assert got.scene.bodies == (NAME, NAME[::-1])
+    before, after = asked().question, got.question
+    assert (after.text, after.latency_budget_ms, after.max_new_tokens, after.candidates) == (
+        before.text, 500.0, 8, ("a", "b"))  # fmt: skip
+    for name in ("clicks", "without", "only"):
+        assert np.array_equal(getattr(after, name), getattr(before, name)), name
+    assert (got.strategy, got.elapsed_ms, got.rules, got.model) == ("strategy", 12.5, asked().rules, "m")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"scene": {"views": [[5, "../etc", list(POSE), []]]}}, "in the body '../etc'"),
+        ({"scene": {"views": [[5, NAME, [2.0, *POSE[1:]], []]]}}, "not a rigid transform"),
+        ({"scene": {"views": [[5, NAME, list(POSE), [4, 1]]]}}, "rows [4, 1]"),
+        ({"scene": {"views": [[5, NAME, list(POSE), []]] * 2}}, "2 views, 1 stamps"),
+        ({"scene": {"shift": [0, 0, 2**40]}}, "shift"),
+        ({"question": {"clicks": [[1, 2]]}}, "no question"),
+        ({"question": {"text": 3}}, "3 is no text"),
+        ({"elapsed_ms": -1.0}, "elapsed_ms -1.0"),
+        ({"rules": {}}, "rules []"),
+    ],
+)  # fmt: skip
+def test_a_question_that_cannot_be_is_refused_by_name(change: dict[str, Any], says: str) -> None:
+    content, places = asked().content()
+    content = json.loads(json.dumps(content))
+    for name, value in change.items():
+        content[name] = {**content[name], **value} if isinstance(value, dict) and value else value
+    with pytest.raises(WireError) as caught:
+        Asked.read(content, places)
+    assert says in str(caught.value)
+
+
+def test_another_version_and_broken_frames_are_refused() -> None:
+    good = wire.framed({"a": 1}, [b"x"])
+    for data, says in (
+        (good.replace(b'"version":1', b'"version":9'), "version 9, this program speaks 1"),
+        (good[:-1], "a part of 1 bytes, 0 are left"),
+        (b"GET /" + good, "no request"),
+        (good[:4] + b"\x02\x00\x00\x00[]", "a list, not an object"),
+    ):
+        with pytest.raises(WireError) as caught:
+            wire.unframed(data)
+        assert says in str(caught.value)
+
+
+def test_an_answer_arrives_as_it_was_given() -> None:
+    n = 3
+    report = TokenReport(
+        np.ones((n, 3), np.float32), np.zeros((n, 3), np.uint8), np.full(n, 1 / n, np.float32), np.arange(n),
+        np.array([True, False, True]), (3, 2), (1.5, 2.5), float("nan"),
+    )  # fmt: skip
+    recalled = Recalled(np.zeros((4, 3), np.float32), np.ones(4, np.float32), np.array([-1, -1, 0, 0]))
+    given = Answer(Question("q"), Status.TRUNCATED, "a table", "cut", (Box((1, 2, 3), (4, 5, 6)),), 7, report=report)
+    first, _, tail = wire.done(given, recalled).partition(b"\n")
+    event = wire.read_json(first)
+    assert event["bytes"] == len(tail)
+    got, again = wire.read_done(event, tail, Question("mine"))
+    assert (got.question.text, got.status, got.text, got.status_message, got.boxes, got.stamp_ns) == (
+        "mine", Status.TRUNCATED, "a table", "cut", given.boxes, 7)  # fmt: skip
+    assert got.report is not None and again is not None
+    for name in ("xyz", "rgb", "contribution", "last_layer", "retained"):
+        assert np.array_equal(getattr(got.report, name), getattr(report, name)), name
+    assert (got.report.spatial_per_layer, got.report.flops_per_layer) == ((3, 2), (1.5, 2.5))
+    assert again.owner.tolist() == [-1, -1, 0, 0] and len(again.xyz) == 4
+    with pytest.raises(WireError):
+        wire.read_done({"answer": {}}, tail, Question("mine"))
