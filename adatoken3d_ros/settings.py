@@ -9,11 +9,13 @@ are made from `SETTINGS`. Neither ROS nor torch is imported.
 from __future__ import annotations
 
 import math
+import re
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from adatoken3d_ros.text import quoted
 
@@ -117,6 +119,23 @@ def _local_path(value: str) -> None:
         raise ValueError(f"must be an absolute path on this machine, got {quoted(value)}")
 
 
+def _url(value: str) -> None:
+    parts = urlsplit(value)
+    plain = not (parts.path.strip("/") or parts.query or parts.fragment or parts.username or parts.password)
+    if value and not (parts.scheme in ("http", "https") and parts.hostname and plain and parts.port != 0):
+        raise ValueError(f"must be http://HOST:PORT or https://HOST:PORT, got {quoted(value)}")
+
+
+def _fallback(value: str) -> None:
+    if value != "embedded":
+        _local_path(value)
+
+
+def _robot_name(value: str) -> None:
+    if value and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,63}", value):
+        raise ValueError(f"at most 64 of A-Z a-z 0-9 . _ ~ -, got {quoted(value)}")
+
+
 def _map_id(value: str) -> None:
     if len(value) > 128 or value != value.strip() or not value.isprintable():
         raise ValueError(f"at most 128 printable characters, no spaces around them, got {quoted(value)}")
@@ -142,6 +161,20 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("model.template", "", CONFIGURE, "Name of one of the model's prompt templates; empty: its own choice."),
     Setting("model.tell_poses", False, CONFIGURE, "Tell the model in words where each view was taken from and where it "
             "looked, scene frame, metres and degrees; only for a model that reads views as pictures."),
+    Setting("engine.url", "", CONFIGURE, "Address of a shared engine (adatoken3d serve), http://HOST:PORT or https://; "
+            "empty: the model runs in this node.", check=_url),
+    Setting("engine.token", "", CONFIGURE, "Token that the shared engine asks for, or the absolute path of a file "
+            "with it, which nobody reads among the parameters."),
+    Setting("engine.ca_file", "", CONFIGURE, "Certificates (PEM) by which the shared engine's is checked; empty: those "
+            "of the system.", check=_local_path),
+    Setting("engine.robot", "", CONFIGURE, "What this robot is called at the shared engine; empty: as its host.",
+            check=_robot_name),
+    Setting("engine.encode", "local", CONFIGURE, "What is sent of a key frame. local: its features in 16 bits, made "
+            "here by the vision tower in model.path; picture: a JPEG, and the shared engine encodes it.",
+            choices=("local", "picture")),
+    Setting("engine.fallback", "", CONFIGURE, "Which model answers here while the shared engine cannot be reached: the "
+            "directory of a checkpoint, or embedded for the small model in the package; empty: none, such a question "
+            "is an error.", check=_fallback),
     Setting("seed", 0, CONFIGURE, "Seed of everything random in an answer.", low=0, high=2**31 - 1),
     Setting("strategy", "ours", ANY_TIME, "Pruning strategy: its name, or the path of a strategy file (.yaml). A "
             "name means the file of that name in the model's folder strategies/, where there is one.",

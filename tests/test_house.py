@@ -40,7 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine": {"engine/budget", "lmm", "lmm/identity", "decoder", "pruning", "scene", *BASE},
     "engine/budget": {"engine", "lmm", "decoder", "pruning", *BASE},
     "lab": {"engine", "engine/budget", "lmm", "lmm/vision", "decoder", "pruning", "scene", *BASE},
-    "ros": {"engine", "pruning", "scene", *BASE},
+    "ros": {"engine", "fleet", "pruning", "scene", *BASE},
     "view": {"engine", "pruning", "ros", "scene", *BASE},
     "fleet": {"engine", "engine/budget", "lmm", "lmm/identity", "decoder", "pruning", "scene", *BASE},
     "cli": {"engine", "engine/budget", "fleet", "lab", "lmm", "ros", "decoder", "pruning", "scene", "view", *BASE},

@@ -102,7 +102,9 @@ class KeptScene:
         blocks: Mapping[int, Block] | None = None,
         things: Sequence[Thing] = (),
     ) -> None:
-        """Holds other views from now on, which were made elsewhere, oldest first; none waits. On an error it is as it was.
+        """Holds other views from now on, which were made elsewhere, oldest first; none waits.
+
+        On an error it is as it was.
 
         Args:
             poses: of the views. origin, shift: of their map. blocks: of a map of views. things: what has gone.
@@ -120,7 +122,8 @@ class KeptScene:
         the map, see `TokenMap`."""
         views = self._map.contributions()
         blocks = self._map.whole_blocks() if isinstance(self._map, ViewTokenMap) else {}
-        return {key: views[key] for key in self._map.keys()}, blocks, self._map.origin.numpy(), self._map.shift.numpy()
+        ordered = {key: views[key] for key in tuple(self._map.keys())}
+        return ordered, blocks, self._map.origin.numpy(), self._map.shift.numpy()
 
     # --- in files ---
 

@@ -108,7 +108,9 @@ class SceneQueue:
             listener: told the events of this question alone.
             arrived: when it arrived, on the queue's clock; now if None.
         """
-        ticket = Ticket(question, self._clock() if arrived is None else arrived, before, number, listener, withdraw=self._withdraw)
+        ticket = Ticket(
+            question, self._clock() if arrived is None else arrived, before, number, listener, withdraw=self._withdraw
+        )
         refusal, replaced = "", []
         with self._changed:
             busy = len(self._questions) + (self.running is not None)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The scenes that an engine holds for its robots: bodies come in, each becomes a scene, the least recently used goes."""
+"""The scenes that an engine holds for its robots: made of bodies that come in, the least recently used goes."""
 
 from __future__ import annotations
 
@@ -92,11 +92,13 @@ class Shelf:
 
     def view(self, name: str) -> Body:
         """The body of a view; raises BodyError if it has gone, or is none."""
-        return self._get(name, Body)  # type: ignore[no-any-return]
+        found: Body = self._get(name, Body)
+        return found
 
     def things(self, name: str) -> list[Thing]:
         """The body of what has gone; raises as `view`."""
-        return self._get(name, list)  # type: ignore[no-any-return]
+        found: list[Thing] = self._get(name, list)
+        return found
 
     def _get(self, name: str, kind: type) -> Any:
         with self._lock:

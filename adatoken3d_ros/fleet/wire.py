@@ -4,7 +4,7 @@
 A request is a JSON text and some bodies, each with its length before it. An answer is a stream of lines of JSON, the
 last of which is followed by as many bytes of safetensors as it says. Everything is bounded before it is read; nothing
 is unpickled or evaluated. A robot says which scene it means by a manifest: which views, in which bodies (`bodies.py`),
-where from. Whoever lacks some of them says which, and these are sent; there is no other way to bring a scene up to date.
+where from. Whoever lacks some of them says which, and these are sent: there is no other way to renew a scene.
 """
 
 from __future__ import annotations
@@ -350,8 +350,12 @@ def read_done(event: Mapping[str, Any], tail: bytes, question: Question) -> tupl
             arrays = _arrays(tail, {**(_REPORT if layers is not None else {}), **(_RECALLED if again else {})})
             if layers is not None:
                 spatial, flops, lorenz = layers
-                per_layer = tuple(map(int, spatial)), tuple(map(float, flops)), float(lorenz)
-                report = TokenReport(*(arrays[name] for name in _REPORT), *per_layer)
+                per_layer: dict[str, Any] = {
+                    "spatial_per_layer": tuple(map(int, spatial)),
+                    "flops_per_layer": tuple(map(float, flops)),
+                    "lorenz_share_60": float(lorenz),
+                }
+                report = TokenReport(**{name: arrays[name] for name in _REPORT}, **per_layer)
             recalled = Recalled(*(arrays[name] for name in _RECALLED)) if again else None
         answer = Answer(question, Status(said["status"]), report=report, **{name: said[name] for name in _PLAIN})
         boxes = tuple(Box((b[0], b[1], b[2]), (b[3], b[4], b[5])) for b in said["boxes"])

@@ -26,7 +26,8 @@ from rclpy.node import Node
 from rclpy.task import Future
 
 from adatoken3d_ros.engine.events import Answered, FrameTaken, Listeners
-from adatoken3d_ros.engine.loading import load_engine, open_scene
+from adatoken3d_ros.engine.loading import open_scene
+from adatoken3d_ros.fleet.loading import load_engine
 from adatoken3d_ros.ros.autosaving import Autosave
 from adatoken3d_ros.ros.awaiting import beside, finished
 from adatoken3d_ros.ros.engine_owner import EngineOwner
@@ -119,7 +120,7 @@ class SceneNode(LifecycleNodeMixin, Node):
         except ImportError:
             return
         if self.engine.queue is None:
-            path = self.parameters["model.path"] or "in the package"
+            path = self.parameters["engine.url"] or self.parameters["model.path"] or "in the package"
             self.get_logger().info(f"loading the model {path}: seconds to minutes, the progress is on /diagnostics")
         await finished(self, self.engine.start(self.parameters.settings()))
 

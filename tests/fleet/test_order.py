@@ -51,7 +51,9 @@ ASKED = st.lists(
 
 @given(ASKED, st.floats(0.05, 3.0))
 @settings(max_examples=60, deadline=None)
-def test_nobody_is_overtaken_by_what_comes_later_than_patience(asked: list[tuple[int, float, float | None]], took: float) -> None:
+def test_nobody_is_overtaken_by_what_comes_later_than_patience(
+    asked: list[tuple[int, float, float | None]], took: float
+) -> None:
     """And nobody waits longer than patience and the answers to all that may be waiting then."""
     patience, limit, robots = 2.0, 3, 5
     line: Line[None] = Line(patience, limit)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What travels between a robot and the engine: the same after it as before, counted, and refused by name if it is not."""
+"""What travels between a robot and the engine: the same after it as before, counted, or refused by name."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ def view(channels: int = 1024) -> Any:
     points = patch_points(frame, PatchConfig(SIZES.patches))
     features = torch.randn(576, channels, generator=torch.Generator().manual_seed(0))
     level = level_patches(points.xyz, 24)
-    return reduced(features, torch.from_numpy(points.xyz), torch.from_numpy(points.rgb), points.valid, level, ORIGIN, 0.2)
+    return reduced(
+        features, torch.from_numpy(points.xyz), torch.from_numpy(points.rgb), points.valid, level, ORIGIN, 0.2
+    )
 
 
 def test_a_key_frame_in_16_bits_is_what_was_sent_and_at_most_half_a_megabyte() -> None:
@@ -84,7 +86,9 @@ def test_the_numbers_of_a_body_by_hand() -> None:
 
 def test_large_numbers_keep_their_range() -> None:
     small = Whose("m", replace(SIZES, feature_width=1))
-    sent = reduced(torch.tensor([[1e6]]), torch.zeros(1, 3), torch.zeros(1, 3, dtype=torch.uint8), None, None, ORIGIN, 0.2)
+    sent = reduced(
+        torch.tensor([[1e6]]), torch.zeros(1, 3), torch.zeros(1, 3, dtype=torch.uint8), None, None, ORIGIN, 0.2
+    )
     body = unpacked(packed(body_of(sent), small), small)
     assert body.features is not None and body.features.dtype == torch.bfloat16
     assert float(body.features[0, 0]) == pytest.approx(1e6, rel=4e-3)
@@ -93,7 +97,7 @@ def test_large_numbers_keep_their_range() -> None:
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (lambda data: data.replace(b"shape-weights", b"other-weights"), "model 'other-weights', here it is 'shape-weights'"),
+        (lambda data: data.replace(b"shape-weights", b"other-weights"), "model 'other-weights', here it is 'shape-"),
         (lambda data: data.replace(b'\\"format\\": 1', b'\\"format\\": 2'), "format 2, here it is 1"),
         (lambda data: data[:-1], "no body"),
         (lambda data: data + b"x", "no body"),
@@ -129,7 +133,9 @@ NAME = "0123456789abcdef" * 2
 
 
 def asked(**changes: Any) -> Asked:
-    question = Question("What is at [1, 2, 3]?", np.ones((1, 3)), 500.0, 8, without=np.zeros((2, 3)), candidates=("a", "b"))
+    question = Question(
+        "What is at [1, 2, 3]?", np.ones((1, 3)), 500.0, 8, without=np.zeros((2, 3)), candidates=("a", "b")
+    )
     scene = Manifest((ViewEntry(5, NAME, POSE, (1, 4)),), (0.5, 0.0, 1e-9), (0, -1, 2), NAME[::-1])
     rules = {name: DEFAULTS[name] for name in wire.RULES}
     return replace(Asked(scene, question, "strategy", 12.5, rules, "m"), **changes)

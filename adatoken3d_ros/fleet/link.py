@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A robot's connection to a shared engine: requests over HTTP(S), bounded in size and time, and what went wrong."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from adatoken3d_ros.fleet import wire
+from adatoken3d_ros.fleet.door import ROBOT, SCENE
+from adatoken3d_ros.fleet.wire import WireError
+from adatoken3d_ros.text import quoted, shown
+
+CONNECT = 3.0  # seconds
+PATIENCE = 5.0  # seconds without a line after which a connection counts as broken
+_MOST_HELLO = 8 * 2**20
+_MOST_REASON = 64 * 2**10
+
+
+class LinkError(Exception):
+    """A shared engine that does not do what it was asked; the message says why."""
+
+
+class Unreachable(LinkError):
+    """It cannot be reached, or the connection broke: another attempt may do."""
+
+
+class Missing(LinkError):
+    """It lacks bodies of the scene."""
+
+    def __init__(self, bodies: Sequence[str]) -> None:
+        super().__init__(f"{len(bodies)} bodies are missing")
+        self.bodies = tuple(bodies)
+
+
+class Stopped(Exception):
+    """Nobody waits any more."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a shared engine is, and how one comes in.
+
+    Attributes:
+        url: http or https, host and port. token: empty for none. ca_file: certificates; empty: the system's.
+        robot: what the robot is called.
+    """
+
+    url: str
+    token: str = ""
+    ca_file: str = ""
+    robot: str = ""
+
+
+class Link:
+    """Requests to one shared engine. Any thread.
+
+    Args:
+        address: where it is.
+        clock: seconds, monotonic.
+
+    Attributes:
+        round_trip: seconds that the quickest of the last exchanges took.
+
+    Raises:
+        ValueError: for certificates that cannot be read.
+    """
+
+    def __init__(self, address: Address, clock: Callable[[], float] = time.monotonic) -> None:
+        self.address, self._clock = address, clock
+        parts = urlsplit(address.url)
+        self._host, self._port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+        self._tls: ssl.SSLContext | None = None
+        if parts.scheme == "https":
+            try:
+                self._tls = ssl.create_default_context(cafile=address.ca_file or None)
+            except (OSError, ssl.SSLError) as error:
+                raise ValueError(f"engine.ca_file {Path(address.ca_file)}: {shown(error)}") from error
+        self.round_trip = 0.0
+
+    def hello(self) -> dict[str, Any]:
+        """What the engine says of itself; raises LinkError."""
+        began = self._clock()
+        with self._exchange("GET", wire.HELLO, b"", "", PATIENCE) as response:
+            content = _json(response, _MOST_HELLO)
+        self.round_trip = self._clock() - began
+        if (version := content.get("version")) != wire.VERSION:
+            raise LinkError(f"it speaks version {quoted(version)}, this program {wire.VERSION}")
+        return content
+
+    def put(self, scene: str, content: dict[str, Any], bodies: Sequence[bytes]) -> list[str]:
+        """Sends bodies of a scene; those that are missing still. Raises LinkError."""
+        with self._exchange("POST", wire.VIEWS, wire.framed(content, bodies), scene, PATIENCE) as response:
+            missing = _json(response, wire.MOST_TEXT).get("missing")
+        if not isinstance(missing, list):
+            raise LinkError(f"it misses {quoted(missing)}")
+        return missing
+
+    def ask(
+        self,
+        scene: str,
+        content: dict[str, Any],
+        bodies: Sequence[bytes],
+        *,
+        patience: float = PATIENCE,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> Iterator[tuple[dict[str, Any], bytes]]:
+        """The events of an answer as they come, the last with the bytes behind it.
+
+        Args:
+            patience: seconds without a line after which the connection counts as broken.
+            should_stop: looked at before each line: True closes the connection, which ends the answer there.
+
+        Raises:
+            Missing: bodies of the scene are. Unreachable, LinkError: see there. Stopped: should_stop() was true.
+        """
+        data = wire.framed(content, bodies)
+        with self._exchange("POST", wire.ASK, data, scene, patience) as response:
+            while True:
+                if should_stop():
+                    raise Stopped
+                line = _read(response.readline, wire.MOST_LINE)
+                if not line.endswith(b"\n"):
+                    raise Unreachable("the connection broke before the answer's end")
+                try:
+                    event = wire.read_json(line)
+                except WireError as error:
+                    raise LinkError(str(error)) from error
+                size = event.get("bytes", 0)
+                if type(size) is not int or not 0 <= size <= wire.MOST_REPORT:
+                    raise LinkError(f"an answer with {quoted(size)} bytes behind it")
+                tail = _read(response.read, size) if size else b""
+                if len(tail) < size:
+                    raise Unreachable("the connection broke within the answer's tokens")
+                yield event, tail
+                if event.get("event") == "done":
+                    return
+
+    def _exchange(self, method: str, path: str, data: bytes, scene: str, patience: float) -> _Response:
+        """Sends a request; its response, with status 200. Raises LinkError."""
+        address, connection = self.address, self._connection(min(CONNECT, patience))
+        headers = {ROBOT: address.robot, "Content-Type": "application/octet-stream"}
+        headers |= {SCENE: scene} if scene else {}
+        headers |= {"Authorization": f"Bearer {address.token}"} if address.token else {}
+        try:
+            connection.connect()
+            connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection.sock.settimeout(patience)
+            connection.request(method, path, body=data or None, headers=headers)
+            response = connection.getresponse()
+        except (OSError, http.client.HTTPException) as error:
+            connection.close()
+            raise Unreachable(f"{address.url} cannot be reached: {shown(error) or type(error).__name__}") from error
+        if response.status == 200:
+            return _Response(connection, response)
+        with _Response(connection, response):
+            self._refused(response)
+        raise AssertionError
+
+    def _connection(self, timeout: float) -> http.client.HTTPConnection:
+        if self._tls is None:
+            return http.client.HTTPConnection(self._host, self._port, timeout=timeout)
+        return http.client.HTTPSConnection(self._host, self._port, timeout=timeout, context=self._tls)
+
+    def _refused(self, response: http.client.HTTPResponse) -> None:
+        status = response.status
+        try:
+            content = json.loads(_read(response.read, _MOST_REASON))
+            word, why = str(content["error"]), shown(content["message"]) if "message" in content else ""
+        except (ValueError, LookupError, TypeError):  # of a proxy, whose replica has died, or is not there yet
+            kind = Unreachable if status >= 500 else LinkError
+            raise kind(f"{self.address.url} answers with status {status}") from None
+        if status == 428 and word == "missing":
+            raise Missing([str(name) for name in content.get("bodies", [])])
+        raise LinkError(f"{self.address.url} refuses it: {why}")
+
+
+class _Response:
+    """A response whose connection is closed at the end."""
+
+    def __init__(self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse) -> None:
+        self._connection, self._response = connection, response
+
+    def __enter__(self) -> http.client.HTTPResponse:
+        return self._response
+
+    def __exit__(self, *exception: object) -> None:
+        self._response.close()
+        self._connection.close()
+
+
+def _read(read: Callable[[int], bytes], most: int) -> bytes:
+    try:
+        return read(most)
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise Unreachable(f"the connection broke: {shown(error) or type(error).__name__}") from error
+
+
+def _json(response: http.client.HTTPResponse, most: int) -> dict[str, Any]:
+    try:
+        return wire.read_json(_read(response.read, most))
+    except WireError as error:
+        raise LinkError(str(error)) from error
+
+
+class Sender:
+    """Brings an engine what it lacks of a scene while nobody asks: the newest offer counts, in a thread that ends when
+    it is there. While the engine cannot be reached it tries again, for some time.
+
+    Args:
+        send: sends an offer; raises LinkError.
+        again: seconds between two attempts. attempts: how many.
+    """
+
+    def __init__(self, send: Callable[[Any], None], again: float = 1.0, attempts: int = 120) -> None:
+        self._send, self._again, self._attempts = send, again, attempts
+        self._changed = threading.Condition()
+        self._offer: Any = None
+        self._running = self._closed = False
+        self.problem = ""
+
+    def offer(self, what: Any) -> None:
+        """Has this sent, and nothing older."""
+        with self._changed:
+            self._offer = what
+            self._changed.notify()
+            if not self._running and not self._closed:
+                self._running = True
+                threading.Thread(target=self._run, name="adatoken3d-sender", daemon=True).start()
+
+    def close(self) -> None:
+        """Sends nothing more."""
+        with self._changed:
+            self._closed, self._offer = True, None
+            self._changed.notify()
+
+    def _run(self) -> None:
+        failed = 0
+        while True:
+            with self._changed:
+                offer = self._offer
+                if offer is None or failed >= self._attempts:
+                    self._running = False
+                    return
+            try:
+                self._send(offer)
+                failed, self.problem = 0, ""
+            except LinkError as error:
+                failed, self.problem = failed + 1, str(error)
+                with self._changed:
+                    self._changed.wait_for(lambda offer=offer: self._offer is not offer, self._again)  # type: ignore[misc]
+                continue
+            with self._changed:
+                if self._offer is offer:
+                    self._offer = None

@@ -1,0 +1,404 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One engine that answers many robots over HTTP: a replica of a Ray Serve deployment. Ray is imported by `application`.
+
+A request about a scene says what the scene is (`wire.Manifest`). Where bodies of it are not here, the answer is which,
+and the robot sends these: after a start, an eviction or a broken link there is nothing else to be done. One question is
+answered at a time; those that wait are in the order of `order.Line`. While somebody waits a line comes every
+`HEARTBEAT` seconds; a connection that is closed ends its question within a decode step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adatoken3d_ros.engine.answer import Answer, Status
+from adatoken3d_ros.engine.events import StageBegan, TextSoFar
+from adatoken3d_ros.engine.loading import checkpoint_path, load_engine
+from adatoken3d_ros.engine.tickets import Ticket
+from adatoken3d_ros.engine.worker import Worker
+from adatoken3d_ros.fleet import wire
+from adatoken3d_ros.fleet.bodies import BodyError, Whose
+from adatoken3d_ros.fleet.door import ROBOT as ROBOT_HEADER
+from adatoken3d_ros.fleet.door import SCENE, DoorConfig, guard
+from adatoken3d_ros.fleet.encoder import encoder_identity, outline_files
+from adatoken3d_ros.fleet.far_model import shape_of
+from adatoken3d_ros.fleet.order import Full, Line, Waiting
+from adatoken3d_ros.fleet.scenes import Held, HeldScene, NoRoom, Scenes
+from adatoken3d_ros.fleet.wire import Asked, Manifest, WireError
+from adatoken3d_ros.pruning.strategy import Strategy, parse
+from adatoken3d_ros.settings import Settings
+from adatoken3d_ros.text import shown
+
+if TYPE_CHECKING:
+    from ray.serve import Application
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+logger = logging.getLogger(__name__)
+
+HEARTBEAT = 0.1  # seconds
+STOP_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class ReplicaConfig:
+    """What replicas are told.
+
+    Attributes:
+        settings: values other than the defaults.
+        replicas: how many there are. gpus, cpus: that each takes of its machine, for Ray.
+        max_scenes, max_mb: scenes that a replica holds, and what they may take together.
+        waiting: questions of one robot that may wait. patience: see `order`, seconds.
+        door: who may come in.
+    """
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    replicas: int = 1
+    gpus: float = 0.0
+    cpus: float = 0.0
+    max_scenes: int = 16
+    max_mb: float = 4096.0
+    waiting: int = 8
+    patience: float = 10.0
+    door: DoorConfig = field(default_factory=DoorConfig)
+
+
+@dataclass(eq=False)
+class Question:
+    """A question that is here.
+
+    Attributes:
+        hit: whether its scene was here as it is when it came first. events: what its robot is told next; None: the end.
+        ticket: once it is its turn.
+    """
+
+    asked: Asked
+    held: Held
+    arrived: float
+    hit: bool
+    events: asyncio.Queue[bytes | None] = field(default_factory=asyncio.Queue)
+    ticket: Ticket | None = None
+    over: bool = False
+
+
+class Replica:
+    """An engine with its scenes, behind HTTP.
+
+    Args:
+        config: see there.
+        load: makes the engine.
+        record: told of each question: robot, status, whether its scene was here, whether it was late, tokens that were
+            kept, and {stage: milliseconds}.
+
+    Raises:
+        ValueError, OSError: as `load_engine`; for a limit that leaves no room.
+    """
+
+    def __init__(
+        self,
+        config: ReplicaConfig,
+        load: Callable[..., Any] = load_engine,
+        record: Callable[..., object] = lambda *of_a_question: None,
+    ) -> None:
+        settings = Settings(config.settings)
+        self._record = record
+        self._loop: asyncio.AbstractEventLoop | None = None
+        engine: list[Any] = []
+
+        def make() -> Any:
+            engine.append(load(settings))
+            return engine[0]
+
+        self.worker = Worker(make, ahead=settings["budget.background"])
+        self.worker.start()
+        self.worker.ready.result()
+        (self.engine,) = engine
+        self.line: Line[Question] = Line(config.patience, config.waiting)
+        self._answering: Waiting[Question] | None = None
+        whose = Whose(self.engine.model.identity, self.engine.model.sizes)
+        most = config.max_mb * 1e6
+        self.scenes = Scenes(self.worker, whose, settings, most=config.max_scenes, most_bytes=most, gone=self._gone)
+        path = checkpoint_path(settings["model.path"])
+        vision = Path(settings["model.vision_path"]) if settings["model.vision_path"] else None
+        self._hello = {
+            "version": wire.VERSION,
+            "model": whose.model,
+            "model_id": self.engine.model_id,
+            "encoder": encoder_identity(path, vision),
+            "shape": shape_of(self.engine.model),
+            "files": outline_files(path, vision),
+            "fitted": {name: one.text() for name, one in self.engine.fitted.items()},
+            "max_body": config.door.max_body,
+        }
+        self._strategies: dict[str, Strategy] = {}
+
+    def stop(self) -> None:
+        """Ends the worker; what runs is answered CANCELLED."""
+        self.worker.stop(STOP_SECONDS)
+
+    # --- HTTP ---------------------------------------------------------------------------------------------------------
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """As ASGI calls it."""
+        from starlette.requests import Request
+
+        if scope["type"] != "http":
+            return
+        response = await self._reply(Request(scope, receive))
+        await response(scope, receive, send)
+
+    async def _reply(self, request: Request) -> Response:
+        from starlette.responses import JSONResponse
+
+        self._loop = asyncio.get_running_loop()
+        routes = {("GET", wire.HELLO): self._say_hello, ("POST", wire.ASK): self._ask, ("POST", wire.VIEWS): self._take}
+        route = routes.get((request.method, request.url.path))
+        if route is None:
+            return JSONResponse({"error": "path", "message": f"there is no {request.method} here"}, 404)
+        try:
+            return await route(request)
+        except (WireError, BodyError) as error:
+            return JSONResponse({"error": "request", "message": shown(error)}, 422)
+        except NoRoom as error:
+            return JSONResponse({"error": "room", "message": shown(error)}, 503)
+
+    async def _say_hello(self, request: Request) -> Response:
+        from starlette.responses import JSONResponse
+
+        return JSONResponse(self._hello)
+
+    async def _read(self, request: Request) -> tuple[dict[str, Any], list[bytes], str, str]:
+        """The request's text and bodies, its robot and its scene."""
+        parts, size = [], 0
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > wire.MOST_REQUEST:
+                raise WireError(f"a request of more than {wire.MOST_REQUEST} bytes")
+            parts.append(chunk)
+        content, bodies = wire.unframed(b"".join(parts))
+        if content.get("model") != self._hello["model"]:
+            raise WireError(
+                f"a request for the model {shown(content.get('model'), 80)}, here is {self._hello['model']}"
+            )
+        robot, scene = request.headers.get(ROBOT_HEADER, ""), request.headers.get(SCENE, "")
+        if not robot or not scene:
+            raise WireError(f"a request without {ROBOT_HEADER} or {SCENE}")
+        return content, bodies, robot, scene
+
+    async def _take(self, request: Request) -> Response:
+        """Bodies of a scene that its robot may soon ask about."""
+        from starlette.responses import JSONResponse
+
+        content, bodies, robot, scene = await self._read(request)
+        manifest, rules = Manifest.read(content.get("scene")), _rules(content)
+        held = self.scenes.of(scene, robot, rules)
+        missing = await self._put(held, manifest, bodies)
+        if not missing:
+            held.told = manifest
+            held.queue.call(held.catch_up, chore=True)
+        self.scenes.tidy()
+        return JSONResponse({"missing": missing})
+
+    async def _put(self, held: Held, manifest: Manifest, bodies: list[bytes]) -> list[str]:
+        """Has bodies on the scene's shelf, checked beside the loop's thread; those that are still missing."""
+        held.questions += 1  # it is not given up meanwhile
+        try:
+            held.shelf.want(manifest)
+            for body in bodies:
+                await asyncio.to_thread(held.shelf.put, body)
+            return held.shelf.want(manifest)
+        finally:
+            held.questions -= 1
+
+    async def _ask(self, request: Request) -> Response:
+        from starlette.responses import JSONResponse, StreamingResponse
+
+        now = time.monotonic()
+        content, bodies, robot, scene = await self._read(request)
+        if not bodies:
+            raise WireError("a question without its places")
+        asked = Asked.read(content, bodies[0])
+        held = self.scenes.of(scene, robot, asked.rules)
+        missing = await self._put(held, asked.scene, bodies[1:])
+        if missing:
+            return JSONResponse({"error": "missing", "bodies": missing}, 428)
+        question = Question(asked, held, now - asked.elapsed_ms / 1e3, content.get("attempt") == 1)
+        held.questions += 1
+        return StreamingResponse(self._answered(question, robot), media_type="application/x-ndjson")
+
+    async def _answered(self, question: Question, robot: str) -> AsyncIterator[bytes]:
+        """The events of a question, to its end; whoever gives up reading them cancels it."""
+        entry: Waiting[Question] | None = None
+        try:
+            yield wire.line("wait")
+            budget = question.asked.question.latency_budget_ms or 0.0
+            deadline = question.arrived + budget / 1e3 if 0 < budget < math.inf else math.inf
+            try:
+                entry = self.line.join(question, robot, time.monotonic(), deadline)
+            except Full as error:
+                infeasible = math.isfinite(deadline) and "before it" in str(error)
+                self._refuse(
+                    question, Status.BUDGET_INFEASIBLE if infeasible else Status.BUSY, f"the shared engine: {error}"
+                )
+            self._advance()
+            while True:
+                try:
+                    event = await asyncio.wait_for(question.events.get(), HEARTBEAT)
+                except (TimeoutError, asyncio.TimeoutError):
+                    event = wire.line("wait")
+                    self._refuse_late()
+                if event is None:
+                    return
+                yield event
+        finally:
+            question.over = True
+            question.held.questions -= 1
+            if entry is not None:
+                self.line.leave([entry])
+            if question.ticket is not None:
+                question.ticket.cancel("the robot has gone")
+            self.scenes.tidy()
+
+    # --- questions, in the loop's thread ------------------------------------------------------------------------------
+
+    def _refuse(self, question: Question, status: Status, why: str) -> None:
+        waited = (time.monotonic() - question.arrived) * 1e3
+        budget = question.asked.question.latency_budget_ms or math.inf
+        answer = Ticket(question.asked.question, question.arrived).unanswered(status, why, time.monotonic())
+        self._tell(question, replace(answer, model_id=self.engine.model_id, budget_met=waited <= budget), None)
+
+    def _refuse_late(self) -> None:
+        for entry in self.line.late(time.monotonic()):
+            budget = entry.what.asked.question.latency_budget_ms
+            why = f"the latency budget of {budget:g} ms ran out behind other robots' questions"
+            self._refuse(entry.what, Status.BUDGET_INFEASIBLE, why)
+
+    def _advance(self) -> None:
+        """Gives the worker the next question, if it has none."""
+        self._refuse_late()
+        entry = self.line.next(time.monotonic())
+        if entry is None:
+            return
+        question = entry.what
+        asked, held = question.asked, question.held
+        question.ticket = ticket = held.queue.submit(
+            asked.question,
+            before=partial(self._before, asked),
+            listener=partial(self._told, question),
+            arrived=question.arrived,
+        )
+        ticket.result.add_done_callback(partial(self._finished, entry))
+
+    def _ended(self, entry: Waiting[Question], answer: Answer, tail: Any) -> None:
+        self.line.ended(time.monotonic(), measured=answer.status.answered)
+        self._tell(entry.what, answer, tail)
+        self._advance()
+
+    def _tell(self, question: Question, answer: Answer, recalled: Any) -> None:
+        question.events.put_nowait(wire.done(answer, recalled))
+        question.events.put_nowait(None)
+        self._record(
+            question.held.robot,
+            answer.status.name,
+            question.hit,
+            not answer.budget_met,
+            answer.retained_tokens,
+            {name: float(ms) for name, ms in vars(answer.times).items()},
+        )
+
+    def _gone(self, held: Held) -> None:
+        if all(other.robot != held.robot for other in self.scenes.all()):
+            self.line.forget(held.robot)
+
+    # --- in the worker's thread ---------------------------------------------------------------------------------------
+
+    def _before(self, asked: Asked, scene: Any) -> None:
+        assert isinstance(scene, HeldScene)
+        scene.recalled = None
+        scene.become(asked.scene)
+        strategy = self._strategies.get(asked.strategy) or parse(asked.strategy)
+        if len(self._strategies) > 64:
+            self._strategies.clear()
+        self._strategies[asked.strategy] = strategy
+        if scene.strategy is not strategy:
+            scene.set_strategy(strategy)
+
+    def _told(self, question: Question, event: StageBegan | TextSoFar) -> None:
+        if isinstance(event, StageBegan):
+            self._soon(question.events.put_nowait, wire.line("stage", stage=event.stage))
+        else:
+            self._soon(question.events.put_nowait, wire.line("text", text=event.text, tokens=event.tokens))
+
+    def _finished(self, entry: Waiting[Question], future: Any) -> None:
+        """Of a ticket: in the worker's thread, or in the loop's where it was refused or withdrawn at once."""
+        held, recalled = entry.what.held, None
+        if held.queue.ready.done() and held.queue.ready.exception() is None:
+            scene = held.queue.ready.result()
+            recalled = scene.recalled if isinstance(scene, HeldScene) else None
+            held.look(scene)
+        self._soon(self._ended, entry, future.result(), recalled)
+
+    def _soon(self, function: Callable[..., object], *given: Any) -> None:
+        assert self._loop is not None
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(function, *given)
+
+
+def _rules(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    rules = content.get("rules")
+    if not isinstance(rules, dict) or rules.keys() != set(wire.RULES):
+        raise WireError(f"rules {shown(json.dumps(rules), 200)}")
+    try:
+        Settings(rules)
+    except ValueError as error:
+        raise WireError(str(error)) from error
+    return rules
+
+
+def application(config: ReplicaConfig) -> Application:
+    """The deployment, to be run by Ray Serve; raises ImportError without Ray."""
+    from ray import serve
+
+    async def enter(scope: Any, receive: Any, send: Any) -> None:
+        served: Any = serve.get_replica_context().servable_object
+        await served.enter(scope, receive, send)
+
+    @serve.deployment(name="engine")
+    @serve.ingress(enter)
+    class Served:
+        """A replica as Ray Serve has it."""
+
+        def __init__(self) -> None:
+            self.replica = Replica(config)
+            self.guarded = guard(self._routed, config.door)
+
+        async def enter(self, scope: Any, receive: Any, send: Any) -> None:
+            await self.guarded(scope, receive, send)
+
+        async def _routed(self, scope: Any, receive: Any, send: Any) -> None:
+            if name := serve.get_multiplexed_model_id():
+                await self.scene(name)
+            await self.replica(scope, receive, send)
+
+        @serve.multiplexed(max_num_models_per_replica=4 * config.max_scenes)
+        async def scene(self, name: str) -> str:
+            """Tells the router that this scene's requests come here; what is held of it, `Scenes` knows."""
+            return name
+
+        def __del__(self) -> None:
+            self.replica.stop()
+
+    options: dict[str, Any] = {"num_cpus": config.cpus, "num_gpus": config.gpus}
+    bound: Application = Served.options(  # type: ignore[attr-defined]
+        num_replicas=config.replicas, max_ongoing_requests=1000, ray_actor_options=options
+    ).bind()
+    return bound

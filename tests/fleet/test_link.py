@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A robot and a shared engine over HTTP: the answers of an engine of one's own, whatever becomes of the link."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from adatoken3d_ros.engine.answer import Question, Status
+from adatoken3d_ros.engine.loading import load_engine as load_here
+from adatoken3d_ros.engine.loading import open_scene
+from adatoken3d_ros.fleet.loading import load_engine
+from tests.architectures import NAMES
+from tests.engine.scenes import room_frame
+from tests.fleet.shared import LIMIT, TOKEN, listening, plain
+
+
+def robot(url: str, path: Path, **more: Any) -> tuple[Any, Any, Any]:
+    """A robot's engine and empty scene, and its settings."""
+    settings = plain(path, **{"engine.url": url, "engine.token": TOKEN, "engine.robot": "tester", **more})
+    engine = load_engine(settings)
+    return engine, open_scene(engine, settings), settings
+
+
+def show(scene: Any, *indices: int) -> None:
+    for index in indices:
+        scene.observe(room_frame(index))
+    scene.encode_pending()
+
+
+QUESTIONS = (
+    Question("What is there?"),
+    Question("What is at [0.0, 1.3, 0.5]?"),
+    Question("What is there?", without=np.array([[0.0, 2.0, 1.0]]), candidates=("table", "chair")),
+    Question("When did you last see the chair?"),
+    Question("What has changed?"),
+    Question(" "),
+)
+
+
+@pytest.mark.parametrize("encode", ["local", "picture"])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_answers_are_those_of_an_engine_of_ones_own(
+    name: str, encode: str, tiny_of: Callable[[str], Path], url_of: Callable[[str], str]
+) -> None:
+    """Features in 16 bits and pictures as JPEG are about the same; status, tokens, places and coverage are equal."""
+    path = tiny_of(name)
+    engine, scene, settings = robot(url_of(name), path, **{"engine.encode": encode})
+    here = load_here(settings | {"engine.url": ""})
+    own = open_scene(here, settings)
+    for one in (scene, own):
+        show(one, 0, 1, 2)
+    for question in QUESTIONS:
+        ours, theirs = here.ask(own, question), engine.ask(scene, question)
+        assert theirs.status == ours.status, theirs.status_message
+        assert (theirs.spatial_tokens, theirs.retained_tokens) == (ours.spatial_tokens, ours.retained_tokens)
+        assert (theirs.stamp_ns, theirs.confirmed_ns, theirs.coverage) == pytest.approx(
+            (ours.stamp_ns, ours.confirmed_ns, ours.coverage), nan_ok=True
+        )
+        assert theirs.model_id == ours.model_id and theirs.strategy == ours.strategy
+        assert (theirs.report is None) == (ours.report is None)
+        if ours.report is not None and theirs.report is not None:
+            assert np.array_equal(ours.report.xyz, theirs.report.xyz)
+            assert ours.report.spatial_per_layer == theirs.report.spatial_per_layer
+            assert theirs.times.total > 0 and theirs.times.prefill > 0
+        assert len(theirs.candidate_probabilities) == len(ours.candidate_probabilities)
+
+
+def test_text_comes_as_it_is_written_and_a_cancel_ends_it(url_of: Any, tiny_of: Any) -> None:
+    engine, scene, _ = robot(url_of(NAMES[0]), tiny_of(NAMES[0]))
+    show(scene, 0)
+    stages: list[str] = []
+    texts: list[int] = []
+    answer = engine.ask(
+        scene,
+        Question("What is there?", max_new_tokens=6),
+        on_text=lambda _, n: texts.append(n),
+        on_stage=stages.append,
+    )
+    assert answer.status in (Status.OK, Status.TRUNCATED) and texts == list(range(1, len(texts) + 1)) and texts
+    assert stages == ["encode", "tokens", "prefill", "decode"]
+    seen: list[int] = []
+    long = Question("What is there?", max_new_tokens=400)
+    stopped = engine.ask(scene, long, on_text=lambda _, n: seen.append(n), should_stop=lambda: len(seen) >= 3)
+    assert stopped.status == Status.CANCELLED and len(seen) < 20
+
+
+def test_only_what_is_missing_is_sent(url_of: Any, tiny_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = NAMES[0]
+    engine, scene, _ = robot(url_of(name), tiny_of(name))
+    sent: list[int] = []
+    ask = engine.link.ask
+    monkeypatch.setattr(
+        engine.link, "ask", lambda s, c, bodies, **more: (sent.append(len(bodies) - 1), ask(s, c, bodies, **more))[1]
+    )
+    question = Question("What is there?")
+    show(scene, 0, 1)
+    assert engine.ask(scene, question).status.answered and sent == [0, 2]
+    show(scene, 2)
+    assert engine.ask(scene, question).status.answered and sent == [0, 2, 0, 1]
+    assert engine.ask(scene, question).status.answered and sent == [0, 2, 0, 1, 0]
+    # A view that was moved is another body, one that lost rows is not.
+    newest = max(scene.poses)
+    moved = scene.poses[newest].copy()
+    moved[0, 3] += 0.05
+    scene.move({newest: moved})
+    assert engine.ask(scene, question).status.answered and sent[-2:] == [0, 1]
+    voxels = scene.memory._map.occupied_keys[:3]
+    assert scene.memory._map.carve(voxels, before=1 << 60) > 0
+    before = len(sent)
+    assert engine.ask(scene, question).status.answered and sent[before:] == [0]
+    own = scene.tokens()
+    # Others come and it goes; then it is sent again.
+    for _ in range(3):
+        _, other, _ = robot(url_of(name), tiny_of(name))
+        show(other, 0)
+        assert other.runtime.ask(other, question).status.answered
+    before = len(sent)
+    again = engine.ask(scene, question)
+    assert sent[before:] == [0, 3] and again.report is not None
+    assert np.array_equal(again.report.xyz, own.xyz.numpy())
+
+
+def test_what_is_new_is_sent_before_anybody_asks(url_of: Any, tiny_of: Any, replica_of: Any) -> None:
+    name = NAMES[0]
+    _, scene, _ = robot(url_of(name), tiny_of(name))
+    there = threading.Event()
+    offer = scene.offer
+    show(scene, 0)
+    assert scene.work_ahead
+    scene.offer = lambda manifest, bodies: (offer(manifest, bodies), there.set())
+    scene.prepare()
+    assert there.is_set() and not scene.work_ahead
+    held = replica_of(name).scenes
+    deadline = threading.Event()
+    for _ in range(int(LIMIT / 0.02)):
+        found = [one for one in held.all() if one.name == scene.name]
+        if found and not found[0].shelf.want(scene._told):
+            break
+        deadline.wait(0.02)
+    else:
+        pytest.fail("nothing was sent")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"engine.token": "another"}, r"refuses it: the request bears no token"),
+        ({"engine.url": "http://127.0.0.1:9"}, r"http://127.0.0.1:9 cannot be reached"),
+        ({"engine.token": "/no/such/file"}, r"engine.token: .*No such file"),
+        ({"engine.url": "https://127.0.0.1:9", "engine.ca_file": "/no/such/file"}, r"engine.ca_file /no/such/file"),
+        ({"strategy": "magic"}, r"strategy 'magic' is none of"),
+        ({"model.path": "other"}, r"encodes views as .* different models"),
+    ],
+)
+def test_what_keeps_a_robot_from_its_engine_is_named(
+    change: dict[str, Any], says: str, url_of: Any, tiny_of: Any, tmp_path: Path
+) -> None:
+    from tests.architectures import write_tiny
+
+    if "model.path" in change:
+        change = {"model.path": str(write_tiny(NAMES[0], tmp_path / "other", seed=5))}
+    with pytest.raises((ValueError, OSError), match=says):
+        robot(change.pop("engine.url", None) or url_of(NAMES[0]), tiny_of(NAMES[0]), **change)
+
+
+def test_an_engine_with_another_model_refuses_by_name(url_of: Any, tiny_of: Any) -> None:
+    engine, scene, _ = robot(url_of(NAMES[0]), tiny_of(NAMES[0]))
+    show(scene, 0)
+    engine.model.identity = "0-0"
+    answer = engine.ask(scene, Question("What is there?"))
+    assert answer.status == Status.ERROR and "a request for the model 0-0, here is " in answer.status_message
+
+
+@pytest.mark.parametrize("fallback", [False, True])
+def test_without_a_link_the_fallback_answers_or_it_is_an_error_in_time(
+    fallback: bool, tiny_of: Any, replica_of: Any
+) -> None:
+    """And when the link is back the engine answers again, with what it holds already."""
+    name = NAMES[0]
+    more = {"engine.fallback": str(tiny_of(NAMES[1]))} if fallback else {}
+    question = Question("What is there?", latency_budget_ms=3000.0)
+    with listening(replica_of(name)) as port:
+        engine, scene, _ = robot(f"http://127.0.0.1:{port}", tiny_of(name), **more)
+        show(scene, 0)
+        assert engine.ask(scene, question).model_id.startswith(f"tiny-{name}")
+    answer = engine.ask(scene, question)
+    assert answer.times.total < 3500.0
+    if fallback:
+        assert answer.status.answered and answer.model_id.startswith(f"tiny-{NAMES[1]}")
+        assert "answered by the fallback: http://127.0.0.1" in answer.status_message
+    else:
+        assert answer.status == Status.ERROR and "cannot be reached" in answer.status_message
+    show(scene, 1)
+    with listening(replica_of(name), port):
+        answer = engine.ask(scene, Question("What is there?"))
+        assert answer.status.answered and answer.model_id.startswith(f"tiny-{name}")
