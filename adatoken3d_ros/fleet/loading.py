@@ -24,7 +24,8 @@ def load_engine(settings: Settings, progress: Callable[[float, str], None] | Non
         return loading.load_engine(settings, progress)
     from adatoken3d_ros.fleet.remote_engine import connected
 
-    return connected(settings, progress)
+    robot = settings["engine.robot"] or host_name()
+    return connected(settings, read_token(settings["engine.token"]), robot, progress)
 
 
 def read_token(value: str) -> str:

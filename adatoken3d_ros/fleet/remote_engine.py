@@ -36,7 +36,6 @@ from adatoken3d_ros.fleet.link import (
     Stopped,
     Unreachable,
 )
-from adatoken3d_ros.fleet.loading import host_name, read_token
 from adatoken3d_ros.fleet.remote_scene import Bodies, RemoteScene
 from adatoken3d_ros.fleet.wire import RULES, Asked, Manifest, WireError, read_done
 from adatoken3d_ros.lmm.interface import SpatialLMM
@@ -314,16 +313,17 @@ def _of_fallback(settings: Settings) -> Settings:
     }
 
 
-def connected(settings: Settings, progress: Callable[[float, str], None] | None = None) -> Engine:
-    """The shared engine that the settings name.
+def connected(
+    settings: Settings, token: str, robot: str, progress: Callable[[float, str], None] | None = None
+) -> Engine:
+    """The shared engine that the settings name, for a robot that is called so and has this token.
 
     Raises:
         ValueError, OSError: for one that cannot be reached, refuses the token, or has another model than model.path,
             and as `engine.loading.load_engine` for the fallback; the text names it.
     """
     url = settings["engine.url"]
-    robot = settings["engine.robot"] or host_name()
-    link = Link(Address(url, read_token(settings["engine.token"]), settings["engine.ca_file"], robot))
+    link = Link(Address(url, token, settings["engine.ca_file"], robot))
     if progress is not None:
         progress(0.0, f"asking {url} for its model")
     try:

@@ -395,10 +395,15 @@ def application(config: ReplicaConfig) -> Application:
             return name
 
         def __del__(self) -> None:
-            self.replica.stop()
+            if replica := getattr(self, "replica", None):
+                replica.stop()
 
     options: dict[str, Any] = {"num_cpus": config.cpus, "num_gpus": config.gpus}
     bound: Application = Served.options(  # type: ignore[attr-defined]
-        num_replicas=config.replicas, max_ongoing_requests=1000, ray_actor_options=options
+        num_replicas=config.replicas,
+        max_ongoing_requests=1000,
+        health_check_period_s=1.0,
+        graceful_shutdown_timeout_s=STOP_SECONDS,
+        ray_actor_options=options,
     ).bind()
     return bound
