@@ -20,7 +20,7 @@ from adatoken3d_ros.engine.answer import Answer, Box, Question, Status
 from adatoken3d_ros.engine.budget.deadline import BudgetInfeasible, DeadlineGuard
 from adatoken3d_ros.engine.budget.latency import decode_terms, encode_terms, follow_up_terms, read_terms, token_terms
 from adatoken3d_ros.engine.budget.plans import SHORTEST_ANSWER, Plan
-from adatoken3d_ros.engine.knowing import Recalled
+from adatoken3d_ros.engine.knowing import Recalled, what_is_known
 from adatoken3d_ros.engine.out_of_memory import describe, free_cached, is_out_of_memory
 from adatoken3d_ros.engine.pointing import meant, told
 from adatoken3d_ros.engine.prepared import Block, Objects
@@ -181,7 +181,8 @@ class _Answering:
         if self.answer.status.answered:
             with guard.beside():
                 recalled = self._recall(plan, prompt, clicks, block, seconds)
-            self.set(**scene.known(self.answer, clicks, recalled))
+            find_out = scene.find_out or what_is_known
+            self.set(**find_out(scene.memory, scene.config, self.answer, clicks, recalled))
 
     @torch.inference_mode()
     def _recall(

@@ -15,13 +15,12 @@ import torch
 from numpy.typing import NDArray
 
 from adatoken3d_ros.decoder.prefill import Cancelled
-from adatoken3d_ros.engine.answer import Answer, Question
+from adatoken3d_ros.engine.answer import Question
 from adatoken3d_ros.engine.budget.controller import Controller, Reuse
 from adatoken3d_ros.engine.budget.latency import encode_terms
 from adatoken3d_ros.engine.budget.plans import Situation, Table
 from adatoken3d_ros.engine.budget.warmup import synchronised
 from adatoken3d_ros.engine.config import SessionConfig
-from adatoken3d_ros.engine.knowing import Recalled, what_is_known
 from adatoken3d_ros.engine.prepared import Block, Objects, Prepared
 from adatoken3d_ros.engine.requests import FAR_CLICK, InvalidRequest, check_points, check_question, clicks_of
 from adatoken3d_ros.engine.runtime import Runtime
@@ -62,10 +61,15 @@ class Scene:
         config: what the scene may be told.
         strategy: of pruning; the model's own default without one.
 
+    Attributes:
+        find_out: in the place of `knowing.what_is_known`, where that is known elsewhere.
+
     Raises:
         StrategyError: if the strategy was made for another model.
         ScheduleError: if the strategy has a gate outside the model.
     """
+
+    find_out: Callable[..., dict[str, Any]] | None = None
 
     def __init__(
         self, runtime: Runtime, config: SessionConfig | None = None, *, strategy: Strategy | None = None
@@ -300,10 +304,6 @@ class Scene:
                 f"the point {clicks[worst].tolist()} is {far[worst]:.6g} m from what has been seen, more than "
                 f"{FAR_CLICK:g} m"
             )
-
-    def known(self, answer: Answer, clicks: NDArray[np.float64], recalled: Recalled | None) -> dict[str, Any]:
-        """The fields of an answer that say what it rests on; see `knowing.what_is_known`."""
-        return what_is_known(self.memory, self.config, answer, clicks, recalled)
 
     def objects(self) -> Objects:
         """What a question that points may mean; raises NoScene if there is nothing."""

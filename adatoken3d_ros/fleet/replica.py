@@ -10,7 +10,6 @@ answered at a time; those that wait are in the order of `order.Line`. While some
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import math
 import time
@@ -199,7 +198,7 @@ class Replica:
         from starlette.responses import JSONResponse
 
         content, bodies, robot, scene = await self._read(request)
-        manifest, rules = Manifest.read(content.get("scene")), _rules(content)
+        manifest, rules = Manifest.read(content.get("scene")), wire.read_rules(content.get("rules"))
         held = self.scenes.of(scene, robot, rules)
         missing = await self._put(held, manifest, bodies)
         if not missing:
@@ -353,27 +352,19 @@ class Replica:
             self._loop.call_soon_threadsafe(function, *given)
 
 
-def _rules(content: Mapping[str, Any]) -> Mapping[str, Any]:
-    rules = content.get("rules")
-    if not isinstance(rules, dict) or rules.keys() != set(wire.RULES):
-        raise WireError(f"rules {shown(json.dumps(rules), 200)}")
-    try:
-        Settings(rules)
-    except ValueError as error:
-        raise WireError(str(error)) from error
-    return rules
-
-
 def application(config: ReplicaConfig) -> Application:
     """The deployment, to be run by Ray Serve; raises ImportError without Ray."""
     from ray import serve
 
-    async def enter(scope: Any, receive: Any, send: Any) -> None:
-        served: Any = serve.get_replica_context().servable_object
-        await served.enter(scope, receive, send)
+    class Entrance:
+        """An object, as Ray Serve would call a function to build an application."""
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            served: Any = serve.get_replica_context().servable_object
+            await served.enter(scope, receive, send)
 
     @serve.deployment(name="engine")
-    @serve.ingress(enter)
+    @serve.ingress(Entrance())
     class Served:
         """A replica as Ray Serve has it."""
 

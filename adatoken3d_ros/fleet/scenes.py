@@ -9,9 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from adatoken3d_ros.engine.answer import Answer
@@ -124,9 +122,10 @@ class HeldScene(Scene):
         self.shelf = shelf
         self.manifest = Manifest()
         self.recalled: Recalled | None = None
+        self.find_out = self._note
         self._made: dict[str, tuple[Contribution, Block | None]] = {}
 
-    def known(self, answer: Answer, clicks: NDArray[np.float64], recalled: Recalled | None) -> dict[str, Any]:
+    def _note(self, memory: Any, config: Any, answer: Answer, clicks: Any, recalled: Recalled | None) -> dict[str, Any]:
         self.recalled = recalled
         return {}
 

@@ -252,15 +252,25 @@ class Asked:
                 candidates=tuple(map(_text, said["candidates"])),
                 **narrowed,
             )
-            strategy, rules, model = _text(content["strategy"]), content["rules"], _text(content["model"])
-            if not 0 <= elapsed < math.inf or rules.keys() != set(RULES):
-                raise WireError(f"elapsed_ms {quoted(elapsed)}, rules {quoted(sorted(rules))}")
-            Settings(rules)
+            strategy, rules, model = _text(content["strategy"]), read_rules(content["rules"]), _text(content["model"])
+            if not 0 <= elapsed < math.inf:
+                raise WireError(f"elapsed_ms {quoted(elapsed)}")
         except WireError:
             raise
         except (LookupError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise WireError(f"no question: {shown(error, 200)}") from error
         return cls(Manifest.read(content.get("scene")), question, strategy, elapsed, rules, model)
+
+
+def read_rules(rules: Any) -> Mapping[str, Any]:
+    """A robot's settings of a message; raises WireError naming the value."""
+    if not isinstance(rules, dict) or rules.keys() != set(RULES):
+        raise WireError(f"rules {quoted(rules)}")
+    try:
+        Settings(rules)
+    except ValueError as error:
+        raise WireError(f"rules: {error}") from error
+    return rules
 
 
 def _text(value: Any) -> str:

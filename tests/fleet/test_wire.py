@@ -166,7 +166,7 @@ def test_a_question_arrives_as_it_was_asked() -> None:
         ({"question": {"clicks": [[1, 2]]}}, "no question"),
         ({"question": {"text": 3}}, "3 is no text"),
         ({"elapsed_ms": -1.0}, "elapsed_ms -1.0"),
-        ({"rules": {}}, "rules []"),
+        ({"rules": {}}, "rules {}"),
     ],
 )  # fmt: skip
 def test_a_question_that_cannot_be_is_refused_by_name(change: dict[str, Any], says: str) -> None:
