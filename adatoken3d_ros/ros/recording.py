@@ -88,7 +88,8 @@ class _Recording:
 
     def frame(self, frame: PosedFrame, scene_frame: str) -> None:
         """Images, their calibration and the camera's pose."""
-        stamp, head = frame.stamp_ns, header(frame.stamp_ns, CAMERA)
+        stamp = max(1, frame.stamp_ns)  # of a folder without times the first has 0, which says "not set" in a message
+        head = header(stamp, CAMERA)
         transform = TransformStamped(header=header(stamp, scene_frame), child_frame_id=CAMERA)
         shift, turn = transform.transform.translation, transform.transform.rotation
         shift.x, shift.y, shift.z = (float(value) for value in frame.T_world_camera[:3, 3])

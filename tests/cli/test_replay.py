@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from adatoken3d_ros.cli.main import main
 from adatoken3d_ros.cli.replay import Timed, timed_questions
 from adatoken3d_ros.ros.bag import read_bag, recorded_questions
 from adatoken3d_ros.scene.folder import read_folder
+from tests.engine.scenes import room_frame
 
 QUESTION = "What is on the wall?"
 SHORT = ("--max-new-tokens", "5")
@@ -44,6 +46,15 @@ def test_a_recording_holds_the_frames_as_they_were(recorded: Path, folder: Path)
         np.testing.assert_allclose(frame.T_world_camera, other.T_world_camera, atol=1e-12)
         np.testing.assert_array_equal(frame.K, other.K)
     assert [text for _, text in recorded_questions(recorded)] == [QUESTION, "How many chairs are there?"]
+
+
+def test_a_frame_at_the_time_zero_is_not_lost(tmp_path: Path) -> None:
+    from adatoken3d_ros.engine.events import SceneView
+    from adatoken3d_ros.ros.recording import write_recording
+
+    frames = [replace(room_frame(index), stamp_ns=index * 100_000_000) for index in range(2)]
+    write_recording(tmp_path / "two.mcap", frames, SceneView("map"), [])
+    assert [frame.stamp_ns for frame in read_bag(tmp_path / "two.mcap")] == [1, 100_000_000]
 
 
 def test_every_topic_and_its_definition_is_in_the_file(recorded: Path) -> None:
