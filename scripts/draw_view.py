@@ -104,7 +104,7 @@ def draw(page: Page, out: Path) -> None:
     told(page, "answer", f"budget {BUDGET_MS} ms")
     save(page, out / "view_answer.png")
     number(page, 0)
-    print(ask(page, "What is in the room?"), ask(page, QUESTION))
+    print(ask(page, "How many chairs are there?"), ask(page, QUESTION))
 
     tab(page, "Tokens")
     page.keyboard.down("Shift")

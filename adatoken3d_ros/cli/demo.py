@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-QUESTION = "What is in the room?"  # where the camera suggests nothing
+QUESTION = "How many chairs are there?"  # where the camera suggests nothing
 FAMILIES = ("existence", "class", "colour", "on", "count", "direction", "closer", "nearest")  # the demo's taste
 ROUND = 3  # questions that are asked by themselves
 SUGGESTION_SECONDS = 15.0

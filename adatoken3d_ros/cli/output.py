@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from adatoken3d_ros.engine.answer import Answer, Status
+from adatoken3d_ros.engine.answer import Answer, Status, status_name
 from adatoken3d_ros.engine.stages import STAGES
 from adatoken3d_ros.scene.evidence import Evidence, Observed
 
@@ -145,7 +145,7 @@ def print_answer(record: Record, console: Console | None = None) -> None:
 
 def rows(record: Record) -> list[tuple[str, str]]:
     """(name, value) pairs in the order in which people ask for them."""
-    status = record["status"] + (f": {record['status_message']}" if record["status_message"] else "")
+    status = _status(record)
     before, after = record["spatial_tokens"], record["retained_tokens"]
     full, run = record["prefill_flops_unpruned"], record["prefill_flops"]
     age, confirmed, budget = record["data_age"], record["confirmed_age"], record["latency_budget_ms"]
@@ -170,9 +170,14 @@ def rows(record: Record) -> list[tuple[str, str]]:
     ]
 
 
+def _status(record: Record) -> str:
+    status, message = record["status"], record["status_message"]
+    return status_name(status, message) + (f": {message}" if message else "")
+
+
 def brief(record: Record) -> str:
     """What an answer cost, in one line."""
-    status = record["status"] + (f": {record['status_message']}" if record["status_message"] else "")
+    status = _status(record)
     kept = f", {record['retained_tokens']} of {record['spatial_tokens']} tokens" if record["spatial_tokens"] else ""
     return f"{status}, {record['total_ms']:.0f} ms{kept}"
 

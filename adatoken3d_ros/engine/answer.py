@@ -37,6 +37,11 @@ class Status(IntEnum):
         return self in (Status.OK, Status.TRUNCATED, Status.UNSURE)
 
 
+def status_name(status: str, message: str) -> str:
+    """The name of a status as people are told it: an answer that is OK but for what its message says is DEGRADED."""
+    return "DEGRADED" if status == Status.OK.name and message else status
+
+
 @dataclass(frozen=True, eq=False)
 class Question:
     """A question about the scene.

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adatoken3d_ros.engine.answer import TokenReport
+from adatoken3d_ros.engine.answer import TokenReport, status_name
 from adatoken3d_ros.engine.stages import STAGES
 from adatoken3d_ros.view.dialogue import Asked, Pair
 from adatoken3d_ros.view.source import Shown
@@ -126,7 +126,7 @@ def writing_html(question: str, text: str, stage: str) -> str:
 def answer_html(record: Mapping[str, Any]) -> str:
     """An answer with what it cost."""
     sure = record.get("confidence")
-    facts = [record["status"], "" if sure is None else f"{sure:.0%} likely to be right", record["status_message"]]
+    facts = [_status(record), "" if sure is None else f"{sure:.0%} likely to be right", record["status_message"]]
     told = escape("; ".join(filter(None, facts)))
     kept = f"{record['retained_tokens']} of {record['spatial_tokens']} tokens left, strategy {record['strategy']}"
     said = f"<b>{escape(record['question'])}</b><br>{_big(record['text'] or '(empty)')}"
@@ -164,7 +164,7 @@ def pair_html(pair: Pair) -> str:
 
     rows = [
         row("answer", (one["text"] or "(empty)" for one in sides)),
-        row("status", (one["status"] for one in sides)),
+        row("status", map(_status, sides)),
         *(row(f"probability of {text!r}", _change(a, b)) for text, a, b in pair.chances),
         row("tokens", (f"{one['spatial_tokens']}, {one['retained_tokens']} left" for one in sides)),
         row("time (ms)", (f"{one['total_ms']:.0f}" for one in sides)),
@@ -172,6 +172,10 @@ def pair_html(pair: Pair) -> str:
     ]
     table = f"<table><tr><th></th>{heads}</tr>{''.join(rows)}</table>"
     return f'<div id="adatoken3d-pair" {INSET}><b>{escape(pair.left.question.text)}</b>{table}</div>'
+
+
+def _status(record: Mapping[str, Any]) -> str:
+    return status_name(record["status"], record["status_message"])
 
 
 def _change(before: float, after: float) -> tuple[str, str]:
@@ -185,7 +189,7 @@ def history_html(history: Iterable[Asked], most: int = 20) -> str:
     rows = []
     for asked in list(history)[::-1][:most]:
         record = asked.answer.record
-        texts = (record["question"], record["text"] or "(empty)", record["status"], f"{record['total_ms']:.0f} ms")
+        texts = (record["question"], record["text"] or "(empty)", _status(record), f"{record['total_ms']:.0f} ms")
         rows.append(f"<tr>{''.join(f'<td>{escape(text)}</td>' for text in texts)}</tr>")
     told = f"<table>{''.join(rows)}</table>" if rows else "<i>nothing was asked yet</i>"
     return f"<div {INSET}>{told}</div>"

@@ -88,7 +88,7 @@ class Page:
     def _build_ask(self) -> None:
         gui = self._server.gui
         with gui.add_form(None) as form:
-            self._text = gui.add_text("Question", "What is in the room?")
+            self._text = gui.add_text("Question", "How many chairs are there?")
         form.on_submit(lambda _: self._ask())
         gui.add_button("Ask", icon=viser.Icon.MESSAGE_QUESTION).on_click(lambda _: self._ask())
         self._answer = gui.add_html(f"<i {drawing.INSET}>Ask about the scene, or click on a point of it.</i>")

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adatoken3d_ros import __version__
-from adatoken3d_ros.engine.answer import TokenReport
+from adatoken3d_ros.engine.answer import TokenReport, status_name
 from adatoken3d_ros.engine.stages import STAGES
 from adatoken3d_ros.files import replacing
 from adatoken3d_ros.view.pictures import Picture
@@ -183,7 +183,7 @@ def _picture(picture: Picture) -> dict[str, Any]:
 
 def _section(number: int, answer: Reported, pictures: Sequence[Picture]) -> str:
     record, tokens = answer.record, answer.tokens
-    status = record["status"]
+    status = status_name(record["status"], record["status_message"])
     badge = "good" if status == "OK" else "plain" if record["text"] else "bad"
     parts = [
         f'<section data-answer="{number}"><h2>{escape(record["question"])}</h2>',

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from adatoken3d_ros.cli.output import print_answer, record_of_answer, record_of_message, rows
+from adatoken3d_ros.cli.output import brief, print_answer, record_of_answer, record_of_message, rows
 from adatoken3d_ros.engine.answer import Answer, Box, Question, Status
 from adatoken3d_ros.engine.stages import StageTimes
 from adatoken3d_ros.scene.evidence import Evidence, Observed
+from adatoken3d_ros.view.drawing import answer_html
+from adatoken3d_ros.view.report import Reported, report_page
 
 ANSWER = Answer(
     Question("Where is the chair?", np.array([[1.0, 2.0, 3.5]]), latency_budget_ms=300.0),
@@ -113,6 +115,16 @@ def test_rows_by_hand() -> None:
         ("latency budget", "300 ms, missed"),
         ("strategy, model", "ours, m@1"),
     ]
+
+
+def test_an_answer_whose_plan_could_not_be_kept_does_not_look_like_another() -> None:
+    said = "the latency budget of 40 ms cannot be kept"
+    for message, status in ((said, f"DEGRADED: {said}"), ("", "OK")):
+        record = record_of_answer(replace(ANSWER, status=Status.OK, status_message=message))
+        assert dict(rows(record))["status"] == status and brief(record).startswith(status)
+        badge = status.partition(":")[0]
+        assert f">{badge}</span>" in report_page([Reported(record)], (), "") and badge in answer_html(record)
+        assert record["status"] == "OK"  # as in the message
 
 
 def test_message_and_engine_give_the_same_record() -> None:
