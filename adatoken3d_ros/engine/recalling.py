@@ -210,7 +210,7 @@ def when(ns: int, now_ns: int) -> str:
 
 def place(point: Sequence[float]) -> str:
     """A place in words, scene frame, metres."""
-    return "[" + ", ".join(f"{value:.2f}" for value in point) + "]"
+    return "[" + ", ".join(f"{round(value, 2) + 0.0:.2f}" for value in point) + "]"
 
 
 def _triple(values: Any) -> tuple[float, float, float]:

@@ -91,7 +91,7 @@ def test_when_a_thing_was_seen_is_told_of_what_the_answer_rests_on(scene: Scene)
     assert found.verdict in expected and (found.status is Status.UNSURE) == (Observed.UNKNOWN in expected)
 
 
-PLACE = (1.0, 2.0, 0.5)
+PLACE = (1.0, -0.001, 0.5)
 HERE = Evidence(PLACE, (1.0,) * 3, 2 * SECOND, 5 * SECOND, 3, 0.5)
 GONE = replace(HERE, gone_ns=8 * SECOND)
 
@@ -99,7 +99,7 @@ GONE = replace(HERE, gone_ns=8 * SECOND)
 @pytest.mark.parametrize(
     ("evidence", "verdict", "first", "told"),
     [
-        (HERE, Observed.SEEN, False, "I last saw it 5 seconds before the newest frame, at ["),
+        (HERE, Observed.SEEN, False, "I last saw it 5 seconds before the newest frame, at [1.00, 0.00, 0.50]."),
         (HERE, Observed.SEEN, True, "I first saw it 8 seconds before"),
         (GONE, Observed.SEEN_THEN_GONE, False, "was gone 2 seconds before the newest frame."),
         (replace(GONE, moved_to=(3.0, 0.0, 0.0), moved_confidence=0.8), Observed.SEEN_THEN_GONE, False,

@@ -169,7 +169,6 @@ def test_what_is_known_of_a_place_comes_with_the_answer_and_is_kept_in_files(liv
     assert live.graph.call(Trigger, f"{NAME}/clear_scene").success
     show(CUPBOARD, TABLE)
     there = live.ask(clicks=[table])
-    print(there)
     assert (there.verdict, there.verdict_reason) == (Answer.SEEN, "something is at the place")
     assert there.as_of == there.header.stamp and 0 < there.coverage < 1
     assert there.evidence[0].views > 0 and not there.evidence[0].gone.sec
