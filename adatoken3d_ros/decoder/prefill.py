@@ -19,7 +19,7 @@ from adatoken3d_ros.decoder.cache import RaggedCache
 from adatoken3d_ros.decoder.clock import DeviceClock
 from adatoken3d_ros.decoder.rows import Rows
 from adatoken3d_ros.decoder.stem import Asking, Stem, Stems, first_asking_gate, read_question, rows_before
-from adatoken3d_ros.pruning.schedule import Schedule
+from adatoken3d_ros.pruning.schedule import Schedule, in_buckets
 from adatoken3d_ros.pruning.view import Bypassing, GateView, Policy, Rope, SceneTokens, Selection, Watching
 
 ShouldStop = Callable[[], bool]
@@ -151,6 +151,7 @@ def prefill(
     at_most: AtMost | None = None,
     max_new_tokens: int = 0,
     stems: Stems | None = None,
+    bucket: int = 1,
 ) -> Prefill:
     """Reads a prompt, dropping spatial tokens at the schedule's gates.
 
@@ -173,7 +174,7 @@ def prefill(
     Raises:
         GateError: the prompt does not fit the layout or the context, the model lacks SDPA, a score is not finite, or
             `at_most` asks for more tokens than there are.
-        ScheduleError: the schedule does not fit the model, or has a gate before the model's first.
+        ScheduleError: the schedule does not fit the model or has a gate before the model's first; a bucket below 1.
         PolicyError: the policy cannot score at one of the gates.
         Cancelled: should_stop() was true.
     """
@@ -181,7 +182,8 @@ def prefill(
         raise GateError(f"embeddings {tuple(embeds.shape)} for a prompt of {layout.n_tokens} rows")
     check_context(decoder, layout.n_tokens, max_new_tokens)
     schedule.check(len(decoder), decoder.first_gate)
-    counts = list(schedule.counts(layout.n_spatial, len(decoder), policy.kept))
+    planned = schedule.counts(layout.n_spatial, len(decoder), policy.kept)
+    counts = in_buckets(planned, layout.n_spatial, layout.n_tokens - layout.n_spatial, bucket).tolist()
     cache, journal = RaggedCache(len(decoder)), _Journal(layout, len(decoder), embeds.device)
     hidden, rows = embeds, layout.every_row(embeds.device)
     question: Asking | None = None

@@ -222,6 +222,7 @@ class _Answering:
                 scene.make_policy(plan.strategy),
                 scene=with_gone.scene,
                 should_stop=should_stop,
+                bucket=plan.bucket,
             )
         except (InvalidRequest, Cancelled):  # too long with it, or nobody waits: the answer is there
             return None
@@ -271,6 +272,7 @@ class _Answering:
             should_stop=self.should_stop,
             at_most=hurry,
             stems=stems,
+            bucket=plan.bucket,
         )
         guard.record_drops(hurry)
         if prepared.stems.used == used:

@@ -7,6 +7,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 KeepCount = Callable[[float, int], int]  # (ratio, tokens at the start) -> tokens that a stage of this ratio leaves
 
@@ -105,6 +109,22 @@ class Schedule:
     def counts(self, n_spatial: int, n_layers: int, kept: KeepCount = at_least_one) -> tuple[int, ...]:
         """Spatial tokens seen by each of `n_layers` layers, of `n_spatial` at the start, as `kept` counts them."""
         return tuple(kept(ratio, n_spatial) if ratio > 0 else 0 for ratio in self.ratios(n_layers))
+
+
+def in_buckets(counts: Any, n_spatial: Any, others: int, bucket: int) -> NDArray[Any]:
+    """(..., L) spatial tokens of each layer, rounded up so that they and the `others` rows are a multiple of `bucket`.
+
+    None exceeds the n_spatial (...) at the start, and none that a layer has withdrawn comes back. Counts that do not
+    rise with depth do not afterwards.
+
+    Raises:
+        ScheduleError: for a bucket below 1.
+    """
+    if bucket < 1:
+        raise ScheduleError(f"a bucket of {bucket} rows")
+    counts = np.asarray(counts)
+    rounded_up = -(-(counts + others) // bucket) * bucket - others
+    return np.where(counts > 0, np.minimum(rounded_up, np.asarray(n_spatial)[..., None]), counts)
 
 
 def scaled_to_depth(layers_of_32: list[int], ratios: list[float], n_layers: int) -> Schedule:

@@ -374,3 +374,18 @@ def test_a_limit_beyond_what_is_there_is_refused(mha: Decoder, most: int) -> Non
             make_policy("ours"),
             at_most=lambda g, n: most if g == 2 else None,
         )
+
+
+@pytest.mark.parametrize("bucket", [1, 8, 64])
+def test_whole_buckets_of_rows_equal_their_oracle(decoder: Decoder, bucket: int) -> None:
+    """24 and 8 of 40 tokens beside 12 others: 36 and 20 rows, in buckets of 8 40 and 24."""
+    schedule = SCHEDULES["two"]
+    plain = run(decoder, SINGLE, schedule, "ours")
+    result = prefill(
+        decoder, SINGLE.embeds, SINGLE.layout, schedule, make_policy("ours"), scene=SINGLE.scene, bucket=bucket
+    )
+    rows = {1: [52, 36, 36, 36, 20, 20], 8: [52, 40, 40, 40, 24, 24], 64: [52] * 6}
+    assert list(result.trace.rows_per_layer) == rows[bucket]
+    if bucket == 1:
+        assert torch.equal(result.logits, plain.logits) and torch.equal(result.trace.retained, plain.trace.retained)
+    assert_equals_oracle(decoder, SINGLE, result, n_steps=2)

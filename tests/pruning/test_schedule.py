@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ from adatoken3d_ros.pruning.schedule import (
     ScheduleError,
     Stage,
     at_least_one,
+    in_buckets,
     rounded,
     rounded_from_removed,
     truncated,
@@ -104,3 +106,25 @@ def test_counts_never_rise(layers: list[int], ratios: list[float], n: int) -> No
     counts = Schedule.of(layers, ratios[: len(layers)]).counts(n, 12)
     assert all(a >= b for a, b in zip((n, *counts), counts, strict=False))
     assert n == 0 or min(counts) >= 1
+
+
+def test_buckets_by_hand() -> None:
+    """Rows are 61 more: 161, 111, 111, 74 of 172."""
+    counts = [100, 50, 50, 13, 0]
+    assert in_buckets(counts, 111, 61, 16).tolist() == [111, 51, 51, 19, 0]  # 176 are more than there are; 112, 112, 80
+    assert in_buckets(counts, 111, 61, 1).tolist() == counts
+    assert in_buckets(np.array([counts, counts]), np.array([111, 200]), 61, 16)[:, 0].tolist() == [111, 115]
+    with pytest.raises(ScheduleError, match="a bucket of 0 rows"):
+        in_buckets(counts, 111, 61, 0)
+
+
+@given(
+    st.lists(st.integers(0, 300), min_size=1, max_size=8), st.integers(0, 99), st.integers(1, 130), st.integers(0, 9)
+)
+def test_buckets_only_add(counts: list[int], others: int, bucket: int, more: int) -> None:
+    counts = sorted(counts, reverse=True)
+    n_spatial = counts[0] + more
+    found = in_buckets(counts, n_spatial, others, bucket).tolist()
+    for before, n, now in zip((n_spatial, *found), counts, found, strict=False):
+        assert n <= now <= min(before, n + bucket - 1) and (now > 0) == (n > 0)
+        assert now in (0, n_spatial) or (now + others) % bucket == 0

@@ -14,7 +14,7 @@ from adatoken3d_ros.engine.budget.hurry import Hurry
 from adatoken3d_ros.engine.budget.latency import FloatArray
 from adatoken3d_ros.engine.budget.plans import RUNGS, TOKEN_SHARES, Plan, Situation, loss_per_share
 from adatoken3d_ros.engine.stages import STAGES, StageTimes, Stopwatch
-from adatoken3d_ros.pruning.schedule import KeepCount
+from adatoken3d_ros.pruning.schedule import KeepCount, in_buckets
 
 
 class BudgetInfeasible(Exception):
@@ -197,11 +197,12 @@ class DeadlineGuard:
         latency = self._controller.latency
         if latency is None or self._budget_ms is None or self.hopeless or self.small:
             return None
+        counts = plan.strategy.schedule.counts(n_spatial, self._controller.n_layers, kept)
         return Hurry(
             latency,
             self._watch.clock,
             self.deadline - self._controller.config.reserve_ms / 1e3,
-            plan.strategy.schedule.counts(n_spatial, self._controller.n_layers, kept),
+            in_buckets(counts, n_spatial, n_text, plan.bucket).tolist(),
             n_spatial,
             n_text,
             # The first token comes out of the prefill. The step that says that an answer is at its end is not counted:

@@ -30,6 +30,7 @@ FloatArray = NDArray[np.float64]
 FORMAT = "adatoken3d-latency/1"
 MAX_BYTES = 2**20  # of a file
 MOST_SECONDS = 3600.0  # no unit of any term takes longer
+MOST_BUCKET = 1024
 _MOST_SCATTER = 1000.0  # measured / predicted; beyond it or its inverse nothing was measured
 # Terms of each stage; `follow_up` is a prefill of the question alone, over a kept prefix, with a ratio of its own.
 TERMS: Mapping[str, tuple[str, ...]] = {
@@ -181,9 +182,11 @@ class LatencyModel:
         coefficients: by formula (see TERMS), (k,) seconds per unit of each term.
         key: the model, number type, device and machine that it was measured on.
         scatter: by formula, measured / predicted of the fit.
+        bucket: rows of which gates make a multiple, because that is no slower on this machine (`warmup.bucket_of`).
 
     Raises:
-        LatencyError: coefficients that are missing, of another length, negative or beyond MOST_SECONDS.
+        LatencyError: coefficients that are missing, of another length, negative or beyond MOST_SECONDS, and a bucket
+            below 1 or above MOST_BUCKET.
     """
 
     def __init__(
@@ -191,8 +194,12 @@ class LatencyModel:
         coefficients: Mapping[str, Sequence[float] | FloatArray],
         key: Mapping[str, str] | None = None,
         scatter: Mapping[str, Sequence[float]] | None = None,
+        bucket: int = 1,
     ) -> None:
         self.key = dict(key or {})
+        if type(bucket) is not int or not 1 <= bucket <= MOST_BUCKET:
+            raise LatencyError(f"bucket is {quoted(bucket)}, expected a whole number from 1 to {MOST_BUCKET}")
+        self.bucket = bucket
         self.coefficients: dict[str, FloatArray] = {}
         for name, terms in TERMS.items():
             values = np.asarray(coefficients.get(name, ()), dtype=np.float64)
@@ -213,15 +220,19 @@ class LatencyModel:
 
     @classmethod
     def fitted(
-        cls, terms: Mapping[str, FloatArray], seconds: Mapping[str, FloatArray], key: Mapping[str, str] | None = None
+        cls,
+        terms: Mapping[str, FloatArray],
+        seconds: Mapping[str, FloatArray],
+        key: Mapping[str, str] | None = None,
+        bucket: int = 1,
     ) -> LatencyModel:
-        """From what a warm-up measured, by stage of TERMS: the terms (m, k) and the seconds (m,)."""
+        """From what a warm-up measured, by stage of TERMS: the terms (m, k) and the seconds (m,); and the bucket."""
         coefficients = {name: fit(name, terms[name], seconds[name]) for name in TERMS}
         scatter = {
             name: (seconds[name] / np.maximum(terms[name] @ values, 1e-9)).tolist()
             for name, values in coefficients.items()
         }
-        return cls(coefficients, key, scatter)
+        return cls(coefficients, key, scatter, bucket)
 
     def fitted_seconds(self, stage: str, terms: FloatArray) -> Any:
         """(...) seconds by the formula alone, of terms (..., k)."""
@@ -292,6 +303,7 @@ class LatencyModel:
             "key": self.key,
             "coefficients": {name: values.tolist() for name, values in self.coefficients.items()},
             "scatter": self.scatter,
+            "bucket": self.bucket,
         }
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -323,7 +335,7 @@ class LatencyModel:
                     raise LatencyError(
                         f"the scatter of {shown(name, 80)} is {quoted(values)}: not within {_MOST_SCATTER:g} times"
                     )
-            return cls(coefficients, {name: key[name] for name in key}, scatter)
+            return cls(coefficients, {name: key[name] for name in key}, scatter, content.get("bucket", 1))
         except UnusableFile as error:
             raise LatencyError(str(error)) from error
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:

@@ -38,7 +38,7 @@ from adatoken3d_ros.engine.budget.latency import (
     token_terms,
 )
 from adatoken3d_ros.engine.stages import StageTimes
-from adatoken3d_ros.pruning.schedule import Schedule, scaled
+from adatoken3d_ros.pruning.schedule import Schedule, in_buckets, scaled
 from adatoken3d_ros.pruning.strategy import Strategy
 
 FloatArray = NDArray[np.float64]
@@ -177,6 +177,7 @@ class Plan:
         loss: see the module's text; views_loss and tokens_loss: what of it is for views and scene tokens left out.
         predicted: p50 in milliseconds, without waiting.
         p95_ms: what 19 of 20 such answers stay under, from now on.
+        bucket: rows of which gates make a multiple (`decoder.prefill.prefill`).
     """
 
     strategy: Strategy
@@ -190,6 +191,7 @@ class Plan:
     tokens_loss: float = 0.0
     predicted: StageTimes | None = None
     p95_ms: float = 0.0
+    bucket: int = 1
 
     @property
     def knobs(self) -> str:
@@ -208,6 +210,7 @@ class Table:
     def __init__(self, situation: Situation, options: Sequence[Option], latency: LatencyModel, n_layers: int) -> None:
         self.situation = situation
         self._options = tuple(options)
+        self._bucket = latency.bucket
         grid = _grid(situation, self._options, latency, n_layers)
         self._grid = grid
         self._fronts: list[tuple[list[float], NDArray[np.int64]]] = []
@@ -277,6 +280,7 @@ class Table:
             tokens_loss=float(grid.tokens_loss[row]),
             predicted=StageTimes(0.0, ms[0], ms[1], ms[2] + ms[3], ms[4], sum(ms)),
             p95_ms=1e3 * float(grid.p95[row]),
+            bucket=self._bucket,
         )
 
 
@@ -310,6 +314,7 @@ def _grid(s: Situation, options: Sequence[Option], latency: LatencyModel, n_laye
         whole = s.tokens_after(views)
         tokens = max(1, math.floor(share * whole + 1e-9))
         counts = np.where(ratios > 0, np.maximum(1.0, np.floor(ratios * tokens + 1e-9)), 0.0)
+        counts = in_buckets(counts, tokens, s.n_text, latency.bucket)
         reading = read_terms(counts, np.full(len(options), tokens), s.n_text)
         built = views == 0 and tokens in s.built
         encode, build = encode_terms(views), token_terms(0 if built else tokens)

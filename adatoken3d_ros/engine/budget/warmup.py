@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from adatoken3d_ros.decoder.adapter import Decoder
 from adatoken3d_ros.decoder.decode import Steps
 from adatoken3d_ros.decoder.prefill import prefill
 from adatoken3d_ros.decoder.prefix import ScenePrefix
@@ -45,6 +46,7 @@ MOST_SECONDS = 4.0  # no larger size is begun that would end after this; the for
 GROWTH = 3.0  # how much longer the next size is likely to take
 DECODE_STEPS = 4
 IMAGE = (480, 640)
+BUCKETS, BUCKET_ROWS, BUCKET_REPEATS = (16, 64, 128), 512, 9
 
 
 def latency_model(
@@ -75,7 +77,10 @@ def latency_model(
             pass
         except (LatencyError, OSError) as error:
             logger.warning("measuring the latency model anew: %s", error)
-    found = LatencyModel.fitted(*measure(model, tokenizer, strategy, progress, clock), key)
+    measured = measure(model, tokenizer, strategy, progress, clock)
+    # On CPUs rounding up was measured to save nothing (docs/onboard.md).
+    bucket = 1 if model.device.type == "cpu" else bucket_of(model.decoder, clock)
+    found = LatencyModel.fitted(*measured, key, bucket)
     if path is not None:
         try:
             found.save(path)
@@ -95,6 +100,34 @@ def synchronised(look: Callable[[], T], device: torch.device) -> Callable[[], T]
         return look()
 
     return done
+
+
+@torch.inference_mode()
+def bucket_of(decoder: Decoder, clock: Callable[[], float]) -> int:
+    """The largest of BUCKETS so that a layer over a multiple of so many rows takes no longer than over half a bucket
+    less, as far as rounding up goes in the mean; 1 where none does, or the context is too small for it.
+
+    On a GPU products go by tiles of rows, and what is left of the last tile costs nothing.
+    """
+    n = min(BUCKET_ROWS, decoder.context // max(BUCKETS) * max(BUCKETS))
+    if not n:
+        return 1
+    clock = synchronised(clock, decoder.device)
+    # Odd: of no multiple of anything.
+    fewer = {bucket: n - bucket // 2 - 1 for bucket in BUCKETS}
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(1, n, decoder.size.hidden, generator=generator).to(decoder.device, decoder.dtype)
+    cos, sin = decoder.rotary(rows, torch.arange(n, device=decoder.device))
+    took: dict[int, list[float]] = {m: [] for m in (n, *fewer.values())}
+    for repeat in range(BUCKET_REPEATS + 1):
+        for m, times in took.items():
+            began = clock()
+            decoder.layers[0].run(rows[:, :m], (cos[:, :m], sin[:, :m]))
+            ended = clock()
+            if repeat:  # the first one warms up
+                times.append(ended - began)
+    whole = median(took[n])
+    return max((bucket for bucket, m in fewer.items() if whole <= median(took[m])), default=1)
 
 
 def key_of(model: SpatialLMM, strategy: Strategy) -> dict[str, str]:

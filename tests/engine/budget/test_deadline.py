@@ -14,6 +14,10 @@ from adatoken3d_ros.engine import answering
 from adatoken3d_ros.engine.answer import Question, Status
 from adatoken3d_ros.engine.budget import warmup
 from adatoken3d_ros.engine.budget.controller import Infeasible
+from adatoken3d_ros.engine.budget.deadline import DeadlineGuard
+from adatoken3d_ros.engine.budget.plans import Plan
+from adatoken3d_ros.engine.stages import Stopwatch
+from adatoken3d_ros.pruning.schedule import at_least_one, in_buckets
 from tests.engine.budget.world import Frames, layers
 from tests.engine.scenes import ask
 
@@ -209,3 +213,27 @@ def test_a_missed_budget_is_said_beside_the_answer(make_world: Any, frames: Fram
     took = f"the latency budget of {budget:g} ms was missed: the answer took {answer.times.total:.0f} ms"
     assert took in answer.status_message
     assert "missed" not in world.ask(60_000).status_message
+
+
+@pytest.mark.parametrize("budget_ms", [None, 60_000.0])
+def test_gates_keep_whole_buckets_and_the_prediction_knows_it(
+    make_world: Any, frames: Frames, budget_ms: float | None
+) -> None:
+    world = make_world()
+    world.session.observe(frames[0])
+    world.session.encode_pending()
+    plain = layers(world.ask())
+    world.session.controller.latency.bucket = 16
+    world.session.controller.forget_tables()
+    answer = world.ask(budget_ms)
+    assert answer.predicted is not None and answer.predicted.prefill == pytest.approx(answer.times.prefill)
+    if budget_ms is None:
+        found = layers(answer)
+        assert found != plain
+        assert any(in_buckets(plain, plain[0], others, 16).tolist() == list(found) for others in range(16))
+        return
+    guard = DeadlineGuard(world.session.controller, budget_ms, Stopwatch(lambda: world.now, world.now, lambda _: None))
+    plan = Plan(world.session.strategy, 0, None, False, 4, bucket=16)
+    hurry = guard.hurry(plan, 100, 61, at_least_one)
+    assert hurry is not None and any(n < 100 for n in hurry._planned)
+    assert all(n == 100 or (n + 61) % 16 == 0 for n in hurry._planned)

@@ -188,9 +188,10 @@ def test_a_follow_up_has_a_ratio_of_its_own() -> None:
 
 def test_a_fit_is_stored_and_read_back_for_the_same_machine_only(tmp_path: Path) -> None:
     path = tmp_path / "cache" / "fit.json"
-    model = LatencyModel.fitted(*measured(noise=0.05), KEY)
+    model = LatencyModel.fitted(*measured(noise=0.05), KEY, 64)
     model.save(path)
     again = LatencyModel.load(path, KEY)
+    assert again.bucket == again.for_policy("other").bucket == 64
     for name in TERMS:
         assert np.array_equal(model.coefficients[name], again.coefficients[name])
     assert [r.guard for r in again.ratios.values()] == [r.guard for r in model.ratios.values()]
@@ -228,6 +229,9 @@ def test_a_broken_file_is_refused_by_name(tmp_path: Path, content: str) -> None:
         ("scatter", {"encode": [math.nan]}, "scatter of encode"),
         ("scatter", {"encode": "x"}, "encode holds"),
         ("key", None, "fit.json"),
+        ("bucket", 0, "bucket is 0"),
+        ("bucket", 10**9, "bucket is 1000000000"),
+        ("bucket", "64", "bucket is '64'"),
     ],
 )
 def test_numbers_that_no_measurement_gives_are_refused(tmp_path: Path, name: str, value: object, named: str) -> None:

@@ -228,3 +228,13 @@ def test_what_varies_on_its_own_adds_up_in_squares() -> None:
     model.answers.guard = 1.5
     plan = Table(situation, options(STRATEGY, L), model, L).unpruned
     assert plan.p95_ms == pytest.approx(1e3 * (likely + math.hypot(0.5 * likely, 0.6)))
+
+
+def test_whole_buckets_of_rows_are_known_to_the_table() -> None:
+    """Half and a quarter of 1300 tokens beside 40 rows: 690 and 365, in buckets of 64 704 and 384."""
+    latency = exact()
+    latency.bucket = 64
+    plan = Table(HERE, options(STRATEGY, L), latency, L).configured(STRATEGY, reuse=False)
+    assert plan.bucket == 64 and table().configured(STRATEGY, reuse=False).bucket == 1
+    assert plan.predicted is not None
+    assert plan.predicted.prefill == pytest.approx(2 * 1340 + 2 * 704 + 4 * 384)

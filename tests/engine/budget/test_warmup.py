@@ -7,6 +7,7 @@ import json
 import logging
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -102,3 +103,36 @@ def test_a_broken_or_unwritable_cache_is_told_and_costs_nothing_but_time(
     with caplog.at_level(logging.WARNING):
         warmup.latency_model(*small, STRATEGY, tmp_path / "file", clock=steady(1e-3))
     assert "could not be kept" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "context", "bucket"),
+    [
+        (lambda n: -(-n // 64), 2048, 64),
+        (lambda n: -(-n // 128), 2048, 128),
+        (lambda n: -(-n // 16), 300, 16),
+        (lambda n: n, 2048, 1),
+        (lambda n: 1 if n % 128 == 0 else 2, 100, 1),  # too small to tell
+    ],
+)
+def test_buckets_are_as_large_as_costs_nothing(seconds: Any, context: int, bucket: int) -> None:
+    now = [0.0]
+
+    def run(rows: torch.Tensor, cos_sin: Any) -> None:
+        assert rows.shape[1] == cos_sin[0].shape[1] <= context
+        now[0] += seconds(rows.shape[1])
+
+    decoder: Any = SimpleNamespace(
+        context=context,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        size=SimpleNamespace(hidden=4),
+        rotary=lambda rows, positions: (rows[..., :2], rows[..., :2]),
+        layers=[SimpleNamespace(run=run)],
+    )
+    assert warmup.bucket_of(decoder, lambda: now[0]) == bucket
+
+
+def test_a_bucket_is_measured_on_a_layer_of_the_model(small: tuple[Any, Any]) -> None:
+    assert warmup.bucket_of(small[0].decoder, steady(1.0)) == max(warmup.BUCKETS)  # no length takes longer
+    assert warmup.latency_model(*small, STRATEGY, clock=steady(0.01))[0].bucket == 1  # a CPU
