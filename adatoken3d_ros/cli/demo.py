@@ -129,6 +129,8 @@ def _converse(args: argparse.Namespace, demo: Demo, model: Path, tiny: bool, dom
     demo.bring_up(model, tiny=tiny, views=args.views)
     if address:
         print(f"Look at it and ask in the browser: {address}", flush=True)
+    elif args.view is None:
+        print("With --view it prints the address of a page for the browser, and stays (make demo DEMO_ARGS=--view).")
     view = f"ROS_DOMAIN_ID={domain} ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST rviz2 -d {share()}/config/adatoken3d.rviz"
     if args.rviz:
         if shutil.which("rviz2"):

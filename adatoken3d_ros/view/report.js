@@ -41,6 +41,7 @@
     let turn = 0.9, tilt = 0.55, zoom = 1, paint = colours(tokens, by.value);
     const lines = [];
     for (const p of pictures) for (const line of p.lines) lines.push([line, "#3b82d6"]);
+    for (const b of tokens.evidence) for (const line of boxLines(b)) lines.push([line, "#37c8c8"]);
     for (const b of tokens.boxes) for (const line of boxLines(b)) lines.push([line, "#e0762a"]);
 
     function draw() {

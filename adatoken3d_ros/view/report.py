@@ -155,6 +155,7 @@ def _tokens(tokens: TokenReport, record: Mapping[str, Any], most: int) -> dict[s
         "layer": tokens.last_layer[shown].tolist(),
         "share": [round(float(share), 6) for share in tokens.contribution[shown]],
         "boxes": [[round(1000 * v) for v in (*box["center"], *box["size"])] for box in record["boxes"]],
+        "evidence": [[round(1000 * v) for v in (*one["place"], *one["extent"])] for one in record.get("evidence", ())],
         "clicks": np.rint(clicks * 1000).tolist(),
     }
 

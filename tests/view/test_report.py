@@ -71,6 +71,8 @@ def test_what_a_report_tells(looked: tuple[Scene, Pictures]) -> None:
     assert drawn["per_layer"] == list(tokens.spatial_per_layer) and drawn["all"] == len(tokens.xyz)
     assert Counter(drawn["layer"]) == Counter(tokens.last_layer.tolist())
     assert len(drawn["xyz"]) == 3 * len(tokens.xyz)
+    places = [[round(1000 * v) for v in (*one.place, *one.extent)] for one in answer.evidence]
+    assert drawn["evidence"] == places and places
     # Lit is a patch exactly where its voxel holds a token that was left.
     left = set(scene.memory.voxels(tokens.xyz[tokens.retained]).tolist())
     for lit, picture in zip(data["answers"][0]["lit"], pictures.of(scene.poses), strict=True):
