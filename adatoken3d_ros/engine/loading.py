@@ -106,13 +106,42 @@ def device_of(name: str) -> str:
     """
     import torch
 
-    if name == "cpu" or torch.cuda.is_available():
+    if name == "cpu":
+        return name
+    problem = without_code(name) if torch.cuda.is_available() else why_no_gpu()
+    if not problem:
         return "cuda" if name == "auto" else name
     if name != "auto":
-        raise ValueError(f"the device is {quoted(name)}, but {why_no_gpu()}")
-    if any(Path(path).exists() for path in _OF_GPUS):
-        logger.warning("there is a GPU, but %s; the model runs on the CPU, slowly", why_no_gpu())
+        raise ValueError(f"the device is {quoted(name)}, but {problem}")
+    if torch.cuda.is_available() or any(Path(path).exists() for path in _OF_GPUS):
+        logger.warning("there is a GPU, but %s; the model runs on the CPU, slowly", problem)
     return "cpu"
+
+
+def without_code(name: str) -> str:
+    """What to do about a GPU that this torch was not built for; empty if it was, or has code to be translated for it.
+
+    Args:
+        name: of the device for torch, or `auto` for the first one.
+    """
+    import torch
+
+    device = torch.device("cuda" if name == "auto" else name)
+    if (device.index or 0) >= torch.cuda.device_count():
+        return f"there are {torch.cuda.device_count()} CUDA devices"
+    found, built = torch.cuda.get_device_capability(device), torch.cuda.get_arch_list()
+    for arch in built:  # "sm_86" runs on 8.6 to 8.9, "compute_90" is translated for 9.0 and all later ones
+        kind, _, digits = arch.partition("_")
+        number = int("".join(filter(str.isdigit, digits)) or 0)
+        least = divmod(number, 10)
+        if found >= least and (kind == "compute" or found[0] == least[0]):
+            return ""
+    if not built:
+        return ""
+    return (
+        f"torch {torch.__version__} has no code for {torch.cuda.get_device_name(device)}, compute capability "
+        f"{found[0]}.{found[1]} (it has {', '.join(built)}): take a torch that was built for it, or model.device: cpu"
+    )
 
 
 def why_no_gpu() -> str:

@@ -119,6 +119,46 @@ def test_why_a_gpu_cannot_be_used_is_said(monkeypatch: pytest.MonkeyPatch, caplo
         assert ("driver on your system is too old" in caplog.text) == warned
 
 
+@pytest.mark.parametrize(
+    ("capability", "built", "works"),
+    [
+        ((6, 1), ["sm_75", "sm_80", "sm_90"], False),
+        ((8, 7), ["sm_75", "sm_80", "sm_90"], True),  # of a minor version below
+        ((8, 0), ["sm_75", "sm_86", "sm_90"], False),
+        ((11, 0), ["sm_75", "sm_90a"], False),
+        ((11, 0), ["sm_75", "compute_90"], True),  # translated
+        ((9, 0), [], True),  # it does not say
+    ],
+)
+def test_a_gpu_that_torch_has_no_code_for_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capability: tuple[int, int],
+    built: list[str],
+    works: bool,
+) -> None:
+    for name, told in (
+        ("is_available", True),
+        ("device_count", 1),
+        ("get_device_capability", capability),
+        ("get_arch_list", built),
+        ("get_device_name", "Old GPU"),
+    ):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, told=told: told)
+    assert loading.device_of("cpu") == "cpu"
+    if works:
+        assert (loading.device_of("auto"), loading.device_of("cuda:0")) == ("cuda", "cuda:0")
+    else:
+        major, minor = capability
+        with pytest.raises(
+            ValueError, match=rf"no code for Old GPU, compute capability {major}\.{minor} \(it has {built[0]}"
+        ):
+            loading.device_of("cuda")
+        assert loading.device_of("auto") == "cpu" and "no code for Old GPU" in caplog.text
+    with pytest.raises(ValueError, match="'cuda:1', but there are 1 CUDA devices"):
+        loading.device_of("cuda:1")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")
 def test_a_device_that_is_not_there(tiny_directory: Path) -> None:
     with pytest.raises(ValueError, match="'cuda:1'"):
