@@ -17,12 +17,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from adatoken3d_ros.cli import fleet_demo
 from adatoken3d_ros.cli.options import add_settings
 from adatoken3d_ros.cli.processes import ProcessError, Processes
 from adatoken3d_ros.cli.view import EMBEDDED_CLICK, add_address, node_source, require_viser, serving
@@ -58,6 +60,9 @@ def add_parser(subparsers: Any) -> None:
         "--model", type=Path, metavar="DIR", help="checkpoint (the one in the package, else a tiny random one)"
     )
     add_settings(parser, "--budget-ms")
+    parser.add_argument(
+        "--robots", type=int, default=1, metavar="N", help="so many, a room each, that share one engine (needs Ray)"
+    )
     parser.add_argument("--views", type=int, default=6, metavar="N", help="key frames to wait for (%(default)s)")
     parser.add_argument("--seconds", type=float, default=0.0, metavar="S", help="keep asking for this long")
     parser.add_argument("--interactive", action="store_true", help="then ask what you type, until an empty line")
@@ -81,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
     require_ros()
     if args.model is not None and not args.model.is_dir():
         raise NotADirectoryError(f"--model: {args.model} is no directory")
+    fleet_demo.check(args)
     domain, claim = claim_domain() if args.domain_id is None else (args.domain_id, nullcontext())
     os.environ["ROS_DOMAIN_ID"] = str(domain)
     os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
@@ -89,7 +95,11 @@ def run(args: argparse.Namespace) -> int:
 
     with claim, Processes(show=args.verbose) as processes:
         model, tiny = (args.model, False) if args.model is not None else default_model()
-        start_nodes(processes, model, args.seed)
+        if args.robots > 1:
+            if tiny:
+                write_tiny(model, lambda command: processes.run("tiny_model", command))
+            return fleet_demo.run(args, processes, model, partial(start_nodes, processes, model), suggested)
+        start_nodes(processes, model, "", args.seed)
         if tiny:
             print(
                 "A tiny model with random weights answers until a trained one is given with --model: expect no sense."
@@ -250,20 +260,26 @@ class Demo:
         return int(self.client.diagnostics("scene").get("key_frames", 0))
 
 
-def start_nodes(processes: Processes, model: Path, seed: int) -> None:
-    """The scene node and the camera, with the parameters of config/demo.yaml and config/demo_camera.yaml."""
+def start_nodes(
+    processes: Processes, model: Path, namespace: str, seed: int, more: Mapping[str, str] | None = None
+) -> None:
+    """The scene node and the camera, with the parameters of config/demo.yaml and config/demo_camera.yaml.
+
+    namespace: of both, which have its name behind theirs. more: parameters of the node.
+    """
 
     def parameters(name: str) -> list[str]:
-        return ["--ros-args", "--params-file", str(share() / "config" / name)]
+        own = ["-r", f"__ns:=/{namespace}"] if namespace else []
+        return ["--ros-args", *own, "--params-file", str(share() / "config" / name)]
 
     module = [sys.executable, "-m"]
     # What the node measures of this machine, for seconds, is kept for the next demo.
-    own = {"model.path": model, "autostart": "false", "budget.cache": tiny_checkpoint_path().parent}
+    own = {"model.path": model, "autostart": "false", "budget.cache": tiny_checkpoint_path().parent, **(more or {})}
     given = [f for k, v in own.items() for f in ("-p", f"{k}:={v}")]
     node = ["adatoken3d_ros.ros.node", *parameters("demo.yaml"), *given]
     camera = ["adatoken3d_ros.ros.demo_camera", *parameters("demo_camera.yaml"), "-p", f"seed:={seed}"]
-    processes.start(NODE, [*module, *node])
-    processes.start("demo_camera", [*module, *camera])
+    processes.start(NODE + namespace, [*module, *node])
+    processes.start("demo_camera" + namespace, [*module, *camera])
 
 
 def require_ros() -> None:

@@ -22,6 +22,7 @@ COMMANDS = (
     "demo",
     "ask",
     "view",
+    "serve",
     "replay",
     "record",
     "evaluate",

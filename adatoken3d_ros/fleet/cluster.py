@@ -22,6 +22,15 @@ _NO_CLUSTER = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 _MISSING = "this needs Ray, which is not installed here: pip install 'adatoken3d-ros[fleet]' (or make env)"
 
 
+def on_loopback() -> None:
+    """Runs in each process that a Ray started here has: what replicas of Serve open for each other, which is on all
+    interfaces otherwise, is on the loopback one, too."""
+    from ray._common import tls_utils
+
+    add = tls_utils.add_port_to_grpc_server
+    tls_utils.add_port_to_grpc_server = lambda server, address: add(server, address.replace("[::]", "127.0.0.1"))
+
+
 def require_ray() -> None:
     """Raises OSError that says what to install."""
     if importlib.util.find_spec("ray") is None:
@@ -64,6 +73,7 @@ def connected(
             object_store_memory=objects,
             include_dashboard=False,
             _metrics_export_port=metrics_port,
+            runtime_env={"worker_process_setup_hook": f"{__name__}.{on_loopback.__name__}"},
             **common,
         )
     else:

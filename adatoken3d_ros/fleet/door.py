@@ -45,7 +45,7 @@ class DoorConfig:
     max_body: int = 16 * 2**20
     rate: float = 50.0
     burst: int = 200
-    scenes: int = 4
+    scenes: int = 16
     robots: int = 256
     idle_s: float = 600.0
 

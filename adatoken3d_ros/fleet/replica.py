@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One engine that answers many robots over HTTP: a replica of a Ray Serve deployment. Ray is imported by `application`.
+"""One engine that answers many robots over HTTP: a replica of a Ray Serve deployment. `fleet.deployment` is Ray's part.
 
 A request about a scene says what the scene is (`wire.Manifest`). Where bodies of it are not here, the answer is which,
 and the robot sends these: after a start, an eviction or a broken link there is nothing else to be done. One question is
@@ -27,7 +27,7 @@ from adatoken3d_ros.engine.worker import Worker
 from adatoken3d_ros.fleet import wire
 from adatoken3d_ros.fleet.bodies import BodyError, Whose
 from adatoken3d_ros.fleet.door import ROBOT as ROBOT_HEADER
-from adatoken3d_ros.fleet.door import SCENE, DoorConfig, guard
+from adatoken3d_ros.fleet.door import SCENE, DoorConfig
 from adatoken3d_ros.fleet.encoder import encoder_identity, outline_files
 from adatoken3d_ros.fleet.far_model import shape_of
 from adatoken3d_ros.fleet.order import Full, Line, Waiting
@@ -38,7 +38,6 @@ from adatoken3d_ros.settings import Settings
 from adatoken3d_ros.text import shown
 
 if TYPE_CHECKING:
-    from ray.serve import Application
     from starlette.requests import Request
     from starlette.responses import Response
 
@@ -350,51 +349,3 @@ class Replica:
         assert self._loop is not None
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(function, *given)
-
-
-def application(config: ReplicaConfig) -> Application:
-    """The deployment, to be run by Ray Serve; raises ImportError without Ray."""
-    from ray import serve
-
-    class Entrance:
-        """An object, as Ray Serve would call a function to build an application."""
-
-        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-            served: Any = serve.get_replica_context().servable_object
-            await served.enter(scope, receive, send)
-
-    @serve.deployment(name="engine")
-    @serve.ingress(Entrance())
-    class Served:
-        """A replica as Ray Serve has it."""
-
-        def __init__(self) -> None:
-            self.replica = Replica(config)
-            self.guarded = guard(self._routed, config.door)
-
-        async def enter(self, scope: Any, receive: Any, send: Any) -> None:
-            await self.guarded(scope, receive, send)
-
-        async def _routed(self, scope: Any, receive: Any, send: Any) -> None:
-            if name := serve.get_multiplexed_model_id():
-                await self.scene(name)
-            await self.replica(scope, receive, send)
-
-        @serve.multiplexed(max_num_models_per_replica=4 * config.max_scenes)
-        async def scene(self, name: str) -> str:
-            """Tells the router that this scene's requests come here; what is held of it, `Scenes` knows."""
-            return name
-
-        def __del__(self) -> None:
-            if replica := getattr(self, "replica", None):
-                replica.stop()
-
-    options: dict[str, Any] = {"num_cpus": config.cpus, "num_gpus": config.gpus}
-    bound: Application = Served.options(  # type: ignore[attr-defined]
-        num_replicas=config.replicas,
-        max_ongoing_requests=1000,
-        health_check_period_s=1.0,
-        graceful_shutdown_timeout_s=STOP_SECONDS,
-        ray_actor_options=options,
-    ).bind()
-    return bound
