@@ -32,6 +32,7 @@ from adatoken3d_ros.engine.stages import Stopwatch
 from adatoken3d_ros.engine.words import whole_words
 from adatoken3d_ros.lmm.interface import PromptIds, Spliced
 from adatoken3d_ros.pruning.view import Policy
+from adatoken3d_ros.scene.evidence import Observed
 
 logger = logging.getLogger(__name__)
 
@@ -183,6 +184,12 @@ class _Answering:
                 recalled = self._recall(plan, prompt, clicks, block, seconds)
             find_out = scene.find_out or what_is_known
             self.set(**find_out(scene.memory, scene.config, self.answer, clicks, recalled))
+            if len(clicks) and self.answer.verdict is Observed.NOT_OBSERVED and self.answer.status is Status.OK:
+                # Whatever it says of a place that nobody saw is guessed, however sure the model is.
+                self.set(
+                    status=Status.UNSURE,
+                    status_message="; ".join(filter(None, (self.answer.verdict_reason, self.answer.status_message))),
+                )
 
     @torch.inference_mode()
     def _recall(

@@ -58,6 +58,15 @@ def test_a_thing_that_is_there_one_that_went_and_a_place_that_was_never_seen(mak
     hidden = ask(session, Question("What?", BEHIND, max_new_tokens=2))
     assert hidden.verdict is Observed.NOT_OBSERVED and hidden.coverage < 0.3
     assert hidden.goal is None and hidden.goal_reason == "what was asked about was never seen"
+    assert hidden.status is Status.TRUNCATED
+    session.runtime.eos_ids = frozenset(range(1_000_000))  # a random model never ends by itself
+    for place, status, message in (
+        (BEHIND, Status.UNSURE, "nobody has looked at the place"),
+        (THERE, Status.OK, ""),
+    ):
+        ended = ask(session, Question("What?", place))
+        assert (ended.status, ended.status_message) == (status, message)
+    session.runtime.eos_ids = frozenset()
     changing(session)
     answer = ask(session, Question("What?", THERE, max_new_tokens=2))
     assert answer.verdict is Observed.SEEN_THEN_GONE, answer.verdict_reason
