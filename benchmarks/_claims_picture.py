@@ -40,8 +40,8 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
         axis.legend(fontsize=8.5, loc="upper center", bbox_to_anchor=(0.5, -0.13), frameon=False)
     figure.suptitle(
         '"Over 60 % of the spatial tokens contribute less than 5 %" (AdaToken-3D, arXiv 2505.12782), tested on '
-        f"{result['questions']} questions about {result['rooms']} new rooms; bars and bands: 95 %"
-        + (" (left: three measures of contribution)")
+        f"{result['questions']} questions about {result['rooms']} new rooms\n"
+        "bars: 95 % intervals over rooms; bands on the left: three ways to measure what a token contributes"
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
@@ -102,4 +102,4 @@ def _by_family(axis: Any, both: list[Mapping[str, Any]]) -> None:
     asked = both[0]["asked"]
     axis.set_yticks(range(len(names)), [f"{n} ({asked[n.partition('@')[0]]})" for n in names], fontsize=9)
     axis.invert_yaxis()
-    axis.set(xlabel="right answers, change in points (asked of the first model)")
+    axis.set(xlabel="change of the right answers, in points (in brackets: asked)")
