@@ -90,6 +90,11 @@ class Worker:
         """Starts the thread."""
         self._thread.start()
 
+    @property
+    def alive(self) -> bool:
+        """Whether its thread runs."""
+        return self._thread.is_alive()
+
     def open(self, make_scene: Callable[[Engine], Scene], **options: Any) -> SceneQueue:
         """Another scene for the engine, which `make_scene` builds inside the thread; see SceneQueue for the options.
 

@@ -241,7 +241,11 @@ class _Asking:
         if scene.memory.pending:
             self._on_stage("encode")
             began = self.engine.clock()
-            scene.encode_usable(should_stop=self.should_stop)
+            # The newest first, as far as half of the budget goes; the rest waits.
+            half = self.arrived + (self.deadline - self.arrived) / 2
+            while scene.memory.pending and (not len(scene.memory) or self.engine.clock() < half):
+                if not scene.encode_usable(1, self.should_stop):
+                    break
             self._encoding += self.engine.clock() - began
         if self.should_stop():
             raise Stopped

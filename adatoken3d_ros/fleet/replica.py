@@ -139,6 +139,11 @@ class Replica:
         }
         self._strategies: dict[str, Strategy] = {}
 
+    def check(self) -> None:
+        """Raises RuntimeError where the worker has ended: nothing would be answered any more."""
+        if not self.worker.alive:
+            raise RuntimeError("the worker has ended")
+
     def stop(self) -> None:
         """Ends the worker; what runs is answered CANCELLED."""
         self.worker.stop(STOP_SECONDS)
@@ -298,12 +303,16 @@ class Replica:
 
     def _ended(self, entry: Waiting[Question], answer: Answer, tail: Any) -> None:
         self.line.ended(time.monotonic(), measured=answer.status.answered)
-        self._tell(entry.what, answer, tail)
-        self._advance()
+        try:
+            self._tell(entry.what, answer, tail)
+        finally:
+            self._advance()
 
     def _tell(self, question: Question, answer: Answer, recalled: Any) -> None:
-        question.events.put_nowait(wire.done(answer, recalled))
-        question.events.put_nowait(None)
+        try:
+            question.events.put_nowait(wire.done(answer, recalled))
+        finally:
+            question.events.put_nowait(None)
         self._record(
             question.held.robot,
             answer.status.name,
@@ -339,11 +348,13 @@ class Replica:
     def _finished(self, entry: Waiting[Question], future: Any) -> None:
         """Of a ticket: in the worker's thread, or in the loop's where it was refused or withdrawn at once."""
         held, recalled = entry.what.held, None
-        if held.queue.ready.done() and held.queue.ready.exception() is None:
-            scene = held.queue.ready.result()
-            recalled = scene.recalled if isinstance(scene, HeldScene) else None
-            held.look(scene)
-        self._soon(self._ended, entry, future.result(), recalled)
+        try:
+            if held.queue.ready.done() and held.queue.ready.exception() is None:
+                scene = held.queue.ready.result()
+                recalled = scene.recalled if isinstance(scene, HeldScene) else None
+                held.look(scene)
+        finally:  # or nobody would be answered any more
+            self._soon(self._ended, entry, future.result(), recalled)
 
     def _soon(self, function: Callable[..., object], *given: Any) -> None:
         assert self._loop is not None

@@ -71,7 +71,9 @@ def test_the_answers_are_those_of_an_engine_of_ones_own(
         assert len(theirs.candidate_probabilities) == len(ours.candidate_probabilities)
 
 
-def test_text_comes_as_it_is_written_and_a_cancel_ends_it(url_of: Any, tiny_of: Any) -> None:
+def test_text_comes_as_it_is_written_and_a_cancel_ends_it(
+    url_of: Any, tiny_of: Any, replica_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine, scene, _ = robot(url_of(NAMES[0]), tiny_of(NAMES[0]))
     show(scene, 0)
     stages: list[str] = []
@@ -85,9 +87,15 @@ def test_text_comes_as_it_is_written_and_a_cancel_ends_it(url_of: Any, tiny_of: 
     assert answer.status in (Status.OK, Status.TRUNCATED) and texts == list(range(1, len(texts) + 1)) and texts
     assert stages == ["encode", "tokens", "prefill", "decode"]
     seen: list[int] = []
+    ended: list[Any] = []
+    over, replica = threading.Event(), replica_of(NAMES[0])
+    end = replica._ended
+    monkeypatch.setattr(replica, "_ended", lambda *of: (ended.append(of[1]), end(*of), over.set()))
     long = Question("What is there?", max_new_tokens=400)
     stopped = engine.ask(scene, long, on_text=lambda _, n: seen.append(n), should_stop=lambda: len(seen) >= 3)
-    assert stopped.status == Status.CANCELLED and len(seen) < 20
+    assert stopped.status == Status.CANCELLED and len(seen) == 3
+    assert over.wait(LIMIT) and ended[0].status == Status.CANCELLED
+    assert ended[0].status_message.startswith("the robot has gone: cancelled after ")
 
 
 def test_only_what_is_missing_is_sent(url_of: Any, tiny_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
