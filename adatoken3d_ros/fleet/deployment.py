@@ -51,6 +51,10 @@ def application(config: ReplicaConfig) -> Application:
             """Tells the router that this scene's requests come here; what is held of it, `Scenes` knows."""
             return name
 
+        def check_health(self) -> None:
+            """Asked by Serve, which replaces a replica that raises."""
+            self.replica.check()
+
         def __del__(self) -> None:
             if replica := getattr(self, "replica", None):
                 replica.stop()

@@ -34,8 +34,9 @@ def served(local_ray: Any, tiny_of: Callable[[str], Path]) -> Iterator[tuple[str
     from ray import serve
     from ray.serve.config import HTTPOptions
 
+    from adatoken3d_ros.fleet.deployment import application
     from adatoken3d_ros.fleet.door import DoorConfig
-    from adatoken3d_ros.fleet.replica import ReplicaConfig, application
+    from adatoken3d_ros.fleet.replica import ReplicaConfig
 
     path, port = tiny_of(NAMES[0]), free_port()
     config = ReplicaConfig(dict(plain(path)), replicas=2, door=DoorConfig(token=TOKEN), max_scenes=8)
