@@ -15,7 +15,9 @@ import pytest
 viser = pytest.importorskip("viser", reason="viser is not installed")
 
 from adatoken3d_ros.view import server as guarded  # noqa: E402
+from adatoken3d_ros.view.page import Page  # noqa: E402
 from adatoken3d_ros.view.server import ServerError, address, check_token, start  # noqa: E402
+from adatoken3d_ros.view.source import Shown  # noqa: E402
 
 TOKEN = "0123456789abcdef"
 
@@ -132,3 +134,29 @@ def test_a_browser_that_does_not_read_holds_nothing_up(server: Any) -> None:
     assert len({tell(number) for number in range(1, 501)}) == 1
     assert shown.content.startswith("500 ")
     raw.close()
+
+
+class Empty:
+    """A source whose scene comes later, and far from the origin."""
+
+    strategies, budget_ms, click_question = ("ours", "none"), 0.0, "What is at {p}?"
+    shown = Shown()
+
+    def scene(self) -> Shown:
+        return self.shown
+
+    def cancel(self) -> None: ...
+
+
+def test_the_page_begins_where_the_scene_is(server: Any) -> None:
+    source = Empty()
+    page = Page(server, source)  # type: ignore[arg-type]
+    try:
+        xyz = np.random.default_rng(0).uniform((98, 48, 0), (102, 52, 2), (100, 3)).astype(np.float32)
+        source.shown = Shown(xyz, np.zeros((100, 3), np.uint8), np.zeros(100, np.int64), stamp_ns=1)
+        page._scene = source.shown
+        page._redraw(everything=True)
+        np.testing.assert_allclose(server.initial_camera.look_at, (100, 50, 1), atol=0.2)
+        assert 1 < np.linalg.norm(server.initial_camera.position - server.initial_camera.look_at) < 8
+    finally:
+        page.close()
