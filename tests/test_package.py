@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -244,6 +245,24 @@ def test_package_xml() -> None:
     assert package.licenses == ["Apache-2.0"]
     assert package.get_build_type() == "ament_cmake"
     assert "rosidl_interface_packages" in [group.name for group in package.member_of_groups]
+
+
+def test_every_model_that_is_shipped_says_its_licence_and_whose_tower_it_has() -> None:
+    """Furniture has its own test: tests/lab/synthetic/test_furniture.py."""
+    folders = {
+        path.parent for part in ("adatoken3d_ros", "benchmarks") for path in (ROOT / part).rglob("*.safetensors")
+    }
+    assert {folder.name for folder in folders} >= {"embedded", "video3d_small"}
+    for folder in folders:
+        text = (folder / "README.md").read_text(encoding="utf-8")
+        assert "Licence: Apache-2.0" in text, folder
+        tower = json.loads((folder / "config.json").read_text(encoding="utf-8"))["mm_vision_tower"]
+        if not (folder / tower).is_dir():  # its own
+            assert "copyright" in text and "EfficientNet-Lite0" in text, folder
+        for target in re.findall(r"\]\(([^)]+)\)", text):
+            assert (folder / target).exists(), f"{folder}: {target}"
+    desk = (ROOT / "benchmarks" / "data" / "tum_fr1_desk.json").read_text(encoding="utf-8")
+    assert "CC BY 4.0" in desk and "not part of this package" in desk
 
 
 def test_every_import_is_declared() -> None:
