@@ -13,7 +13,6 @@ import argparse
 import io
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -48,7 +47,7 @@ def demo() -> Iterator[str]:
                     return
             raise SystemExit("the demo printed no address")
         finally:
-            process.send_signal(signal.SIGINT)
+            process.terminate()
 
 
 def press(page: Page, name: str) -> None:
