@@ -56,7 +56,7 @@ def test_the_files_are_few_and_small(embedded: Loaded) -> None:
 def test_what_it_answers_to_the_self_test_is_of_these_weights(embedded: Loaded) -> None:
     model, tokenizer, _ = embedded
     known = read_known(embedded_path())
-    assert known is not None and known.model == model.identity and known.losses.keys() == {"int8", "int4"}
+    assert known is not None and known.model == model.identity and known.losses.keys() == {"int8", "int4", "fp8"}
     assert "2 of 2 tokens as known" in check(model, tokenizer, known)
 
 
