@@ -235,12 +235,12 @@ class Replica:
         if missing:
             return JSONResponse({"error": "missing", "bodies": missing}, 428)
         question = Question(asked, held, now - asked.elapsed_ms / 1e3, content.get("attempt") == 1)
-        held.questions += 1
         return StreamingResponse(self._answered(question, robot), media_type="application/x-ndjson")
 
     async def _answered(self, question: Question, robot: str) -> AsyncIterator[bytes]:
         """The events of a question, to its end; whoever gives up reading them cancels it."""
         entry: Waiting[Question] | None = None
+        question.held.questions += 1  # here, as nothing is run of this where the robot has gone before it begins
         try:
             yield wire.line("wait")
             budget = question.asked.question.latency_budget_ms or 0.0
