@@ -5,7 +5,8 @@ A camera goes round a part of a room; then a thing is taken out and another is p
 once more. It never looks where one thing is: frames that would show the thing that the fewest show are left out. Things
 are asked about at their place (a click) and by their name. What is right follows from the instances that the renderer
 gives: a thing is there; it was seen and its place was seen again without it; or no frame has a pixel of it. What was
-seen by less than `MIN_PIXELS` is not asked about.
+seen by less than `MIN_PIXELS` is not asked about. That something has gone is only asked where `LOOKED_AT` frames show
+its place without it, and where it is now only where as many show it there.
 """
 
 from __future__ import annotations
@@ -41,11 +42,12 @@ from adatoken3d_ros.settings import Settings
 WIDTH, HEIGHT = 320, 240
 STEP = 1.0  # seconds between two frames
 ROUND = 26  # frames of each round: two thirds of the camera's circle
-FIRST_ROOM = 6000
+FIRST_ROOM = 8000  # what is decided by numbers was tried on rooms before
 PER_ROOM = 10
 ELSEWHERE = 1.0  # metres that a thing is moved, at least
 CAP_MB = 12.0
 ROBOT = 0.25  # metres, its radius
+LOOKED_AT = 3  # frames that show a place, at least, if it is to be known what became of it
 LEFT_OUT = 1 / 3  # of the frames, at most, for a thing that is never looked at
 SETTINGS = {"budget.warm_up": False, "scene.max_views": 60, "scene.min_sharpness": 0.0}
 
@@ -185,10 +187,10 @@ def ask_about(story: Story, rng: np.random.Generator) -> list[Asked]:
         again = [n for n in range(ROUND, 2 * ROUND) if story.would[n].get(i, 0) >= 2 * MIN_PIXELS]
         moved_to = None
         if i in changed:
-            if not first or len(again) < 3:
+            if not first or len(again) < LOOKED_AT:
                 continue
             last, right = first[-1], Observed.SEEN_THEN_GONE
-            if story.moved is not None and i == story.moved[0].instance and second:
+            if story.moved is not None and i == story.moved[0].instance and len(second) >= LOOKED_AT:
                 moved_to = story.moved[1].centre
             points = story.shown[first[-1]][i]
         elif first or second:

@@ -56,8 +56,8 @@ class KeptScene:
         self._map: TokenMap = TokenMap(sizes.voxel_size, config.origin, embed=model.lift_places)
         if sizes.tokens == "views":
             self._map = ViewTokenMap(sizes.voxel_size, config.origin, embed=model.lift_places, parts=sizes.parts)
-        self._selector = KeyFrameSelector(config.key_frames, self._patches, self._map)
         self.past = Past(config, self._patches, self._map)
+        self._selector = KeyFrameSelector(config.key_frames, self._patches, self._map, self.past.came_up)
         self._asked: TokenMap | None = None
         self._later: dict[int, PosedFrame] = {}  # encoded before one that arrived earlier, by their order
         self.pending: list[PosedFrame] = []

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -12,12 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adatoken3d_ros.scene.agreement import Sketch
-from adatoken3d_ros.scene.contributions import Contribution
+from adatoken3d_ros.scene.agreement import Sketch, thinned
+from adatoken3d_ros.scene.contributions import Contribution, reduced
 from adatoken3d_ros.scene.frames import PosedFrame
-from adatoken3d_ros.scene.occupancy import CELLS, MOST_BLOCKS, Occupancy, State
-from adatoken3d_ros.scene.patches import PatchConfig, patch_points
-from adatoken3d_ros.scene.proposals import CLEARANCE
+from adatoken3d_ros.scene.geometry import backproject
+from adatoken3d_ros.scene.occupancy import CELLS, ENOUGH, FARTHEST, MOST_BLOCKS, VOXEL, Occupancy, State
+from adatoken3d_ros.scene.patches import PatchConfig, PatchPoints, patch_points
+from adatoken3d_ros.scene.proposals import CLEARANCE, clusters
 from adatoken3d_ros.scene.spatial_tokens import SpatialTokens
 from adatoken3d_ros.scene.token_map import TokenMap
 from adatoken3d_ros.scene.tombstones import Thing, Tombstones
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from adatoken3d_ros.engine.config import SessionConfig
 
 OCCUPANCY_SHARE, GONE_SHARE = 1 / 4, 1 / 8  # of the memory that a scene may have
+CAME_UP = 3  # voxels of the occupancy that touch: so large is what is worth a key frame
 RECALLED = 256  # tokens of what has gone that a question is asked again with
 _OF_VOXELS = ("features", "xyz", "rgb", "count", "voxel", "position")
 _BLOCK_BYTES = CELLS * 16
@@ -65,8 +68,12 @@ class Past:
 
     # --- kept up ------------------------------------------------------------------------------------------------------
 
-    def look(self, frame: PosedFrame, *, key_frame: bool) -> None:
-        """A frame is a view from now on, or agrees with those that there are: of these not each is looked at."""
+    def look(self, frame: PosedFrame, *, key_frame: bool) -> bool:
+        """A frame is a view from now on, or agrees with those that there are: of these not each is looked at.
+
+        Returns:
+            Whether this one was.
+        """
         occupancy = self.occupancy
         if not occupancy.looks:
             # Voxels that begin on the floor hold it in one layer.
@@ -74,8 +81,15 @@ class Past:
             floor = floor_height(points.xyz[level_patches(points.xyz, self._patches.geometry.columns)])
             occupancy.clear((*self._config.origin[:2], self._config.origin[2] if floor is None else floor))
         since = frame.stamp_ns - occupancy.stamp_of(occupancy.looks)
-        if key_frame or not 0 <= since < self._config.key_frames.change_interval * 1e9:
+        if looks := key_frame or not 0 <= since < self._config.key_frames.change_interval * 1e9:
             occupancy.look(frame, self._config.max_depth)
+        return looks
+
+    def came_up(self, frame: PosedFrame) -> bool:
+        """Whether a frame shows something where the scene was free, large enough to be a thing."""
+        voxels = np.rint((self.occupancy.filled(frame, self._config.max_depth) - self.occupancy.origin) / VOXEL)
+        parts = clusters(voxels.astype(np.int64))
+        return bool(parts) and len(parts[-1]) >= CAME_UP
 
     def look_again(self, sketches: Mapping[int, Sketch]) -> None:
         """Knows only what the kept views looked through, from where they are now; {stamp: view}, oldest first.
@@ -113,19 +127,39 @@ class Past:
             self.tombstones.bury(held(self._map, voxels, before), gone_ns, self._last_seen)
             self._bound()
 
-    def came(self, stamp_ns: int) -> None:
-        """A view has been added: what it shows where the scene was free before is noted."""
-        view = self._map.contributions().get(stamp_ns)
-        if view is None or not self.tombstones.most or not len(view.keys):
+    def came(self, frame: PosedFrame, points: PatchPoints, features: Tensor) -> None:
+        """A view has been added: what it shows where the scene was free before is noted.
+
+        Each measurement counts, since a small thing lies between the points of a view's patches; it looks like the
+        patch that it is in.
+
+        Args:
+            points: of the patches (P,). features: (P, C), on any device.
+        """
+        now_ns = frame.stamp_ns
+        if not self.tombstones.most:
             return
+        depth, K = thinned(frame)
+        v, u = np.nonzero(depth <= min(self._config.max_depth, FARTHEST))
+        T = frame.T_world_camera
+        xyz = backproject(depth[v, u], u, v, K, T)
         floor = floor_height(self._map.level_points())
-        middle = (view.xyz / view.count[:, None]).numpy()
-        free, first = (self.occupancy.look_numbers(middle, name) for name in ("free", "first"))
-        new = (free > 0) & (first > free) & (middle[:, 2] > (-np.inf if floor is None else floor + CLEARANCE))
+        free, first = (self.occupancy.look_numbers(xyz, name) for name in ("free", "first"))
+        new = (free > 0) & (first > free) & self.occupancy.well_within(xyz)
+        new &= xyz[:, 2] > (-np.inf if floor is None else floor + CLEARANCE)
         if new.any():
-            voxels = view.keys[torch.from_numpy(new)]
-            self.tombstones.greet(held(self._map, voxels, only=stamp_ns), stamp_ns)
-        self.tombstones.forget(stamp_ns)
+            step = round(frame.K[0, 0] / K[0, 0])
+            row, column = v[new] * step + step // 2, u[new] * step + step // 2
+            patch = _patch_at(frame, points, column, row)
+            look = features[patch.to(features.device)].float().cpu()
+            seen = torch.from_numpy(xyz[new])
+            colour = torch.from_numpy(frame.rgb[row, column].copy())
+            view = reduced(look, seen, colour, None, None, self._map.origin, self._map.voxel_size)
+            view = replace(view, position=look.new_zeros(len(view.keys), 0))
+            enough = view.count >= ENOUGH
+            if bool(enough.any()):
+                self.tombstones.greet({now_ns: view.rows(enough)}, now_ns)
+        self.tombstones.forget(now_ns)
         if self.tombstones.gone and self.tombstones.appeared:
             self.tombstones.link(_mean_feature(self._map))
         self._bound()
@@ -183,18 +217,28 @@ class Past:
         return SpatialTokens(**in_order), np.concatenate([np.full(len(tokens), -1), owner])[order.numpy()]
 
 
-def held(
-    token_map: TokenMap, voxels: Tensor, before: int | None = None, only: int | None = None
-) -> dict[int, Contribution]:
+def _patch_at(frame: PosedFrame, points: PatchPoints, u: NDArray[np.int64], v: NDArray[np.int64]) -> Tensor:
+    """(n,) int64 number of the valid patch whose middle is nearest to each pixel (u, v) of a frame."""
+    rows = np.flatnonzero(points.valid)
+    T = frame.T_world_camera
+    local = (points.xyz[rows].astype(np.float64) - T[:3, 3]) @ T[:3, :3]
+    corner = local[:, :2] / local[:, 2:] * frame.K[[0, 1], [0, 1]] + frame.K[:2, 2]
+    # A patch stands for what is right of and below its point.
+    middle = corner + math.sqrt(frame.depth.size / len(points.valid)) / 2
+    away = np.abs(middle[:, 0] - u[:, None]) + np.abs(middle[:, 1] - v[:, None])
+    return torch.from_numpy(rows[away.argmin(axis=1)])
+
+
+def held(token_map: TokenMap, voxels: Tensor, before: int) -> dict[int, Contribution]:
     """{stamp of a view: its rows in some voxels (n,)}, with the features of its tokens there.
 
     Args:
-        before: only of views of an order below. only: of this view alone.
+        before: only of views of an order below.
     """
     found = {}
     blocks = token_map.blocks() if isinstance(token_map, ViewTokenMap) else {}
     for stamp, view in token_map.contributions().items():
-        if (before is not None and view.order >= before) or (only is not None and stamp != only):
+        if view.order >= before:
             continue
         inside = torch.isin(view.keys, voxels)
         if not bool(inside.any()):

@@ -125,7 +125,11 @@ class Scene:
 
     def observe(self, frame: PosedFrame) -> Verdict:
         """Decides whether `frame` becomes a view of the scene; if so it waits for `encode_pending`."""
-        return self.memory.observe(frame)
+        carved = self.memory.carved
+        verdict = self.memory.observe(frame)
+        if self.memory.carved != carved:
+            self.prepared.forget()
+        return verdict
 
     def encode_pending(self, limit: int | None = None, should_stop: Callable[[], bool] | None = None) -> int:
         """Encodes the newest `limit` of the frames that wait and returns how many; raises as `SceneMemory.encode`."""

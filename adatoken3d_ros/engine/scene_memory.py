@@ -46,13 +46,13 @@ class SceneMemory(KeptScene):
         model: encodes the frames. config: the scene's.
 
     Attributes:
-        given_up: how many views could not be encoded.
+        given_up: how many views could not be encoded. carved: how many patches were taken out since they had gone.
     """
 
     def __init__(self, model: SpatialLMM, config: SessionConfig) -> None:
         super().__init__(model, config)
         self._narrow: Callable[[TokenMap], TokenMap] | None = None
-        self.given_up = 0
+        self.given_up = self.carved = 0
 
     @property
     def origin(self) -> NDArray[np.float64]:
@@ -98,7 +98,9 @@ class SceneMemory(KeptScene):
         """Decides whether `frame` becomes a view of the scene; if so it waits for `encode`."""
         verdict = self._selector.decide(frame)
         if verdict == Verdict.KEY_FRAME or self._selector.confirmed == frame.stamp_ns:
-            self.past.look(frame, key_frame=verdict == Verdict.KEY_FRAME)
+            looked = self.past.look(frame, key_frame=verdict == Verdict.KEY_FRAME)
+            if looked and verdict != Verdict.KEY_FRAME and not self.pending:
+                self._carve(frame, self._selector.arrived)
         if verdict == Verdict.KEY_FRAME:
             self._selector.accepted(frame)
             self.pending.append(frame)
@@ -185,17 +187,24 @@ class SceneMemory(KeptScene):
                 if first:  # the floor of a view that is none is none
                     self._map.clear(self._config.origin)
                 raise
-            self.past.came(frame.stamp_ns)
+            self.past.came(frame, points, features)
         self.poses[frame.stamp_ns] = frame.T_world_camera
-        carving = self._config.key_frames.carving
-        if carving is not None:
+        if self._config.key_frames.carving is not None:
             # What a later frame saw through has gone, although this one is encoded after it.
             self._later[order] = frame
             for place in sorted(self._later):
                 if place >= order:
-                    later = self._later[place]
-                    tell = partial(self.past.went, before=place, gone_ns=later.stamp_ns)
-                    carve_free_space(self._map, later, carving, place, tell)
+                    self._carve(self._later[place], place)
+
+    def _carve(self, frame: PosedFrame, before: int) -> None:
+        """Takes out of the map what views of an order below `before` hold where a frame looks through."""
+        carving = self._config.key_frames.carving
+        if carving is None or not len(self._map):
+            return
+        tell = partial(self.past.went, before=before, gone_ns=frame.stamp_ns)
+        if taken := carve_free_space(self._map, frame, carving, before, tell):
+            self.carved += taken
+            self._asked = None
 
     def _add_to_map(
         self,

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from adatoken3d_ros.scene.frames import PosedFrame
 
 _SIDE = 7  # depth is looked up at so many points along each side of a voxel's picture
+_NEAREST = 0.1  # metres; points nearer to the camera are not judged
 _WINDOW = 5  # pixels; each lookup finds the least depth of a square of this side, so that thin things are not missed
 
 
@@ -77,6 +78,38 @@ def seen_through(
     empty = (np.asarray(least)[v, u] > far[:, None, None]).all(axis=(1, 2))
     through[rows] = empty & (measured.mean(axis=(1, 2)) >= config.measured)
     return through
+
+
+def looked_past(
+    frame: PosedFrame, points: NDArray[np.floating], config: CarvingConfig | None = None
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Whether everything measured around each point (P, 3), scene frame, metres, lies clearly behind it; and whether
+    the frame says nothing of it, for want of a measurement (a point outside of the picture is not of these)."""
+    config = config or CarvingConfig()
+    height, width = frame.depth.shape
+    R, t = frame.T_world_camera[:3, :3], frame.T_world_camera[:3, 3]
+    past, silent = np.zeros(len(points), bool), np.zeros(len(points), bool)
+    local = (np.asarray(points, np.float64) - t) @ R
+    rows = np.flatnonzero(local[:, 2] > _NEAREST)
+    x, y, z = local[rows].T
+    u = np.rint(x / z * frame.K[0, 0] + frame.K[0, 2]).astype(np.int64)
+    v = np.rint(y / z * frame.K[1, 1] + frame.K[1, 2]).astype(np.int64)
+    edge = _WINDOW // 2
+    inside = (u >= edge) & (u < width - edge) & (v >= edge) & (v < height - edge)
+    rows, u, v, z = rows[inside], u[inside], v[inside], z[inside]
+    # The middle first, as above.
+    measured = frame.depth[v, u]
+    silent[rows] = ~(measured > 0)
+    behind = z + config.margin + config.relative_margin * z
+    far = measured > behind
+    rows, u, v, behind = rows[far], u[far], v[far], behind[far]
+    if len(rows):
+        steps = np.arange(-edge, edge + 1)
+        around = frame.depth[v[:, None, None] + steps[:, None], u[:, None, None] + steps]
+        known = around > 0
+        nearest = np.where(known, around, np.float32(np.inf)).min(axis=(1, 2))
+        past[rows] = (nearest > behind) & (known.mean(axis=(1, 2)) >= config.measured)
+    return past, silent
 
 
 def _side(

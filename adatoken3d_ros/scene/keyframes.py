@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adatoken3d_ros.scene.agreement import Agreement, Sketch
-from adatoken3d_ros.scene.carving import CarvingConfig, seen_through
+from adatoken3d_ros.scene.carving import CarvingConfig, looked_past, seen_through
 from adatoken3d_ros.scene.coverage import Coverage
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.geometry import sample_pixels
@@ -96,6 +96,7 @@ class KeyFrameSelector:
     Args:
         config: thresholds. patches: where depth is looked at.
         token_map: what has been seen. Without one, no change is noticed and the oldest view goes.
+        came_up: whether a frame shows a thing where there was none: also a change, however few its patches are.
 
     Attributes:
         confirmed: stamp of the last frame that agreed with the map, nanoseconds; None if there was none since the last
@@ -110,7 +111,9 @@ class KeyFrameSelector:
         config: KeyFrameConfig | None = None,
         patches: PatchConfig | None = None,
         token_map: TokenMap | None = None,
+        came_up: Callable[[PosedFrame], bool] | None = None,
     ) -> None:
+        self._came_up = came_up
         self.config = config or KeyFrameConfig()
         self._patches = patches or PatchConfig()
         self._map = token_map
@@ -143,6 +146,11 @@ class KeyFrameSelector:
     def order(self, stamp_ns: int) -> int:
         """How many views had been accepted before this one, which is kept."""
         return self._views[stamp_ns].order
+
+    @property
+    def arrived(self) -> int:
+        """How many views were accepted: the next one's order."""
+        return self._arrived
 
     def poses(self) -> dict[int, NDArray[np.float64]]:
         """{stamp: T_world_camera} of the kept views in the order of their arrival."""
@@ -270,7 +278,7 @@ class KeyFrameSelector:
         if new < self.config.min_change and self.config.carving is not None:
             through = seen_through(frame, token_map.centres(), token_map.voxel_size, self.config.carving)
             gone = int(through.sum())
-        changed = max(new, gone) >= self.config.min_change
+        changed = max(new, gone) >= self.config.min_change or (self._came_up is not None and self._came_up(frame))
         if points.valid.any() and not changed and self._agreement.fits(frame, self._near(frame.T_world_camera)):
             self.confirmed = frame.stamp_ns
         return changed
@@ -334,8 +342,27 @@ def carve_free_space(
     Returns:
         How many patches were taken out.
     """
-    through = torch.from_numpy(seen_through(frame, token_map.centres(), token_map.voxel_size, config))
-    voxels = token_map.occupied_keys[through]
+    before = frame.stamp_ns if order is None else order
+    voxels = emptied(token_map, frame, config, before)
     if tell is not None and len(voxels):
         tell(voxels)
-    return token_map.carve(voxels, frame.stamp_ns if order is None else order)
+    return token_map.carve(voxels, before)
+
+
+def emptied(token_map: TokenMap, frame: PosedFrame, config: CarvingConfig | None, before: int) -> Tensor:
+    """Keys of the voxels that a frame looks through, or in which it looks past all that views of an order below
+    `before` have measured: what it does not measure tells nothing, but of most it must."""
+    config = config or CarvingConfig()
+    through = torch.from_numpy(seen_through(frame, token_map.centres(), token_map.voxel_size, config))
+    older = [view for view in token_map.contributions().values() if view.order < before and len(view.keys)]
+    if not older:
+        return token_map.occupied_keys[through]
+    past, silent = looked_past(frame, torch.cat([view.points for view in older]).numpy(), config)
+    if past.any():
+        at = torch.searchsorted(
+            token_map.occupied_keys, torch.cat([view.keys.repeat_interleave(view.count) for view in older])
+        ).numpy()
+        n = len(through)
+        seen, unknown, held = (np.bincount(at[rows], minlength=n) for rows in (past, silent, np.ones(len(at), bool)))
+        through |= torch.from_numpy((seen > 0) & (seen + unknown >= held) & (seen >= config.measured * held))
+    return token_map.occupied_keys[through]

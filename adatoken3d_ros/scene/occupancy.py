@@ -27,6 +27,8 @@ MOST_BLOCKS = 4096  # 33 MB, 17,000 cubic metres of what was looked at
 DROPPED = 1 / 16  # of these go at a time
 FARTHEST = 10.0  # metres; farther points say too little of so small voxels
 RELATIVE_MARGIN = 0.02  # of the distance, by which what is seen behind a free voxel must be farther away, for noise
+INNER = 0.35  # of a voxel's edge, from its middle, within which a measurement says that the voxel is not free
+ENOUGH = 3  # measurements of a frame in a voxel that say that something is there
 NEAREST = 0.1  # metres; what is nearer to the camera is not looked at
 REMEMBERED = 65536  # looks whose times are known; older ones count as that old
 LOOKS = ("seen", "free", "hit", "first")  # the tables of the number of the look in which a voxel last was, or first hit
@@ -248,6 +250,25 @@ class Occupancy:
     def states(self, points: NDArray[np.floating]) -> NDArray[np.uint8]:
         """(n,) `State` of the voxels of points (n, 3), scene frame, metres."""
         return _state(*(self.look_numbers(points, name) for name in ("seen", "free", "hit")))
+
+    def well_within(self, points: NDArray[np.floating]) -> NDArray[np.bool_]:
+        """(n,) whether points (n, 3), scene frame, metres, lie off the sides of their voxels: a surface that cuts a
+        corner is in a voxel through whose middle others look."""
+        place = (np.asarray(points, np.float64) - self.origin) / VOXEL
+        return np.asarray((np.abs(place - np.rint(place)) <= INNER).all(axis=1))
+
+    def filled(self, frame: PosedFrame, max_depth: float = FARTHEST) -> NDArray[np.float64]:
+        """(n, 3) centres of the voxels, scene frame, metres, that are free and in which a frame measures something."""
+        depth, K = thinned(frame)
+        v, u = np.nonzero((depth > NEAREST) & (depth <= min(max_depth, FARTHEST)))
+        z = depth[v, u].astype(np.float64)
+        points = np.stack([(u - K[0, 2]) / K[0, 0] * z, (v - K[1, 2]) / K[1, 1] * z, z], axis=1)
+        points = points @ frame.T_world_camera[:3, :3].T + frame.T_world_camera[:3, 3]
+        points = points[self.well_within(points)]
+        voxel = np.rint((points - self.origin) / VOXEL).astype(np.int64)
+        _, at, count = np.unique(voxel @ _PACKING, return_index=True, return_counts=True)
+        centres = voxel[at[count >= ENOUGH]] * VOXEL + self.origin
+        return centres[self.states(centres) == State.FREE]
 
     def box(
         self, low: Sequence[float] | NDArray[np.floating], high: Sequence[float] | NDArray[np.floating]

@@ -3,14 +3,15 @@
 
 What a view looks through comes out of the map; of that, what hangs together is one thing that has gone. What comes to
 stand where the scene was seen to be free is one that has appeared. A thing that went and one that appeared are linked
-where they look alike, are about as large, and lie within `moved_within` of each other in time: it moved. Features of
-all things of one scene are alike, so they are compared with their scene's mean taken off.
+where they look alike, reach as high, and lie within `moved_within` of each other in time: it moved. Features of all
+things of one scene are alike, so they are compared with their scene's mean taken off.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -22,9 +23,10 @@ from adatoken3d_ros.scene.proposals import clusters
 from adatoken3d_ros.scene.voxels import voxel_indices
 from adatoken3d_ros.settings import DEFAULTS
 
-FEWEST = 3  # patches of a thing that went or appeared
 MOST_VOXELS = 32  # whose features are kept of one thing, those of most patches
 TOGETHER = 10.0  # seconds within which neighbouring parts of one thing go or appear
+SAME_COLOUR = 30.0  # of mean colours, 0 to 255 each
+SURE = (0.3, 1.0, 16.0, 8.0, 1.1)  # of `likeness`: always, for looks, colours, heights (1 / m), measurements
 ALIKE = 0.5  # confidence from which on a thing counts as one that moved
 MOST_APPEARED = 64
 
@@ -36,7 +38,7 @@ class Thing:
     Attributes:
         low, high: (3,) corners of the box around its patches, scene frame, metres.
         keys: (n,) int64 voxels of the token map. features: (n, C) float32 means, CPU. xyz: (n, 3) float32, metres.
-            rgb: (n, 3) uint8. count: (n,) int64 patches.
+            rgb: (n, 3) uint8. count: (n,) int64 patches, or measurements of what appeared.
         first_ns, last_ns: acquisition times between which it was seen. views: that showed it.
         gone_ns: acquisition time of the frame that looked through it; 0 while it is there.
         moved_to: middle of the box of what it was found again as, metres. confidence: of that, 0 to 1.
@@ -63,12 +65,25 @@ class Thing:
 
     @property
     def nbytes(self) -> int:
-        return sum(t.numel() * t.element_size() for t in (self.keys, self.features, self.xyz, self.rgb, self.count))
+        tables = (self.keys, self.features, self.xyz, self.rgb, self.count)
+        return sum(t.numel() * t.element_size() for t in tables) + 4 * (self.features.shape[-1] + 3)  # and its means
+
+    @cached_property
+    def _means(self) -> tuple[Tensor, Tensor]:
+        weight = self.count.float() / self.count.sum()
+        return weight @ self.features, weight @ self.rgb.float()
 
     def look(self) -> Tensor:
         """(C,) mean feature."""
-        weight = self.count.float() / self.count.sum()
-        return weight @ self.features
+        return self._means[0]
+
+    def colour(self) -> Tensor:
+        """(3,) mean colour, 0 to 255."""
+        return self._means[1]
+
+    def of_colour(self, other: Thing) -> bool:
+        """Whether both have the same colour."""
+        return float((self.colour() - other.colour()).norm()) <= SAME_COLOUR
 
     def moved(self, T: NDArray[np.float64], keys_at: Callable[[NDArray[np.float64]], Tensor]) -> Thing:
         """As it would be had it been seen from elsewhere, but for `moved_to`: T (4, 4) takes its points there.
@@ -120,8 +135,6 @@ def things(held: Mapping[int, Contribution], gone_ns: int = 0) -> list[Thing]:
     for part in clusters(voxel_indices(keys).numpy()):
         inside = torch.zeros(len(keys), dtype=torch.bool)
         inside[torch.from_numpy(part)] = True
-        if int(count[inside].sum()) < FEWEST:
-            continue
         mine = inside[at]
         own = points[mine[patch_row].numpy()]
         when = stamps[mine]
@@ -172,14 +185,23 @@ def merged(a: Thing, b: Thing) -> Thing:
     )
 
 
-def likeness(a: Thing, b: Thing, mean: Tensor) -> float:
-    """How sure it is that two things are one, 0 to 1: the cosine of their looks, with the scene's mean (C,) taken off,
-    by the ratio of their boxes' longest edges."""
-    one, other = a.look() - mean, b.look() - mean
-    length = float(one.norm() * other.norm())
-    cosine = float(one @ other) / length if length > 0 else 0.0
-    sizes = sorted(max(0.1, float((thing.high - thing.low).max())) for thing in (a, b))
-    return max(0.0, min(1.0, cosine)) * min(1.0, 1.5 * sizes[0] / sizes[1])
+def likeness(gone: Sequence[Thing], appeared: Sequence[Thing], mean: Tensor) -> NDArray[np.float64]:
+    """(G, A) how sure it is that what has gone is what appeared, 0 to 1.
+
+    A logistic function of the cosine of their looks with the scene's mean (C,) taken off, the distance of their colours
+    without brightness, how much higher one's top is than the other's, and how often what appeared was measured. Its
+    numbers were fitted to rooms in which one thing was put elsewhere (docs/memory.md).
+    """
+    looks = [torch.stack([thing.look() - mean for thing in side]) for side in (gone, appeared)]
+    unit = [(look / look.norm(dim=1, keepdim=True).clamp_min(1e-6)).double().numpy() for look in looks]
+    colours = [torch.stack([thing.colour() for thing in side]).double().numpy() + 1 / 3 for side in (gone, appeared)]
+    shares = [colour / colour.sum(axis=1, keepdims=True) for colour in colours]
+    tops = [np.array([thing.high[2] for thing in side]) for side in (gone, appeared)]
+    often = np.array([np.log10(max(1, int(thing.count.sum()))) for thing in appeared])
+    colour = np.linalg.norm(shares[0][:, None] - shares[1], axis=2)
+    score = SURE[0] + SURE[1] * (unit[0] @ unit[1].T) - SURE[2] * colour
+    score = score - SURE[3] * np.abs(tops[0][:, None] - tops[1]) + SURE[4] * often
+    return np.asarray(1.0 / (1.0 + np.exp(-score)))
 
 
 class Tombstones:
@@ -263,8 +285,9 @@ class Tombstones:
         """The list with one thing more, or with one that has become larger."""
         others = []
         for other in known:
-            when = other.gone_ns or other.last_ns
-            if other.near(thing, self.reach) and abs(now_ns - when) <= TOGETHER * 1e9:
+            apart = abs(now_ns - other.gone_ns if other.gone_ns else thing.first_ns - other.first_ns)
+            same = apart <= TOGETHER * 1e9 or (apart <= self.moved_within * 1e9 and other.of_colour(thing))
+            if other.near(thing, self.reach) and same:
                 thing = merged(other, thing)
             else:
                 others.append(other)
@@ -286,41 +309,32 @@ class Tombstones:
         return True
 
     def link(self, mean: Tensor) -> None:
-        """Says of what has gone where it moved to: to the thing that appeared and is most like it. One that stands
+        """Says of what has gone where it moved to: each to one of what appeared, the surest pairs first. What stands
         where it was has come back: it has not gone.
 
         Args:
             mean: (C,) of the scene's features.
         """
-        kept = []
-        pairs = []
-        for i, thing in enumerate(self.gone):
-            back = False
-            for j, other in enumerate(self.appeared):
-                if abs(other.first_ns - thing.gone_ns) > self.moved_within * 1e9 or other.first_ns <= thing.last_ns:
-                    continue
-                sure = likeness(thing, other, mean)
-                if sure < ALIKE:
-                    continue
-                back = back or bool((np.abs(other.place - thing.place) <= self.reach).all())
-                pairs.append((-sure, i, j))
-            kept.append(not back)
-        taken: set[int] = set()
-        found: dict[int, tuple[float, int]] = {}
-        for sure, i, j in sorted(pairs):
-            if kept[i] and i not in found and j not in taken:
-                found[i] = -sure, j
-                taken.add(j)
-        linked = []
-        for i, thing in enumerate(self.gone):
-            if not kept[i]:
-                continue
-            if i in found:
-                sure, j = found[i]
-                x, y, z = self.appeared[j].place.tolist()
-                thing = replace(thing, moved_to=(x, y, z), confidence=sure)
-            linked.append(thing)
-        self.gone = linked
+        known = [thing for thing in self.gone if len(thing.keys)]
+        if not known or not self.appeared:
+            return
+        sure = likeness(known, self.appeared, mean)
+        gone_ns, last_ns = (np.array([getattr(thing, name) for thing in known]) for name in ("gone_ns", "last_ns"))
+        first_ns = np.array([thing.first_ns for thing in self.appeared])
+        sure[np.abs(first_ns - gone_ns[:, None]) > self.moved_within * 1e9] = 0.0
+        sure[first_ns <= last_ns[:, None]] = 0.0
+        places = [np.array([thing.place for thing in side]) for side in (known, self.appeared)]
+        same = (np.abs(places[0][:, None] - places[1]) <= self.reach).all(axis=2)
+        back = ((sure >= ALIKE) & same).any(axis=1)
+        sure[back] = 0.0
+        found: dict[int, Thing] = {}
+        while sure.max() >= ALIKE:
+            i, j = np.unravel_index(int(sure.argmax()), sure.shape)
+            x, y, z = places[1][j].tolist()
+            found[id(known[i])] = replace(known[i], moved_to=(x, y, z), confidence=float(sure[i, j]))
+            sure[i], sure[:, j] = 0.0, 0.0
+        returned = {id(thing) for thing, there in zip(known, back, strict=True) if there}
+        self.gone = [found.get(id(thing), thing) for thing in self.gone if id(thing) not in returned]
 
     def within(self, low: NDArray[np.float64], high: NDArray[np.float64]) -> Iterable[Thing]:
         """What has gone from a box, the newest first."""

@@ -31,27 +31,47 @@ _AROUND = np.stack(np.meshgrid(*[np.arange(-1, 2) * VOXEL] * 3, indexing="ij"), 
 Judgement = tuple[Observed, str, Thing | None]
 
 
-def of_place(occupancy: Occupancy, tombstones: Tombstones, point: NDArray[np.float64]) -> Judgement:
-    """Of a point (3,), scene frame, metres: verdict, reason, and what has gone from there."""
+def of_place(
+    occupancy: Occupancy, tombstones: Tombstones, point: NDArray[np.float64], emptied: bool = False
+) -> Judgement:
+    """Of a point (3,), scene frame, metres: verdict, reason, and what has gone from there.
+
+    Args:
+        emptied: no view shows anything in the point's voxel of the token map.
+    """
     around = point + _AROUND
     states, near = occupancy.states(around), np.linalg.norm(around - point, axis=1) <= REACH
     state = states[_MIDDLE]
     gone = next(iter(tombstones.within(point - REACH / 2, point + REACH / 2)), None)
+    first = occupancy.stamp_of(int(occupancy.look_numbers(point[None], "first")[0]))
+    if emptied and gone is not None and first <= gone.last_ns and _beside(gone, point):
+        # A voxel that also holds what stands behind does not get free.
+        return Observed.SEEN_THEN_GONE, _gone(gone), gone
     if state == State.OCCUPIED:
         return Observed.SEEN, "something is at the place", None
-    if gone is not None:
-        first = int(occupancy.look_numbers(point[None], "first")[0])
-        if occupancy.stamp_of(first) <= gone.gone_ns:
-            return Observed.SEEN_THEN_GONE, _gone(gone), gone
+    if gone is not None and first <= gone.gone_ns:
+        return Observed.SEEN_THEN_GONE, _gone(gone), gone
     was = near & (occupancy.look_numbers(around, "hit") > 0)
     if state == State.FREE and was[_MIDDLE] and (states[was] == State.FREE).mean() >= MOSTLY:
         thing = _emptied(occupancy, around[was & (states == State.FREE)])
+        # A thing of which tokens are left to remember it by may have been larger than they say.
+        known = tombstones.within(thing.low - VOXEL, thing.high + VOXEL)
+        thing = next((other for other in known if other.last_ns >= thing.first_ns), thing)
         return Observed.SEEN_THEN_GONE, _gone(thing), thing
+    unseen = (states != State.UNSEEN).mean() < LOOKED
+    if state == State.UNSEEN and unseen:
+        return Observed.NOT_OBSERVED, "nobody has looked at the place", None
     if bool((states[near] == State.OCCUPIED).any()):
         return Observed.SEEN, "something is beside the place", None
-    if state == State.UNSEEN or (states != State.UNSEEN).mean() < LOOKED:
+    if state == State.UNSEEN or unseen:
         return Observed.NOT_OBSERVED, "nobody has looked at the place", None
     return Observed.UNKNOWN, "the place was seen, and nothing was there", None
+
+
+def _beside(thing: Thing, point: NDArray[np.float64]) -> bool:
+    """Whether some of what a thing is remembered by lies no farther than a voxel from a point (3,)."""
+    away = np.linalg.norm(thing.xyz.numpy() - point, axis=1)
+    return bool((away <= VOXEL).any())
 
 
 def _emptied(occupancy: Occupancy, voxels: NDArray[np.float64]) -> Thing:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from adatoken3d_ros.scene.carving import CarvingConfig, seen_through
+from adatoken3d_ros.scene.carving import CarvingConfig, looked_past, seen_through
 from adatoken3d_ros.scene.frames import PosedFrame
 
 K = np.array([[100.0, 0, 50], [0, 100.0, 40], [0, 0, 1]])
@@ -92,6 +92,30 @@ def test_turned_cameras_and_boxes() -> None:
     far = 2.0 + 0.1 * math.sqrt(2) + 0.1 + 0.04
     assert seen_through(looking(far + 0.01, T), centre, 0.2)[0]
     assert not seen_through(looking(far - 0.01, T), centre, 0.2)[0]
+
+
+@pytest.mark.parametrize(
+    ("wall", "z", "past", "silent"),
+    [
+        (3.0, 2.0, True, False),
+        (2.15, 2.0, True, False),  # margin 0.1 + 0.02 * 2
+        (2.13, 2.0, False, False),
+        (1.0, 2.0, False, False),
+        (3.0, -2.0, False, False),
+        (math.nan, 2.0, False, True),
+    ],
+)
+def test_a_point_on_the_axis_before_a_wall(wall: float, z: float, past: bool, silent: bool) -> None:
+    found = looked_past(looking(wall), np.array([[0, 0, z]]))
+    assert [values.tolist() for values in found] == [[past], [silent]]
+
+
+def test_something_thin_beside_a_point_keeps_it() -> None:
+    for column, past in ((47, True), (48, False), (50, False), (52, False), (53, True)):
+        depth = np.full((81, 101), 5.0, np.float32)
+        depth[:, column] = 2.0
+        assert looked_past(looking(depth), np.array([[0, 0, 2.0]]))[0].tolist() == [past], column
+    assert not looked_past(looking(5.0), np.array([[0.99, 0, 2.0]]))[0].any()  # at the picture's edge
 
 
 def test_empty_input_and_bad_options() -> None:

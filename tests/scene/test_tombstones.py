@@ -14,7 +14,7 @@ from adatoken3d_ros.scene.token_map import TokenMap
 from adatoken3d_ros.scene.tombstones import ALIKE, MOST_VOXELS, Thing, Tombstones, likeness, things
 
 S = 10**9
-RED, BLUE = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0)
+RED, BLUE = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0)  # what things look like; their colours go with it
 MEAN = torch.tensor([0.1, 0.1, 0.0])
 
 
@@ -22,7 +22,7 @@ def seen(stamp: int, points: Sequence[Sequence[float]], look: Sequence[float] = 
     """A view's rows of points of one look."""
     token_map = TokenMap(0.2)
     xyz = np.array(points, np.float32)
-    rgb = np.full((len(xyz), 3), 100, np.uint8)
+    rgb = np.full((len(xyz), 3), np.array(look) * 100 + 50, np.uint8)
     token_map.add_view(stamp, torch.tensor([look] * len(xyz)), xyz, rgb)
     return token_map.contributions()
 
@@ -39,11 +39,11 @@ def test_what_hangs_together_is_one_thing() -> None:
     held = {**seen(3 * S, box(0.0, 0.0)), **seen(5 * S, box(0.0, 0.0)[:2])}
     (thing,) = things(held, gone_ns=9 * S)
     assert (thing.first_ns, thing.last_ns, thing.views, thing.gone_ns) == (3 * S, 5 * S, 2, 9 * S)
-    assert thing.count.tolist() == [2, 2, 1, 1] and thing.rgb[0].tolist() == [100] * 3
+    assert thing.count.tolist() == [2, 2, 1, 1] and thing.rgb[0].tolist() == [150, 50, 50]
     np.testing.assert_allclose([*thing.low, *thing.high], [0, 0, 0, 0, 0, 0.6], atol=1e-6)
     assert thing.look().tolist() == list(RED)
     assert len(things(seen(S, box(0.0, 0.0) + box(3.0, 0.0)))) == 2
-    assert things(seen(S, box(0.0, 0.0, 2))) == [] and things({}) == []  # too few patches
+    assert things({}) == []
 
 
 def test_a_long_thing_keeps_its_fullest_voxels() -> None:
@@ -60,12 +60,14 @@ def test_last_seen_is_when_it_was_last_measured() -> None:
     assert tombstones.gone[1].last_ns == 9 * S
 
 
-def test_parts_that_go_soon_after_each_other_are_one_thing() -> None:
-    tombstones = Tombstones()
-    for gone, x in ((9, 0.0), (12, 0.2), (60, 0.4)):
-        tombstones.bury(seen(3 * S, box(x, 0.0)), gone * S, never)
-    first, second = tombstones.gone
-    assert (first.gone_ns, second.gone_ns, len(first.keys)) == (12 * S, 60 * S, 8)
+@pytest.mark.parametrize(("look", "within", "together"), [(BLUE, 300.0, 2), (RED, 300.0, 3), (RED, 30.0, 2)])
+def test_parts_that_go_soon_after_each_other_are_one_thing(look: tuple, within: float, together: int) -> None:
+    """Those of one colour also later: a thing is looked at from one side, then from the other."""
+    tombstones = Tombstones(moved_within=within)
+    for gone, x, colour in ((9, 0.0, RED), (12, 0.2, RED), (60, 0.4, look)):
+        tombstones.bury(seen(3 * S, box(x, 0.0), colour), gone * S, never)
+    assert [len(thing.keys) for thing in tombstones.gone] == ([12] if together == 3 else [8, 4])
+    assert tombstones.gone[-1].gone_ns == 60 * S
 
 
 def test_what_moved_is_linked_to_what_it_is_now() -> None:
@@ -78,7 +80,7 @@ def test_what_moved_is_linked_to_what_it_is_now() -> None:
     tombstones.link(MEAN)
     (thing,) = tombstones.gone
     assert thing.moved_to == pytest.approx((4.0, 2.0, 0.3), abs=1e-6)
-    assert thing.confidence == pytest.approx(1.0)
+    assert thing.confidence == pytest.approx(1 / (1 + np.exp(-(0.3 + 1.0 + 1.1 * np.log10(4)))))
 
 
 @pytest.mark.parametrize(("appeared", "within"), [(2, 100.0), (200, 100.0), (25, 0.0)])
@@ -127,11 +129,28 @@ def test_what_stands_where_it_was_has_not_gone() -> None:
     assert tombstones.gone == []
 
 
-def test_likeness_goes_down_with_look_and_size() -> None:
-    (a,), (b,), (large,) = things(seen(S, box(0, 0))), things(seen(S, box(1, 0), BLUE)), things(seen(S, box(2, 0, 12)))
-    assert likeness(a, a, MEAN) == pytest.approx(1.0)
-    assert likeness(a, b, MEAN) == 0.0
-    assert likeness(a, large, MEAN) == pytest.approx(1.5 * 0.6 / 2.2, abs=1e-5) and likeness(a, large, MEAN) < ALIKE
+def test_likeness_goes_down_with_look_and_height() -> None:
+    (a,), (b,), (high,) = things(seen(S, box(0, 0))), things(seen(S, box(1, 0), BLUE)), things(seen(S, box(2, 0, 12)))
+    ((same, other, higher),) = likeness([a], [a, b, high], MEAN)
+    assert same > ALIKE > other and higher < ALIKE
+    logit = 0.3 + 1.0 + 1.1 * np.log10(12) - 8.0 * 1.6  # it reaches 1.6 m higher
+    assert higher == pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-6)
+    np.testing.assert_allclose(likeness([b, a], [a], MEAN)[:, 0], [likeness([b], [a], MEAN)[0, 0], same])
+
+
+def test_each_is_linked_to_one_the_surest_first() -> None:
+    tombstones = Tombstones()
+    tombstones.bury(seen(3 * S, box(0.0, 0.0)), 20 * S, never)
+    tombstones.bury(seen(3 * S, box(9.0, 0.0, 5)), 20 * S, never)  # 0.2 m higher
+    tombstones.greet(seen(25 * S, box(4.0, 0.0)), 25 * S)
+    tombstones.link(MEAN)
+    assert [thing.moved_to is not None for thing in tombstones.gone] == [True, False]
+    tombstones.greet(seen(26 * S, box(4.0, 9.0, 5)), 26 * S)
+    tombstones.link(MEAN)
+    assert [thing.moved_to for thing in tombstones.gone] == [
+        pytest.approx((4.0, 0.0, 0.3), abs=1e-6),
+        pytest.approx((4.0, 9.0, 0.4), abs=1e-6),
+    ]
 
 
 def test_a_flood_is_bounded_in_number_and_age() -> None:
@@ -149,7 +168,7 @@ def test_a_flood_is_bounded_in_number_and_age() -> None:
 
 
 def test_within_a_box_the_newest_is_first() -> None:
-    tombstones = Tombstones()
+    tombstones = Tombstones(moved_within=30.0)
     for gone, x in ((9, 0.0), (60, 0.2), (61, 7.0)):
         tombstones.bury(seen(3 * S, box(x, 0.0)), gone * S, never)
     found: list[Thing] = list(tombstones.within(np.array([-0.5, -0.5, 0.0]), np.array([0.5, 0.5, 0.1])))
