@@ -6,7 +6,8 @@ once more. It never looks where one thing is: frames that would show the thing t
 are asked about at their place (a click) and by their name. What is right follows from the instances that the renderer
 gives: a thing is there; it was seen and its place was seen again without it; or no frame has a pixel of it. What was
 seen by less than `MIN_PIXELS` is not asked about. That something has gone is only asked where `LOOKED_AT` frames show
-its place without it, and where it is now only where as many show it there.
+its place without it, and where it is now only where as many show it there. It was last seen between the last frame that
+has `MIN_PIXELS` of it and the last one that has any.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class Asked:
     question: Question
     right: Observed
     by_name: bool
-    last_seen_ns: int
+    last_seen_ns: tuple[int, ...]  # two: by enough pixels, and by any
     moved_to: NDArray[np.float64] | None = None
     answer: Answer | None = None
 
@@ -200,7 +201,9 @@ def ask_about(story: Story, rng: np.random.Generator) -> list[Asked]:
             last, right, points = -1, Observed.NOT_OBSERVED, item.vertices.astype(np.float64)
         else:
             continue
-        stamp = story.frames[last].stamp_ns if last >= 0 else 0
+        before = ROUND if i in changed else 2 * ROUND
+        shown = max((n for n in range(before) if i in story.pixels[n]), default=-1)
+        stamp = tuple(story.frames[n].stamp_ns if n >= 0 else 0 for n in (last, shown))
         middle = points[int(np.linalg.norm(points - np.median(points, axis=0), axis=1).argmin())]
         asked.append(Asked(Question("What is this?", middle[None]), right, False, stamp, moved_to))
         if len(kinds[item.kind]) == 1 and moved_to is None:
@@ -286,9 +289,9 @@ def figures(asked: list[tuple[Asked, Story]]) -> dict[str, Any]:
             false_gone.append(answer.verdict is Observed.SEEN_THEN_GONE)
         gone = [e for e in answer.evidence if e.gone_ns]
         if item.right is Observed.SEEN_THEN_GONE and ok and gone:
-            seen_error.append(abs(gone[0].last_ns - item.last_seen_ns) / 1e9)
+            seen_error.append(_off(gone[0].last_ns, item.last_seen_ns))
         elif item.right is Observed.SEEN and ok and answer.evidence and not item.by_name:
-            seen_error.append(abs(answer.evidence[0].last_ns - item.last_seen_ns) / 1e9)
+            seen_error.append(_off(answer.evidence[0].last_ns, item.last_seen_ns))
         if item.moved_to is not None and not item.by_name:
             found = [e.moved_to for e in gone if e.moved_to is not None]
             moved.append(bool(found) and float(np.linalg.norm(np.array(found[0]) - item.moved_to)) < 0.5)
@@ -331,6 +334,11 @@ def reachable(room: FurnishedRoom, goal: NDArray[np.float64], camera: NDArray[np
     away = np.linalg.norm(places - camera[:2], axis=1)
     starts = cells[away <= (away.min() if away.min() <= edge else NEAR_CAMERA)]
     return bool(label[tuple(end)] in label[tuple(starts.T)])
+
+
+def _off(said: int, ends: tuple[int, ...]) -> float:
+    """Seconds by which a time, nanoseconds, lies before the first or after the second of two."""
+    return max(0, ends[0] - said, said - ends[1]) / 1e9
 
 
 def _mean(values: list[bool]) -> float:

@@ -22,6 +22,7 @@ from adatoken3d_ros.engine.time_questions import NotUnderstood, WhatChanged, Whe
 from adatoken3d_ros.lmm.text_places import CLICK_MARK, PromptError, parse_clicks
 from adatoken3d_ros.scene.evidence import Evidence, Observed
 from adatoken3d_ros.scene.occupancy import VOXEL
+from adatoken3d_ros.scene.tombstones import FEWEST
 from adatoken3d_ros.text import quoted
 
 NEAR = 0.3  # metres around a place that is asked about
@@ -164,7 +165,11 @@ def told_changes(answer: Answer, past: Past, asked: WhatChanged, now_ns: int) ->
     def recent(ns: int) -> bool:
         return abs(now_ns - ns) <= asked.seconds * 1e9  # later, where the clock was set back
 
-    gone = [remembered(thing) for thing in past.tombstones.gone if recent(thing.gone_ns)]
+    gone = [
+        remembered(thing)
+        for thing in past.tombstones.gone
+        if recent(thing.gone_ns) and int(thing.count.sum()) >= FEWEST
+    ]
     targets = [np.array(one.moved_to) for one in gone if one.moved_to is not None]
     appeared = [
         replace(remembered(thing), contribution=math.nan)

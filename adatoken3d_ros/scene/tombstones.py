@@ -23,6 +23,7 @@ from adatoken3d_ros.scene.proposals import clusters
 from adatoken3d_ros.scene.voxels import voxel_indices
 from adatoken3d_ros.settings import DEFAULTS
 
+FEWEST = 3  # patches of a thing that is worth telling of unasked
 MOST_VOXELS = 32  # whose features are kept of one thing, those of most patches
 TOGETHER = 10.0  # seconds within which neighbouring parts of one thing go or appear
 SAME_COLOUR = 30.0  # of mean colours, 0 to 255 each
@@ -321,7 +322,7 @@ class Tombstones:
         sure = likeness(known, self.appeared, mean)
         gone_ns, last_ns = (np.array([getattr(thing, name) for thing in known]) for name in ("gone_ns", "last_ns"))
         first_ns = np.array([thing.first_ns for thing in self.appeared])
-        sure[np.abs(first_ns - gone_ns[:, None]) > self.moved_within * 1e9] = 0.0
+        sure[np.abs(first_ns - gone_ns[:, None]) >= self.moved_within * 1e9] = 0.0
         sure[first_ns <= last_ns[:, None]] = 0.0
         places = [np.array([thing.place for thing in side]) for side in (known, self.appeared)]
         same = (np.abs(places[0][:, None] - places[1]) <= self.reach).all(axis=2)
