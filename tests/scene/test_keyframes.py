@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from adatoken3d_ros.scene.carving import seen_through
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.geometry import PatchGeometry
 from adatoken3d_ros.scene.keyframes import (
@@ -182,32 +181,6 @@ def test_a_chair_that_moved_is_where_it_is_and_no_longer_where_it_was() -> None:
     assert memory.see(room(5 * SECOND, chair=0.5)) == Verdict.TOO_SIMILAR
     assert memory.see(room(7 * SECOND)) == Verdict.KEY_FRAME
     assert memory.chair_voxels(-0.5) == 0, "it was carried out of the room"
-
-
-def test_a_thing_that_fills_no_voxel_goes_when_all_that_was_measured_of_it_has() -> None:
-    """A board 0.25 m before the wall: a voxel's far side is too near to the wall to be seen through."""
-    memory = Memory()
-    board = room(1 * SECOND)
-    board.depth[40:60, 40:60] = 2.75
-    assert memory.see(board) == Verdict.KEY_FRAME
-
-    def on_it() -> int:
-        points = torch.cat([view.points for view in memory.map.contributions().values()])
-        return int(((points[:, 0] > 2.7) & (points[:, 0] < 2.8)).sum())
-
-    assert on_it() > 0
-    empty = room(3 * SECOND)
-    empty.T_world_camera[1, 3] = 0.2
-    assert memory.see(empty) == Verdict.KEY_FRAME and on_it() == 0
-    assert not seen_through(empty, np.array([[2.75, 0.0, 1.0]]), 0.2).any()
-
-
-def test_what_came_up_is_a_change_however_few_its_patches_are() -> None:
-    memory = Memory(min_change=10_000)
-    memory.selector._came_up = lambda frame: frame.stamp_ns == 5 * SECOND
-    memory.see(room(1 * SECOND))
-    assert memory.see(room(3 * SECOND, chair=0.0)) == Verdict.TOO_SIMILAR
-    assert memory.see(room(5 * SECOND, chair=0.0)) == Verdict.KEY_FRAME
 
 
 def test_what_hides_the_place_does_not_empty_it() -> None:
