@@ -29,6 +29,7 @@ import signal
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -208,6 +209,7 @@ def summary(told: Sequence[Told], lost: int) -> dict[str, Any]:
     return {
         "questions": count,
         "lost": lost,
+        "statuses": dict(Counter(one.status for one in told)),
         "late": sum(not one.in_time for one in told) / max(1, count),
         "errors": sum(one.status == "ERROR" for one in told),
         "refused": sum(one.status in ("BUSY", "BUDGET_INFEASIBLE") for one in told),
@@ -227,9 +229,10 @@ def kill_one(console: Console, when: list[float]) -> None:
 
 
 def recovery(told: Sequence[Told], killed: float, robots: int) -> float | None:
-    """Seconds from the kill until each robot has an answer in time to a later question; None: one has none."""
-    ends = []
-    for number in range(robots):
+    """Seconds from the kill until each robot that asked afterwards has an answer in time to such a question; None: one
+    has none."""
+    ends = [killed]
+    for number in {one.robot for one in told if one.asked >= killed} & set(range(robots)):
         good = [one.ended for one in told if one.robot == number and one.asked >= killed and one.in_time
                 and one.status in ("OK", "TRUNCATED", "UNSURE")]  # fmt: skip
         if not good:

@@ -81,10 +81,10 @@ def run(args: argparse.Namespace) -> int:
         metrics_port=args.metrics_port,
     )
     ended = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: ended.set())
     with ExitStack() as stack:
         with console.status("starting Ray, loading the model"):
             url = stack.enter_context(running(service))
+        signal.signal(signal.SIGTERM, lambda *_: ended.set())  # in the place of Ray's, which aborts
         console.print(f"robots ask at {url} (engine.url)", highlight=False, soft_wrap=True)
         if not is_loopback(args.host) and args.tls_cert is None:
             console.print("without TLS the token and the scenes can be read on the way: --tls-cert, --tls-key")

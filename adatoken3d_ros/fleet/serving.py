@@ -10,6 +10,7 @@ import ipaddress
 import logging
 import os
 import re
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -66,8 +67,9 @@ class Service:
 
     @property
     def url(self) -> str:
-        """For `engine.url` of a robot, with the address of this machine where it listens on all of them."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
+        """For `engine.url` of a robot, with the name of this machine where it listens at all of its addresses."""
+        host = socket.gethostname() if self.host in ("0.0.0.0", "::") else self.host
+        host = f"[{host}]" if ":" in host else host
         return f"{'https' if self.certificate else 'http'}://{host}:{self.port}"
 
 

@@ -10,16 +10,27 @@ from rich.console import Console
 
 from benchmarks import fleet
 from benchmarks.fleet import Told, recovery, times, ttft
+from tests.fleet.test_spread import LOOPBACK, listening
 
 
 @pytest.mark.timeout(600)
-def test_no_question_is_lost_when_a_replica_is_killed(local_ray: Any) -> None:
+def test_no_question_is_lost_when_a_replica_is_killed(local_ray: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing of the service, replicas included, listens to other machines."""
+    heard: set[str] = set()
+    kill = fleet.kill_one
+
+    def looked(*given: Any) -> None:
+        heard.update(listening())
+        kill(*given)
+
+    monkeypatch.setattr(fleet, "kill_one", looked)
     args = fleet.parser().parse_args(["--json", "unused", "--robots", "2", "--seconds", "3", "--budget-ms", "20000"])
     found = fleet.run(args, Console(quiet=True))
     assert found["lost"] == 0 and found["killed"]["lost"] == 0
     assert found["killed"]["replaced_s"] is not None and found["killed"]["questions"] > 0
     assert found["late"] == found["late_alone"] == 0
     assert 0 < found["bytes_per_key_frame"] < 500_000
+    assert heard and heard <= LOOPBACK
     assert all(part["questions"] and not part["errors"] for part in found["parts"].values())
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ def test_urls() -> None:
     files = {"certificate": Path(__file__), "key": Path(__file__)}
     assert Service(host="::1", port=8443, **files).url == "https://[::1]:8443"  # type: ignore[arg-type]
     assert Service().url == "http://127.0.0.1:8000"
+    everywhere = Service(host="0.0.0.0", door=DoorConfig(token="x" * 16))
+    assert everywhere.url == f"http://{socket.gethostname()}:8000"
 
 
 def test_a_token_is_the_first_line_of_a_file_and_never_told(tmp_path: Path) -> None:
