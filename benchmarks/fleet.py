@@ -50,7 +50,6 @@ from adatoken3d_ros.fleet.serving import Service, running
 from adatoken3d_ros.lab.synthetic.furnished import make_room
 from adatoken3d_ros.lab.synthetic.questions import generate
 from adatoken3d_ros.lab.synthetic.views import render_views, sights
-from adatoken3d_ros.lmm.text_places import parse_clicks
 from adatoken3d_ros.settings import Settings
 from benchmarks._scenes import machine, write_json
 
@@ -124,8 +123,7 @@ class Robot:
     def ask(self, number: int, due: float) -> Told:
         """Asks its `number`-th question, which was due at a time of time.monotonic()."""
         qa = self.questions[number % len(self.questions)]
-        text, points = parse_clicks(qa.question)
-        question = Question(text, np.array(points, dtype=np.float64).reshape(-1, 3), self.budget_ms, 16)
+        question = Question(qa.question, latency_budget_ms=self.budget_ms, max_new_tokens=16)
         first: list[float] = []
 
         def began_writing(text: str, tokens: int) -> None:

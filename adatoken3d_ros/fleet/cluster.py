@@ -16,6 +16,7 @@ from typing import Any
 from adatoken3d_ros.text import quoted, shown
 
 LOCAL = "local"  # as an address: a Ray of one's own, on this machine
+_ATTEMPTS = 2  # to start Ray: on a busy machine the first may take too long
 _OBJECTS = 256 * 2**20  # bytes of shared memory of a Ray that is started here
 # What Ray does where it supports no clusters: all of its parts listen on the loopback interface alone.
 _NO_CLUSTER = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
@@ -67,15 +68,22 @@ def connected(
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == LOCAL:
         ray_constants.ENABLE_RAY_CLUSTER = False  # where ray was imported before
-        ray.init(
-            address=LOCAL,
-            num_cpus=cpus,
-            object_store_memory=objects,
-            include_dashboard=False,
-            _metrics_export_port=metrics_port,
-            runtime_env={"worker_process_setup_hook": f"{__name__}.{on_loopback.__name__}"},
-            **common,
-        )
+        for attempt in range(_ATTEMPTS):
+            try:
+                ray.init(
+                    address=LOCAL,
+                    num_cpus=cpus,
+                    object_store_memory=objects,
+                    include_dashboard=False,
+                    _metrics_export_port=metrics_port,
+                    runtime_env={"worker_process_setup_hook": f"{__name__}.{on_loopback.__name__}"},
+                    **common,
+                )
+                break
+            except Exception as error:  # Ray raises nothing narrower where its parts take more than 30 s to start
+                ray.shutdown()
+                if attempt + 1 == _ATTEMPTS or "timed out" not in str(error):
+                    raise OSError(f"Ray does not start here: {shown(error, 300)}") from error
     else:
         try:
             ray.init(address=address, **common)
