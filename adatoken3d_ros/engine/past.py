@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from adatoken3d_ros.engine.config import SessionConfig
 
 OCCUPANCY_SHARE, GONE_SHARE = 1 / 4, 1 / 8  # of the memory that a scene may have
-CAME_UP = 3  # voxels of the occupancy that touch: so large is what is worth a key frame
 RECALLED = 256  # tokens of what has gone that a question is asked again with
 _OF_VOXELS = ("features", "xyz", "rgb", "count", "voxel", "position")
 _BLOCK_BYTES = CELLS * 16
@@ -85,11 +84,11 @@ class Past:
             occupancy.look(frame, self._config.max_depth)
         return looks
 
-    def came_up(self, frame: PosedFrame) -> bool:
-        """Whether a frame shows something where the scene was free, large enough to be a thing."""
+    def came_up(self, frame: PosedFrame) -> int:
+        """How many voxels of the occupancy the largest thing has that a frame shows where the scene was free."""
         voxels = np.rint((self.occupancy.filled(frame, self._config.max_depth) - self.occupancy.origin) / VOXEL)
         parts = clusters(voxels.astype(np.int64))
-        return bool(parts) and len(parts[-1]) >= CAME_UP
+        return len(parts[-1]) if parts else 0
 
     def look_again(self, sketches: Mapping[int, Sketch]) -> None:
         """Knows only what the kept views looked through, from where they are now; {stamp: view}, oldest first.

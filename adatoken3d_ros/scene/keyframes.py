@@ -25,6 +25,7 @@ from adatoken3d_ros.scene.sharpness import MOMENT_NS, BlurFilter
 from adatoken3d_ros.scene.token_map import TokenMap
 from adatoken3d_ros.settings import BY_NAME, OF_CHOSEN_FRAMES
 
+FILLED = 3  # patches that a voxel counts for in which something came up
 NOISE = 0.25  # of a voxel's side, by which a measurement may be off
 
 
@@ -96,7 +97,7 @@ class KeyFrameSelector:
     Args:
         config: thresholds. patches: where depth is looked at.
         token_map: what has been seen. Without one, no change is noticed and the oldest view goes.
-        came_up: whether a frame shows a thing where there was none: also a change, however few its patches are.
+        came_up: how many free voxels are filled by a thing that a frame shows; of `FILLED` patches each, as a change.
 
     Attributes:
         confirmed: stamp of the last frame that agreed with the map, nanoseconds; None if there was none since the last
@@ -111,7 +112,7 @@ class KeyFrameSelector:
         config: KeyFrameConfig | None = None,
         patches: PatchConfig | None = None,
         token_map: TokenMap | None = None,
-        came_up: Callable[[PosedFrame], bool] | None = None,
+        came_up: Callable[[PosedFrame], int] | None = None,
     ) -> None:
         self._came_up = came_up
         self.config = config or KeyFrameConfig()
@@ -278,7 +279,9 @@ class KeyFrameSelector:
         if new < self.config.min_change and self.config.carving is not None:
             through = seen_through(frame, token_map.centres(), token_map.voxel_size, self.config.carving)
             gone = int(through.sum())
-        changed = max(new, gone) >= self.config.min_change or (self._came_up is not None and self._came_up(frame))
+        changed = max(new, gone) >= self.config.min_change
+        if not changed and self._came_up is not None:
+            changed = FILLED * self._came_up(frame) >= self.config.min_change
         if points.valid.any() and not changed and self._agreement.fits(frame, self._near(frame.T_world_camera)):
             self.confirmed = frame.stamp_ns
         return changed

@@ -30,8 +30,8 @@ def test_a_thing_that_fills_no_voxel_goes_when_all_that_was_measured_of_it_has()
 
 
 def test_what_came_up_is_a_change_however_few_its_patches_are() -> None:
-    memory = Memory(min_change=10_000)
-    memory.selector._came_up = lambda frame: frame.stamp_ns == 5 * SECOND
+    memory = Memory(min_change=300)
+    memory.selector._came_up = lambda frame: 100 * (frame.stamp_ns == 5 * SECOND)
     memory.see(room(1 * SECOND))
     assert memory.see(room(3 * SECOND, chair=0.0)) == Verdict.TOO_SIMILAR
     assert memory.see(room(5 * SECOND, chair=0.0)) == Verdict.KEY_FRAME
