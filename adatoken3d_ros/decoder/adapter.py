@@ -97,9 +97,13 @@ class Layer:
         if not n:
             yield made
             return
-        hook = self.module.self_attn.q_proj.register_forward_hook(
-            lambda _module, _args, out: made.append(out.flatten(0, -2)[-n:].clone())
-        )
+
+        def take(_module: Any, _args: Any, out: Tensor) -> None:
+            rows = out.flatten(0, -2)
+            if len(rows) >= n:  # else some were known already, and the layer was not asked for them
+                made.append(rows[-n:].clone())
+
+        hook = self.module.self_attn.q_proj.register_forward_hook(take)
         try:
             yield made
         finally:
