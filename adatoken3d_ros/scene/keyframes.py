@@ -354,7 +354,8 @@ def carve_free_space(
 
 def emptied(token_map: TokenMap, frame: PosedFrame, config: CarvingConfig | None, before: int) -> Tensor:
     """Keys of the voxels that a frame looks through, or in which it looks past all that views of an order below
-    `before` have measured: what it does not measure tells nothing, but of most it must."""
+    `before` have measured: what it does not measure tells nothing, but of most it must. One measurement alone may be of
+    an edge, between what is in front and what is behind, and every frame looks past it: it takes more than one."""
     config = config or CarvingConfig()
     through = torch.from_numpy(seen_through(frame, token_map.centres(), token_map.voxel_size, config))
     older = [view for view in token_map.contributions().values() if view.order < before and len(view.keys)]
@@ -367,5 +368,5 @@ def emptied(token_map: TokenMap, frame: PosedFrame, config: CarvingConfig | None
         ).numpy()
         n = len(through)
         seen, unknown, held = (np.bincount(at[rows], minlength=n) for rows in (past, silent, np.ones(len(at), bool)))
-        through |= torch.from_numpy((seen > 0) & (seen + unknown >= held) & (seen >= config.measured * held))
+        through |= torch.from_numpy((seen > 1) & (seen + unknown >= held) & (seen >= config.measured * held))
     return token_map.occupied_keys[through]

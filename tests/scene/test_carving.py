@@ -5,12 +5,15 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from adatoken3d_ros.scene.carving import CarvingConfig, looked_past, seen_through
 from adatoken3d_ros.scene.frames import PosedFrame
+from adatoken3d_ros.scene.keyframes import emptied
+from adatoken3d_ros.scene.token_map import TokenMap
 
 K = np.array([[100.0, 0, 50], [0, 100.0, 40], [0, 0, 1]])
 
@@ -108,6 +111,17 @@ def test_turned_cameras_and_boxes() -> None:
 def test_a_point_on_the_axis_before_a_wall(wall: float, z: float, past: bool, silent: bool) -> None:
     found = looked_past(looking(wall), np.array([[0, 0, z]]))
     assert [values.tolist() for values in found] == [[past], [silent]]
+
+
+@pytest.mark.parametrize(("measured", "gone"), [(1, False), (2, True)])
+def test_one_measurement_alone_may_be_of_an_edge(measured: int, gone: bool) -> None:
+    """A wall at 2.2 m is behind what was measured at 2 m, but not clearly behind the whole voxel."""
+    token_map = TokenMap(0.2)
+    points = np.tile([[0.0, 0.0, 2.0]], (measured, 1))
+    token_map.add_view(1, torch.ones(measured, 3), points, np.zeros((measured, 3), np.uint8))
+    frame = looking(2.2)
+    assert not seen_through(frame, token_map.centres(), 0.2).any()
+    assert emptied(token_map, frame, None, before=2).tolist() == token_map.occupied_keys.tolist() * gone
 
 
 def test_something_thin_beside_a_point_keeps_it() -> None:
