@@ -169,6 +169,14 @@ def test_another_value_changes_what_the_session_does(
 OF_SOME_MODELS = {"model.tell_poses", "unsure_below"}  # test_scene_of_views.py, test_understanding.py
 OF_WHAT_IS_KNOWN = {"memory.moved_within", "goal.distance", "goal.clearance", "goal.height"}  # test_knowing.py
 # What the node makes of these, tests/ros/test_parameter_effects.py and tests/ros/test_parameters.py tell.
+OF_A_SHARED_ENGINE = {  # tests/fleet/test_link.py
+    "engine.url",
+    "engine.token",
+    "engine.ca_file",
+    "engine.robot",
+    "engine.encode",
+    "engine.fallback",
+}
 OF_THE_NODE = {
     "model.path",
     "model.vision_path",
@@ -183,6 +191,6 @@ OF_THE_NODE = {
 
 
 def test_no_setting_that_is_read_by_configure_is_left_out() -> None:
-    assert SESSION.keys() | OF_THE_NODE | OF_SOME_MODELS | OF_WHAT_IS_KNOWN == {
+    assert SESSION.keys() | OF_THE_NODE | OF_A_SHARED_ENGINE | OF_SOME_MODELS | OF_WHAT_IS_KNOWN == {
         setting.name for setting in SETTINGS if setting.read == CONFIGURE
     }

@@ -40,6 +40,7 @@ def served(local_ray: Any, tiny_of: Callable[[str], Path]) -> Iterator[tuple[str
 
     path, port = tiny_of(NAMES[0]), free_port()
     config = ReplicaConfig(dict(plain(path)), replicas=2, door=DoorConfig(token=TOKEN), max_scenes=8)
+    serve.shutdown()  # which another module may have left there, with a port of its own
     serve.start(http_options=HTTPOptions(host="127.0.0.1", port=port))
     serve.run(application(config), name="fleet", route_prefix="/")
     yield f"http://127.0.0.1:{port}", path
