@@ -329,7 +329,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--questions", type=int, default=2040, help="about them, of all families alike (%(default)s)")
     parser.add_argument("--first", type=int, metavar="N", help="only the first N of these rooms (all)")
     parser.add_argument("--resume", type=Path, metavar="FILE", help="results so far; what is found goes there at once")
-    parser.add_argument("--rooms-aside", type=int, default=6, help="training rooms to fit strategies on (%(default)s)")
+    parser.add_argument("--rooms-aside", type=int, default=12, help="training rooms to fit strategies on (%(default)s)")
     parser.add_argument("--timed", type=int, default=12, help="questions whose time is measured (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="a few questions and budgets, to try it")
     parser.add_argument("--targets", type=float, nargs="+", default=TARGETS, help="shares of the operations")
