@@ -60,6 +60,7 @@ class KeptScene:
         self._selector = KeyFrameSelector(config.key_frames, self._patches, self._map, self.past.came_up)
         self._asked: TokenMap | None = None
         self._later: dict[int, PosedFrame] = {}  # encoded before one that arrived earlier, by their order
+        self._doubted: dict[int, int] = {}  # see `keyframes.emptied`
         self.pending: list[PosedFrame] = []
         self.poses: dict[int, NDArray[np.float64]] = {}
         self.marks = Marks()
@@ -86,6 +87,7 @@ class KeptScene:
         """The map holds other views, those of `poses`; none waits."""
         self._asked = None
         self._later.clear()
+        self._doubted.clear()
         self.pending.clear()
         self.poses.clear()
         self.poses.update(poses)
@@ -205,7 +207,7 @@ class KeptScene:
             for stamp in newer:
                 if stamp in sketches:
                     tell = partial(self.past.went, before=first, gone_ns=stamp)
-                    carve_free_space(self._map, sketches[stamp].frame(stamp), carving, first, tell)
+                    carve_free_space(self._map, sketches[stamp].frame(stamp), carving, first, tell, self._doubted)
 
     def _keep_within_bounds(self) -> None:
         """What may not stay is decided before anything goes: view by view, each would cost a look at the whole map."""
@@ -247,6 +249,7 @@ class KeptScene:
         if not changed:
             return 0
         ways = {s: T @ np.linalg.inv(before[s]) for s, T in changed.items()}
+        self._doubted.clear()
         self._map.move_views({s: T for s, T in ways.items() if s in self.poses})
         self._selector.move(changed)
         self.poses.update({s: T for s, T in changed.items() if s in self.poses})

@@ -202,7 +202,7 @@ class SceneMemory(KeptScene):
         if carving is None or not len(self._map):
             return
         tell = partial(self.past.went, before=before, gone_ns=frame.stamp_ns)
-        if taken := carve_free_space(self._map, frame, carving, before, tell):
+        if taken := carve_free_space(self._map, frame, carving, before, tell, self._doubted):
             self.carved += taken
             self._asked = None
 

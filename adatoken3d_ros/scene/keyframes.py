@@ -335,38 +335,58 @@ def carve_free_space(
     config: CarvingConfig | None = None,
     order: int | None = None,
     tell: Callable[[Tensor], object] | None = None,
+    doubted: dict[int, int] | None = None,
 ) -> int:
     """Take out of the map what views older than the frame hold of voxels that the frame looks through.
 
     Args:
         order: of the frame among the views of the map, see `TokenMap.add_view`. None: its stamp.
         tell: told before of the voxels (n,) that the frame looks through, if there are any.
+        doubted: as `emptied`.
 
     Returns:
         How many patches were taken out.
     """
     before = frame.stamp_ns if order is None else order
-    voxels = emptied(token_map, frame, config, before)
+    voxels = emptied(token_map, frame, config, before, {} if doubted is None else doubted)
     if tell is not None and len(voxels):
         tell(voxels)
     return token_map.carve(voxels, before)
 
 
-def emptied(token_map: TokenMap, frame: PosedFrame, config: CarvingConfig | None, before: int) -> Tensor:
+def emptied(
+    token_map: TokenMap, frame: PosedFrame, config: CarvingConfig | None, before: int, doubted: dict[int, int]
+) -> Tensor:
     """Keys of the voxels that a frame looks through, or in which it looks past all that views of an order below
-    `before` have measured: what it does not measure tells nothing, but of most it must. One measurement alone may be of
-    an edge, between what is in front and what is behind, and every frame looks past it: it takes more than one."""
+    `before` have measured: what it does not measure tells nothing, but of most it must.
+
+    One point may be of an edge, or the frame's own view of it. What was measured once is `doubted` at first, and goes
+    when the next frame looks past it, too; one that measures nothing there is passed over.
+
+    Args:
+        doubted: {voxel: stamp of the frame that looked past it}; changed here, kept as long as no view moves.
+    """
     config = config or CarvingConfig()
-    through = torch.from_numpy(seen_through(frame, token_map.centres(), token_map.voxel_size, config))
+    keys, points = token_map.occupied_keys, [np.zeros((0, 3))]
+    through = seen_through(frame, token_map.centres(), token_map.voxel_size, config)
     older = [view for view in token_map.contributions().values() if view.order < before and len(view.keys)]
-    if not older:
-        return token_map.occupied_keys[through]
-    past, silent = looked_past(frame, torch.cat([view.points for view in older]).numpy(), config)
-    if past.any():
-        at = torch.searchsorted(
-            token_map.occupied_keys, torch.cat([view.keys.repeat_interleave(view.count) for view in older])
-        ).numpy()
-        n = len(through)
-        seen, unknown, held = (np.bincount(at[rows], minlength=n) for rows in (past, silent, np.ones(len(at), bool)))
-        through |= torch.from_numpy((seen > 1) & (seen + unknown >= held) & (seen >= config.measured * held))
-    return token_map.occupied_keys[through]
+    if older:
+        points = [view.points.numpy() for view in older]
+    past, silent = looked_past(frame, np.concatenate(points), config)
+    if past.any() or doubted:
+        of_points = [view.keys.repeat_interleave(view.count) for view in older]
+        at = torch.searchsorted(keys, torch.cat([keys[:0], *of_points])).numpy()
+        seen, unknown, held = (
+            np.bincount(at[rows], minlength=len(keys)) for rows in (past, silent, np.ones(len(at), bool))
+        )
+        gone = (seen > 0) & (seen + unknown >= held) & (seen >= config.measured * held)
+        through |= gone & (seen > 1)
+        unmeasured = keys[torch.from_numpy(unknown >= held)].tolist()
+        still = {key: doubted[key] for key in unmeasured if key in doubted}
+        for row in np.flatnonzero(gone & (seen == 1)):
+            key = int(keys[row])
+            still[key] = doubted.get(key, frame.stamp_ns)
+            through[row] |= still[key] != frame.stamp_ns
+        doubted.clear()
+        doubted.update(still)
+    return keys[torch.from_numpy(through)]

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -113,15 +114,40 @@ def test_a_point_on_the_axis_before_a_wall(wall: float, z: float, past: bool, si
     assert [values.tolist() for values in found] == [[past], [silent]]
 
 
-@pytest.mark.parametrize(("measured", "gone"), [(1, False), (2, True)])
-def test_one_measurement_alone_may_be_of_an_edge(measured: int, gone: bool) -> None:
-    """A wall at 2.2 m is behind what was measured at 2 m, but not clearly behind the whole voxel."""
+def measured_at_two_metres(times: int) -> TokenMap:
     token_map = TokenMap(0.2)
-    points = np.tile([[0.0, 0.0, 2.0]], (measured, 1))
-    token_map.add_view(1, torch.ones(measured, 3), points, np.zeros((measured, 3), np.uint8))
-    frame = looking(2.2)
-    assert not seen_through(frame, token_map.centres(), 0.2).any()
-    assert emptied(token_map, frame, None, before=2).tolist() == token_map.occupied_keys.tolist() * gone
+    points = np.tile([[0.0, 0.0, 2.0]], (times, 1))
+    token_map.add_view(0, torch.ones(times, 3), points, np.zeros((times, 3), np.uint8))
+    return token_map
+
+
+@pytest.mark.parametrize(
+    ("measured", "walls", "gone"),
+    [  # a wall at 2.2 m is behind the points, but not clearly behind the whole voxel
+        (2, [2.2], True),
+        (1, [2.2], False),
+        (1, [2.2, 2.2], True),
+        (1, [2.2, 2.0, 2.2], False),
+        (1, [2.2, math.nan, 2.2], True),
+        (2, [2.0], False),
+    ],
+)
+def test_what_was_measured_once_goes_when_two_frames_look_past_it(
+    measured: int, walls: list[float], gone: bool
+) -> None:
+    token_map, doubted = measured_at_two_metres(measured), {}
+    for stamp, wall in enumerate(walls, 1):
+        frame = replace(looking(wall), stamp_ns=stamp)
+        assert not seen_through(frame, token_map.centres(), 0.2).any()
+        found = emptied(token_map, frame, None, stamp, doubted)
+    assert found.tolist() == token_map.occupied_keys.tolist() * gone
+
+
+def test_one_frame_looks_once() -> None:
+    token_map, doubted = measured_at_two_metres(1), {}
+    for _ in range(2):
+        assert not len(emptied(token_map, looking(2.2), None, 2, doubted))
+    assert list(doubted) == token_map.occupied_keys.tolist()
 
 
 def test_something_thin_beside_a_point_keeps_it() -> None:

@@ -152,6 +152,7 @@ class Memory:
     def __init__(self, **config: Any) -> None:
         self.map = TokenMap(0.2)
         self.selector = KeyFrameSelector(KeyFrameConfig(**config), PATCHES, self.map)
+        self.doubted: dict[int, int] = {}
 
     def see(self, f: PosedFrame) -> Verdict:
         verdict = self.selector.decide(f)
@@ -160,7 +161,7 @@ class Memory:
             points = patch_points(f, PATCHES)
             self.map.add_view(f.stamp_ns, torch.ones(len(points.valid), 3), points.xyz, points.rgb, points.valid)
             if self.selector.config.carving is not None:
-                carve_free_space(self.map, f, self.selector.config.carving)
+                carve_free_space(self.map, f, self.selector.config.carving, doubted=self.doubted)
             while (stamp := self.selector.evict()) is not None:
                 self.map.remove_view(stamp)
         return verdict
