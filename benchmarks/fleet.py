@@ -12,7 +12,7 @@ robots that together do; and the same once more with a replica killed (SIGKILL) 
     ttft_ratio          p95 of the time to the first words, all robots over one robot, at the same load of the engine
     ttft_ratio_idle     the same over one robot that asks now and then, so that none of its questions waits
     bytes_per_key_frame what a key frame takes on the way, mean
-    killed.lost         as above, of the last part; killed.errors: with the status ERROR, which says why
+    killed.lost         as above, of the last part; killed.errors: with the status ERROR; killed.why: what they said
     killed.recovery_s   from the kill until each robot has an answer in time to a question that it asked afterwards
     killed.replaced_s   from the kill until there are as many replicas as before
     cost                processor seconds of the service a question, MB of its memory a scene
@@ -72,6 +72,7 @@ class Told:
     in_time: bool
     right: bool
     resident: bool
+    why: str = ""
 
 
 @dataclass
@@ -137,7 +138,8 @@ class Robot:
         right = answer.status in (Status.OK, Status.TRUNCATED) and answer.text.strip() == qa.answer
         status = answer.status.name
         began = first[0] if first else ended
-        return Told(self.number, due, began, ended, status, answer.budget_met, right, not self.missed)
+        why = answer.status_message if answer.status is Status.ERROR else ""
+        return Told(self.number, due, began, ended, status, answer.budget_met, right, not self.missed, why)
 
 
 def times(rate: float, seconds: float, seed: int) -> list[float]:
@@ -210,6 +212,7 @@ def summary(told: Sequence[Told], lost: int) -> dict[str, Any]:
         "statuses": dict(Counter(one.status for one in told)),
         "late": sum(not one.in_time for one in told) / max(1, count),
         "errors": sum(one.status == "ERROR" for one in told),
+        "why": dict(Counter(one.why for one in told if one.why)),
         "refused": sum(one.status in ("BUSY", "BUDGET_INFEASIBLE") for one in told),
         "resident_hits": sum(one.resident for one in told) / max(1, len(told)),
         "right": sum(one.right for one in told) / max(1, len(told)),
