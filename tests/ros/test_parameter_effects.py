@@ -289,7 +289,13 @@ def another(setting: Setting) -> Any:
         return [0.5] * len(setting.default)
     if isinstance(setting.default, int | float):
         return type(setting.default)(setting.low if setting.default != setting.low else setting.high)
-    return {"model.device": "cpu", "scene.file": "/tmp/x"}.get(setting.name, "something_else")
+    possible = {
+        "model.device": "cpu",
+        "scene.file": "/tmp/x",
+        "engine.url": "http://there:8000",
+        "engine.ca_file": "/tmp/x",
+    }
+    return possible.get(setting.name, "something_else")
 
 
 # tests/ros/inputs/test_corrections.py

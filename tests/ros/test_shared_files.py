@@ -145,7 +145,7 @@ def test_view_shows_topics_of_the_node(graph: Any) -> None:
         "/rgb/image",
         "/depth/image",
         "/clicked_point",
-        *(f"/adatoken3d/{name}" for name in ("retained_tokens", "scene_tokens", "markers")),
+        *(f"/adatoken3d/{name}" for name in ("retained_tokens", "scene_tokens", "markers", "goal")),
     }
 
     def names() -> set[str]:
