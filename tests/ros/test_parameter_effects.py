@@ -294,6 +294,7 @@ def another(setting: Setting) -> Any:
         "scene.file": "/tmp/x",
         "engine.url": "http://there:8000",
         "engine.ca_file": "/tmp/x",
+        "engine.fallback": "embedded",
     }
     return possible.get(setting.name, "something_else")
 
