@@ -25,10 +25,10 @@ from adatoken3d_ros.cli.questions import Streamed, read_questions, typed_questio
 if TYPE_CHECKING:
     from adatoken3d_ros.engine.answer import Answer, Question
     from adatoken3d_ros.engine.engine import Engine
+    from adatoken3d_ros.engine.pictures import Pictures
     from adatoken3d_ros.engine.scene import Scene
     from adatoken3d_ros.scene.frames import PosedFrame
     from adatoken3d_ros.settings import Settings
-    from adatoken3d_ros.view.pictures import Pictures
 
 
 def add_parser(subparsers: Any) -> None:
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     engine, scene = open_scene(args)
     pictures = None
     if args.report is not None:
-        from adatoken3d_ros.view.pictures import Pictures
+        from adatoken3d_ros.engine.pictures import Pictures
 
         pictures = Pictures()
     verdicts = watch_all(scene, frames(args), pictures)
@@ -160,7 +160,7 @@ def with_report(
             yield answer
     finally:
         if kept:
-            write_report(args.report, kept, pictures.of(scene.poses), args.typed)
+            write_report(args.report, kept, pictures.of(scene), args.typed)
 
 
 def open_scene(args: argparse.Namespace) -> tuple[Engine, Scene]:

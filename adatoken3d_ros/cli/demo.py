@@ -119,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
 
 @contextmanager
 def _viewed(args: argparse.Namespace) -> Iterator[str]:
-    """The page in the browser, from the beginning, so that it gets the key frames' pictures; yields its address."""
+    """The page in the browser, from the beginning; yields its address."""
     if not (sys.stdout.isatty() and importlib.util.find_spec("viser") if args.view is None else args.view):
         yield ""
         return

@@ -38,7 +38,9 @@ def run(args: argparse.Namespace) -> int:
 
     from adatoken3d_ros.cli.output import print_answer, record_of_answer
     from adatoken3d_ros.engine.answer import Question
+    from adatoken3d_ros.engine.events import KeyFramesShown
     from adatoken3d_ros.engine.knowing import view_of
+    from adatoken3d_ros.engine.pictures import MOST_SHOWN, picture_of, voxels_of
     from adatoken3d_ros.engine.requests import check_question
     from adatoken3d_ros.ros.recording import asked_at, write_recording
 
@@ -63,8 +65,11 @@ def run(args: argparse.Namespace) -> int:
         answer = engine.ask(scene, question)
         print_answer(record_of_answer(answer))
         asked.append((asked_at(scene.confirmed_ns or scene.stamp_ns) + len(asked) * 10**9, answer))
-    view = view_of(scene, args.scene_frame or DEFAULTS["scene.frame_id"])
+    frame_id = args.scene_frame or DEFAULTS["scene.frame_id"]
+    view = view_of(scene, frame_id)
     kept = [watched[stamp] for stamp in sorted(watched) if stamp in scene.poses]
-    write_recording(args.out, kept, view, asked)
+    pictures = tuple(picture_of(frame, scene) for frame in kept[-MOST_SHOWN:])
+    shown = KeyFramesShown(frame_id, scene.stamp_ns, pictures, voxels_of(scene))
+    write_recording(args.out, kept, view, asked, shown)
     print(f"{args.out}: {len(kept)} key frames, {len(asked)} questions, {args.out.stat().st_size / 1e6:.1f} MB")
     return int(not all(answer.status.answered for _, answer in asked))

@@ -28,9 +28,9 @@ from adatoken3d_ros.text import quoted
 if TYPE_CHECKING:
     from adatoken3d_ros.engine.answer import Answer
     from adatoken3d_ros.engine.engine import Engine
+    from adatoken3d_ros.engine.pictures import Pictures
     from adatoken3d_ros.engine.scene import Scene
     from adatoken3d_ros.scene.frames import PosedFrame
-    from adatoken3d_ros.view.pictures import Pictures
 
 _TIMED = re.compile(r"([0-9]+(?:\.[0-9]{1,9})?)\s+(\S.*)")
 _ABSOLUTE = 10**9  # seconds; a time from here on is one of the bag's clock, not since its first frame
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     engine, scene = open_scene(args)
     pictures = None
     if args.report is not None:
-        from adatoken3d_ros.view.pictures import Pictures
+        from adatoken3d_ros.engine.pictures import Pictures
 
         pictures = Pictures()
     replay, failed, console = Replay(engine, scene, pictures), False, Console()

@@ -7,7 +7,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from adatoken3d_ros.engine.answer import Answer
 from adatoken3d_ros.scene.evidence import Evidence
 from adatoken3d_ros.scene.marks import Mark
+
+if TYPE_CHECKING:
+    from adatoken3d_ros.engine.pictures import Picture, Voxels
 
 logger = logging.getLogger(__name__)
 E = TypeVar("E")
@@ -47,6 +50,21 @@ class SceneView:
     gone: tuple[Evidence, ...] = ()
     nbytes: int = 0
     limit_bytes: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class KeyFramesShown:
+    """The pictures of the scene's key frames, told when they are others.
+
+    Attributes:
+        frame_id: the scene frame. stamp_ns: newest acquisition time, 0 for an empty scene.
+        pictures: oldest first. voxels: of the scene.
+    """
+
+    frame_id: str = ""
+    stamp_ns: int = 0
+    pictures: tuple[Picture, ...] = ()
+    voxels: Voxels | None = None
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,17 @@ class SceneMemory(KeptScene):
         return keys
 
     @property
+    def voxel_origin(self) -> NDArray[np.float64]:
+        """(3,) centre of the voxel (0, 0, 0), scene frame, metres."""
+        origin: NDArray[np.float64] = self._map.origin.numpy()
+        return origin
+
+    @property
+    def voxel_size(self) -> float:
+        """Edge of a voxel, metres."""
+        return self._map.voxel_size
+
+    @property
     def patches_per_view(self) -> int:
         """How many patches a view has."""
         return self._patches.geometry.patches

@@ -11,7 +11,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from adatoken3d_ros.engine.events import FrameTaken, Listeners, SceneReplaced, SceneView, StageBegan, TextSoFar
+from adatoken3d_ros.engine.events import (
+    FrameTaken,
+    KeyFramesShown,
+    Listeners,
+    SceneReplaced,
+    SceneView,
+    StageBegan,
+    TextSoFar,
+)
 from adatoken3d_ros.engine.loading import load_engine, open_scene, strategy_names, strategy_of
 from adatoken3d_ros.engine.out_of_memory import free_cached, trim_heap
 from adatoken3d_ros.requirements import advice, missing
@@ -25,6 +33,7 @@ if TYPE_CHECKING:  # the engine brings torch with it, seconds of importing
     from adatoken3d_ros.engine.answer import Question
     from adatoken3d_ros.engine.autosave import Versions
     from adatoken3d_ros.engine.engine import Engine
+    from adatoken3d_ros.engine.pictures import Picture, Pictures
     from adatoken3d_ros.engine.scene import Scene
     from adatoken3d_ros.engine.scene_queue import SceneQueue
     from adatoken3d_ros.engine.tickets import Ticket
@@ -76,6 +85,9 @@ class EngineOwner:
         self.versions: Versions | None = None
         self.restored = ""
         self._frame_id = ""
+        self._pictures: Pictures | None = None  # of the scene, in the worker's thread
+        self._pictured: tuple[Picture, ...] = ()  # that were told last
+        self._drawn: PosedFrame | None = None  # whose fate comes next
         self._loading: Loading | None = None
         self._began = 0.0
 
@@ -119,9 +131,10 @@ class EngineOwner:
         if worker is None:
             return
         worker.stop()
-        on_gpu, self.scene = self.on_gpu, None
+        on_gpu, self.scene, self._pictures, self._pictured = self.on_gpu, None, None, ()
         self._events.tell(SceneReplaced(self._frame_id))
         self._events.tell(SceneView(self._frame_id))
+        self._events.tell(KeyFramesShown(self._frame_id))
         free_cached(gpu=on_gpu)
 
     @property
@@ -158,7 +171,10 @@ class EngineOwner:
 
     def _make_scene(self, settings: Settings, engine: Engine) -> Scene:
         """Runs in the worker's thread."""
+        from adatoken3d_ros.engine.pictures import Pictures
+
         scene = self._open(engine, settings)
+        self._pictures = Pictures()
         self.strategy = settings["strategy"]
         self.scene = scene
         if settings["scene.restore"] and self.versions is not None:
@@ -175,7 +191,12 @@ class EngineOwner:
         if self.queue is None:
             self._events.tell(FrameTaken("stopped"))
         else:
-            self.queue.submit_frame(draw, view)
+            self.queue.submit_frame(partial(self._draw, draw), view)
+
+    def _draw(self, draw: Callable[[], PosedFrame]) -> PosedFrame:
+        """Runs in the worker's thread."""
+        self._drawn = draw()
+        return self._drawn
 
     def ask(
         self,
@@ -225,6 +246,15 @@ class EngineOwner:
         from adatoken3d_ros.engine.knowing import view_of  # with torch, as there is a scene
 
         self._events.tell(view_of(scene, self._frame_id))
+        self._show_pictures(scene)
+
+    def _show_pictures(self, scene: Scene) -> None:
+        from adatoken3d_ros.engine.pictures import MOST_SHOWN, voxels_of
+
+        pictures = () if self._pictures is None else self._pictures.of(scene)[-MOST_SHOWN:]
+        if pictures != self._pictured:  # a picture equals itself alone
+            self._pictured = pictures
+            self._events.tell(KeyFramesShown(self._frame_id, scene.stamp_ns, pictures, voxels_of(scene)))
 
     def show_another(self, scene: Scene) -> None:
         """As `show`, of a scene that is not that of the answers until now."""
@@ -253,5 +283,10 @@ class EngineOwner:
             self.queue.call(self.clear)
 
     def _look_again(self, event: FrameTaken) -> None:
+        if event.fate in ("superseded", "stopped"):  # which is told in any thread
+            return
+        frame, self._drawn = self._drawn, None
         if event.fate == "key_frame":
             self.look()
+            if frame is not None and self._pictures is not None and self.scene is not None:
+                self._pictures.add(frame, self.scene)

@@ -25,10 +25,17 @@ from std_msgs.msg import String
 from tf2_msgs.msg import TFMessage
 
 from adatoken3d_ros.engine.answer import Answer
-from adatoken3d_ros.engine.events import SceneView
+from adatoken3d_ros.engine.events import KeyFramesShown, SceneView
 from adatoken3d_ros.ros.outputs.fill import fill_camera_info, fill_image, rotation_to_quaternion
 from adatoken3d_ros.ros.outputs.markers import markers
-from adatoken3d_ros.ros.outputs.messages import answer_message, header, report_message, retained_cloud, scene_cloud
+from adatoken3d_ros.ros.outputs.messages import (
+    answer_message,
+    header,
+    key_frames_message,
+    report_message,
+    retained_cloud,
+    scene_cloud,
+)
 from adatoken3d_ros.scene.frames import PosedFrame
 
 CAMERA = "camera_optical_frame"
@@ -48,13 +55,18 @@ _AFTER = 1_000_000  # nanoseconds from the newest frame to the question, and fro
 
 
 def write_recording(
-    path: Path, frames: Iterable[PosedFrame], view: SceneView, asked: Sequence[tuple[int, Answer]]
+    path: Path,
+    frames: Iterable[PosedFrame],
+    view: SceneView,
+    asked: Sequence[tuple[int, Answer]],
+    pictures: KeyFramesShown | None = None,
 ) -> None:
     """Writes the file, or nothing.
 
     Args:
         path: an .mcap file. frames: the key frames. view: the scene that the answers are about.
         asked: answers, each with the time at which it was asked, nanoseconds.
+        pictures: of the scene.
 
     Raises:
         ValueError: for a path that is no .mcap.
@@ -71,7 +83,7 @@ def write_recording(
             for frame in frames:
                 recording.frame(frame, view.frame_id)
             for at_ns, answer in asked:
-                recording.answer(answer, view, at_ns)
+                recording.answer(answer, view, pictures or KeyFramesShown(view.frame_id), at_ns)
         os.replace(bag / f"{bag.name}.mcap", path)
 
 
@@ -104,7 +116,7 @@ class _Recording:
         depth = np.nan_to_num(frame.depth, nan=0.0, posinf=0.0, neginf=0.0)
         self._write("/depth/image", fill_image(Image(header=head), depth, "32FC1"), stamp)
 
-    def answer(self, answer: Answer, view: SceneView, at_ns: int) -> None:
+    def answer(self, answer: Answer, view: SceneView, pictures: KeyFramesShown, at_ns: int) -> None:
         """The question and what the node would publish."""
         self._write("/question", String(data=answer.question.text), at_ns)
         message = answer_message(answer, view.frame_id, at_ns)
@@ -112,6 +124,7 @@ class _Recording:
         self._write(f"{NODE}/answer", message, then)
         self._write(f"{NODE}/scene_tokens", scene_cloud(view), then)
         self._write(f"{NODE}/markers", markers(message, view), then)
+        self._write(f"{NODE}/key_frames", key_frames_message(pictures), then)
         if (report := answer.report) is not None:
             self._write(f"{NODE}/retained_tokens", retained_cloud(report, answer.stamp_ns, view.frame_id), then)
             self._write(f"{NODE}/token_report", report_message(answer, report, view.frame_id), then)

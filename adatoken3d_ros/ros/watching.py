@@ -3,28 +3,24 @@
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from adatoken3d.msg import KeyFrame, KeyFrames
 from adatoken3d.msg import TokenReport as TokenReportMsg
 from numpy.typing import NDArray
-from rclpy.qos import QoSProfile, ReliabilityPolicy
-from sensor_msgs.msg import Image, PointCloud2
-from visualization_msgs.msg import MarkerArray
+from sensor_msgs.msg import PointCloud2
 
 from adatoken3d_ros.engine.answer import TokenReport
+from adatoken3d_ros.engine.pictures import MOST_SHOWN, Picture, PictureError, Voxels, received
 from adatoken3d_ros.ros.client import SceneClient
-from adatoken3d_ros.ros.inputs.conversions import ConversionError, image_to_rgb, stamp_to_ns
+from adatoken3d_ros.ros.inputs.conversions import ConversionError, pose_to_matrix, stamp_to_ns
 from adatoken3d_ros.ros.outputs.publishers import LATCHED
 
-IMAGES = 48  # of each topic that are kept until it is known which is a key frame
-POSES = 16  # points of a frustum's lines
-_CAMERA = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,46 +29,38 @@ class Seen:
 
     Attributes:
         xyz: (M, 3) float32 scene frame, metres. rgb: (M, 3) uint8. count: (M,) float32 patches.
-        stamp_ns: of the newest view. poses: (V, 4, 4) camera to scene.
-        pictures: {stamp: (pose, (h, w, 3) uint8)} of the key frames whose images came by.
+        stamp_ns: of the newest view.
+        pictures: of the key frames, oldest first. voxels: of the scene; None before it is known.
     """
 
     xyz: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 3), np.float32))
     rgb: NDArray[np.uint8] = field(default_factory=lambda: np.zeros((0, 3), np.uint8))
     count: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
     stamp_ns: int = 0
-    poses: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 4, 4)))
-    pictures: dict[int, tuple[NDArray[np.float64], NDArray[np.uint8]]] = field(default_factory=dict)
+    pictures: tuple[Picture, ...] = ()
+    voxels: Voxels | None = None
 
 
 class SceneWatcher:
     """Listens to a node by a client, whose thread runs what is here.
 
-    Key frames are found by their stamps: the scene's newest is in the header of its tokens, and its pose is the last of
-    the markers' frusta. What came before this began to listen has no picture.
-
     Args:
         client: of the node.
-        shrink: makes a picture small.
 
     Attributes:
         seen: the newest scene; another object where it has changed.
     """
 
-    def __init__(self, client: SceneClient, shrink: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]) -> None:
+    def __init__(self, client: SceneClient) -> None:
         self.seen = Seen()
-        self._client, self._shrink = client, shrink
-        self._images: dict[str, deque[Image]] = {}
-        self._poses_ns = 0  # newest view when the poses were published
         self._retained: PointCloud2 | None = None
         self._report: TokenReportMsg | None = None
         self._changed = threading.Condition()
         subscribe: Any = client.node.create_subscription
         subscribe(PointCloud2, f"{client.name}/scene_tokens", self._on_scene, LATCHED)
-        subscribe(MarkerArray, f"{client.name}/markers", self._on_markers, LATCHED)
+        subscribe(KeyFrames, f"{client.name}/key_frames", self._on_key_frames, LATCHED)
         subscribe(PointCloud2, f"{client.name}/retained_tokens", self._on_retained, LATCHED)
         subscribe(TokenReportMsg, f"{client.name}/token_report", self._on_report, LATCHED)
-        self._timer = client.node.create_timer(1.0, self._find_images)
 
     def report_of(self, answer: Any, timeout: float = 3.0) -> TokenReport | None:
         """What became of the tokens of an adatoken3d/msg/Answer, once it is there; None if it does not come."""
@@ -115,51 +103,15 @@ class SceneWatcher:
 
     def _on_scene(self, message: PointCloud2) -> None:
         columns, stamp = _columns(message), stamp_to_ns(message.header.stamp)
-        old = self.seen
-        pictures = old.pictures if len(columns["x"]) else {}
-        self.seen = Seen(_xyz(columns), _rgb(columns), columns["count"], stamp, old.poses, dict(pictures))
-        self._match()
+        self.seen = replace(self.seen, xyz=_xyz(columns), rgb=_rgb(columns), count=columns["count"], stamp_ns=stamp)
 
-    def _on_markers(self, message: MarkerArray) -> None:
-        views = next((marker for marker in message.markers if marker.ns == "views"), None)
-        points = np.array([(p.x, p.y, p.z) for p in views.points] if views else [], dtype=np.float64).reshape(-1, 3)
-        old = self.seen
-        poses = poses_of(points)
-        self._poses_ns = 0 if views is None else stamp_to_ns(views.header.stamp)
-        kept = {stamp: one for stamp, one in old.pictures.items() if _is_among(one[0], poses)}
-        self.seen = Seen(old.xyz, old.rgb, old.count, old.stamp_ns, poses, kept)
-        self._match()
-
-    def _match(self) -> None:
-        """Finds the image of the newest key frame."""
-        seen = self.seen
-        if not len(seen.poses) or self._poses_ns != seen.stamp_ns or seen.stamp_ns in seen.pictures:
-            return
-        for images in self._images.values():
-            found = next((image for image in images if stamp_to_ns(image.header.stamp) == seen.stamp_ns), None)
-            if found is None:
-                continue
-            try:
-                rgb = self._shrink(np.ascontiguousarray(image_to_rgb(found)))
-            except ConversionError:
-                continue  # depth
-            pictures = {**seen.pictures, seen.stamp_ns: (seen.poses[-1], rgb)}
-            self.seen = Seen(seen.xyz, seen.rgb, seen.count, seen.stamp_ns, seen.poses, pictures)
-            return
-
-    def _find_images(self) -> None:
-        """Listens to the image topics that the node listens to; its launch may have given them any name."""
-        namespace, _, name = self._client.name.rpartition("/")
+    def _on_key_frames(self, message: KeyFrames) -> None:
         try:
-            topics = self._client.node.get_subscriber_names_and_types_by_node(name, namespace or "/")
-        except Exception:  # no such node yet
+            voxels, pictures = read_key_frames(message, self.seen.pictures)
+        except (PictureError, ConversionError) as error:
+            logger.warning("key frames are not shown: %s", error)
             return
-        for topic, kinds in topics:
-            if "sensor_msgs/msg/Image" in kinds and topic not in self._images:
-                images: deque[Image] = deque(maxlen=IMAGES)
-                self._images[topic] = images
-                keep = partial(_keep, images)
-                self._client.node.create_subscription(Image, topic, keep, _CAMERA)
+        self.seen = replace(self.seen, pictures=pictures, voxels=voxels)
 
     def _on_retained(self, message: PointCloud2) -> None:
         with self._changed:
@@ -172,29 +124,29 @@ class SceneWatcher:
             self._changed.notify_all()
 
 
-def _keep(images: deque[Image], message: Image) -> None:
-    images.append(message)
+def read_key_frames(message: KeyFrames, known: tuple[Picture, ...] = ()) -> tuple[Voxels | None, tuple[Picture, ...]]:
+    """The scene's voxels, None for an empty scene, and its pictures; one that has not changed is that of `known`.
+
+    Raises:
+        PictureError, ConversionError: if it cannot be shown.
+    """
+    before = {one.stamp_ns: one for one in known}
+    origin, size = message.voxel_origin, message.voxel_size
+    pictures = []
+    for frame in message.frames[-MOST_SHOWN:]:
+        new = _picture(frame)
+        old = before.get(new.stamp_ns)
+        same = old is not None and old.jpeg == new.jpeg and np.array_equal(old.pose, new.pose)
+        pictures.append(old if same and old is not None else new)
+    if not np.isfinite([origin.x, origin.y, origin.z, size]).all() or size < 0:
+        raise PictureError(f"voxels of {size} m at ({origin.x}, {origin.y}, {origin.z}) m are none")
+    return Voxels((origin.x, origin.y, origin.z), size) if size else None, tuple(pictures)
 
 
-def poses_of(points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(V, 4, 4) poses of cameras whose frusta are drawn by these line ends (16 V, 3), see `outputs.markers`."""
-    ends = points.reshape(-1, POSES, 3)
-    apex, first, second, third = ends[:, 0], ends[:, 1], ends[:, 3], ends[:, 7]
-    poses = np.tile(np.eye(4), (len(ends), 1, 1))
-    poses[:, :3, 3] = apex
-    poses[:, :3, 0] = _unit(second - first)
-    poses[:, :3, 1] = _unit(third - second)
-    poses[:, :3, 2] = np.cross(poses[:, :3, 0], poses[:, :3, 1])
-    return poses
-
-
-def _unit(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
-    unit: NDArray[np.float64] = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    return unit
-
-
-def _is_among(pose: NDArray[np.float64], poses: NDArray[np.float64]) -> bool:
-    return bool(len(poses)) and bool((np.abs(poses - pose).max(axis=(1, 2)) < 1e-6).any())
+def _picture(frame: KeyFrame) -> Picture:
+    pose, grid, area = pose_to_matrix(frame.pose), (frame.rows, frame.columns), frame.area.tolist()
+    places = np.array(frame.places, dtype=np.float32)
+    return received(stamp_to_ns(frame.stamp), frame.jpeg.tobytes(), pose, frame.fov, grid, area, places)
 
 
 def _columns(cloud: PointCloud2) -> dict[str, NDArray[np.float32]]:

@@ -10,12 +10,11 @@ from concurrent.futures import CancelledError
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from adatoken3d_ros.engine.answer import Answer, Question
 from adatoken3d_ros.engine.engine import Engine
 from adatoken3d_ros.engine.events import StageBegan, TextSoFar
 from adatoken3d_ros.engine.loading import open_scene, strategy_names, strategy_of
+from adatoken3d_ros.engine.pictures import Pictures
 from adatoken3d_ros.engine.scene import Scene
 from adatoken3d_ros.engine.scene_queue import SceneQueue
 from adatoken3d_ros.engine.tickets import Ticket
@@ -23,7 +22,6 @@ from adatoken3d_ros.engine.worker import Worker
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.settings import Settings
 from adatoken3d_ros.text import shown
-from adatoken3d_ros.view.pictures import Pictures
 from adatoken3d_ros.view.report import Reported, reported
 from adatoken3d_ros.view.source import Ages, Shown, SourceError, Told
 
@@ -130,7 +128,6 @@ class LocalSource:
             xyz,
             tokens.rgb.cpu().numpy(),
             self._ages.of(xyz, count, scene.stamp_ns),
-            np.stack(list(scene.poses.values())),
-            self._pictures.of(scene.poses),
+            self._pictures.of(scene),
             scene.stamp_ns,
         )

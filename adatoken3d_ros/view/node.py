@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shlex
 from collections.abc import Callable
@@ -13,18 +12,16 @@ from typing import Any
 import numpy as np
 
 from adatoken3d_ros.engine.answer import Question
+from adatoken3d_ros.engine.pictures import Left
 from adatoken3d_ros.ros.client import AnswerStream, SceneClient
 from adatoken3d_ros.ros.watching import SceneWatcher, Seen
 from adatoken3d_ros.text import shown
-from adatoken3d_ros.view.pictures import Picture, small
 from adatoken3d_ros.view.report import Reported
 from adatoken3d_ros.view.source import Ages, Shown, SourceError, Told
 
-FOV = 2 * math.atan(0.46)  # of the frusta that the node draws
-
 
 class NodeSource:
-    """See `Source`. Over ROS nobody tells which patches a token is made of, so pictures have none that are lit.
+    """See `Source`.
 
     Args:
         client: of the node; closed with this.
@@ -42,7 +39,7 @@ class NodeSource:
     ) -> None:
         self.strategies, self.budget_ms, self.click_question = strategies, 0.0, click_question
         self._client, self._record = client, record
-        self._watcher, self._ages = SceneWatcher(client, small), Ages()
+        self._watcher, self._ages = SceneWatcher(client), Ages()
         self._seen, self._shown = Seen(), Shown()
         self._stream: AnswerStream | None = None
 
@@ -51,8 +48,7 @@ class NodeSource:
         if seen is not self._seen:
             self._seen = seen
             since = self._ages.of(seen.xyz, seen.count, seen.stamp_ns)
-            pictures = (Picture(stamp, rgb, pose, FOV) for stamp, (pose, rgb) in sorted(seen.pictures.items()))
-            self._shown = Shown(seen.xyz, seen.rgb, since, seen.poses, tuple(pictures), seen.stamp_ns)
+            self._shown = Shown(seen.xyz, seen.rgb, since, seen.pictures, seen.stamp_ns)
         return self._shown
 
     def ask(self, question: Question, strategy: str, on_text: Told, on_stage: Told) -> Reported:
@@ -78,7 +74,10 @@ class NodeSource:
         finally:
             self._stream = None
         record = {**self._record(answer), "clicks": question.clicks.tolist()}
-        return Reported(record, self._watcher.report_of(answer))
+        tokens, voxels = self._watcher.report_of(answer), self._watcher.seen.voxels
+        if tokens is None or voxels is None:
+            return Reported(record, tokens)
+        return Reported(record, tokens, Left.of(voxels, tokens.xyz[tokens.retained]))
 
     def command(self, question: Question, strategy: str) -> str:
         fields = [f"question: {json.dumps(question.text, ensure_ascii=False)}"]

@@ -18,11 +18,11 @@ import numpy as np
 import viser
 
 from adatoken3d_ros.engine.answer import Question
+from adatoken3d_ros.engine.pictures import Picture
 from adatoken3d_ros.engine.requests import about_point
 from adatoken3d_ros.text import shown
 from adatoken3d_ros.view import drawing
 from adatoken3d_ros.view.dialogue import Asked, Dialogue, Pair
-from adatoken3d_ros.view.pictures import Picture
 from adatoken3d_ros.view.report import report_page
 from adatoken3d_ros.view.source import Source
 from adatoken3d_ros.view.world import World

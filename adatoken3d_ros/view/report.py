@@ -23,13 +23,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from adatoken3d_ros import __version__
 from adatoken3d_ros.engine.answer import TokenReport, status_name
+from adatoken3d_ros.engine.pictures import Left, Picture, voxels_of
 from adatoken3d_ros.engine.stages import STAGES
 from adatoken3d_ros.files import replacing
-from adatoken3d_ros.view.pictures import Picture
 
 if TYPE_CHECKING:
     from adatoken3d_ros.engine.scene import Scene
@@ -53,17 +52,18 @@ class Reported:
     Attributes:
         record: under the names of adatoken3d/msg/Answer; `clicks` may be there beside them.
         tokens: what became of the scene's tokens; None where the question did not come so far.
-        voxel: (N,) int64 key of each token's voxel, for the pictures' patches; None where it is not known.
+        left: where those were that were left after the last gate; None where it is not known.
     """
 
     record: Mapping[str, Any]
     tokens: TokenReport | None = None
-    voxel: NDArray[np.int64] | None = None
+    left: Left | None = None
 
 
 def reported(record: Mapping[str, Any], tokens: TokenReport | None, scene: Scene) -> Reported:
     """An answer about a scene, in the thread that owns it."""
-    return Reported(record, tokens, None if tokens is None else scene.memory.voxels(tokens.xyz))
+    left = None if tokens is None else Left.of(voxels_of(scene), tokens.xyz[tokens.retained])
+    return Reported(record, tokens, left)
 
 
 def versions() -> dict[str, str]:
@@ -102,7 +102,7 @@ def report_page(answers: Sequence[Reported], pictures: Sequence[Picture], comman
         "answers": [
             {
                 "tokens": None if one.tokens is None else _tokens(one.tokens, one.record, points),
-                "lit": [_lit(one, picture) for picture in pictures],
+                "lit": [[] if one.left is None else picture.lit(one.left).tolist() for picture in pictures],
             }
             for one in answers
         ],
@@ -160,12 +160,6 @@ def _tokens(tokens: TokenReport, record: Mapping[str, Any], most: int) -> dict[s
     }
 
 
-def _lit(one: Reported, picture: Picture) -> list[int]:
-    if one.tokens is None or one.voxel is None:
-        return []
-    return picture.lit(one.voxel[one.tokens.retained]).tolist()
-
-
 def _picture(picture: Picture) -> dict[str, Any]:
     high = math.tan(picture.fov / 2)
     wide = high * picture.aspect
@@ -174,7 +168,7 @@ def _picture(picture: Picture) -> dict[str, Any]:
     apex = picture.pose[:3, 3] * 1000
     pairs = [(apex, end) for end in ends] + [(ends[i], ends[(i + 1) % 4]) for i in range(4)]
     return {
-        "jpeg": picture.jpeg(),
+        "jpeg": picture.base64,
         "rows": picture.grid[0],
         "columns": picture.grid[1],
         "area": list(picture.area),
@@ -197,7 +191,7 @@ def _section(number: int, answer: Reported, pictures: Sequence[Picture]) -> str:
         parts += ["<h3>What each layer saw</h3>", _VIEW.format(last=max(0, len(tokens.spatial_per_layer) - 1))]
         parts += [_layers(tokens)]
     if pictures:
-        lit = "the patches of the tokens that were left after the last gate are lit" if answer.voxel is not None else ""
+        lit = "the patches of the tokens that were left after the last gate are lit" if answer.left is not None else ""
         figures = "".join(
             f'<figure><canvas data-picture="{i}"></canvas><figcaption>{one.stamp_ns / 1e9:.2f} s</figcaption></figure>'
             for i, one in enumerate(pictures)

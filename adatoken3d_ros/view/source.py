@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adatoken3d_ros.engine.answer import Question
-from adatoken3d_ros.view.pictures import Picture
+from adatoken3d_ros.engine.pictures import Picture
 from adatoken3d_ros.view.report import Reported
 
 Told = Callable[[str], object]
@@ -28,14 +28,13 @@ class Shown:
     Attributes:
         xyz: (M, 3) float32 places of its tokens, scene frame, metres. rgb: (M, 3) uint8.
         since_ns: (M,) int64, acquisition time of the newest view that changed the token.
-        poses: (V, 4, 4) camera to scene, of the key frames. pictures: of those of which there is one.
+        pictures: of the key frames, oldest first.
         stamp_ns: acquisition time of the newest view, 0 for an empty scene.
     """
 
     xyz: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 3), np.float32))
     rgb: NDArray[np.uint8] = field(default_factory=lambda: np.zeros((0, 3), np.uint8))
     since_ns: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    poses: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 4, 4)))
     pictures: tuple[Picture, ...] = ()
     stamp_ns: int = 0
 

@@ -9,13 +9,12 @@ import numpy as np
 import viser
 from numpy.typing import NDArray
 
+from adatoken3d_ros.engine.pictures import MOST_SHOWN, Picture, small
 from adatoken3d_ros.view.dialogue import Asked
 from adatoken3d_ros.view.drawing import LIVE_AGE, LIVE_PICTURE, colours, lit_picture
-from adatoken3d_ros.view.pictures import Picture, small
 from adatoken3d_ros.view.source import Shown
 
 POINT = 0.08  # metres
-MOST_CAMERAS = 40  # newest key frames whose pictures are shown
 SIDE = 240  # pixels of these
 DIM, GREY, RED, ORANGE, BLUE = (60,) * 3, (120,) * 3, (235, 40, 60), (230, 130, 40), (60, 130, 220)
 _EDGES = [(a, a | 1 << k) for a in range(8) for k in range(3) if not a & 1 << k]  # of a box, by corner
@@ -61,12 +60,10 @@ class World:
 
         Only what has changed is sent.
         """
-        wanted = {picture.stamp_ns: picture for picture in pictures[-MOST_CAMERAS:]}
+        wanted = {picture.stamp_ns: picture for picture in pictures[-MOST_SHOWN:]}
         for stamp in self._cameras.keys() - wanted.keys():
             self._cameras.pop(stamp)[0].remove()
-        left = None
-        if asked is not None and asked.answer.voxel is not None and asked.answer.tokens is not None:
-            left = asked.answer.voxel[asked.answer.tokens.retained]
+        left = None if asked is None else asked.answer.left
         for stamp, picture in wanted.items():
             lit = None if left is None else picture.lit(left)
             key = b"" if lit is None else lit.tobytes()

@@ -22,6 +22,7 @@ from adatoken3d_ros.scene.folder import read_folder
 from tests.engine.scenes import room_frame
 
 QUESTION = "What is on the wall?"
+LATCHED = ("answer", "scene_tokens", "retained_tokens", "token_report", "markers", "key_frames")
 SHORT = ("--max-new-tokens", "5")
 
 
@@ -71,14 +72,20 @@ def test_every_topic_and_its_definition_is_in_the_file(recorded: Path) -> None:
     goal = {"/adatoken3d/goal"} & set(found)  # where the answer has one
     assert set(found) - goal == {
         *("/rgb/image", "/rgb/camera_info", "/depth/image", "/depth/camera_info", "/tf", "/question"),
-        *(f"/adatoken3d/{name}" for name in ("answer", "scene_tokens", "retained_tokens", "token_report", "markers")),
+        *(
+            f"/adatoken3d/{name}"
+            for name in ("answer", "scene_tokens", "retained_tokens", "token_report", "markers", "key_frames")
+        ),
     }
     definition = found["/adatoken3d/answer"].msgdef.data
     assert "MSG: adatoken3d/Box3D" in definition and "float32 confidence" in definition
     # RViz asks for latched topics; a file that does not say that they are is played without.
     durable = {topic: one.ext.offered_qos_profiles[0].durability.name for topic, one in found.items()}
     assert {topic for topic, name in durable.items() if name == "TRANSIENT_LOCAL"} == {
-        *(f"/adatoken3d/{name}" for name in ("answer", "scene_tokens", "retained_tokens", "token_report", "markers"))
+        *(
+            f"/adatoken3d/{name}"
+            for name in ("answer", "scene_tokens", "retained_tokens", "token_report", "markers", "key_frames")
+        )
     }
     shown = {marker.ns for marker in deserialize_message(bytes(markers), MarkerArray).markers}
     assert {"views", "answer", "evidence"} <= shown

@@ -16,16 +16,19 @@ from adatoken3d_ros.engine.answer import Answer, Question, Status
 from adatoken3d_ros.engine.events import (
     Answered,
     FrameTaken,
+    KeyFramesShown,
     Listeners,
     SceneReplaced,
     SceneView,
     StageBegan,
     TextSoFar,
 )
+from adatoken3d_ros.engine.pictures import Picture, Voxels
 
 EVENTS = [
     SceneView("map", np.ones((2, 3), np.float32), poses={5: np.eye(4)}, stamp_ns=5),
     SceneReplaced("map"),
+    KeyFramesShown("map", 5, (Picture(5, b"", (4, 3), np.eye(4), 1.0),), Voxels((0.0, 0.0, 0.0), 0.2)),
     FrameTaken("error: step 5"),
     StageBegan(1, "prefill"),
     TextSoFar(1, "a chair", 2),

@@ -11,48 +11,51 @@ from typing import Any
 import numpy as np
 from ros_graph import Graph, synthetic_frame
 from seeing_node import STAMP, VIEWS, SeeingNode
+from std_srvs.srv import Trigger
 
 from adatoken3d_ros.cli.view import node_source
 from adatoken3d_ros.engine.answer import Question
+from adatoken3d_ros.engine.pictures import encoded
 from adatoken3d_ros.ros.client import SceneClient
-from adatoken3d_ros.ros.outputs.markers import _frustum
-from adatoken3d_ros.ros.watching import poses_of
 from adatoken3d_ros.view.dialogue import Dialogue
-from tests.scene.room import walk
-
-
-def test_poses_are_read_off_the_frusta() -> None:
-    poses = np.stack(walk(3))
-    found = poses_of(np.concatenate([_frustum(T) for T in poses]))
-    np.testing.assert_allclose(found, poses, atol=1e-9)
-    assert poses_of(np.zeros((0, 3))).shape == (0, 4, 4)
+from adatoken3d_ros.view.report import report_page
 
 
 def test_a_node_is_seen_and_asked(graph: Graph, tiny_model: Path) -> None:
+    """The view comes when the node has seen what it has seen."""
     live = SeeingNode(graph, tiny_model)
     with closing(node_source(SceneClient(context=graph.context), "What is at {p}?")) as source:
-        graph.wait(lambda: len(source.scene().xyz) and len(source.scene().poses) == VIEWS, "the scene")
-        topics = source._watcher._images
-        graph.wait(lambda: len(topics) >= 2, "the image topics")
-        graph.wait(lambda: all(graph.node.count_subscribers(topic) >= 2 for topic in topics), "who listens to them")
+        graph.wait(lambda: len(source.scene().xyz) and len(source.scene().pictures) == VIEWS, "the scene")
         live.camera.send(live.camera.messages(STAMP + VIEWS * 100_000_000, *synthetic_frame(VIEWS)))
-        graph.wait(lambda: source.scene().pictures, "a picture of the new key frame")
+        graph.wait(lambda: len(source.scene().pictures) == VIEWS + 1, "a picture of the new key frame")
         scene = source.scene()
-        (picture,) = scene.pictures
-        assert picture.stamp_ns == scene.stamp_ns == STAMP + VIEWS * 100_000_000
-        np.testing.assert_allclose(picture.pose, synthetic_frame(VIEWS)[3], atol=1e-6)
+        for i, picture in enumerate(scene.pictures):
+            rgb, _, _, pose = synthetic_frame(i)
+            assert picture.stamp_ns == STAMP + i * 100_000_000 and picture.jpeg == encoded(rgb)[0]
+            np.testing.assert_allclose(picture.pose, pose, atol=1e-6)
         assert set(scene.since_ns.tolist()) <= {STAMP + (VIEWS - 1) * 100_000_000, scene.stamp_ns}
 
         texts: list[str] = []
         dialogue = Dialogue(source)
         question = Question("What is there?", max_new_tokens=4)
         first = dialogue.ask(question, "", texts.append, lambda stage: None)
-        record, tokens = first.answer.record, first.answer.tokens
-        assert record["text"] == texts[-1] and tokens is not None
+        record, tokens, left = first.answer.record, first.answer.tokens, first.answer.left
+        assert record["text"] == texts[-1] and tokens is not None and left is not None
         assert len(tokens.xyz) == record["spatial_tokens"] and tokens.retained.sum() == record["retained_tokens"]
+        # Every token that was left lights patches where it is, and no other patch is lit.
+        lit = np.concatenate([picture.places[picture.lit(left)] for picture in scene.pictures])
+        assert len(left.keys) > 0 and set(left.voxels.of(lit)) == set(left.keys)
+        every = sum(int(np.isfinite(picture.places).all(axis=1).sum()) for picture in scene.pictures)
+        assert len(lit) < every
+        page = report_page([first.answer], scene.pictures, source.command(question, ""))
+        assert page.count("<canvas data-picture=") == VIEWS + 1 and "are lit" in page
+
         pair = dialogue.again(first, tokens.xyz[::2], False, texts.append, lambda stage: None)
         other: Any = pair.right.answer.tokens
         assert 0 < len(other.xyz) < len(tokens.xyz)
         assert [text for text, _, _ in pair.chances][0] == first.text
         assert not any(math.isnan(before) for _, before, _ in pair.chances)
         assert "ros2 service call /adatoken3d/ask" in source.command(pair.right.question, "none")
+
+        assert graph.call(Trigger, "/adatoken3d/clear_scene", Trigger.Request()).success
+        graph.wait(lambda: not source.scene().pictures and not len(source.scene().xyz), "nothing to be seen")

@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 from adatoken3d_ros.engine.config import SessionConfig
+from adatoken3d_ros.engine.pictures import Pictures
 from adatoken3d_ros.engine.scene import Scene
 from adatoken3d_ros.lmm import registry
 from adatoken3d_ros.pruning.strategy import default_strategy
-from adatoken3d_ros.view.pictures import Pictures
 from tests.architectures import NAMES
 from tests.engine.scenes import new_scene, room_frame
 

@@ -16,9 +16,9 @@ import pytest
 from adatoken3d_ros.cli.main import main
 from adatoken3d_ros.cli.output import record_of_answer
 from adatoken3d_ros.engine.answer import Answer, Question, TokenReport
+from adatoken3d_ros.engine.pictures import Pictures
 from adatoken3d_ros.engine.scene import Scene
 from adatoken3d_ros.view import report
-from adatoken3d_ros.view.pictures import Pictures
 from adatoken3d_ros.view.report import Reported, ReportError, report_page, reported
 from tests.engine.scenes import ask
 
@@ -36,35 +36,11 @@ def data_of(page: str) -> Any:
     return json.loads(found[1])
 
 
-def test_the_patches_of_a_picture_are_those_that_the_scene_is_made_of(looked: tuple[Scene, Pictures]) -> None:
-    """All voxels of all pictures' patches are all voxels of the scene, and each patch is where it is said to be."""
-    scene, pictures = looked
-    kept = pictures.of(scene.poses)
-    tokens = scene.tokens()
-    assert tokens is not None and len(kept) == 2
-    found = set(np.concatenate([one.voxel[one.voxel >= 0] for one in kept]).tolist())
-    assert found == set(scene.memory.voxels(tokens.xyz.numpy()).tolist())
-    for one in kept:
-        every = one.lit(one.voxel)
-        assert every.tolist() == np.flatnonzero(one.voxel >= 0).tolist()
-        assert len(one.voxel) == one.grid[0] * one.grid[1] and one.lit(np.zeros(0, np.int64)).size == 0
-        assert 0 <= one.area[0] < one.area[2] <= 1 and 0 <= one.area[1] < one.area[3] <= 1
-
-
-def test_pictures_go_with_their_views(looked: tuple[Scene, Pictures]) -> None:
-    scene, pictures = looked
-    copy = Pictures()
-    copy._by_stamp = dict(pictures._by_stamp)
-    newest = max(scene.poses)
-    assert [one.stamp_ns for one in copy.of({newest})] == [newest]
-    assert len(copy.of(scene.poses)) == 1
-
-
 def test_what_a_report_tells(looked: tuple[Scene, Pictures]) -> None:
     scene, pictures = looked
     answer = ask(scene, Question("What is red?", latency_budget_ms=60_000))
     one = reported(record_of_answer(answer), answer.report, scene)
-    page = report_page([one], pictures.of(scene.poses), "adatoken3d ask 'What is red?' --report a.html")
+    page = report_page([one], pictures.of(scene), "adatoken3d ask 'What is red?' --report a.html")
     data, tokens = data_of(page), answer.report
     assert tokens is not None
     drawn = data["answers"][0]["tokens"]
@@ -75,8 +51,10 @@ def test_what_a_report_tells(looked: tuple[Scene, Pictures]) -> None:
     assert drawn["evidence"] == places and places
     # Lit is a patch exactly where its voxel holds a token that was left.
     left = set(scene.memory.voxels(tokens.xyz[tokens.retained]).tolist())
-    for lit, picture in zip(data["answers"][0]["lit"], pictures.of(scene.poses), strict=True):
-        assert lit == [i for i, voxel in enumerate(picture.voxel.tolist()) if voxel in left]
+    for lit, picture in zip(data["answers"][0]["lit"], pictures.of(scene), strict=True):
+        known = np.isfinite(picture.places).all(axis=1)
+        voxels = iter(scene.memory.voxels(picture.places[known]).tolist())
+        assert lit == [i for i, has_place in enumerate(known) if has_place and next(voxels) in left]
     for text in ("budget of 60000 ms met", answer.model_id, "adatoken3d ask &#x27;What is red?&#x27; --report a.html"):
         assert text in page
     assert "://" not in page and len(page.encode()) < 400_000
@@ -86,8 +64,8 @@ def test_nothing_from_outside_is_believed(looked: tuple[Scene, Pictures]) -> Non
     scene, pictures = looked
     one = told(scene)
     evil = {name: EVIL for name in ("question", "text", "status_message", "strategy", "model_id", "plan")}
-    evil_one = Reported({**one.record, **evil}, one.tokens, one.voxel)
-    page = report_page([evil_one], pictures.of(scene.poses), EVIL)
+    evil_one = Reported({**one.record, **evil}, one.tokens, one.left)
+    page = report_page([evil_one], pictures.of(scene), EVIL)
     assert page.count("<script") == 2 and "<img" not in page and page.count("@@DATA@@") == 7
     assert data_of(page)["answers"]
 
@@ -133,9 +111,9 @@ def test_ask_writes_it(tiny_of: Any, frames_folder: Path, tmp_path: Path) -> Non
 def test_a_browser_draws_it(page: Any, looked: tuple[Scene, Pictures], tmp_path: Path) -> None:
     scene, pictures = looked
     one = told(scene)
-    evil = Reported({**one.record, "text": EVIL, "question": EVIL}, one.tokens, one.voxel)
+    evil = Reported({**one.record, "text": EVIL, "question": EVIL}, one.tokens, one.left)
     path = tmp_path / "r.html"
-    report.write_report(path, [one, evil], pictures.of(scene.poses), "adatoken3d ask")
+    report.write_report(path, [one, evil], pictures.of(scene), "adatoken3d ask")
     page.goto(path.as_uri())
     page.wait_for_function("document.querySelectorAll('figure canvas')[0].width > 0")
     assert page.title() == "adatoken3d report: 2 answers"

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from adatoken3d.msg import Answer as AnswerMsg
-from adatoken3d.msg import Box3D, LayerTokens
+from adatoken3d.msg import Box3D, KeyFrame, KeyFrames, LayerTokens
 from adatoken3d.msg import Evidence as EvidenceMsg
 from adatoken3d.msg import TokenReport as TokenReportMsg
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from sensor_msgs.msg import PointCloud2, PointField
 from std_msgs.msg import Header
 
 from adatoken3d_ros.engine.answer import Answer, TokenReport
-from adatoken3d_ros.engine.events import SceneView
+from adatoken3d_ros.engine.events import KeyFramesShown, SceneView
 from adatoken3d_ros.engine.requests import LONGEST_TEXT
 from adatoken3d_ros.engine.stages import STAGES
 from adatoken3d_ros.ros.outputs.fill import fill_pose, ns_to_stamp
@@ -59,6 +59,23 @@ def scene_cloud(scene: SceneView) -> PointCloud2:
     x, y, z = scene.xyz.T
     columns = {"x": x, "y": y, "z": z, "rgb": pack_rgb(scene.rgb), "count": scene.count}
     return cloud(header(scene.stamp_ns, scene.frame_id), columns)
+
+
+def key_frames_message(shown: KeyFramesShown) -> KeyFrames:
+    """The pictures of the key frames, with where their patches are."""
+    message = KeyFrames(header=header(shown.stamp_ns, shown.frame_id))
+    if shown.voxels is not None:
+        origin = message.voxel_origin
+        (origin.x, origin.y, origin.z), message.voxel_size = shown.voxels.origin, shown.voxels.size
+    for picture in shown.pictures:
+        rows, columns = picture.grid
+        frame = KeyFrame(fov=picture.fov, rows=rows, columns=columns, area=np.array(picture.area, np.float32))
+        ns_to_stamp(frame.stamp, picture.stamp_ns)
+        fill_pose(frame.pose, picture.pose)
+        frame.places.frombytes(np.ascontiguousarray(picture.places, dtype=np.float32).tobytes())
+        frame.jpeg.frombytes(picture.jpeg)
+        message.frames.append(frame)
+    return message
 
 
 RETAINED_FIELDS = ("x", "y", "z", "rgb", "contribution", "last_layer", "retained")

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from adatoken3d.msg import Answer as AnswerMsg
+from adatoken3d.msg import KeyFrames
 from adatoken3d.msg import TokenReport as TokenReportMsg
 from geometry_msgs.msg import PoseStamped
 from rclpy.callback_groups import CallbackGroup
@@ -22,13 +23,14 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import PointCloud2
 from visualization_msgs.msg import MarkerArray
 
-from adatoken3d_ros.engine.events import Answered, Listeners, SceneReplaced, SceneView
+from adatoken3d_ros.engine.events import Answered, KeyFramesShown, Listeners, SceneReplaced, SceneView
 from adatoken3d_ros.ros.outputs.markers import markers
 from adatoken3d_ros.ros.outputs.messages import (
     RETAINED_FIELDS,
     answer_message,
     cloud,
     header,
+    key_frames_message,
     report_message,
     retained_cloud,
     scene_cloud,
@@ -155,6 +157,7 @@ class Publishers:
         self._retained_tokens = Latched(node, PointCloud2, "~/retained_tokens")
         self._token_report = Latched(node, TokenReportMsg, "~/token_report")
         self._markers = Latched(node, MarkerArray, "~/markers")
+        self._key_frames = Latched(node, KeyFrames, "~/key_frames")
         # By itself it goes to no robot: who wants that remaps it to the goal topic of the robot's navigation.
         self._goal = node.create_publisher(PoseStamped, "~/goal", 1)
         self._last: AnswerMsg | None = None
@@ -163,6 +166,7 @@ class Publishers:
         clock = Clock(clock_type=ClockType.STEADY_TIME)
         node.create_timer(LATE_JOINER_PERIOD, self._serve, clock=clock, callback_group=group)
         events.add(Answered, self._on_answer).add(SceneReplaced, self._on_replaced).add(SceneView, self._on_scene)
+        events.add(KeyFramesShown, lambda event: self._key_frames.offer(lambda: key_frames_message(event)))
 
     @property
     def waiting(self) -> int:
@@ -176,7 +180,8 @@ class Publishers:
     def _serve(self) -> None:
         """Looks for those who came late."""
         self._answer.serve()
-        for topic in (self._scene_tokens, self._retained_tokens, self._token_report, self._markers):
+        topics = (self._scene_tokens, self._retained_tokens, self._token_report, self._markers, self._key_frames)
+        for topic in topics:
             topic.serve()
 
     def _on_answer(self, event: Answered) -> None:
