@@ -39,6 +39,8 @@ def fields(name: str) -> set[str]:
 def test_every_panel_has_its_place() -> None:
     assert sorted(placed(LAYOUT["layout"])) == sorted(PANELS)
     assert {name.partition("!")[0] for name in PANELS} == {"3D", "Image", "RawMessages", "Plot", "CallService"}
+    # Each program reads its own key and shows the panel's type without one.
+    assert all(one["foxglovePanelTitle"] == one["lichtblickPanelTitle"] != "" for one in PANELS.values())
 
 
 def test_all_that_the_node_publishes_is_shown() -> None:
