@@ -36,8 +36,8 @@ from adatoken3d_ros.scene.evidence import Observed
 
 logger = logging.getLogger(__name__)
 
-# What a question that ends without an answer is told, by what was raised.
-_STATUS = {
+# What a question that ends without an answer is told, by what was raised; wherever it is asked.
+UNANSWERED: dict[type[Exception], Status] = {
     NoScene: Status.NO_SCENE,
     ContradictoryScene: Status.ERROR,
     InvalidRequest: Status.INVALID_REQUEST,
@@ -67,8 +67,8 @@ def answer(
                 return _Answering(scene, known, watch, guard, on_text if aloud else None, should_stop).within_memory()
 
             found = recall(scene, found, question.text, by_model)
-    except (NoScene, ContradictoryScene, InvalidRequest, BudgetInfeasible) as error:
-        found = replace(found, status=_STATUS[type(error)], status_message=str(error))
+    except tuple(UNANSWERED) as error:
+        found = replace(found, status=UNANSWERED[type(error)], status_message=str(error))
     except Cancelled:
         found = replace(found, status=Status.CANCELLED, status_message=f"cancelled during {watch.stage}")
     times = watch.finish()

@@ -18,13 +18,15 @@ from typing import Any
 
 from adatoken3d_ros.engine import loading
 from adatoken3d_ros.engine.answer import Answer, Question, Status
+from adatoken3d_ros.engine.answering import UNANSWERED
 from adatoken3d_ros.engine.config import SessionConfig
 from adatoken3d_ros.engine.engine import Engine
 from adatoken3d_ros.engine.knowing import Recalled, what_is_known
 from adatoken3d_ros.engine.recalling import recall
 from adatoken3d_ros.engine.requests import InvalidRequest, check_question, clicks_of
-from adatoken3d_ros.engine.scene import ContradictoryScene, NoScene, Scene
+from adatoken3d_ros.engine.scene import Scene
 from adatoken3d_ros.engine.stages import STAGES, StageTimes
+from adatoken3d_ros.fleet.answers import read_done
 from adatoken3d_ros.fleet.far_model import far_model
 from adatoken3d_ros.fleet.link import (
     PATIENCE,
@@ -37,7 +39,7 @@ from adatoken3d_ros.fleet.link import (
     Unreachable,
 )
 from adatoken3d_ros.fleet.remote_scene import Bodies, RemoteScene
-from adatoken3d_ros.fleet.wire import RULES, Asked, Manifest, WireError, read_done
+from adatoken3d_ros.fleet.wire import RULES, Asked, Manifest, WireError
 from adatoken3d_ros.lmm.interface import SpatialLMM
 from adatoken3d_ros.lmm.text_places import PromptError
 from adatoken3d_ros.pruning.strategy import Strategy, StrategyError, parse
@@ -209,12 +211,8 @@ class _Asking:
         try:
             with scene.seen_by(self.question):
                 found = recall(scene, found, self.question.text, self._by_model)
-        except NoScene as error:
-            found = replace(found, status=Status.NO_SCENE, status_message=str(error))
-        except ContradictoryScene as error:
-            found = replace(found, status=Status.ERROR, status_message=str(error))
-        except InvalidRequest as error:
-            found = replace(found, status=Status.INVALID_REQUEST, status_message=str(error))
+        except tuple(UNANSWERED) as error:
+            found = replace(found, status=UNANSWERED[type(error)], status_message=str(error))
         except Stopped:
             late = not self._stop()
             status = Status.ERROR if late else Status.CANCELLED

@@ -24,7 +24,7 @@ from adatoken3d_ros.engine.events import StageBegan, TextSoFar
 from adatoken3d_ros.engine.loading import checkpoint_path, load_engine
 from adatoken3d_ros.engine.tickets import Ticket
 from adatoken3d_ros.engine.worker import Worker
-from adatoken3d_ros.fleet import wire
+from adatoken3d_ros.fleet import answers, wire
 from adatoken3d_ros.fleet.bodies import BodyError, Whose
 from adatoken3d_ros.fleet.door import ROBOT as ROBOT_HEADER
 from adatoken3d_ros.fleet.door import SCENE, DoorConfig
@@ -242,7 +242,7 @@ class Replica:
         entry: Waiting[Question] | None = None
         question.held.questions += 1  # here, as nothing is run of this where the robot has gone before it begins
         try:
-            yield wire.line("wait")
+            yield answers.line("wait")
             budget = question.asked.question.latency_budget_ms or 0.0
             deadline = question.arrived + budget / 1e3 if 0 < budget < math.inf else math.inf
             try:
@@ -257,7 +257,7 @@ class Replica:
                 try:
                     event = await asyncio.wait_for(question.events.get(), HEARTBEAT)
                 except (TimeoutError, asyncio.TimeoutError):
-                    event = wire.line("wait")
+                    event = answers.line("wait")
                     self._refuse_late()
                 if event is None:
                     return
@@ -310,7 +310,7 @@ class Replica:
 
     def _tell(self, question: Question, answer: Answer, recalled: Any) -> None:
         try:
-            question.events.put_nowait(wire.done(answer, recalled))
+            question.events.put_nowait(answers.done(answer, recalled))
         finally:
             question.events.put_nowait(None)
         self._record(
@@ -341,9 +341,9 @@ class Replica:
 
     def _told(self, question: Question, event: StageBegan | TextSoFar) -> None:
         if isinstance(event, StageBegan):
-            self._soon(question.events.put_nowait, wire.line("stage", stage=event.stage))
+            self._soon(question.events.put_nowait, answers.line("stage", stage=event.stage))
         else:
-            self._soon(question.events.put_nowait, wire.line("text", text=event.text, tokens=event.tokens))
+            self._soon(question.events.put_nowait, answers.line("text", text=event.text, tokens=event.tokens))
 
     def _finished(self, entry: Waiting[Question], future: Any) -> None:
         """Of a ticket: in the worker's thread, or in the loop's where it was refused or withdrawn at once."""

@@ -15,7 +15,7 @@ import math
 import re
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,15 +23,13 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from adatoken3d_ros.engine.answer import Answer, Box, Question, Status, TokenReport
-from adatoken3d_ros.engine.knowing import Recalled
-from adatoken3d_ros.engine.stages import StageTimes
+from adatoken3d_ros.engine.answer import Question
 from adatoken3d_ros.files import parse_json
 from adatoken3d_ros.scene.frames import FrameError, check_position, check_rigid
 from adatoken3d_ros.settings import Settings
 from adatoken3d_ros.text import quoted, shown
 
-VERSION = 1
+VERSION = 2
 MOST_REQUEST = 256 * 2**20  # bytes, bodies included
 MOST_TEXT = 4 * 2**20  # of a request's JSON
 MOST_LINE = 2**20  # of an event
@@ -243,7 +241,7 @@ class Asked:
         try:
             said, elapsed = content["question"], float(content["elapsed_ms"])
             budget, longest = said["latency_budget_ms"], said["max_new_tokens"]
-            narrowed = _arrays(places, {"without": (np.float64, 3), "only": (np.float64, 3)})
+            narrowed = read_arrays(places, {"without": (np.float64, 3), "only": (np.float64, 3)})
             question = Question(
                 _text(said["text"]),
                 clicks=np.array(said["clicks"], np.float64).reshape(-1, 3),
@@ -279,7 +277,7 @@ def _text(value: Any) -> str:
     return value
 
 
-def _arrays(data: bytes, wanted: Mapping[str, tuple[Any, int]]) -> dict[str, Any]:
+def read_arrays(data: bytes, wanted: Mapping[str, tuple[Any, int]]) -> dict[str, Any]:
     """Arrays (n,) or (n, columns) of safetensors, of these kinds; columns 0: (n,)."""
     try:
         found = load(data)
@@ -292,92 +290,3 @@ def _arrays(data: bytes, wanted: Mapping[str, tuple[Any, int]]) -> dict[str, Any
         if found[name].dtype != kind or shape[1:] != ((columns,) if columns else ()) or not shape:
             raise WireError(f"{name} is {found[name].dtype} {shape}")
     return dict(found)
-
-
-# --- an answer --------------------------------------------------------------------------------------------------------
-
-
-def line(event: str, **said: Any) -> bytes:
-    """One event of a stream: `wait` (still here), `stage`, `text`, `missing`, `refused` or `done`."""
-    return json.dumps({"event": event, **said}, separators=(",", ":")).encode() + b"\n"
-
-
-_PLAIN = (
-    "text",
-    "status_message",
-    "budget_met",
-    "spatial_tokens",
-    "retained_tokens",
-    "prefill_flops",
-    "prefill_flops_unpruned",
-    "strategy",
-    "model_id",
-    "seed",
-    "plan",
-    "confidence",
-    "stamp_ns",
-    "as_of_ns",
-    "confirmed_ns",
-    "probability",
-)
-_REPORT = {
-    "xyz": (np.float32, 3),
-    "rgb": (np.uint8, 3),
-    "contribution": (np.float32, 0),
-    "last_layer": (np.int64, 0),
-    "retained": (np.bool_, 0),
-}
-_RECALLED = {"again_xyz": (np.float32, 3), "again_contribution": (np.float32, 0), "again_owner": (np.int64, 0)}
-
-
-def done(answer: Answer, recalled: Recalled | None) -> bytes:
-    """The last event, with what follows it. What only the robot knows of its scene is not in it, nor is `decision`."""
-    said: dict[str, Any] = {name: getattr(answer, name) for name in _PLAIN}
-    said["status"] = int(answer.status)
-    said["boxes"] = [[*box.centre, *box.size] for box in answer.boxes]
-    said["times"] = asdict(answer.times)
-    said["predicted"] = None if answer.predicted is None else asdict(answer.predicted)
-    said["candidates"] = list(answer.candidate_probabilities)
-    arrays: dict[str, Any] = {}
-    if (report := answer.report) is not None:
-        arrays |= {name: np.ascontiguousarray(getattr(report, name), kind) for name, (kind, _) in _REPORT.items()}
-        said["layers"] = [list(report.spatial_per_layer), list(report.flops_per_layer), report.lorenz_share_60]
-    if recalled is not None:
-        arrays |= {name: np.ascontiguousarray(getattr(recalled, name[6:]), kind)
-                   for name, (kind, _) in _RECALLED.items()}  # fmt: skip
-    tail = bytes(save(arrays)) if arrays else b""
-    return line("done", answer=said, bytes=len(tail)) + tail
-
-
-def read_done(event: Mapping[str, Any], tail: bytes, question: Question) -> tuple[Answer, Recalled | None]:
-    """The answer to a robot's question, and what it draws on as if nothing had gone. Raises WireError."""
-    try:
-        said = event["answer"]
-        report = recalled = None
-        layers = said.get("layers")
-        if tail:
-            again = "again_xyz" in _header_names(tail)
-            arrays = _arrays(tail, {**(_REPORT if layers is not None else {}), **(_RECALLED if again else {})})
-            if layers is not None:
-                spatial, flops, lorenz = layers
-                per_layer: dict[str, Any] = {
-                    "spatial_per_layer": tuple(map(int, spatial)),
-                    "flops_per_layer": tuple(map(float, flops)),
-                    "lorenz_share_60": float(lorenz),
-                }
-                report = TokenReport(**{name: arrays[name] for name in _REPORT}, **per_layer)
-            recalled = Recalled(*(arrays[name] for name in _RECALLED)) if again else None
-        answer = Answer(question, Status(said["status"]), report=report, **{name: said[name] for name in _PLAIN})
-        boxes = tuple(Box((b[0], b[1], b[2]), (b[3], b[4], b[5])) for b in said["boxes"])
-        predicted = None if said["predicted"] is None else StageTimes(**said["predicted"])
-        answer = replace(answer, boxes=boxes, times=StageTimes(**said["times"]), predicted=predicted)
-        return replace(answer, candidate_probabilities=tuple(map(float, said["candidates"]))), recalled
-    except (LookupError, TypeError, ValueError) as error:
-        raise WireError(f"no answer: {shown(error, 200)}") from error
-
-
-def _header_names(tail: bytes) -> set[str]:
-    (length,) = struct.unpack_from("<Q", tail)
-    if length > len(tail):
-        raise WireError("arrays that end within their header")
-    return set(read_json(tail[8 : 8 + length]))

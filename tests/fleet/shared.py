@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from typing import Any
+
+import numpy as np
 
 from adatoken3d_ros.settings import Settings
 
@@ -46,3 +50,30 @@ def plain(path: Any, **more: Any) -> Settings:
         "scene.max_disagreement": 0.0,
         **more,
     })  # fmt: skip
+
+
+def unlike(one: Any, other: Any, tolerance: float = 0.0) -> list[str]:
+    """Names of the fields of two values of one kind, and of what is in them, that differ; numbers that are not whole
+    may by this share of the larger one. NaN is like NaN."""
+    if type(one) is not type(other) and not (isinstance(one, (int, float)) and isinstance(other, (int, float))):
+        return [f": {one!r}, {other!r}"]
+    if isinstance(one, np.ndarray):
+        if one.dtype != other.dtype or one.shape != other.shape:
+            return [f": {one.dtype} {one.shape}, {other.dtype} {other.shape}"]
+        near = np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
+        if not near and one.dtype.kind == "f":
+            near = np.allclose(one, other, tolerance, tolerance * max(1e-300, float(np.abs(one).max())), equal_nan=True)
+        return [] if near else [f": {one}, {other}"]
+    if is_dataclass(one):
+        names = [field.name for field in fields(one)]
+        found = {name: unlike(getattr(one, name), getattr(other, name), tolerance) for name in names}
+        return [f".{name}{what}" for name, all_of_it in found.items() for what in all_of_it]
+    if isinstance(one, tuple):
+        if len(one) != len(other):
+            return [f": {one!r}, {other!r}"]
+        pairs = enumerate(zip(one, other, strict=True))
+        return [f"[{place}]{what}" for place, (a, b) in pairs for what in unlike(a, b, tolerance)]
+    if isinstance(one, float):
+        same = one == other or (math.isnan(one) and math.isnan(other)) or math.isclose(one, other, rel_tol=tolerance)
+        return [] if same else [f": {one!r}, {other!r}"]
+    return [] if one == other else [f": {one!r}, {other!r}"]

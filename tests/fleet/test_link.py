@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from adatoken3d_ros.engine.loading import open_scene
 from adatoken3d_ros.fleet.loading import load_engine
 from tests.architectures import NAMES
 from tests.engine.scenes import room_frame
-from tests.fleet.shared import LIMIT, TOKEN, listening, plain
+from tests.fleet.shared import LIMIT, TOKEN, listening, plain, unlike
 
 
 def robot(url: str, path: Path, **more: Any) -> tuple[Any, Any, Any]:
@@ -69,6 +70,20 @@ def test_the_answers_are_those_of_an_engine_of_ones_own(
             assert ours.report.spatial_per_layer == theirs.report.spatial_per_layer
             assert theirs.times.total > 0 and theirs.times.prefill > 0
         assert len(theirs.candidate_probabilities) == len(ours.candidate_probabilities)
+
+
+def test_every_field_of_an_answer_is_that_of_an_engine_of_ones_own(tiny_of: Any, url_of: Any) -> None:
+    """Numbers but for what 16 bits round; times are the clock's. With a budget, so that a plan is made."""
+    name = NAMES[0]
+    engine, scene, settings = robot(url_of(name), tiny_of(name))
+    here = load_here(settings | {"engine.url": ""})
+    own = open_scene(here, settings)
+    for one in (scene, own):
+        show(one, 0, 1, 2)
+    for question in (*QUESTIONS, Question("What is there?", latency_budget_ms=60_000.0)):
+        ours, theirs = here.ask(own, question), engine.ask(scene, question)
+        assert (ours.decision is None) == (not ours.status.answered or ours.report is None)
+        assert unlike(theirs, replace(ours, times=theirs.times), 5e-3) == [], question.text
 
 
 def test_text_comes_as_it_is_written_and_a_cancel_ends_it(

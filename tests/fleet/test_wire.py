@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from adatoken3d_ros.engine.answer import Answer, Box, Question, Status, TokenReport
+from adatoken3d_ros.engine.budget.plans import Plan
 from adatoken3d_ros.engine.knowing import Recalled
-from adatoken3d_ros.fleet import wire
+from adatoken3d_ros.engine.stages import StageTimes
+from adatoken3d_ros.fleet import answers, wire
 from adatoken3d_ros.fleet.bodies import (
     BodyError,
     Whose,
@@ -29,12 +31,15 @@ from adatoken3d_ros.fleet.bodies import (
 )
 from adatoken3d_ros.fleet.wire import Asked, Manifest, ViewEntry, WireError
 from adatoken3d_ros.lmm.interface import ModelSizes
+from adatoken3d_ros.pruning.schedule import Schedule, Stage
+from adatoken3d_ros.pruning.strategy import Strategy
 from adatoken3d_ros.scene.contributions import reduced
 from adatoken3d_ros.scene.geometry import PatchGeometry
 from adatoken3d_ros.scene.patches import PatchConfig, patch_points
 from adatoken3d_ros.scene.window import level_patches
 from adatoken3d_ros.settings import DEFAULTS
 from tests.engine.scenes import room_frame
+from tests.fleet.shared import unlike
 
 SIZES = ModelSizes(PatchGeometry.square(336, 24), 1024, 0.2, 20, 3096, 4096)
 WHOSE = Whose("shape-weights", SIZES)
@@ -182,7 +187,7 @@ def test_a_question_that_cannot_be_is_refused_by_name(change: dict[str, Any], sa
 def test_another_version_and_broken_frames_are_refused() -> None:
     good = wire.framed({"a": 1}, [b"x"])
     for data, says in (
-        (good.replace(b'"version":1', b'"version":9'), "version 9, this program speaks 1"),
+        (good.replace(b'"version":2', b'"version":9'), "version 9, this program speaks 2"),
         (good[:-1], "a part of 1 bytes, 0 are left"),
         (b"GET /" + good, "no request"),
         (good[:4] + b"\x02\x00\x00\x00[]", "a list, not an object"),
@@ -192,24 +197,43 @@ def test_another_version_and_broken_frames_are_refused() -> None:
         assert says in str(caught.value)
 
 
-def test_an_answer_arrives_as_it_was_given() -> None:
+def test_every_field_of_an_answer_arrives_as_it_was_given() -> None:
+    """One that is added to `Answer` has to be given a value here, and travels or is its robot's own."""
     n = 3
     report = TokenReport(
         np.ones((n, 3), np.float32), np.zeros((n, 3), np.uint8), np.full(n, 1 / n, np.float32), np.arange(n),
         np.array([True, False, True]), (3, 2), (1.5, 2.5), float("nan"),
     )  # fmt: skip
+    strategy = Strategy("fitted", "ours", Schedule((Stage(2, 0.5),), 9), "shape-weights", {}, {"figures": {"kl": 0.1}})
+    times = StageTimes(*map(float, range(1, 7)))
+    given = Answer(
+        Question("q"), Status.TRUNCATED, "a table", "cut", (Box((1.0, 2.0, 3.0), (4.0, 5.0, 6.0)),), 7, times,
+        budget_met=False, spatial_tokens=3, retained_tokens=2, prefill_flops=1e9, prefill_flops_unpruned=2e9,
+        strategy="ours", model_id="m", seed=4, report=report, plan="as planned", predicted=replace(times, total=8.0),
+        decision=Plan(strategy, 2, 100, True, 16, 3, 0.5, 0.25, 0.125, times, 9.5, 64), confidence=0.75,
+        confirmed_ns=9, as_of_ns=8, probability=0.5, candidate_probabilities=(0.1, 0.9),
+    )  # fmt: skip
+    plain = Answer(Question("q"), Status.OK)
+    for field in fields(Answer):
+        if field.name not in answers.ROBOTS_OWN:
+            assert unlike(getattr(given, field.name), getattr(plain, field.name)), f"give {field.name} a value here"
     recalled = Recalled(np.zeros((4, 3), np.float32), np.ones(4, np.float32), np.array([-1, -1, 0, 0]))
-    given = Answer(Question("q"), Status.TRUNCATED, "a table", "cut", (Box((1, 2, 3), (4, 5, 6)),), 7, report=report)
-    first, _, tail = wire.done(given, recalled).partition(b"\n")
+    first, _, tail = answers.done(given, recalled).partition(b"\n")
     event = wire.read_json(first)
     assert event["bytes"] == len(tail)
-    got, again = wire.read_done(event, tail, Question("mine"))
-    assert (got.question.text, got.status, got.text, got.status_message, got.boxes, got.stamp_ns) == (
-        "mine", Status.TRUNCATED, "a table", "cut", given.boxes, 7)  # fmt: skip
-    assert got.report is not None and again is not None
-    for name in ("xyz", "rgb", "contribution", "last_layer", "retained"):
-        assert np.array_equal(getattr(got.report, name), getattr(report, name)), name
-    assert (got.report.spatial_per_layer, got.report.flops_per_layer) == ((3, 2), (1.5, 2.5))
-    assert again.owner.tolist() == [-1, -1, 0, 0] and len(again.xyz) == 4
-    with pytest.raises(WireError):
-        wire.read_done({"answer": {}}, tail, Question("mine"))
+    question = given.question
+    got, again = answers.read_done(event, tail, question)
+    assert unlike(replace(got, question=given.question), given) == [] and again is not None
+    assert unlike(again, recalled) == []
+    bare, none = answers.read_done(*_last(answers.done(plain, None)), question)
+    assert unlike(replace(bare, question=plain.question), plain) == [] and none is None
+    for event in ({"answer": {}}, {"answer": []}, {}, {"answer": {**event["answer"], "decision": {"strategy": "x"}}}):
+        with pytest.raises(WireError, match="no answer: "):
+            answers.read_done(event, tail, Question("mine"))
+    with pytest.raises(WireError, match="no answer: "):
+        answers.read_done(_last(answers.done(plain, None))[0], b"x", Question("mine"))
+
+
+def _last(data: bytes) -> tuple[dict[str, Any], bytes]:
+    first, _, tail = data.partition(b"\n")
+    return wire.read_json(first), tail
