@@ -27,7 +27,12 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--address", default="local", help="of a Ray cluster to run on; local: one of its own, here")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all (%(default)s)")
     parser.add_argument("--port", type=int, default=8000, metavar="N", help="(%(default)s)")
-    parser.add_argument("--token-file", type=Path, metavar="FILE", help="its first line is what robots have to bear")
+    parser.add_argument(
+        "--token-file", type=Path, metavar="FILE", help="its first line is what all robots have to bear"
+    )
+    parser.add_argument(
+        "--tokens-file", type=Path, metavar="FILE", help="a line NAME: TOKEN for each robot that may come in"
+    )
     parser.add_argument("--tls-cert", type=Path, metavar="FILE", help="certificate chain, PEM")
     parser.add_argument("--tls-key", type=Path, metavar="FILE", help="its key, PEM")
     parser.add_argument("--max-scenes", type=int, default=16, metavar="N", help="that a replica holds (%(default)s)")
@@ -59,7 +64,8 @@ def run(args: argparse.Namespace) -> int:
     from adatoken3d_ros.engine.loading import checkpoint_path
     from adatoken3d_ros.fleet.cluster import require_ray
     from adatoken3d_ros.fleet.door import DoorConfig
-    from adatoken3d_ros.fleet.serving import Service, is_loopback, read_token, running
+    from adatoken3d_ros.fleet.serving import Service, is_loopback, running
+    from adatoken3d_ros.fleet.tokens import read_token, read_tokens
 
     require_ray()
     given = settings_of(args)
@@ -72,7 +78,11 @@ def run(args: argparse.Namespace) -> int:
         replicas=args.replicas,
         max_scenes=args.max_scenes,
         max_mb=args.max_mb,
-        door=DoorConfig(token=read_token(args.token_file) if args.token_file else "", rate=args.rate),
+        door=DoorConfig(
+            token=read_token(args.token_file) if args.token_file else "",
+            tokens=read_tokens(args.tokens_file) if args.tokens_file else {},
+            rate=args.rate,
+        ),
         address=args.address,
         host=args.host,
         port=args.port,

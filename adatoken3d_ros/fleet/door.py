@@ -7,16 +7,15 @@ JSON object with the keys `error` (a word) and `message` (a sentence that names 
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import json
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from adatoken3d_ros.fleet.tokens import bearer, refusal, same
 from adatoken3d_ros.text import quoted
 
 Message = MutableMapping[str, Any]
@@ -35,13 +34,15 @@ class DoorConfig:
 
     Attributes:
         token: what every request has to bear; empty: nobody is asked for one.
+        tokens: in its place, by robot: whoever is called otherwise, or bears another's, does not come in.
         max_body: bytes of a request's body.
         rate, burst: requests a second of a robot in the long run, and at once.
         scenes: of a robot at a time. robots: at a time.
         idle_s: after so many seconds without a request a scene, or a robot, makes room for another.
     """
 
-    token: str = ""
+    token: str = field(default="", repr=False)
+    tokens: Mapping[str, str] = field(default_factory=dict, repr=False)
     max_body: int = 16 * 2**20
     rate: float = 50.0
     burst: int = 200
@@ -49,7 +50,14 @@ class DoorConfig:
     robots: int = 256
     idle_s: float = 600.0
 
+    @property
+    def asks(self) -> bool:
+        """Whether nobody comes in without a token."""
+        return bool(self.token or self.tokens)
+
     def __post_init__(self) -> None:
+        if self.token and self.tokens:
+            raise ValueError("a token for all robots and one for each cannot both hold")
         for name in ("max_body", "rate", "burst", "scenes", "robots", "idle_s"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} {getattr(self, name)} must be positive")
@@ -113,14 +121,16 @@ class Door:
     def check(self, headers: MutableMapping[str, str]) -> None:
         """Lets a request in, by its headers with names in small letters, or raises Refused."""
         config, now = self._config, self._clock()
-        if config.token and not same(bearer(headers.get("authorization", "")), config.token):
-            raise Refused(401, "token", "the request bears no token, or not this service's (engine.token)")
+        name = headers.get(ROBOT, "")
+        expected = config.tokens.get(name, "") if config.tokens else config.token
+        given = bearer(headers.get("authorization", ""))
+        if config.asks and not (same(given, expected) and expected):
+            raise Refused(401, "token", refusal(name))
         length = headers.get("content-length", "0")
         if not length.isdecimal():
             raise Refused(400, "length", f"content-length {quoted(length)} is no number")
         if len(length) > 19 or int(length) > config.max_body:
             raise too_large(length, config.max_body)
-        name = headers.get(ROBOT, "")
         if not _NAME.fullmatch(name):
             raise Refused(400, "robot", f"{ROBOT} {quoted(name)} is no robot's name: 1 to 128 of A-Z a-z 0-9 . _ / ~ -")
         robot = self._robot(name, now)
@@ -160,18 +170,6 @@ class Door:
             del robot.scenes[oldest], self._owners[oldest]
         robot.scenes[scene], self._owners[scene] = now, name
         robot.scenes.move_to_end(scene)
-
-
-def bearer(authorization: str) -> str:
-    """The token of an Authorization header; empty if it has none."""
-    kind, _, token = authorization.partition(" ")
-    return token.strip() if kind.lower() == "bearer" else ""
-
-
-def same(given: str, expected: str) -> bool:
-    """Whether two tokens are equal, in a time that depends on neither's letters nor on their lengths."""
-    digests = (hashlib.sha256(one.encode("utf-8", "surrogateescape")).digest() for one in (given, expected))
-    return hmac.compare_digest(*digests)
 
 
 def counted(receive: Receive, limit: int) -> Receive:

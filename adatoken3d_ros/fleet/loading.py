@@ -8,14 +8,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from adatoken3d_ros.engine import loading
-from adatoken3d_ros.files import UnusableFile, read_file
+from adatoken3d_ros.fleet.tokens import check_token, read_token
 from adatoken3d_ros.settings import Settings
-from adatoken3d_ros.text import shown
 
 if TYPE_CHECKING:
     from adatoken3d_ros.engine.engine import Engine
-
-_MOST_TOKEN = 4096
 
 
 def load_engine(settings: Settings, progress: Callable[[float, str], None] | None = None) -> Engine:
@@ -25,21 +22,18 @@ def load_engine(settings: Settings, progress: Callable[[float, str], None] | Non
     from adatoken3d_ros.fleet.remote_engine import connected
 
     robot = settings["engine.robot"] or host_name()
-    return connected(settings, read_token(settings["engine.token"]), robot, progress)
+    return connected(settings, token_of(settings["engine.token"]), robot, progress)
 
 
-def read_token(value: str) -> str:
-    """A token, or what the file says that is named in its place.
+def token_of(value: str) -> str:
+    """The token of `engine.token`: empty, itself, or the first line of the file that is named in its place.
 
     Raises:
-        ValueError: for a file that cannot be read; the text names it.
+        ValueError: for what cannot be a token, and for a file that cannot be read; the text names it.
     """
-    if not value.startswith("/"):
-        return value
-    try:
-        return read_file(value, _MOST_TOKEN).decode("ascii").strip()
-    except (OSError, UnusableFile, UnicodeDecodeError) as error:
-        raise ValueError(f"engine.token: {shown(error)}") from error
+    if value.startswith("/"):
+        return read_token(value, least=1)
+    return value and check_token(value, "engine.token", least=1)
 
 
 def host_name() -> str:

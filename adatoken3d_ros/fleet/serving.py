@@ -6,11 +6,13 @@ Where nothing else is said it can be reached from this machine alone.
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import logging
 import os
 import re
 import socket
+import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +25,7 @@ from adatoken3d_ros.text import quoted, shown
 
 NAME = "adatoken3d"
 PORT, METRICS_PORT = 8000, 8001
-LEAST_TOKEN = 16  # letters
+_NEEDS_TOKEN = "that needs a token (--token-file, or --tokens-file)"
 
 
 @dataclass(frozen=True)
@@ -51,14 +53,16 @@ class Service:
 
     def __post_init__(self) -> None:
         """Raises ValueError or OSError, naming the value, for what cannot be or must not be."""
-        for name, least in (("replicas", 1), ("max_scenes", 1), ("max_mb", 1), ("port", 0), ("metrics_port", 0)):
+        for name, least in (("replicas", 1), ("max_scenes", 1), ("max_mb", 1), ("port", 1), ("metrics_port", 1)):
             value = getattr(self, name)
             if not least <= value < (65536 if "port" in name else float("inf")):
                 raise ValueError(f"{name.replace('_', '-')} {value} is out of range")
-        if not self.door.token and not is_loopback(self.host):
-            raise ValueError(f"host {quoted(self.host)} lets other machines in: that needs a token (--token-file)")
-        if not self.door.token and self.address != LOCAL:
-            raise ValueError(f"a cluster ({quoted(self.address)}) is seen by others: that needs a token (--token-file)")
+        if self.port == self.metrics_port:
+            raise ValueError(f"port and metrics-port are both {self.port}")
+        if not self.door.asks and not is_loopback(self.host):
+            raise ValueError(f"host {quoted(self.host)} lets other machines in: {_NEEDS_TOKEN}")
+        if not self.door.asks and self.address != LOCAL:
+            raise ValueError(f"a cluster ({quoted(self.address)}) is seen by others: {_NEEDS_TOKEN}")
         if (self.certificate is None) != (self.key is None):
             raise ValueError("TLS needs both a certificate and its key (--tls-cert, --tls-key)")
         for path in (self.certificate, self.key):
@@ -81,19 +85,38 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def read_token(path: Path) -> str:
-    """The first line of a file.
+def check_machine(service: Service) -> None:
+    """Looks whether this machine gives what the service needs, before Ray starts, which does not say what it lacks.
 
     Raises:
-        ValueError: if it is short, or holds what is no visible ASCII; nothing of it is told. OSError: as reading does.
+        OSError: for a port that is taken, an address that is not this machine's, or certificates that cannot be used;
+            the text names option and value.
     """
-    lines = path.read_text(encoding="ascii", errors="replace").splitlines()
-    token = lines[0].strip() if lines else ""
-    if len(token) < LEAST_TOKEN or not all("!" <= letter <= "~" for letter in token):
-        raise ValueError(
-            f"{path}: the first line has to be a token of {LEAST_TOKEN} or more visible letters, no spaces"
-        )
-    return token
+    if service.certificate is not None and service.key is not None:
+        try:  # with an empty password: one would be asked for at the terminal otherwise
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(service.certificate, service.key, lambda: "")
+        except (OSError, ValueError) as error:
+            raise OSError(
+                f"--tls-cert {service.certificate} and --tls-key {service.key} are of no use: {shown(error)}"
+            ) from error
+    if service.address != LOCAL:
+        return  # the port is of another machine
+    for host, port, option in (
+        (service.host, service.port, "port"),
+        ("127.0.0.1", service.metrics_port, "metrics-port"),
+    ):
+        try:
+            family, kind, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            with socket.socket(family, kind) as one:
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                one.bind(where)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                why = f"--{option} {port} is taken on {host}: name another"
+                raise OSError(f"{why}, or end what listens there") from error
+            if error.errno == errno.EACCES:
+                raise OSError(f"--{option} {port} is only for those who may listen below 1024") from error
+            raise OSError(f"--host {quoted(host)} is no address of this machine: {shown(error)}") from error
 
 
 @contextmanager
@@ -101,11 +124,12 @@ def running(service: Service) -> Iterator[str]:
     """The service, from when it answers to the end of the block; gives its URL.
 
     Raises:
-        OSError: if there is no Ray, or the engine does not come up; the text says why.
+        OSError: if there is no Ray, or the engine does not come up, and as `check_machine`; the text says why.
     """
     from adatoken3d_ros.fleet.deployment import application
     from adatoken3d_ros.fleet.replica import ReplicaConfig
 
+    check_machine(service)
     processors = max(1, (os.cpu_count() or 1) // service.replicas)
     port = service.metrics_port
     with connected(service.address, cpus=processors * service.replicas, metrics_port=port) as ray:

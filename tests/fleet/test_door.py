@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from adatoken3d_ros.fleet import door
+from adatoken3d_ros.fleet import door, tokens
 from adatoken3d_ros.fleet.door import ROBOT, SCENE, Door, DoorConfig, Refused
 
 Asked = Callable[..., tuple[int, dict[str, Any], dict[str, str]]]
@@ -65,6 +65,19 @@ def test_without_the_token_nobody_comes_in(given: str) -> None:
     assert ask(authorization="Bearer secret")[0] == ask(authorization="bearer  secret ")[0] == 200
 
 
+def test_a_token_of_ones_own_is_bound_to_a_name() -> None:
+    """Nobody comes in by another's name, or by one that has no token, and all are told the same."""
+    ask = asking(DoorConfig(tokens={"r1": "first", "r2": "second"}))
+    assert ask(authorization="Bearer first")[0] == ask(authorization="Bearer second", **{ROBOT: "r2"})[0] == 200
+    for name, token in (("r2", "first"), ("r1", "second"), ("r3", "first"), ("r3", ""), ("", "first"), ("r1", "")):
+        status, told, _ = ask(authorization=f"Bearer {token}", **{ROBOT: name})
+        assert (status, told["error"]) == (401, "token")
+        assert told["message"] == f"the request bears no token, or not that of {name!r} (engine.token, engine.robot)"
+    with pytest.raises(ValueError, match="cannot both hold"):
+        DoorConfig(token="one", tokens={"r1": "first"})
+    assert "secret" not in repr(DoorConfig(token="secret")) + repr(DoorConfig(tokens={"r1": "secret"}))
+
+
 def test_tokens_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """By the library's function, of values that are equally long whatever was sent."""
     seen = []
@@ -74,7 +87,7 @@ def test_tokens_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -
         return one == other
 
     monkeypatch.setattr(hmac, "compare_digest", compare)
-    assert door.same("abc", "abc") and not door.same("", "abc") and not door.same("a" * 5000, "abc")
+    assert tokens.same("abc", "abc") and not tokens.same("", "abc") and not tokens.same("a" * 5000, "abc")
     assert seen == [(32, 32)] * 3
 
 

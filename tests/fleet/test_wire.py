@@ -227,9 +227,10 @@ def test_every_field_of_an_answer_arrives_as_it_was_given() -> None:
     assert unlike(again, recalled) == []
     bare, none = answers.read_done(*_last(answers.done(plain, None)), question)
     assert unlike(replace(bare, question=plain.question), plain) == [] and none is None
-    for event in ({"answer": {}}, {"answer": []}, {}, {"answer": {**event["answer"], "decision": {"strategy": "x"}}}):
+    spoilt = {"answer": {**event["answer"], "decision": {"strategy": "x"}}}
+    for wrong in ({"answer": {}}, {"answer": []}, {}, spoilt):
         with pytest.raises(WireError, match="no answer: "):
-            answers.read_done(event, tail, Question("mine"))
+            answers.read_done(wrong, tail, Question("mine"))
     with pytest.raises(WireError, match="no answer: "):
         answers.read_done(_last(answers.done(plain, None))[0], b"x", Question("mine"))
 
