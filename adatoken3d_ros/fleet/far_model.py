@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from adatoken3d_ros.engine.loading import checkpoint_path, device_of, dtype_of
-from adatoken3d_ros.fleet.encoder import encoder_identity, load_encoder, outline_of
+from adatoken3d_ros.fleet.encoder import encoder_identity, load_encoder, outline_files, outline_of
 from adatoken3d_ros.lmm.interface import SpatialLMM
 from adatoken3d_ros.lmm.safetensors_files import CheckpointError
 from adatoken3d_ros.settings import Settings
@@ -31,10 +31,15 @@ class FarModel:
 
     Args:
         outline: the model, of which the language model has no weights.
-        identity: of the model there.
+        identity: of the model there; empty while it is not known.
         device: where the tower is, or the scene's tensors are.
         pictures: whether pictures are sent: what stands for a patch's features here is its number then.
+
+    Attributes:
+        encoder_is: `encoder_identity` of what encodes here; empty where pictures are sent.
     """
+
+    encoder_is = ""
 
     def __init__(self, outline: SpatialLMM, identity: str, device: torch.device, *, pictures: bool) -> None:
         self._outline = outline
@@ -65,40 +70,64 @@ class FarModel:
         return torch.zeros(*xyz.shape[:-1], 0, device=self.device)
 
 
-def far_model(settings: Settings, hello: Mapping[str, Any]) -> SpatialLMM:
-    """What a robot needs of the model that an engine has told of.
+def far_model(settings: Settings, hello: Mapping[str, Any] | None) -> FarModel:
+    """What a robot needs of the model that an engine has told of; of model.path's, while none has (None).
 
     Raises:
         ValueError, OSError: for a checkpoint here that is of another model, and for what cannot be loaded.
     """
-    identity = hello.get("model")
-    if not isinstance(identity, str):
-        raise ValueError(f"the shared engine calls its model {quoted(identity)}")
-    url = settings["engine.url"]
+    path = checkpoint_path(settings["model.path"])
+    vision: Path | None = type(path)(settings["model.vision_path"]) if settings["model.vision_path"] else None
     if settings["engine.encode"] == "picture":
-        files = hello.get("files")
+        files = outline_files(path, vision) if hello is None else hello.get("files")
         if not isinstance(files, dict) or not all(isinstance(text, str) for text in files.values()):
-            raise ValueError(f"{url} tells no configuration of its model")
+            raise ValueError(f"{settings['engine.url']} tells no configuration of its model")
         try:
             outline = outline_of(files)
         except CheckpointError as error:
-            raise ValueError(f"the model of {url}: {error}") from error
-        made = FarModel(outline, identity, torch.device("cpu"), pictures=True)
+            raise ValueError(f"the model of {settings['engine.url']}: {error}") from error
+        made = FarModel(outline, "", torch.device("cpu"), pictures=True)
     else:
-        path = checkpoint_path(settings["model.path"])
-        vision: Path | None = type(path)(settings["model.vision_path"]) if settings["model.vision_path"] else None
-        if (own := encoder_identity(path, vision)) != hello.get("encoder"):
-            raise ValueError(
-                f"{path} encodes views as {own}, {url} has {quoted(hello.get('encoder'))}: they are of different "
-                "models (model.path), or engine.encode is to be picture"
-            )
         device = device_of(settings["model.device"])
-        dtype = dtype_of(settings["model.dtype"], device)
-        encoder = load_encoder(path, vision, device=torch.device(device), dtype=dtype)
-        made = FarModel(encoder, identity, torch.device(device), pictures=False)
+        encoder_is = encoder_identity(path, vision)
+        if hello is not None:
+            _check_encoder(encoder_is, settings, hello)  # before it is loaded
+        encoder = load_encoder(
+            path, vision, device=torch.device(device), dtype=dtype_of(settings["model.dtype"], device)
+        )
+        made = FarModel(encoder, "", torch.device(device), pictures=False)
+        made.encoder_is = encoder_is
+    if hello is not None:
+        made.identity = identity_of(made, settings, hello)
+    return made
+
+
+def identity_of(made: FarModel, settings: Settings, hello: Mapping[str, Any]) -> str:
+    """The identity of the model that an engine has told of.
+
+    Raises:
+        ValueError: where the engine has another model than what is here is of.
+    """
+    identity, url = hello.get("model"), settings["engine.url"]
+    if not isinstance(identity, str) or not identity:
+        raise ValueError(f"the shared engine calls its model {quoted(identity)}")
+    if not made.pictures:
+        _check_encoder(made.encoder_is, settings, hello)
     if (shape := shape_of(made)) != hello.get("shape"):
-        raise ValueError(f"{url} has a model of {quoted(hello.get('shape'))}, its configuration is of {shape}")
-    return cast(SpatialLMM, made)
+        raise ValueError(
+            f"{url} has a model of {quoted(hello.get('shape'))}, here its configuration is of {shape} (model.path, of "
+            "which, with engine.encode picture, the file config.json is enough)"
+        )
+    return identity
+
+
+def _check_encoder(own: str, settings: Settings, hello: Mapping[str, Any]) -> None:
+    if own != hello.get("encoder"):
+        raise ValueError(
+            f"{checkpoint_path(settings['model.path'])} encodes views as {own}, {settings['engine.url']} has "
+            f"{quoted(hello.get('encoder'))}: they are of different models (model.path), or engine.encode is to be "
+            "picture"
+        )
 
 
 def shape_of(model: Any) -> dict[str, Any]:

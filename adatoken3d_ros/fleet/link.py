@@ -87,10 +87,10 @@ class Link:
                 raise ValueError(f"engine.ca_file {Path(address.ca_file)}: {shown(error)}") from error
         self.round_trip = 0.0
 
-    def hello(self) -> dict[str, Any]:
-        """What the engine says of itself; raises LinkError."""
+    def hello(self, patience: float = PATIENCE) -> dict[str, Any]:
+        """What the engine says of itself; raises LinkError after so many seconds without a word, too."""
         began = self._clock()
-        with self._exchange("GET", wire.HELLO, b"", "", PATIENCE) as response:
+        with self._exchange("GET", wire.HELLO, b"", "", patience) as response:
             content = _json(response, _MOST_HELLO)
         self.round_trip = self._clock() - began
         if (version := content.get("version")) != wire.VERSION:

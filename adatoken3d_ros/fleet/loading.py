@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def load_engine(settings: Settings, progress: Callable[[float, str], None] | None = None) -> Engine:
-    """The engine that the settings name; raises as `engine.loading.load_engine` and `remote_engine.connected`."""
+    """The engine that the settings name; raises as `engine.loading.load_engine` and `connecting.connected`."""
     if not settings["engine.url"]:
         return loading.load_engine(settings, progress)
-    from adatoken3d_ros.fleet.remote_engine import connected
+    from adatoken3d_ros.fleet.connecting import connected
 
     robot = settings["engine.robot"] or host_name()
     return connected(settings, token_of(settings["engine.token"]), robot, progress)
@@ -32,7 +32,10 @@ def token_of(value: str) -> str:
         ValueError: for what cannot be a token, and for a file that cannot be read; the text names it.
     """
     if value.startswith("/"):
-        return read_token(value, least=1)
+        try:
+            return read_token(value, least=1)
+        except ValueError as error:
+            raise ValueError(f"engine.token: {error}") from error
     return value and check_token(value, "engine.token", least=1)
 
 

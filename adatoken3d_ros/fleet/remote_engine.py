@@ -11,10 +11,11 @@ from __future__ import annotations
 import logging
 import math
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 from adatoken3d_ros.engine import loading
 from adatoken3d_ros.engine.answer import Answer, Question, Status
@@ -27,10 +28,10 @@ from adatoken3d_ros.engine.requests import InvalidRequest, check_question, click
 from adatoken3d_ros.engine.scene import Scene
 from adatoken3d_ros.engine.stages import STAGES, StageTimes
 from adatoken3d_ros.fleet.answers import read_done
-from adatoken3d_ros.fleet.far_model import far_model
+from adatoken3d_ros.fleet.bodies import Whose
+from adatoken3d_ros.fleet.far_model import FarModel, identity_of
 from adatoken3d_ros.fleet.link import (
     PATIENCE,
-    Address,
     Link,
     LinkError,
     Missing,
@@ -42,7 +43,7 @@ from adatoken3d_ros.fleet.remote_scene import Bodies, RemoteScene
 from adatoken3d_ros.fleet.wire import RULES, Asked, Manifest, WireError
 from adatoken3d_ros.lmm.interface import SpatialLMM
 from adatoken3d_ros.lmm.text_places import PromptError
-from adatoken3d_ros.pruning.strategy import Strategy, StrategyError, parse
+from adatoken3d_ros.pruning.strategy import Strategy, parse
 from adatoken3d_ros.settings import Settings
 from adatoken3d_ros.text import shown
 
@@ -55,38 +56,93 @@ _ROUNDS = 6  # in which bodies that are missing are sent
 _OF_A_REQUEST = 0.75  # of what the engine takes in one request
 
 
+def of_fallback(settings: Settings) -> Settings:
+    """The settings of the model that answers while the engine is out of reach: but for what is the engine's."""
+    path = "" if settings["engine.fallback"] == "embedded" else settings["engine.fallback"]
+    return settings | {
+        "engine.url": "",
+        "model.path": path,
+        "model.vision_path": "",
+        "model.template": "",
+        "model.tell_poses": False,
+        "strategy": "ours",
+    }
+
+
 class RemoteEngine(Engine):
     """See the module.
 
     Args:
-        model: a `FarModel`. hello: what the engine has told of itself.
+        model: what stands for its model. hello: what the engine has told of itself; None: it was out of reach.
         link: the way there. settings: the robot's.
         fallback: another engine, in this process.
+
+    Raises:
+        StrategyError: for strategies that cannot be read.
     """
 
     def __init__(
         self,
-        model: SpatialLMM,
-        hello: Mapping[str, Any],
+        model: FarModel,
+        hello: Mapping[str, Any] | None,
         link: Link,
         settings: Settings,
         fallback: Engine | None = None,
     ) -> None:
-        fitted = {str(name): parse(str(text)) for name, text in dict(hello.get("fitted", {})).items()}
         nobody = SimpleNamespace(eos_token_id=None)
-        super().__init__(model, nobody, model_id=shown(hello.get("model_id", ""), 200), fitted=fitted)
+        super().__init__(cast(SpatialLMM, model), nobody, model_id="" if fallback is None else fallback.model_id)
         self.link, self.fallback, self._settings = link, fallback, settings
+        self._far = model
         self._rules = {name: settings[name] for name in RULES}
-        self._most = int(_OF_A_REQUEST * float(hello.get("max_body", 2**24)))
+        self._most = 0
+        if hello is not None:
+            self._note(hello)
+
+    def _note(self, hello: Mapping[str, Any]) -> None:
+        fitted = {str(name): parse(str(text)) for name, text in dict(hello.get("fitted", {})).items()}
+        most = int(_OF_A_REQUEST * float(hello.get("max_body", 2**24)))
+        self.fitted, self.model_id, self._most = fitted, shown(hello.get("model_id", ""), 200), most
+
+    @property
+    def met(self) -> bool:
+        """Whether it is known which model the engine has."""
+        return bool(self._far.identity)
+
+    def meet(self, patience: float = PATIENCE) -> None:
+        """Asks the engine which model it has, unless that is known. Any thread.
+
+        Raises:
+            LinkError: where it cannot be reached, and where its model is not the robot's.
+        """
+        if self.met:
+            return
+        hello = self.link.hello(patience)
+        try:
+            identity = identity_of(self._far, self._settings, hello)
+            self._note(hello)
+        except (ValueError, TypeError) as error:
+            raise LinkError(str(error)) from error
+        self._far.identity = identity  # the last: from now on it is met
+        logger.warning("%s is reached: from now on it answers, with %s", self.link.address.url, self.model_id)
 
     def open(self, config: SessionConfig | None = None, strategy: Strategy | None = None) -> Scene:
         config = config or SessionConfig()
-        other = None if self.fallback is None else loading.open_scene(self.fallback, _of_fallback(self._settings))
-        if self.model.pictures:
+        other = None if self.fallback is None else loading.open_scene(self.fallback, of_fallback(self._settings))
+        if self._far.pictures:
             config = replace(config, moved_within=-1.0)  # nothing here tells whether two things look alike
         scene = RemoteScene(self, config, strategy, other)
-        sender = Sender(lambda offer: self._bring(scene.name, *offer))
-        scene.offer = lambda manifest, bodies: sender.offer((manifest, bodies, scene.whose))
+        name, again = scene.name, weakref.ref(scene)
+
+        def send(offer: tuple[Manifest, Bodies, Whose]) -> None:
+            self.meet()
+            if offer[-1].model == self._far.identity:
+                self._bring(name, *offer)
+            elif (described := again()) is not None:  # before there were names for bodies
+                described.forget_told()
+
+        sender = Sender(send)
+        scene.offer = lambda manifest, bodies, whose: sender.offer((manifest, bodies, whose))
+        weakref.finalize(scene, sender.close)
         return scene
 
     def _bring(self, name: str, manifest: Manifest, bodies: Bodies, whose: Any, wanted: Any = None) -> None:
@@ -131,6 +187,8 @@ class RemoteEngine(Engine):
         self, scene: RemoteScene, question: Question, elapsed_ms: float, events: _Asking, patience: float, first: bool
     ) -> tuple[Answer, Recalled | None]:
         """Asks once, and sends what is missing until nothing is. Raises LinkError, Stopped."""
+        self.meet(patience)
+        scene.follow_model()
         manifest, bodies = scene.described()
         asked = Asked(manifest, question, scene.strategy.text(), elapsed_ms, self._rules, self.model.identity)
         wanted: tuple[str, ...] = ()
@@ -300,48 +358,3 @@ class _Asking:
         )
         told = "; ".join(filter(None, (found.status_message, f"answered by the fallback: {why}")))
         return replace(found, status_message=told)
-
-
-def _of_fallback(settings: Settings) -> Settings:
-    """The settings of the model that answers while the engine is out of reach: but for what is the engine's."""
-    path = "" if settings["engine.fallback"] == "embedded" else settings["engine.fallback"]
-    return settings | {
-        "engine.url": "",
-        "model.path": path,
-        "model.vision_path": "",
-        "model.template": "",
-        "model.tell_poses": False,
-        "strategy": "ours",
-    }
-
-
-def connected(
-    settings: Settings, token: str, robot: str, progress: Callable[[float, str], None] | None = None
-) -> Engine:
-    """The shared engine that the settings name, for a robot that is called so and has this token.
-
-    Raises:
-        ValueError, OSError: for one that cannot be reached, refuses the token, or has another model than model.path,
-            and as `engine.loading.load_engine` for the fallback; the text names it.
-    """
-    url = settings["engine.url"]
-    link = Link(Address(url, token, settings["engine.ca_file"], robot))
-    if progress is not None:
-        progress(0.0, f"asking {url} for its model")
-    try:
-        hello = link.hello()
-        link.hello()  # once more: the first had to find the way
-    except LinkError as error:
-        raise ValueError(f"engine.url: {error}") from error
-    model = far_model(settings, hello)
-    if settings["model.tell_poses"] and not model.tells_poses:
-        raise ValueError("model.tell_poses is true, but this model reads no views and cannot be told where they are")
-    fallback = None
-    if settings["engine.fallback"]:
-        fallback = loading.load_engine(_of_fallback(settings), progress)
-    try:
-        engine = RemoteEngine(model, hello, link, settings, fallback)
-    except StrategyError as error:
-        raise ValueError(f"the strategies of {url}: {error}") from error
-    loading.strategy_of(engine, settings["strategy"])  # a wrong one is told at once
-    return engine

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from adatoken3d_ros.engine import loading
 from adatoken3d_ros.engine.config import SessionConfig
 from adatoken3d_ros.engine.prepared import Prepared
 from adatoken3d_ros.engine.runtime import Runtime
@@ -96,7 +97,7 @@ class RemoteScene(Scene):
         config: SessionConfig,
         strategy: Strategy | None,
         fallback: Scene | None = None,
-        offer: Callable[[Manifest, Bodies], object] = lambda manifest, bodies: None,
+        offer: Callable[[Manifest, Bodies, Whose], object] = lambda manifest, bodies, whose: None,
     ) -> None:
         super().__init__(runtime, config, strategy=strategy)
         self.name = secrets.token_hex(16)
@@ -167,11 +168,29 @@ class RemoteScene(Scene):
                     return
             except ViewError as error:
                 logger.warning("%s", error)
+        self.follow_model()
         if len(self.memory):
-            self._told, bodies = self.described()
-            self.offer(self._told, bodies)
+            if self.whose.model:
+                self._told, bodies = self.described()
+            else:  # nothing has a name yet
+                nameless = tuple(ViewEntry(stamp, "", ()) for stamp in self.memory.poses)
+                self._told, bodies = Manifest(nameless), {}
+            self.offer(self._told, bodies, self.whose)
         if self.fallback is not None and not (should_stop is not None and should_stop()):
             self.fallback.prepare(should_stop)
+
+    def forget_told(self) -> None:
+        """Has what is here offered once more. Any thread."""
+        self._told = Manifest()
+
+    def follow_model(self) -> None:
+        """Bodies have other names, and strategies may be others, once it is known which model the engine has."""
+        if self.whose.model == self._far.identity:
+            return
+        self.whose = Whose(self._far.identity, self._far.whole_sizes)
+        self._sent, self._sent_things, self._told = {}, None, Manifest()
+        if self.strategy.name in loading.strategy_names(self.runtime):
+            self.set_strategy(loading.strategy_of(self.runtime, self.strategy.name))
 
     # --- what is sent -------------------------------------------------------------------------------------------------
 

@@ -25,9 +25,9 @@ from adatoken3d_ros.engine.loading import checkpoint_path, load_engine
 from adatoken3d_ros.engine.tickets import Ticket
 from adatoken3d_ros.engine.worker import Worker
 from adatoken3d_ros.fleet import answers, wire
-from adatoken3d_ros.fleet.bodies import BodyError, Whose
+from adatoken3d_ros.fleet.bodies import Whose
 from adatoken3d_ros.fleet.door import ROBOT as ROBOT_HEADER
-from adatoken3d_ros.fleet.door import SCENE, DoorConfig
+from adatoken3d_ros.fleet.door import SCENE, DoorConfig, Refused
 from adatoken3d_ros.fleet.encoder import encoder_identity, outline_files
 from adatoken3d_ros.fleet.far_model import shape_of
 from adatoken3d_ros.fleet.order import Full, Line, Waiting
@@ -35,7 +35,7 @@ from adatoken3d_ros.fleet.scenes import Held, HeldScene, NoRoom, Scenes
 from adatoken3d_ros.fleet.wire import Asked, Manifest, WireError
 from adatoken3d_ros.pruning.strategy import Strategy, parse
 from adatoken3d_ros.settings import Settings
-from adatoken3d_ros.text import shown
+from adatoken3d_ros.text import described, shown
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -160,6 +160,7 @@ class Replica:
         await response(scope, receive, send)
 
     async def _reply(self, request: Request) -> Response:
+        from starlette.requests import ClientDisconnect
         from starlette.responses import JSONResponse
 
         self._loop = asyncio.get_running_loop()
@@ -169,10 +170,15 @@ class Replica:
             return JSONResponse({"error": "path", "message": f"there is no {request.method} here"}, 404)
         try:
             return await route(request)
-        except (WireError, BodyError) as error:
+        except ValueError as error:  # WireError, BodyError, and rules that do not go with the model
             return JSONResponse({"error": "request", "message": shown(error)}, 422)
         except NoRoom as error:
             return JSONResponse({"error": "room", "message": shown(error)}, 503)
+        except (Refused, ClientDisconnect):  # by the door, which counts what comes
+            raise
+        except Exception as error:  # no rule ends here: a defect, which is told, too
+            logger.exception("a request could not be handled")
+            return JSONResponse({"error": "defect", "message": described(error)}, 500)
 
     async def _say_hello(self, request: Request) -> Response:
         from starlette.responses import JSONResponse

@@ -163,14 +163,16 @@ class Manifest:
             views = tuple(_entry(*one) for one in content["views"])
             origin, shift, things = content["origin"], content["shift"], content["things"]
             check_position(np.array(origin, np.float64).reshape(3))
-            whole = len(shift) == 3 and all(type(n) is int and abs(n) <= MOST_SHIFT for n in shift)
-            if not whole or not (things == "" or _is_name(things)):
-                raise WireError(f"shift {quoted(shift)}, things {quoted(things)}")
+            if not (len(shift) == 3 and all(type(n) is int and abs(n) <= MOST_SHIFT for n in shift)):
+                raise WireError(f"shift {quoted(shift)}, three whole numbers up to {MOST_SHIFT} are expected")
+            if not (things == "" or _is_name(things)):
+                raise WireError(f"things {quoted(things)} are no body's name")
         except (LookupError, TypeError, ValueError) as error:  # FrameError and WireError are ValueErrors
             raise WireError(f"no manifest: {shown(error, 200)}") from error
-        stamps = [view.stamp for view in views]
-        if len(views) >= MOST_BODIES or len(set(stamps)) < len(stamps):
-            raise WireError(f"a scene of {len(views)} views, {len(set(stamps))} stamps")
+        if len(views) >= MOST_BODIES:
+            raise WireError(f"a scene of {len(views)} views, at most {MOST_BODIES - 1} are allowed")
+        if (stamps := len({view.stamp for view in views})) < len(views):
+            raise WireError(f"a scene of {len(views)} views, {stamps} stamps")
         x, y, z = map(float, origin)
         return cls(views, (x, y, z), (shift[0], shift[1], shift[2]), things)
 
@@ -189,8 +191,10 @@ def _entry(stamp: Any, body: Any, pose: Any, gone: Any) -> ViewEntry:
     check_position(numbers.reshape(4, 4)[:3, 3])
     rows = tuple(gone)
     rising = all(type(row) is int for row in rows) and all(a < b for a, b in zip((-1, *rows), rows, strict=False))
-    if not rising or len(rows) > MOST_ROWS:
-        raise WireError(f"rows {quoted(gone)}")
+    if len(rows) > MOST_ROWS:
+        raise WireError(f"{len(rows)} rows have gone of a view, at most {MOST_ROWS} may")
+    if not rising:
+        raise WireError(f"rows {quoted(gone)} do not rise")
     return ViewEntry(stamp, body, tuple(numbers.tolist()), rows)
 
 

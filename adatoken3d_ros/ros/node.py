@@ -134,7 +134,9 @@ class SceneNode(LifecycleNodeMixin, Node):
             self.get_logger().error(f"configure failed: {self.engine.problem}")
             return FAILURE
         self.lifecycle_state = "inactive"
-        self.get_logger().info(f"configured: model {self.engine.model_id}, strategy {self.engine.strategy}")
+        self.get_logger().info(
+            f"configured: model {self.engine.model_id or 'not known yet'}, strategy {self.engine.strategy}"
+        )
         if self.engine.restored:
             self.get_logger().info(self.engine.restored)
         return super().on_configure(state)

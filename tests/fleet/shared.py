@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +18,13 @@ from adatoken3d_ros.settings import Settings
 
 TOKEN = "only-for-tests"
 LIMIT = 30.0
+
+
+def free_port() -> int:
+    """Of this machine, at the moment."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +19,7 @@ from adatoken3d_ros.engine.loading import open_scene
 from adatoken3d_ros.fleet.loading import load_engine
 from tests.architectures import NAMES
 from tests.engine.scenes import room_frame
-from tests.fleet.shared import LIMIT, TOKEN, listening, plain, unlike
+from tests.fleet.shared import LIMIT, TOKEN, free_port, listening, plain, unlike
 
 
 def robot(url: str, path: Path, **more: Any) -> tuple[Any, Any, Any]:
@@ -156,7 +157,7 @@ def test_what_is_new_is_sent_before_anybody_asks(url_of: Any, tiny_of: Any, repl
     offer = scene.offer
     show(scene, 0)
     assert scene.work_ahead
-    scene.offer = lambda manifest, bodies: (offer(manifest, bodies), there.set())
+    scene.offer = lambda *what: (offer(*what), there.set())
     scene.prepare()
     assert there.is_set() and not scene.work_ahead
     held = replica_of(name).scenes
@@ -174,7 +175,7 @@ def test_what_is_new_is_sent_before_anybody_asks(url_of: Any, tiny_of: Any, repl
     ("change", "says"),
     [
         ({"engine.token": "another"}, r"refuses it: the request bears no token"),
-        ({"engine.url": "http://127.0.0.1:9"}, r"http://127.0.0.1:9 cannot be reached"),
+        ({"engine.token": "two words"}, r"engine.token: letter 4 of the token is a space"),
         ({"engine.token": "/no/such/file"}, r"engine.token: .*No such file"),
         ({"engine.url": "https://127.0.0.1:9", "engine.ca_file": "/no/such/file"}, r"engine.ca_file /no/such/file"),
         ({"strategy": "magic"}, r"strategy 'magic' is none of"),
@@ -222,6 +223,56 @@ def test_without_a_link_the_fallback_answers_or_it_is_an_error_in_time(
     with listening(replica_of(name), port):
         answer = engine.ask(scene, Question("What is there?"))
         assert answer.status.answered and answer.model_id.startswith(f"tiny-{name}")
+
+
+@pytest.mark.parametrize(("encode", "fallback"), [("local", True), ("local", False), ("picture", False)])
+def test_an_engine_that_is_not_there_yet_is_met_later(
+    encode: str, fallback: bool, tiny_of: Any, replica_of: Any, url_of: Any
+) -> None:
+    """Until then the fallback answers, or it is an error that says so; then answers are those of one that was there
+    from the beginning, about all that was seen meanwhile."""
+    name, port = NAMES[0], free_port()
+    more = {"engine.encode": encode, **({"engine.fallback": str(tiny_of(NAMES[1]))} if fallback else {})}
+    engine, scene, _ = robot(f"http://127.0.0.1:{port}", tiny_of(name), **more)
+    assert not engine.met and engine.model_id.startswith(f"tiny-{NAMES[1]}") is fallback
+    show(scene, 0, 1)
+    scene.prepare()
+    early = engine.ask(scene, Question("What is there?", latency_budget_ms=1500.0))
+    if fallback:
+        assert early.status.answered and early.model_id.startswith(f"tiny-{NAMES[1]}")
+        assert "answered by the fallback: http://127.0.0.1" in early.status_message
+    else:
+        assert early.status == Status.ERROR and early.budget_met and not early.model_id
+        assert "the shared engine did not answer: http://127.0.0.1" in early.status_message
+    with listening(replica_of(name), port):
+        later = engine.ask(scene, Question("What is there?"))
+    assert engine.met and engine.model_id == later.model_id
+    always, other, _ = robot(url_of(name), tiny_of(name), **{"engine.encode": encode})
+    show(other, 0, 1)
+    was_there = always.ask(other, Question("What is there?"))
+    assert unlike(replace(later, times=was_there.times, question=was_there.question), was_there) == []
+
+
+def test_an_engine_that_turns_out_to_have_another_model_is_named(tiny_of: Any, replica_of: Any) -> None:
+    port = free_port()
+    for encode, says in (("local", "they are of different models"), ("picture", "here its configuration is of")):
+        engine, scene, _ = robot(f"http://127.0.0.1:{port}", tiny_of(NAMES[1]), **{"engine.encode": encode})
+        show(scene, 0)
+        with listening(replica_of(NAMES[0]), port):
+            answer = engine.ask(scene, Question("What is there?", latency_budget_ms=5000.0))
+        assert answer.status == Status.ERROR and says in answer.status_message and not engine.met
+
+
+def test_whoever_gives_a_scene_up_sends_nothing_more(tiny_of: Any) -> None:
+    """Its thread ends, although the engine is out of reach and what was offered is not there."""
+    engine, scene, _ = robot(f"http://127.0.0.1:{free_port()}", tiny_of(NAMES[0]))
+    show(scene, 0)
+    scene.prepare()
+    (sender,) = (one for one in threading.enumerate() if one.name == "adatoken3d-sender" and one.is_alive())
+    del engine, scene
+    gc.collect()
+    sender.join(LIMIT)
+    assert not sender.is_alive()
 
 
 def test_what_has_gone_is_asked_about_there_too(tiny_of: Any, url_of: Any) -> None:

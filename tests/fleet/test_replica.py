@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -19,13 +18,7 @@ from adatoken3d_ros.engine.loading import open_scene
 from adatoken3d_ros.fleet.loading import load_engine
 from tests.architectures import NAMES
 from tests.engine.scenes import room_frame
-from tests.fleet.shared import LIMIT, TOKEN, plain
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+from tests.fleet.shared import LIMIT, TOKEN, free_port, plain
 
 
 @pytest.fixture(scope="module")
