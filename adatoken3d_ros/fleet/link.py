@@ -10,6 +10,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from adatoken3d_ros.text import quoted, shown
 
 CONNECT = 3.0  # seconds
 PATIENCE = 5.0  # seconds without a line after which a connection counts as broken
+_LOOK = 0.005  # seconds between two looks whether somebody waits still
 _MOST_HELLO = 8 * 2**20
 _MOST_REASON = 64 * 2**10
 
@@ -118,16 +120,25 @@ class Link:
 
         Args:
             patience: seconds without a line after which the connection counts as broken.
-            should_stop: looked at before each line: True closes the connection, which ends the answer there.
+            should_stop: looked at every few milliseconds: True closes the connection, which ends the answer there.
 
         Raises:
             Missing: bodies of the scene are. Unreachable, LinkError: see there. Stopped: should_stop() was true.
         """
-        data = wire.framed(content, bodies)
-        with self._exchange("POST", wire.ASK, data, scene, patience) as response:
+        with _Watch(should_stop) as watch:
+            try:
+                yield from self._events(scene, wire.framed(content, bodies), patience, watch)
+            except LinkError:
+                if watch.stopped:  # which broke the connection
+                    raise Stopped from None
+                raise
+
+    def _events(
+        self, scene: str, data: bytes, patience: float, watch: _Watch
+    ) -> Iterator[tuple[dict[str, Any], bytes]]:
+        with self._exchange("POST", wire.ASK, data, scene, patience, watch) as response:
             while True:
-                if should_stop():
-                    raise Stopped
+                watch.look()
                 line = _read(response.readline, wire.MOST_LINE)
                 if not line.endswith(b"\n"):
                     raise Unreachable("the connection broke before the answer's end")
@@ -145,7 +156,9 @@ class Link:
                 if event.get("event") == "done":
                     return
 
-    def _exchange(self, method: str, path: str, data: bytes, scene: str, patience: float) -> _Response:
+    def _exchange(
+        self, method: str, path: str, data: bytes, scene: str, patience: float, watch: _Watch | None = None
+    ) -> _Response:
         """Sends a request; its response, with status 200. Raises LinkError."""
         address, connection = self.address, self._connection(min(CONNECT, patience))
         headers = {ROBOT: address.robot, "Content-Type": "application/octet-stream"}
@@ -155,6 +168,8 @@ class Link:
             connection.connect()
             connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connection.sock.settimeout(patience)
+            if watch is not None:
+                watch.over(connection.sock)
             connection.request(method, path, body=data or None, headers=headers)
             response = connection.getresponse()
         except (OSError, http.client.HTTPException) as error:
@@ -182,6 +197,44 @@ class Link:
         if status == 428 and word == "missing":
             raise Missing([str(name) for name in content.get("bodies", [])])
         raise LinkError(f"{self.address.url} refuses it: {why}")
+
+
+class _Watch:
+    """Looks, in a thread of its own, whether somebody waits still, and ends a connection as soon as nobody does: who
+    reads from it finds it broken there, and not with the next line."""
+
+    def __init__(self, should_stop: Callable[[], bool]) -> None:
+        self._should_stop = should_stop
+        self._socket: socket.socket | None = None
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="adatoken3d-watch", daemon=True)
+        self.stopped = False
+
+    def __enter__(self) -> _Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._done.set()
+        self._thread.join()  # before the connection's number is another's
+
+    def over(self, connection: socket.socket) -> None:
+        """This connection is ended then."""
+        self._socket = connection
+
+    def look(self) -> None:
+        """Raises Stopped if nobody waits any more."""
+        if self.stopped or self._should_stop():
+            raise Stopped
+
+    def _run(self) -> None:
+        while not self._done.wait(_LOOK):
+            if self._socket is not None and self._should_stop():
+                self.stopped = True
+                with suppress(OSError):  # it is closed already
+                    # Of the socket beneath TLS: the thread that reads is in the middle of that.
+                    socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+                return
 
 
 class _Response:

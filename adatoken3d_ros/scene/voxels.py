@@ -108,6 +108,9 @@ def group_equal(keys: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def sum_groups(features: Tensor, rows: Tensor, count: Tensor) -> Tensor:
     """(M, C) float32 sums of the features (P, C) of the first count[0] rows, of the next count[1] rows, and so on.
 
-    A bag of embeddings is exactly this sum, and reads each row once, in place and in order, on CUDA too.
+    A bag of embeddings is exactly this sum, and reads each row once, in place and in order, on CUDA too; but torch
+    refuses rows of no numbers where it has several threads.
     """
+    if not features.shape[1]:
+        return features.new_zeros(len(count), 0, dtype=torch.float32)
     return torch.nn.functional.embedding_bag(rows, features.float(), count.cumsum(0) - count, mode="sum")

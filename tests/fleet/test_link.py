@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 from adatoken3d_ros.engine.answer import Question, Status
 from adatoken3d_ros.engine.loading import load_engine as load_here
 from adatoken3d_ros.engine.loading import open_scene
+from adatoken3d_ros.fleet.link import PATIENCE
 from adatoken3d_ros.fleet.loading import load_engine
 from tests.architectures import NAMES
 from tests.engine.scenes import room_frame
@@ -112,6 +114,52 @@ def test_text_comes_as_it_is_written_and_a_cancel_ends_it(
     assert stopped.status == Status.CANCELLED and len(seen) == 3
     assert over.wait(LIMIT) and ended[0].status == Status.CANCELLED
     assert ended[0].status_message.startswith("the robot has gone: cancelled after ")
+
+
+def test_each_token_comes_before_the_next_is_decoded(
+    url_of: Any, tiny_of: Any, replica_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In lockstep: the engine there decodes a token once the one before it has arrived here."""
+    engine, scene, _ = robot(url_of(NAMES[0]), tiny_of(NAMES[0]))
+    show(scene, 0)
+    seen, came, late = [0], threading.Condition(), []
+    there = replica_of(NAMES[0]).engine
+    decode = there.decode
+
+    def once_seen(ids: list[int]) -> str:
+        with came:
+            late.append(not came.wait_for(lambda: seen[0] >= len(ids) - 1, LIMIT))
+        return decode(ids)
+
+    def on_text(text: str, tokens: int) -> None:
+        with came:
+            seen[0] = tokens
+            came.notify_all()
+
+    monkeypatch.setattr(there, "decode", once_seen)
+    answer = engine.ask(scene, Question("What is there?", max_new_tokens=5), on_text=on_text)
+    assert answer.status.answered and len(late) > 1 and not any(late)
+
+
+def test_a_cancel_waits_for_no_line(
+    url_of: Any, tiny_of: Any, replica_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the engine there is in the middle of something and says nothing for a minute."""
+    replica = replica_of(NAMES[0])
+    engine, scene, _ = robot(url_of(NAMES[0]), tiny_of(NAMES[0]))
+    show(scene, 0)
+    assert engine.ask(scene, Question("What is there?")).status.answered
+    held, release, over, ended = threading.Event(), threading.Event(), threading.Event(), []
+    before, end = replica._before, replica._ended
+    monkeypatch.setattr("adatoken3d_ros.fleet.replica.HEARTBEAT", 60.0)
+    monkeypatch.setattr(replica, "_before", lambda *of: (held.set(), release.wait(LIMIT), before(*of)))
+    monkeypatch.setattr(replica, "_ended", lambda *of: (ended.append(of[1]), end(*of), over.set()))
+    began = time.monotonic()
+    answer = engine.ask(scene, Question("What is there?"), should_stop=held.is_set)
+    assert answer.status == Status.CANCELLED and not ended
+    assert time.monotonic() - began < PATIENCE  # after which the connection would count as broken
+    release.set()
+    assert over.wait(LIMIT) and ended[0].status == Status.CANCELLED
 
 
 def test_only_what_is_missing_is_sent(url_of: Any, tiny_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:

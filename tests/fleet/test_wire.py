@@ -89,6 +89,18 @@ def test_the_numbers_of_a_body_by_hand() -> None:
         left(got, (2,))
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_body_is_built_by_any_number_of_threads(threads: int) -> None:
+    """Its patches have no features of their own there; an engine has as many threads as its machine processors."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        got, _ = built(unpacked(packed(body_of(view()), WHOSE), WHOSE), ORIGIN, WHOSE, CPU)
+    finally:
+        torch.set_num_threads(before)
+    assert got.features.shape == (len(got.keys), 1024) and got.patches.shape == (len(got.points), 0)
+
+
 def test_large_numbers_keep_their_range() -> None:
     small = Whose("m", replace(SIZES, feature_width=1))
     sent = reduced(
