@@ -243,6 +243,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("scene.max_disagreement", 0.2, CONFIGURE, "A frame of whose points more than this share would stand in "
             "front of what the views near it measured there (a wrong pose) waits until others agree with it; 0: every "
             "frame is believed.", low=0.0, high=1.0),
+    Setting("scene.max_height", 4.0, CONFIGURE, "With that, depth counts as wrong in scale where the floor seems to be "
+            "more than this below the camera, metres; 0: it may be at any depth.", low=0.0, high=1000.0),
     Setting("scene.carving", True, CONFIGURE, "Take out of the scene what a newer key frame looks through."),
     Setting("scene.max_depth", 10.0, CONFIGURE, "Depth beyond this is not used, metres.", low=0.01, high=1000.0),
     Setting("scene.origin", (0.0, 0.0, 0.0), CONFIGURE, "Point of the scene frame that the model sees as its origin "

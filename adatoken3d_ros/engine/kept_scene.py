@@ -17,9 +17,10 @@ from torch import Tensor
 from adatoken3d_ros.engine.config import SessionConfig
 from adatoken3d_ros.engine.past import Past
 from adatoken3d_ros.lmm.interface import SpatialLMM
+from adatoken3d_ros.scene.carving import carve_free_space
 from adatoken3d_ros.scene.contributions import Contribution
 from adatoken3d_ros.scene.frames import PosedFrame, check_position, check_rigid
-from adatoken3d_ros.scene.keyframes import KeyFrameSelector, carve_free_space
+from adatoken3d_ros.scene.keyframes import KeyFrameSelector
 from adatoken3d_ros.scene.marks import MarkError, Marks
 from adatoken3d_ros.scene.patches import PatchConfig
 from adatoken3d_ros.scene.sealed_file import SceneFileError
@@ -60,7 +61,7 @@ class KeptScene:
         self._selector = KeyFrameSelector(config.key_frames, self._patches, self._map, self.past.came_up)
         self._asked: TokenMap | None = None
         self._later: dict[int, PosedFrame] = {}  # encoded before one that arrived earlier, by their order
-        self._doubted: dict[int, int] = {}  # see `keyframes.emptied`
+        self._doubted: dict[int, int] = {}  # see `carving.emptied`
         self.pending: list[PosedFrame] = []
         self.poses: dict[int, NDArray[np.float64]] = {}
         self.marks = Marks()

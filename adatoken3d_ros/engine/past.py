@@ -124,6 +124,7 @@ class Past:
         """Voxels (n,) are about to be taken out of the views of an order below `before`."""
         if self.tombstones.most:
             self.tombstones.bury(held(self._map, voxels, before), gone_ns, self._last_seen)
+            self._link()
             self._bound()
 
     def came(self, frame: PosedFrame, points: PatchPoints, features: Tensor) -> None:
@@ -142,11 +143,13 @@ class Past:
         v, u = np.nonzero(depth <= min(self._config.max_depth, FARTHEST))
         T = frame.T_world_camera
         xyz = backproject(depth[v, u], u, v, K, T)
-        floor = floor_height(self._map.level_points())
-        free, first = (self.occupancy.look_numbers(xyz, name) for name in ("free", "first"))
-        new = (free > 0) & (first > free) & self.occupancy.well_within(xyz)
-        new &= xyz[:, 2] > (-np.inf if floor is None else floor + CLEARANCE)
-        if new.any():
+        inner = np.flatnonzero(self.occupancy.well_within(xyz))
+        free, first = self.occupancy.look_numbers(xyz[inner], "free", "first")
+        new = inner[(free > 0) & (first > free)]
+        if len(new):
+            floor = floor_height(self._map.level_points())
+            new = new[xyz[new, 2] > (-np.inf if floor is None else floor + CLEARANCE)]
+        if len(new):
             step = round(frame.K[0, 0] / K[0, 0])
             row, column = v[new] * step + step // 2, u[new] * step + step // 2
             patch = _patch_at(frame, points, column, row)
@@ -159,9 +162,13 @@ class Past:
             if bool(enough.any()):
                 self.tombstones.greet({now_ns: view.rows(enough)}, now_ns)
         self.tombstones.forget(now_ns)
+        self._link()
+        self._bound()
+
+    def _link(self) -> None:
+        """What has gone may stand elsewhere already when it is found gone, or come up there later."""
         if self.tombstones.gone and self.tombstones.appeared:
             self.tombstones.link(_mean_feature(self._map))
-        self._bound()
 
     def _last_seen(self, points: NDArray[np.float64]) -> int:
         occupancy = self.occupancy

@@ -18,8 +18,9 @@ from adatoken3d_ros.engine.config import SessionConfig
 from adatoken3d_ros.engine.kept_scene import KeptScene
 from adatoken3d_ros.engine.out_of_memory import describe, is_out_of_memory
 from adatoken3d_ros.lmm.interface import SeenViews, SpatialLMM
+from adatoken3d_ros.scene.carving import carve_free_space
 from adatoken3d_ros.scene.frames import PosedFrame
-from adatoken3d_ros.scene.keyframes import Verdict, carve_free_space
+from adatoken3d_ros.scene.keyframes import Verdict
 from adatoken3d_ros.scene.patches import PatchPoints
 from adatoken3d_ros.scene.spatial_tokens import SpatialTokens
 from adatoken3d_ros.scene.token_map import TokenMap

@@ -116,8 +116,11 @@ class RemoteScene(Scene):
     # --- frames -------------------------------------------------------------------------------------------------------
 
     def observe(self, frame: PosedFrame) -> Verdict:
+        carved = self.memory.carved
         verdict = super().observe(frame)
-        if self.fallback is not None and verdict == Verdict.KEY_FRAME:
+        if self.memory.carved != carved:
+            self._told = Manifest()  # of the same views less is left
+        if self.fallback is not None and (verdict == Verdict.KEY_FRAME or self.confirmed_ns == frame.stamp_ns):
             self.fallback.observe(frame)
         return verdict
 

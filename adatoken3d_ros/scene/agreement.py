@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import permutations
 from typing import NamedTuple
@@ -28,6 +28,7 @@ FARTHEST = 100.0  # metres; more than a wrong scale makes of a room, less than w
 NEIGHBOURS = 6  # kept views that a new one is compared with, those whose cameras are nearest
 UPRIGHT, LATEST = 6, 20  # views from which it can be told where up is, and those that are asked
 FACING = math.radians(25)  # what faces a direction
+LEVEL = 20  # points of a view that face up, from which its camera's height is told
 ALLIES = 2  # doubtful frames that must agree with another one until all three are believed
 DOUBTFUL = 6  # of which so many are remembered
 FEWEST = 3  # pairs of views that show what is wrong,
@@ -71,16 +72,19 @@ class Sketch:
     def of(cls, frame: PosedFrame) -> Sketch:
         """Every k-th pixel of a frame's depth."""
         depth, K = thinned(frame)
-        height, width = depth.shape
-        rows = np.unique(np.linspace(0, height - 1, GRID[0]).round().astype(np.intp))
-        cols = np.unique(np.linspace(0, width - 1, GRID[1]).round().astype(np.intp))
-        z = depth[np.ix_(rows, cols)]
-        x = (cols[None, :] - K[0, 2]) / K[0, 0]
-        y = (rows[:, None] - K[1, 2]) / K[1, 1]
-        points = np.stack(np.broadcast_arrays(x, y, 1.0), axis=-1) * np.where(np.isfinite(z), z, np.nan)[..., None]
+        points = _points(depth, K)
         near = np.asarray(cv2.erode(depth, np.ones((3, 3), np.uint8)), np.float32)
         known = np.isfinite(points[..., 0])
-        return cls(near, K, points[known].astype(np.float32), _normals(points), frame.T_world_camera)
+        normals = _normals(points)
+        normals = normals[np.isfinite(normals[:, 0])].astype(np.float32)
+        return cls(near, K, points[known].astype(np.float32), normals, frame.T_world_camera)
+
+    def height(self) -> float:
+        """Metres by which the camera is above what faces up, the median; NaN where hardly anything does."""
+        points = _points(self.near, self.K)
+        up, down = _normals(points) @ self.pose[2, :3], -(points[:-1, :-1].reshape(-1, 3) @ self.pose[2, :3])
+        level = down[up > math.cos(FACING)]
+        return float(np.median(level)) if len(level) >= LEVEL else math.nan
 
     def frame(self, stamp_ns: int) -> PosedFrame:
         """What is left of the frame: black, with the least depth around each pixel."""
@@ -101,12 +105,24 @@ def thinned(frame: PosedFrame) -> tuple[NDArray[np.float32], NDArray[np.float64]
     return depth, K
 
 
-def _normals(points: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Unit normals (m, 3), towards the origin, of the triangles of a grid of points (h, w, 3), some of them NaN."""
+def _points(depth: NDArray[np.float32], K: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A grid of points (h, w, 3) of a small depth image, camera optical frame, metres, NaN where it has none."""
+    height, width = depth.shape
+    rows = np.unique(np.linspace(0, height - 1, GRID[0]).round().astype(np.intp))
+    cols = np.unique(np.linspace(0, width - 1, GRID[1]).round().astype(np.intp))
+    z = depth[np.ix_(rows, cols)]
+    x = (cols[None, :] - K[0, 2]) / K[0, 0]
+    y = (rows[:, None] - K[1, 2]) / K[1, 1]
+    return np.stack(np.broadcast_arrays(x, y, 1.0), axis=-1) * np.where(np.isfinite(z), z, np.nan)[..., None]
+
+
+def _normals(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Unit normals (m, 3), towards the origin, of the triangles at the points (h, w, 3) of a grid but for its last row
+    and column; NaN where there is none."""
     corner = points[:-1, :-1]
     normals = np.cross(points[1:, :-1] - corner, points[:-1, 1:] - corner).reshape(-1, 3)
-    normals = normals[np.isfinite(normals[:, 0]) & (np.abs(normals).sum(axis=1) > 0)]
-    return (normals / np.linalg.norm(normals, axis=1, keepdims=True)).astype(np.float32)
+    length = np.linalg.norm(normals, axis=1, keepdims=True)
+    return normals / np.where(length > 0, length, np.nan)
 
 
 def _inverse(pose: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -173,12 +189,14 @@ class Agreement:
 
     Args:
         limit: share of contradiction above which two views do not agree; 0: every frame is believed.
+        highest: metres that cameras may be above what faces up, or depth is wrong; 0: any number.
 
     Attributes:
         outvoted: stamps of kept views that should go.
     """
 
     limit: float
+    highest: float = 0.0
     outvoted: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -187,18 +205,19 @@ class Agreement:
     def clear(self) -> None:
         """Forgets everything."""
         self._views: dict[int, Sketch] = {}
+        self._heights: dict[int, float] = {}  # of the latest, see `Sketch.height`
         self._doubtful: deque[Sketch] = deque(maxlen=DOUBTFUL)
         self._votes: Counter[int] = Counter()
         self._judged: deque[bool] = deque(maxlen=JUDGED)
         self._case: tuple[int, Sketch, dict[int, float], list[Sketch]] | None = None
         self.outvoted.clear()
-        self._contradiction = self._cause = self._tilt = ""
+        self._contradiction = self._cause = self._tilt = self._scale = ""
         self._until_search, self._between = 0, 1  # frames until a cause is looked for, and to the next time
 
     @property
     def problem(self) -> str:
         """What is wrong with the whole scene, in words; empty while enough fits."""
-        return self._contradiction or self._tilt
+        return self._contradiction or self._tilt or self._scale
 
     def believes(self, frame: PosedFrame) -> bool:
         """Whether the frame agrees with the kept views near it, or with enough frames that were doubted before."""
@@ -261,7 +280,7 @@ class Agreement:
                 if sum(value > self.limit for value in values) > sum(value <= self.limit for value in values):
                     self.outvoted.add(other)
         self._views[stamp] = sketch
-        self._tilt = tilt(list(self._views.values())[-LATEST:])
+        self._look_at_all()
 
     def drop(self, stamp_ns: int) -> None:
         """The view is kept no more."""
@@ -269,7 +288,14 @@ class Agreement:
             return
         self._votes.pop(stamp_ns, None)
         self.outvoted.discard(stamp_ns)
-        self._tilt = tilt(list(self._views.values())[-LATEST:])
+        self._look_at_all()
+
+    def _look_at_all(self) -> None:
+        """What can be wrong although no two views contradict each other."""
+        latest = list(self._views)[-LATEST:]
+        self._heights = {s: self._heights[s] if s in self._heights else self._views[s].height() for s in latest}
+        self._tilt = tilt([self._views[stamp] for stamp in latest])
+        self._scale = too_high(list(self._heights.values()), self.highest)
 
     def sketches(self) -> dict[int, Sketch]:
         """Of the kept views, by stamp."""
@@ -280,7 +306,7 @@ class Agreement:
         self.clear()
         if self.limit:
             self._views.update(sketches)
-            self._tilt = tilt(list(self._views.values())[-LATEST:])
+            self._look_at_all()
 
     def move(self, poses: Mapping[int, NDArray[np.float64]]) -> None:
         """Kept views were taken from elsewhere, {stamp: T_world_camera}; what doubted their old places is forgotten."""
@@ -349,3 +375,19 @@ def tilt(sketches: Iterable[Sketch]) -> str:
     if upright[2] > 0.4 or facing[sign, axis] < max(0.1, facing[1, 2] / 2):
         return ""
     return f"the scene frame's z is not up: {'+-'[sign < 0]}{'xyz'[axis]} seems to be"
+
+
+def too_high(heights: Sequence[float], highest: float) -> str:
+    """That cameras seem to be higher above the floor than they can be, in words; empty where they are not, or too few
+    tell. Where a camera only turns, no two views tell a wrong scale.
+
+    Args:
+        heights: of views, metres; NaN where one tells nothing. highest: metres; 0: any height can be.
+    """
+    known = [height for height in heights if not math.isnan(height)]
+    if not highest or len(known) < UPRIGHT or (height := float(np.median(known))) <= highest:
+        return ""
+    return (
+        f"the floor seems to be {height:.1f} m below the camera, more than {highest:g} m: "
+        "probably depth is some times what it should be: its scale is wrong"
+    )

@@ -1,15 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which voxels a frame looks through: they are empty, since the camera measures something behind them."""
+"""Which voxels a frame looks through: they are empty, since the camera measures something behind them; and how what was
+in them goes."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from adatoken3d_ros.scene.contributions import Contribution
 from adatoken3d_ros.scene.frames import PosedFrame
+from adatoken3d_ros.scene.token_map import TokenMap
 
 _SIDE = 7  # depth is looked up at so many points along each side of a voxel's picture
 _NEAREST = 0.1  # metres; points nearer to the camera are not judged
@@ -121,3 +127,86 @@ def _side(
         f * np.minimum(low / (z - ez), low / (z + ez)) + c,
         f * np.maximum(high / (z - ez), high / (z + ez)) + c,
     )
+
+
+def carve_free_space(
+    token_map: TokenMap,
+    frame: PosedFrame,
+    config: CarvingConfig | None = None,
+    order: int | None = None,
+    tell: Callable[[Tensor], object] | None = None,
+    doubted: dict[int, int] | None = None,
+) -> int:
+    """Take out of the map what views older than the frame hold of voxels that the frame looks through.
+
+    Args:
+        order: of the frame among the views of the map, see `TokenMap.add_view`. None: its stamp.
+        tell: told before of the voxels (n,) that the frame looks through, if there are any.
+        doubted: as `emptied`.
+
+    Returns:
+        How many patches were taken out.
+    """
+    before = frame.stamp_ns if order is None else order
+    voxels = emptied(token_map, frame, config, before, {} if doubted is None else doubted)
+    if tell is not None and len(voxels):
+        tell(voxels)
+    return token_map.carve(voxels, before)
+
+
+def emptied(
+    token_map: TokenMap, frame: PosedFrame, config: CarvingConfig | None, before: int, doubted: dict[int, int]
+) -> Tensor:
+    """Keys of the voxels that a frame looks through, or in which it looks past all that views of an order below
+    `before` have measured: what it does not measure tells nothing, but of most it must.
+
+    One point may be of an edge, or the frame's own view of it. What was measured once is `doubted` at first, and goes
+    when the next frame looks past it, too; one that measures nothing there is passed over.
+
+    Args:
+        doubted: {voxel: stamp of the frame that looked past it}; changed here, kept as long as no view moves.
+    """
+    config = config or CarvingConfig()
+    keys = token_map.occupied_keys
+    through = seen_through(frame, token_map.centres(), token_map.voxel_size, config)
+    older = [view for view in token_map.contributions().values() if view.order < before and len(view.keys)]
+    if older:
+        at, seen, unknown, held = _looked_past(frame, keys, older, config)
+        gone = (seen > 0) & (seen + unknown >= held) & (seen >= config.measured * held)
+        through[at] |= gone & (seen > 1)
+        unmeasured = keys[torch.from_numpy(at[unknown >= held])].tolist()
+        still = {key: doubted[key] for key in unmeasured if key in doubted}
+        for row in at[gone & (seen == 1)]:
+            key = int(keys[row])
+            still[key] = doubted.get(key, frame.stamp_ns)
+            through[row] |= still[key] != frame.stamp_ns
+        doubted.clear()
+        doubted.update(still)
+    return keys[torch.from_numpy(through)]
+
+
+def _looked_past(
+    frame: PosedFrame, keys: Tensor, views: Sequence[Contribution], config: CarvingConfig
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """The numbers (n,) of the voxels of `keys` in which a frame may look past all that views measured, and of each how
+    many points it looks past, of how many it says nothing, and how many there are.
+
+    Most voxels are done with after the first of their points: it is measured, and not looked past.
+    """
+    count = torch.cat([view.count for view in views]).numpy()
+    at = torch.searchsorted(keys, torch.cat([view.keys for view in views])).numpy()
+    points = torch.cat([view.points for view in views]).numpy()
+    starts = np.cumsum(count) - count
+    first = np.full(len(keys), -1)
+    first[at[::-1]] = starts[::-1]
+    some = np.flatnonzero(first >= 0)
+    past, silent = looked_past(frame, points[first[some]], config)
+    left = np.zeros(len(keys), bool)
+    left[some] = past | silent
+    rows = np.flatnonzero(left[at])
+    chosen = np.repeat(left[at], count)
+    past, silent = looked_past(frame, points[chosen], config)
+    voxel = np.repeat(at[rows], count[rows])
+    seen, unknown, held = (np.bincount(voxel[of], minlength=len(keys)) for of in (past, silent, np.ones_like(past)))
+    found = np.flatnonzero(left)
+    return found, seen[found], unknown[found], held[found]

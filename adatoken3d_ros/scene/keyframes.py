@@ -11,12 +11,10 @@ from enum import Enum
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from adatoken3d_ros.scene.agreement import Agreement, Sketch
-from adatoken3d_ros.scene.carving import CarvingConfig, looked_past, seen_through
+from adatoken3d_ros.scene.carving import CarvingConfig, seen_through
 from adatoken3d_ros.scene.coverage import Coverage
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.geometry import sample_pixels
@@ -66,6 +64,7 @@ class KeyFrameConfig:
     change_interval: float = OF_CHOSEN_FRAMES["scene.change_interval"]
     min_change: int = OF_CHOSEN_FRAMES["scene.min_change"]
     max_disagreement: float = OF_CHOSEN_FRAMES["scene.max_disagreement"]
+    max_height: float = OF_CHOSEN_FRAMES["scene.max_height"]
     carving: CarvingConfig | None = field(default_factory=CarvingConfig)
 
     def __post_init__(self) -> None:
@@ -119,7 +118,7 @@ class KeyFrameSelector:
         self._patches = patches or PatchConfig()
         self._map = token_map
         self._blur = BlurFilter(self.config.min_sharpness, self.config.sharpness_wait)
-        self._agreement = Agreement(self.config.max_disagreement)
+        self._agreement = Agreement(self.config.max_disagreement, self.config.max_height)
         self.clear()
 
     def clear(self) -> None:
@@ -327,66 +326,3 @@ def rotation_angle(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     """Degrees between the rotations of two (4, 4) poses: |R_a - R_b| = 2 sqrt(2) sin(angle / 2) (Frobenius norm)."""
     chord = float(np.linalg.norm(a[:3, :3] - b[:3, :3])) / (2.0 * math.sqrt(2.0))
     return math.degrees(2.0 * math.asin(min(1.0, chord)))
-
-
-def carve_free_space(
-    token_map: TokenMap,
-    frame: PosedFrame,
-    config: CarvingConfig | None = None,
-    order: int | None = None,
-    tell: Callable[[Tensor], object] | None = None,
-    doubted: dict[int, int] | None = None,
-) -> int:
-    """Take out of the map what views older than the frame hold of voxels that the frame looks through.
-
-    Args:
-        order: of the frame among the views of the map, see `TokenMap.add_view`. None: its stamp.
-        tell: told before of the voxels (n,) that the frame looks through, if there are any.
-        doubted: as `emptied`.
-
-    Returns:
-        How many patches were taken out.
-    """
-    before = frame.stamp_ns if order is None else order
-    voxels = emptied(token_map, frame, config, before, {} if doubted is None else doubted)
-    if tell is not None and len(voxels):
-        tell(voxels)
-    return token_map.carve(voxels, before)
-
-
-def emptied(
-    token_map: TokenMap, frame: PosedFrame, config: CarvingConfig | None, before: int, doubted: dict[int, int]
-) -> Tensor:
-    """Keys of the voxels that a frame looks through, or in which it looks past all that views of an order below
-    `before` have measured: what it does not measure tells nothing, but of most it must.
-
-    One point may be of an edge, or the frame's own view of it. What was measured once is `doubted` at first, and goes
-    when the next frame looks past it, too; one that measures nothing there is passed over.
-
-    Args:
-        doubted: {voxel: stamp of the frame that looked past it}; changed here, kept as long as no view moves.
-    """
-    config = config or CarvingConfig()
-    keys, points = token_map.occupied_keys, [np.zeros((0, 3))]
-    through = seen_through(frame, token_map.centres(), token_map.voxel_size, config)
-    older = [view for view in token_map.contributions().values() if view.order < before and len(view.keys)]
-    if older:
-        points = [view.points.numpy() for view in older]
-    past, silent = looked_past(frame, np.concatenate(points), config)
-    if past.any() or doubted:
-        of_points = [view.keys.repeat_interleave(view.count) for view in older]
-        at = torch.searchsorted(keys, torch.cat([keys[:0], *of_points])).numpy()
-        seen, unknown, held = (
-            np.bincount(at[rows], minlength=len(keys)) for rows in (past, silent, np.ones(len(at), bool))
-        )
-        gone = (seen > 0) & (seen + unknown >= held) & (seen >= config.measured * held)
-        through |= gone & (seen > 1)
-        unmeasured = keys[torch.from_numpy(unknown >= held)].tolist()
-        still = {key: doubted[key] for key in unmeasured if key in doubted}
-        for row in np.flatnonzero(gone & (seen == 1)):
-            key = int(keys[row])
-            still[key] = doubted.get(key, frame.stamp_ns)
-            through[row] |= still[key] != frame.stamp_ns
-        doubted.clear()
-        doubted.update(still)
-    return keys[torch.from_numpy(through)]

@@ -69,6 +69,7 @@ class Occupancy:
         # Numbers of looks, from 1 on; 0: never.
         self._tables = {name: np.zeros((0, CELLS), np.int32) for name in LOOKS}
         self._unused: list[int] = []
+        self._sorted: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
         self.looks = 0
         self._stamps: deque[int] = deque(maxlen=REMEMBERED)
 
@@ -208,6 +209,7 @@ class Occupancy:
             self._unused += range(size + more - 1, size - 1, -1)
         for key in new:
             self.blocks[key] = self._unused.pop()
+            self._sorted = None
         return np.array([self.blocks[key] for key in keys], np.int64)
 
     def _drop_far(self, camera: NDArray[np.float64]) -> None:
@@ -216,30 +218,39 @@ class Occupancy:
         n = len(keys) - int(self.most_blocks * (1 - DROPPED))
         for key in keys[np.argsort(-away, kind="stable")[:n]].tolist():
             row = self.blocks.pop(tuple(key))
+            self._sorted = None
             for table in self._tables.values():
                 table[row] = 0
             self._unused.append(row)
 
     # --- what is known ------------------------------------------------------------------------------------------------
 
-    def look_numbers(self, points: NDArray[np.floating], name: str) -> NDArray[np.int64]:
-        """(n,) of the voxels of points (n, 3), scene frame, metres, the number of one of `LOOKS`; 0: never."""
+    def look_numbers(self, points: NDArray[np.floating], *names: str) -> NDArray[np.int64]:
+        """(n,) of the voxels of points (n, 3), scene frame, metres, the number of one of `LOOKS`, 0: never; of several
+        of them (k, n)."""
         voxel = np.rint((np.asarray(points, np.float64) - self.origin) / VOXEL).astype(np.int64)
         block = voxel // SIDE
         rest = voxel - block * SIDE
         rows = self._rows_of(block)
-        if not self.blocks:
-            return np.zeros(len(rows), np.int64)
-        numbers = self._tables[name][rows, (rest[:, 0] * SIDE + rest[:, 1]) * SIDE + rest[:, 2]]
-        return np.where(rows >= 0, numbers, 0).astype(np.int64)
+        cells = rows * CELLS + (rest[:, 0] * SIDE + rest[:, 1]) * SIDE + rest[:, 2]
+        known = rows >= 0
+        found = np.zeros((len(names), len(rows)), np.int64)
+        for numbers, name in zip(found, names, strict=True):
+            numbers[known] = self._tables[name].reshape(-1)[cells[known]]
+        return found[0] if len(names) == 1 else found
 
     def _rows_of(self, blocks: NDArray[np.int64]) -> NDArray[np.int64]:
         """(n,) rows of blocks (n, 3) in the tables; -1 for none."""
         if not self.blocks or not len(blocks):
             return np.full(len(blocks), -1)
-        kinds, at = np.unique(blocks @ _PACKING, return_index=True)
-        rows = np.array([self.blocks.get((i, j, k), -1) for i, j, k in blocks[at].tolist()], np.int64)
-        return rows[np.searchsorted(kinds, blocks @ _PACKING)]
+        if self._sorted is None:
+            numbers = np.array(list(self.blocks)) @ _PACKING
+            order = np.argsort(numbers)
+            self._sorted = numbers[order], np.array(list(self.blocks.values()))[order]
+        known, rows = self._sorted
+        wanted = blocks @ _PACKING
+        at = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
+        return np.where(known[at] == wanted, rows[at], -1)
 
     def stamp_of(self, look: int) -> int:
         """Acquisition time of a look, nanoseconds; of the oldest that is remembered for older ones, 0 for none."""
@@ -249,7 +260,7 @@ class Occupancy:
 
     def states(self, points: NDArray[np.floating]) -> NDArray[np.uint8]:
         """(n,) `State` of the voxels of points (n, 3), scene frame, metres."""
-        return _state(*(self.look_numbers(points, name) for name in ("seen", "free", "hit")))
+        return _state(*self.look_numbers(points, "seen", "free", "hit"))
 
     def well_within(self, points: NDArray[np.floating]) -> NDArray[np.bool_]:
         """(n,) whether points (n, 3), scene frame, metres, lie off the sides of their voxels: a surface that cuts a

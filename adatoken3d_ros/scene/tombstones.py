@@ -26,6 +26,7 @@ from adatoken3d_ros.settings import DEFAULTS
 FEWEST = 3  # patches of a thing that is worth telling of unasked
 MOST_VOXELS = 32  # whose features are kept of one thing, those of most patches
 TOGETHER = 10.0  # seconds within which neighbouring parts of one thing go or appear
+NOISE = 8  # times as many measurements as what came up beside it before: that was of an edge
 SAME_COLOUR = 30.0  # of mean colours, 0 to 255 each
 SURE = (0.3, 1.0, 16.0, 8.0, 1.1)  # of `likeness`: always, for looks, colours, heights (1 / m), measurements
 ALIKE = 0.5  # confidence from which on a thing counts as one that moved
@@ -289,7 +290,9 @@ class Tombstones:
             apart = abs(now_ns - other.gone_ns if other.gone_ns else thing.first_ns - other.first_ns)
             same = apart <= TOGETHER * 1e9 or (apart <= self.moved_within * 1e9 and other.of_colour(thing))
             if other.near(thing, self.reach) and same:
-                thing = merged(other, thing)
+                stray = not thing.gone_ns and NOISE * int(other.count.sum()) < int(thing.count.sum())
+                whole = merged(other, thing)
+                thing = replace(whole, first_ns=thing.first_ns) if stray else whole
             else:
                 others.append(other)
         return [*others, thing]

@@ -76,7 +76,7 @@ def _beside(thing: Thing, point: NDArray[np.float64]) -> bool:
 
 def _emptied(occupancy: Occupancy, voxels: NDArray[np.float64]) -> Thing:
     """What was where voxels (n, 3) are free now, of which no token is left to remember it by."""
-    hit, free, first = (occupancy.look_numbers(voxels, name) for name in ("hit", "free", "first"))
+    hit, free, first = occupancy.look_numbers(voxels, "hit", "free", "first")
     nothing = torch.zeros(0, dtype=torch.int64)
     return Thing(
         voxels.min(axis=0) - VOXEL / 2,

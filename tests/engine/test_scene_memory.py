@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from adatoken3d_ros.engine.answer import Question, Status
+from adatoken3d_ros.engine.budget.controller import BudgetConfig, Reuse
 from adatoken3d_ros.engine.config import SessionConfig
 from adatoken3d_ros.engine.events import FrameTaken, Listeners
 from adatoken3d_ros.engine.scene import Scene
@@ -28,7 +29,7 @@ from adatoken3d_ros.scene.storage import SceneFileError
 from adatoken3d_ros.scene.token_map import TokenMap
 from adatoken3d_ros.scene.voxels import voxel_pool
 from adatoken3d_ros.scene.window import OriginMode
-from tests.engine.scenes import ask, working
+from tests.engine.scenes import THINGS, ask, new_scene, room_frame, working
 
 MakeSession = Callable[..., Scene]
 AUTO = SessionConfig(key_frames=KeyFrameConfig(0.0, 0.0), origin_mode=OriginMode.AUTO)
@@ -332,6 +333,35 @@ def test_views_that_are_encoded_late_do_not_bring_back_what_has_gone(
         assert torch.equal(scene.voxel, expected.voxel) and torch.equal(scene.count, expected.count)
         torch.testing.assert_close(scene.features, expected.features)
         assert not session.memory._later, "no frame is kept for one that waits no more"
+
+
+@pytest.mark.parametrize("reuse", Reuse)
+def test_what_a_frame_that_is_no_view_took_out_is_in_no_answer(make_session: MakeSession, reuse: Reuse) -> None:
+    """Blocks, prefix and stem of the scene before are not those of the scene that is left."""
+    config = SessionConfig(budget=BudgetConfig(reuse=reuse), key_frames=KeyFrameConfig(min_change=1000))
+    session = make_session(config)
+    for index in (0, 1, 2):
+        session.observe(room_frame(index))
+    session.prepare()
+    ask(session, QUESTION)
+    views, voxels = len(session.poses), session.memory.asked.n_tokens
+    for second in (10, 12):  # what was measured once goes when two frames look past it
+        session.observe(replace(room_frame(0, THINGS[:1]), stamp_ns=second * 10**9))
+    assert len(session.poses) == views and session.memory.asked.n_tokens < voxels and session.work_ahead
+    held, blocks, origin, shift = session.memory.views()
+    anew = new_scene(session.runtime.model, session.runtime.tokenizer, config)
+    things = session.memory.past.tombstones.gone
+    anew.memory.put(
+        held, session.poses, origin=origin.tolist(), shift=torch.from_numpy(shift), blocks=blocks, things=things
+    )
+    for _ in range(2):
+        session.prepare()
+        anew.prepare()
+        ours, expected = ask(session, QUESTION), ask(anew, QUESTION)
+        assert ours.text == expected.text and ours.spatial_tokens == expected.spatial_tokens < voxels
+        assert ours.report is not None and expected.report is not None
+        assert np.array_equal(ours.report.xyz, expected.report.xyz)
+        np.testing.assert_allclose(ours.report.contribution, expected.report.contribution, rtol=1e-5)
 
 
 def test_frames_that_are_kept_for_older_ones_that_wait_are_bounded(make_session: MakeSession, wall_frame: Any) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,13 @@ def behaviour(settings: Settings, cache: Path) -> dict[str, Any]:
     answer = ask(session, Question("What?", max_new_tokens=4))
     found.update(strategy=answer.strategy, seed=answer.seed)
     found["hurried"] = ask(session, Question("What?", max_new_tokens=4, latency_budget_ms=1e-3)).status.name
+    session.clear()
+    floor = drive()[5]
+    for i in range(6):
+        T = floor.T_world_camera.copy()
+        T[1, 3] = 0.5 * i
+        session.observe(replace(floor, T_world_camera=T, stamp_ns=STAMP + i))
+    found["problem"] = session.memory.contradiction
     return found
 
 
@@ -113,6 +121,7 @@ SESSION: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "scene.change_interval": (1000.0, "verdicts", {}),
     "scene.min_change": (1_000_000, "verdicts", {}),
     "scene.max_disagreement": (0.0, "views", {}),
+    "scene.max_height": (1.5, "problem", {"scene.min_sharpness": 0.0}),
     "scene.carving": (False, "voxels", {}),
     "scene.max_depth": (0.5, "verdicts", {}),
     "memory.limit_mb": (0.3, "views", {}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -153,6 +154,26 @@ def test_views_that_agree_have_nothing_wrong() -> None:
     assert tilt(down) == ""  # what a camera above sees faces it
     assert tilt(sketches[:2]) == ""
     assert likely_cause([], LIMIT) == ""
+
+
+@pytest.mark.parametrize(("scale", "highest", "wrong"), [(1.0, 4.0, False), (5.0, 4.0, True), (5.0, 0.0, False)])
+def test_a_wrong_scale_shows_in_the_height_of_a_camera_that_only_turns(
+    scale: float, highest: float, wrong: bool
+) -> None:
+    """Its views agree whatever the scale is. It is 1.5 m high; each pixel has the least depth around it, so a little less is told."""
+    agreement, eye = Agreement(LIMIT, highest), np.array([0.0, 0.0, 1.5])
+    for i, angle in enumerate(np.linspace(0.0, 3.0, 10)):
+        frame = view(i, look_at(eye, np.array([2.0 * math.cos(angle), 2.0 * math.sin(angle), 0.5])))
+        frame = replace(frame, depth=(frame.depth * np.float32(scale)).astype(np.float32))
+        assert agreement.believes(frame)
+        agreement.keep(frame)
+        assert bool(agreement.problem) is (wrong and i >= 5)
+    assert ("its scale is wrong" in agreement.problem and "7.3 m below the camera" in agreement.problem) is wrong
+    agreement.restore(agreement.sketches())
+    assert bool(agreement.problem) is wrong
+    for stamp in range(5):
+        agreement.drop(stamp)
+    assert agreement.problem == ""  # too few are left
 
 
 def test_without_a_limit_everything_is_believed() -> None:

@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from adatoken3d_ros.scene.carving import CarvingConfig, looked_past, seen_through
+from adatoken3d_ros.scene.carving import CarvingConfig, emptied, looked_past, seen_through
 from adatoken3d_ros.scene.frames import PosedFrame
-from adatoken3d_ros.scene.keyframes import emptied
 from adatoken3d_ros.scene.token_map import TokenMap
 
 K = np.array([[100.0, 0, 50], [0, 100.0, 40], [0, 0, 1]])
@@ -148,6 +147,34 @@ def test_one_frame_looks_once() -> None:
     for _ in range(2):
         assert not len(emptied(token_map, looking(2.2), None, 2, doubted))
     assert list(doubted) == token_map.occupied_keys.tolist()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_what_is_emptied_is_what_each_point_of_a_voxel_says(seed: int) -> None:
+    """The plain way: each voxel by itself, all points of all older views in it."""
+    rng = np.random.default_rng(seed)
+    token_map, doubted, expected = TokenMap(0.2), {}, {}
+    for view in range(4):
+        points = rng.uniform((-0.6, -0.5, 1.5), (0.6, 0.5, 2.5), (int(rng.integers(1, 80)), 3)).astype(np.float32)
+        token_map.add_view(view, torch.ones(len(points), 2), points, np.zeros((len(points), 3), np.uint8))
+    for stamp in (2, 3, 9):  # views of an order from the stamp on are not older
+        depth = rng.choice([1.8, 2.2, 3.0, math.nan], (9, 11)).repeat(9, axis=0).repeat(10, axis=1)
+        frame = replace(looking(depth[:81, :101]), stamp_ns=stamp)
+        through = seen_through(frame, token_map.centres(), 0.2)
+        still, gone = {}, []
+        for key, whole in zip(token_map.occupied_keys.tolist(), through, strict=True):
+            held = [v.rows(v.keys == key).points for v in token_map.contributions().values() if v.order < stamp]
+            past, silent = looked_past(frame, torch.cat(held).numpy())
+            past_all = past.any() and (past | silent).all() and past.sum() >= 0.8 * len(past)
+            if len(past) and silent.all() and key in expected:
+                still[key] = expected[key]
+            if past_all and past.sum() == 1:
+                still[key] = expected.get(key, stamp)
+            if whole or (past_all and (past.sum() > 1 or still[key] != stamp)):
+                gone.append(key)
+        expected = still
+        assert emptied(token_map, frame, None, stamp, doubted).tolist() == gone and doubted == expected
 
 
 def test_something_thin_beside_a_point_keeps_it() -> None:

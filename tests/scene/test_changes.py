@@ -6,8 +6,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from adatoken3d_ros.scene.carving import seen_through
-from adatoken3d_ros.scene.keyframes import Verdict, carve_free_space
+from adatoken3d_ros.scene.carving import carve_free_space, seen_through
+from adatoken3d_ros.scene.keyframes import Verdict
 from tests.scene.test_keyframes import SECOND, Memory, room
 
 

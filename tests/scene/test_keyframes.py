@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from adatoken3d_ros.scene.carving import carve_free_space
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.geometry import PatchGeometry
 from adatoken3d_ros.scene.keyframes import (
     KeyFrameConfig,
     KeyFrameSelector,
     Verdict,
-    carve_free_space,
     rotation_angle,
 )
 from adatoken3d_ros.scene.patches import PatchConfig, patch_points
