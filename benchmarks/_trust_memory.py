@@ -219,14 +219,23 @@ def ask_about(story: Story, rng: np.random.Generator) -> list[Asked]:
 
 
 def show(
-    engine: Engine, frames: list[PosedFrame], changes: Mapping[str, Any], *, bare: bool = False
+    engine: Engine,
+    frames: list[PosedFrame],
+    changes: Mapping[str, Any],
+    *,
+    bare: bool = False,
+    parts: Mapping[str, list[float]] | None = None,
 ) -> tuple[Scene, list[float], int]:
     """A scene that has been shown the frames, milliseconds of each key frame, and how often it was over its cap.
 
     Args:
         bare: it does not note where it looked and what has gone.
+        parts: gets the milliseconds of each time that free space is kept up and that something is taken out.
     """
     scene = open_scene(engine, Settings({**SETTINGS, **changes}))
+    if parts is not None:
+        _time(scene.memory.past.occupancy, "look", parts["occupancy_ms"])
+        _time(scene.memory, "_carve", parts["carving_ms"])
     if bare:
         for name in ("look", "went", "came"):
             setattr(scene.memory.past, name, lambda *_, **__: None)
@@ -242,12 +251,27 @@ def show(
     return scene, times, over
 
 
+def _time(owner: Any, name: str, times: list[float]) -> None:
+    """Has a method of an object note how many milliseconds it takes."""
+    method = getattr(owner, name)
+
+    def timed(*args: Any, **options: Any) -> Any:
+        begin = time.process_time()
+        try:
+            return method(*args, **options)
+        finally:
+            times.append(1e3 * (time.process_time() - begin))
+
+    setattr(owner, name, timed)
+
+
 def measure_memory(questions: int) -> dict[str, Any]:
     """The figures over as many rooms as so many questions take."""
     engine = load_engine(Settings(SETTINGS))
     asked: list[tuple[Asked, Story]] = []
     times: list[float] = []
     bare: list[float] = []
+    parts: dict[str, list[float]] = {"occupancy_ms": [], "carving_ms": []}
     over = 0
     seeds = iter(range(FIRST_ROOM, FIRST_ROOM + 10 * questions))
     progress = iter(track(range(questions), "questions", transient=True))
@@ -256,7 +280,7 @@ def measure_memory(questions: int) -> dict[str, Any]:
         story = tell_story(seed)
         if story is None:
             continue
-        scene, took, _ = show(engine, story.taken, {})
+        scene, took, _ = show(engine, story.taken, {}, parts=parts)
         times += took
         if len(bare) < 100:
             bare += show(engine, story.taken, {}, bare=True)[1]
@@ -265,7 +289,8 @@ def measure_memory(questions: int) -> dict[str, Any]:
             item.answer = engine.ask(scene, item.question)
             asked.append((item, story))
             next(progress, None)
-    return {**figures(asked), **_costs(times, bare), "memory_over_cap": over}
+    costs = _costs(times, bare) | {name: statistics.median(values) for name, values in parts.items()}
+    return {**figures(asked), **costs, "memory_over_cap": over}
 
 
 def _costs(times: list[float], bare: list[float]) -> dict[str, float]:
@@ -277,6 +302,7 @@ def figures(asked: list[tuple[Asked, Story]]) -> dict[str, Any]:
     """What became of the questions."""
     right: dict[str, list[bool]] = defaultdict(list)
     seen_error, moved, false_gone, goals, given = [], [], [], [], []
+    missed = {"not_gone": 0, "no_tombstone": 0, "not_linked": 0, "linked_elsewhere": 0}
     for item, story in asked:
         answer = item.answer
         assert answer is not None
@@ -295,6 +321,9 @@ def figures(asked: list[tuple[Asked, Story]]) -> dict[str, Any]:
         if item.moved_to is not None and not item.by_name:
             found = [e.moved_to for e in gone if e.moved_to is not None]
             moved.append(bool(found) and float(np.linalg.norm(np.array(found[0]) - item.moved_to)) < 0.5)
+            if not moved[-1]:
+                why = "linked_elsewhere" if found else "not_linked" if gone else "no_tombstone"
+                missed[why if ok else "not_gone"] += 1
         if ok and item.right is not Observed.NOT_OBSERVED:
             given.append(answer.goal is not None)
             if answer.goal is not None:
@@ -307,6 +336,8 @@ def figures(asked: list[tuple[Asked, Story]]) -> dict[str, Any]:
         "last_seen_error_s": float(np.percentile(seen_error, 95)) if seen_error else math.nan,
         "key_frame_interval_s": STEP,
         "moved_found": _mean(moved),
+        "moved_asked": len(moved),
+        "moved_missed": missed,
         "false_gone": _mean(false_gone),
         "goal_reachable": _mean(goals),
         "goal_given": _mean(given),

@@ -60,7 +60,7 @@ class Fault:
 
 FAULTS = {
     "inverted": Fault(lambda pose: np.asarray(np.linalg.inv(pose)), 1.0, "inverted"),
-    "scale": Fault(lambda pose: pose, 5.0, "depth is 5 times"),
+    "scale": Fault(lambda pose: pose, 5.0, "its scale is wrong"),
     "base": Fault(lambda pose: pose @ np.asarray(np.linalg.inv(BASE_TO_CAMERA)), 1.0, "of a body"),
     "y_down": Fault(lambda pose: Y_DOWN @ pose, 1.0, "-y seems to be"),
 }

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from adatoken3d_ros.engine.answer import Answer, TokenReport
 from adatoken3d_ros.engine.config import SessionConfig
 from adatoken3d_ros.engine.events import SceneView
 from adatoken3d_ros.engine.scene_memory import SceneMemory
+from adatoken3d_ros.engine.words import sees
 from adatoken3d_ros.scene.evidence import MOST, Cluster, Evidence, Observed, Triple, gather
 from adatoken3d_ros.scene.goal import Goal, find_goal
 from adatoken3d_ros.scene.occupancy import VOXEL, Occupancy, State
@@ -71,11 +72,13 @@ def what_is_known(
         there = float(share[owner < 0].sum()) / total  # `gather` counts the shares of what it is given
         gone = [(t, float(share[owner == i].sum()) / total) for i, t in enumerate(past.tombstones.gone)]
         scaled = [Cluster(c.rows, c.contribution * there, c.low, c.high) for c in present]
-        verdict, reason, thing = of_words(scaled, gone, coverage, bool(share.sum() > 0))
+        # Of an answer that is yes or no it does not say whether the thing is there.
+        confidence = answer.confidence if sees(answer.text) is None else math.nan
+        verdict, reason, thing = of_words(scaled, gone, coverage, bool(share.sum() > 0), confidence)
         if answer.confidence == 0.0:
             verdict, reason, thing = Observed.UNKNOWN, "the model does not understand the question", None
     evidence = [_evidence(memory, place) for place in places]
-    evidence += [remembered(t) for t in ([thing] if thing is not None else [])]
+    evidence += [_gone_from(past.occupancy, thing, clicks)] if thing is not None else []
     goal = _goal(memory, config, verdict, evidence, floor)
     return {
         "verdict": verdict,
@@ -96,6 +99,7 @@ class _Place:
     low: NDArray[np.float64]
     high: NDArray[np.float64]
     contribution: float
+    asked: NDArray[np.float64] | None = None  # (3,) what was clicked on
 
 
 def _places(answer: Answer, report: TokenReport, clicks: NDArray[np.float64]) -> list[_Place]:
@@ -111,7 +115,7 @@ def _places(answer: Answer, report: TokenReport, clicks: NDArray[np.float64]) ->
     for point in clicks:
         inside = np.linalg.norm(xyz - point, axis=1) <= REGION / 2
         if inside.any():
-            found.append(place(inside, xyz[inside].min(axis=0), xyz[inside].max(axis=0)))
+            found.append(replace(place(inside, xyz[inside].min(axis=0), xyz[inside].max(axis=0)), asked=point))
     for box in answer.boxes[:MOST]:
         low, high = (np.array(box.centre) + sign * np.array(box.size) / 2 for sign in (-1, 1))
         found.append(place(np.asarray(((xyz >= low) & (xyz <= high)).all(axis=1)), low, high))
@@ -125,14 +129,28 @@ def _evidence(memory: SceneMemory, place: _Place) -> Evidence:
     occupancy = memory.past.occupancy
     hit = int(occupancy.look_numbers(place.points, "hit").max(initial=0)) if len(place.points) else 0
     last = max([*stamps, occupancy.stamp_of(hit)], default=0)
+    if place.asked is not None:
+        # What is beside it may have been seen later, or not so late.
+        last = _last_hit(occupancy, place.asked[None]) or last
     return Evidence(
         _triple((place.low + place.high) / 2),
         _triple(np.maximum(place.high - place.low, VOXEL)),
-        min(stamps, default=last),
+        min([*stamps, last]),
         last,
         len(stamps),
         place.contribution,
     )
+
+
+def _last_hit(occupancy: Occupancy, points: NDArray[np.float64]) -> int:
+    """When something was measured last in one of the voxels of points (n, 3), nanoseconds; 0: never."""
+    return occupancy.stamp_of(int(occupancy.look_numbers(points, "hit").max(initial=0)))
+
+
+def _gone_from(occupancy: Occupancy, thing: Thing, clicks: NDArray[np.float64]) -> Evidence:
+    """What has gone, as evidence: of a place (n, 3) that is asked about, last seen when that was."""
+    last = _last_hit(occupancy, clicks)
+    return remembered(replace(thing, last_ns=last) if thing.first_ns <= last <= thing.gone_ns else thing)
 
 
 def remembered(thing: Thing) -> Evidence:

@@ -25,7 +25,7 @@ from adatoken3d_ros.scene.token_map import TokenMap
 from adatoken3d_ros.scene.tombstones import Thing, Tombstones
 from adatoken3d_ros.scene.verdict import MOSTLY
 from adatoken3d_ros.scene.view_blocks import ViewTokenMap
-from adatoken3d_ros.scene.voxels import voxel_indices, voxel_keys
+from adatoken3d_ros.scene.voxels import near_any, voxel_indices, voxel_keys
 from adatoken3d_ros.scene.window import floor_height, level_patches
 
 if TYPE_CHECKING:
@@ -160,10 +160,19 @@ class Past:
             view = replace(view, position=look.new_zeros(len(view.keys), 0))
             enough = view.count >= ENOUGH
             if bool(enough.any()):
-                self.tombstones.greet({now_ns: view.rows(enough)}, now_ns)
+                view = view.rows(enough)
+                self.tombstones.greet({now_ns: view}, now_ns, view.keys[self._beside(view.keys, now_ns)])
         self.tombstones.forget(now_ns)
         self._link()
         self._bound()
+
+    def _beside(self, keys: Tensor, now_ns: int) -> Tensor:
+        """(n,) whether voxels are beside what other views than that of now show and has not appeared itself: it may
+        be the edge of that which the scene was free beside."""
+        views = self._map.contributions()
+        known = torch.unique(torch.cat([keys[:0], *(view.keys for stamp, view in views.items() if stamp != now_ns)]))
+        fresh = torch.cat([keys[:0], *(thing.keys for thing in self.tombstones.appeared)])
+        return near_any(known[~torch.isin(known, fresh)], keys, level=True)
 
     def _link(self) -> None:
         """What has gone may stand elsewhere already when it is found gone, or come up there later."""

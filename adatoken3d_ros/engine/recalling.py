@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -19,6 +18,7 @@ from adatoken3d_ros.engine.past import Past
 from adatoken3d_ros.engine.requests import InvalidRequest, check_question
 from adatoken3d_ros.engine.scene import Scene
 from adatoken3d_ros.engine.time_questions import NotUnderstood, WhatChanged, WhenSeen, parse, span
+from adatoken3d_ros.engine.words import sees
 from adatoken3d_ros.lmm.text_places import CLICK_MARK, PromptError, parse_clicks
 from adatoken3d_ros.scene.evidence import Evidence, Observed
 from adatoken3d_ros.scene.occupancy import VOXEL
@@ -31,12 +31,6 @@ _STEPS = np.linspace(-NEAR, NEAR, 5)
 _AROUND = np.stack(np.meshgrid(_STEPS, _STEPS, _STEPS, indexing="ij"), axis=-1).reshape(-1, 3)
 _NOW = 0.05  # seconds; what is nearer to the newest frame is in it
 _WALL_NS = 978_307_200 * 10**9  # 2001; a clock that tells less is simulated, counts from a start, or was never set
-_YES = re.compile(r"\W*yes\b", re.IGNORECASE)
-_NO = re.compile(
-    r"\W*(?:no|not|none|nothing|never)\b|.*\bthere (?:is|are)(?: no| not| none|n['\u2019]t)\b"
-    r"|.*\b(?:can(?: ?not|['\u2019]t)|(?:could|do|did)(?: not|n['\u2019]t)) see\b",
-    re.IGNORECASE | re.DOTALL,
-)
 
 
 def recall(scene: Scene, answer: Answer, text: str, by_model: Callable[[Answer, bool], Answer]) -> Answer:
@@ -120,11 +114,6 @@ def told_when(answer: Answer, asked: WhenSeen, now_ns: int) -> Answer:
     status = Status.OK if answer.status is Status.TRUNCATED else answer.status  # the model's own text was not wanted
     message = "" if answer.status is Status.TRUNCATED else answer.status_message
     return replace(answer, text=text, boxes=(), status=status, status_message=message)
-
-
-def sees(text: str) -> bool | None:
-    """Whether a model says in an answer to `asking` that it sees the thing; None where it says neither."""
-    return True if _YES.match(text) else False if _NO.match(text) else None
 
 
 def _contradicted(answer: Answer, asked: WhenSeen, known: str) -> Answer:

@@ -75,8 +75,8 @@ class Sketch:
         points = _points(depth, K)
         near = np.asarray(cv2.erode(depth, np.ones((3, 3), np.uint8)), np.float32)
         known = np.isfinite(points[..., 0])
-        normals = _normals(points)
-        normals = normals[np.isfinite(normals[:, 0])].astype(np.float32)
+        normals = _normals(points).astype(np.float32)
+        normals = normals[np.isfinite(normals[:, 0])]
         return cls(near, K, points[known].astype(np.float32), normals, frame.T_world_camera)
 
     def height(self) -> float:

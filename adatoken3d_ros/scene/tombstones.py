@@ -26,6 +26,7 @@ from adatoken3d_ros.settings import DEFAULTS
 FEWEST = 3  # patches of a thing that is worth telling of unasked
 MOST_VOXELS = 32  # whose features are kept of one thing, those of most patches
 TOGETHER = 10.0  # seconds within which neighbouring parts of one thing go or appear
+EDGE, WHOLE = 0.67, 40  # of its voxels beside what is known, and fewer measurements: no thing, but the edge of one
 NOISE = 8  # times as many measurements as what came up beside it before: that was of an edge
 SAME_COLOUR = 30.0  # of mean colours, 0 to 255 each
 SURE = (0.3, 1.0, 16.0, 8.0, 1.1)  # of `likeness`: always, for looks, colours, heights (1 / m), measurements
@@ -277,9 +278,17 @@ class Tombstones:
             self.gone = self._with(self.gone, replace(thing, last_ns=min(last, gone_ns)), gone_ns)
         self.forget(gone_ns)
 
-    def greet(self, held: Mapping[int, Contribution], now_ns: int) -> None:
-        """What a view shows where the scene was free before."""
+    def greet(self, held: Mapping[int, Contribution], now_ns: int, beside: Tensor | None = None) -> None:
+        """What a view shows where the scene was free before.
+
+        Args:
+            beside: voxels of it that are beside what is known; a little that has most of its voxels there is an edge
+                of that.
+        """
         for thing in things(held):
+            edge = 0.0 if beside is None else float(torch.isin(thing.keys, beside).double().mean())
+            if edge > EDGE and int(thing.count.sum()) < WHOLE:
+                continue
             self.appeared = self._with(self.appeared, thing, now_ns)
         self.appeared = self.appeared[-MOST_APPEARED:]
 
@@ -338,7 +347,14 @@ class Tombstones:
             found[id(known[i])] = replace(known[i], moved_to=(x, y, z), confidence=float(sure[i, j]))
             sure[i], sure[:, j] = 0.0, 0.0
         returned = {id(thing) for thing, there in zip(known, back, strict=True) if there}
-        self.gone = [found.get(id(thing), thing) for thing in self.gone if id(thing) not in returned]
+        self.gone = [found.get(id(t)) or self._unlinked(t) for t in self.gone if id(t) not in returned]
+
+    def _unlinked(self, thing: Thing) -> Thing:
+        """A thing that was linked to nothing now, without what it was linked to before if that is still known."""
+        place = thing.moved_to
+        if place is None or not any(((one.low <= place) & (place <= one.high)).all() for one in self.appeared):
+            return thing
+        return replace(thing, moved_to=None, confidence=0.0)
 
     def within(self, low: NDArray[np.float64], high: NDArray[np.float64]) -> Iterable[Thing]:
         """What has gone from a box, the newest first."""

@@ -51,11 +51,15 @@ def voxel_indices(keys: Tensor) -> Tensor:
     return torch.stack([(keys >> shift) & _MASK for shift in (2 * _BITS, _BITS, 0)], dim=1) - _BIAS
 
 
-def near_any(held: Tensor, keys: Tensor) -> Tensor:
-    """(P,) bool: whether a voxel of `keys` (P,) or one of its 26 neighbours is among `held` (M,), which ascend."""
+def near_any(held: Tensor, keys: Tensor, *, level: bool = False) -> Tensor:
+    """(P,) bool: whether a voxel of `keys` (P,) or one of its 26 neighbours is among `held` (M,), which ascend.
+
+    Args:
+        level: only of the 8 neighbours at its height.
+    """
     if not len(held):
         return torch.zeros(len(keys), dtype=torch.bool)
-    around = keys[:, None] + _NEIGHBOURS
+    around = keys[:, None] + (_NEIGHBOURS[1::3] if level else _NEIGHBOURS)
     return (held[torch.searchsorted(held, around).clamp_(max=len(held) - 1)] == around).any(dim=1)
 
 

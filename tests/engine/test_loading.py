@@ -47,6 +47,7 @@ SETTINGS = Settings(
         "scene.change_interval": 4.0,
         "scene.min_change": 5,
         "scene.max_disagreement": 0.1,
+        "scene.max_height": 3.5,
         "scene.carving": False,
     }
 )
@@ -55,7 +56,7 @@ SETTINGS = Settings(
 def test_every_setting_arrives(tiny_directory: Path) -> None:
     session = load_scene(SETTINGS | {"model.path": str(tiny_directory), "model.dtype": "bfloat16"})
     assert session.config == SessionConfig(
-        key_frames=KeyFrameConfig(0.3, 20.0, 5, 9, 2.0, 3.0, 0.0, 0.1, 0.2, 0.3, 4.0, 5, 0.1, None),
+        key_frames=KeyFrameConfig(0.3, 20.0, 5, 9, 2.0, 3.0, 0.0, 0.1, 0.2, 0.3, 4.0, 5, 0.1, 3.5, None),
         max_depth=4.0,
         origin=(1.0, 2.0, 0.5),
         question_views=7,

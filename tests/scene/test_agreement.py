@@ -160,7 +160,7 @@ def test_views_that_agree_have_nothing_wrong() -> None:
 def test_a_wrong_scale_shows_in_the_height_of_a_camera_that_only_turns(
     scale: float, highest: float, wrong: bool
 ) -> None:
-    """Its views agree whatever the scale is. It is 1.5 m high; each pixel has the least depth around it, so a little less is told."""
+    """Its views agree whatever the scale is. It is 1.5 m high; of the least depth around each pixel a little less."""
     agreement, eye = Agreement(LIMIT, highest), np.array([0.0, 0.0, 1.5])
     for i, angle in enumerate(np.linspace(0.0, 3.0, 10)):
         frame = view(i, look_at(eye, np.array([2.0 * math.cos(angle), 2.0 * math.sin(angle), 0.5])))

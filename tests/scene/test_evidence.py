@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -64,3 +66,23 @@ def test_what_is_known_of_a_question_in_words(
 
 def test_without_gates_nothing_is_known() -> None:
     assert of_words(HERE, [], 1.0, measured=False)[0] is Observed.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("share", "confidence", "coverage", "verdict"),
+    [
+        (0.15, 0.5, 0.8, Observed.NOT_OBSERVED),  # 2.75 + 0 + 1.89 * -1.73
+        (0.25, 0.5, 0.8, Observed.SEEN),
+        (0.15, 0.7, 0.8, Observed.SEEN),  # 2.75 + 1.54 * 0.85 + 1.89 * -1.73
+        (0.05, 0.97, 0.8, Observed.SEEN),
+        (0.15, 0.5, 0.96, Observed.SEEN),  # nothing is left that it could be
+        (0.15, math.nan, 0.8, Observed.SEEN),
+        (0.11, math.nan, 0.8, Observed.NOT_OBSERVED),
+        (0.0, 1.0, 0.8, Observed.NOT_OBSERVED),
+    ],
+)
+def test_the_less_sure_the_words_are_the_more_a_place_must_stand_out(
+    share: float, confidence: float, coverage: float, verdict: Observed
+) -> None:
+    present = [Cluster(np.array([0]), share, np.zeros(3), np.ones(3))]
+    assert of_words(present, [], coverage, True, confidence)[0] is verdict
