@@ -136,6 +136,6 @@ def scaled_to_depth(layers_of_32: list[int], ratios: list[float], n_layers: int)
 
 
 def scaled(schedule: Schedule, factor: float) -> Schedule:
-    """The schedule with all keep ratios times `factor`, at most 1, rounded to six decimals for people to read."""
-    stages = tuple(Stage(stage.layer, round(min(1.0, stage.ratio * factor), 6)) for stage in schedule.stages)
+    """The schedule with all keep ratios times `factor`, 1e-6 to 1, rounded to six decimals for people to read."""
+    stages = tuple(Stage(stage.layer, max(1e-6, round(min(1.0, stage.ratio * factor), 6))) for stage in schedule.stages)
     return Schedule(stages, schedule.withdraw_layer)

@@ -17,6 +17,7 @@ from adatoken3d_ros.pruning.schedule import (
     in_buckets,
     rounded,
     rounded_from_removed,
+    scaled,
     truncated,
 )
 
@@ -24,6 +25,11 @@ from adatoken3d_ros.pruning.schedule import (
 def test_counts_of_pyramiddrop_on_a_scannet_scene() -> None:
     schedule = Schedule.of([8, 16, 24], [0.5, 0.25, 0.125])
     assert schedule.counts(1659, 32) == (1659,) * 8 + (829,) * 8 + (414,) * 8 + (207,) * 8
+
+
+def test_a_scaled_ratio_never_rounds_to_nothing() -> None:
+    schedule = scaled(Schedule.of([1, 4], [0.5, 0.0004], withdraw_layer=6), 1e-3)
+    assert schedule == Schedule.of([1, 4], [0.0005, 1e-6], withdraw_layer=6)
 
 
 def test_withdrawal_leaves_none_and_a_gate_at_the_end_does_nothing() -> None:
