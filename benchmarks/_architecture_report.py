@@ -12,6 +12,7 @@ import numpy as np
 from rich.table import Table
 
 from adatoken3d_ros.lab.information import min_max
+from benchmarks._pages import put
 
 GOAL_HIT, GOAL_TOKENS, GOAL_PARITY = 0.9, 1000, 1e-4
 TITLES = {"llava3d": "LLaVA-3D", "video3d": "Video-3D LLM", "qwen3vl": "Qwen3-VL"}
@@ -19,7 +20,6 @@ _HEADINGS = (
     *("model", "tokens", "parity", "way", "GFLOP", "saved", "prefill ms", "speed-up", "hit", "KL, nats"),
     "right answers (difference in points, 95 %)",
 )
-_BEGIN, _END = "<!-- architectures -->", "<!-- end of architectures -->"
 _MINED = (
     ("intra", "information: attention within the scene", "#4c72b0"),
     ("inter", "information: attention of scene and text", "#55a868"),
@@ -93,11 +93,7 @@ def write_docs(result: Mapping[str, Any], page: Path) -> None:
     Raises:
         ValueError: for a page without the marks.
     """
-    before, begin, rest = page.read_text(encoding="utf-8").partition(_BEGIN)
-    _, end, after = rest.partition(_END)
-    if not begin or not end:
-        raise ValueError(f"{page} has no {_BEGIN} with {_END} behind it")
-    page.write_text(f"{before}{begin}\n{markdown(result)}\n{end}{after}", encoding="utf-8")
+    put(page, "architectures", f"{markdown(result)}\n")
 
 
 def markdown(result: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ GOAL_63, GOAL_80 = 0.37, 0.2
 _NEARLY = 0.005  # of the operations: schedules are made for the mean prompt
 LEAST_RATIO, LEAST_RATIO_LOW = 0.995, 0.98
 LEAST_FAMILY, LEAST_FAMILY_LOW = 0.97, 0.93
+LEAST_SPEED = 2.5
 LEAST_AT_TOKENS = {128: 0.97, 64: 0.92}
 COLOURS = {
     "random": "#999999",
@@ -73,6 +74,12 @@ def goals(
             "families_under": under,
             "families_unsure": unsure,
             "met": enough and sure and not under and not unsure and point["flops"] <= budget + _NEARLY,
+        }
+    if "time" in (point := ours.get(GOAL_80, {})):
+        found["speed_80"] = {
+            "goal": f"{LEAST_SPEED:g}x from the question to the end of its answer with 80 % of the operations saved",
+            "speed": 1 / point["time"],
+            "met": point["time"] <= 1 / LEAST_SPEED,
         }
     for count, least in LEAST_AT_TOKENS.items():
         if (point := at_tokens.get(count)) is not None:
@@ -152,18 +159,21 @@ def verdict(found: Mapping[str, Any]) -> Table:
     for heading in ("goal", "met", "measured"):
         shown.add_column(heading)
     for one in found.values():
-        shown.add_row(one["goal"], "yes" if one["met"] else "no", _measured(one))
+        shown.add_row(one["goal"], "yes" if one["met"] else "no", measured(one))
     return shown
 
 
-def _measured(one: Mapping[str, Any]) -> str:
+def measured(one: Mapping[str, Any]) -> str:
+    """What a goal is judged by."""
     if "comparisons" in one:
         ahead = one["comparisons"] - len(one["not_ahead"])
         return (
             f"of {one['comparisons']} comparisons ahead in {ahead}, clearly in {one['clearly_ahead']}, clearly "
             f"behind in {len(one['clearly_behind'])}; not ahead: "
-            + (", ".join(f"{b['rival']} at {_budget(b)}" for b in one["not_ahead"]) or "never")
+            + (", ".join(f"{b['rival']} at {budget_words(b)}" for b in one["not_ahead"]) or "never")
         )
+    if "speed" in one:
+        return f"{one['speed']:.2f}x"
     says = "no answer right" if one["ratio"] is None else f"{one['ratio']:.1%} of unpruned"
     if one["interval"] is not None:
         says += f" ({one['interval'][0]:.1%} to {one['interval'][1]:.1%})"
@@ -174,7 +184,8 @@ def _measured(one: Mapping[str, Any]) -> str:
     return f"{one['saved']:.1%} saved, {says}; under 97 %: {under or 'none'}; lower end under 93 %: {unsure or 'none'}"
 
 
-def _budget(one: Mapping[str, Any]) -> str:
+def budget_words(one: Mapping[str, Any]) -> str:
+    """A share of the operations or a number of tokens."""
     return f"{one['target']:g}" if "target" in one else f"{one['tokens']} tokens"
 
 

@@ -15,11 +15,13 @@ Means are over rooms of questions about each; intervals are 95 % bootstrap inter
 family of questions, too, and of a second model that is asked about the same rooms.
 
     python -m benchmarks.claims --json F [--picture PNG] [--model DIR] [--beside DIR] [--rooms 30] [--questions 360]
+    python -m benchmarks.claims --from F --json F2 [--picture PNG] [--docs MD]    measures nothing, tells what F says
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -42,6 +44,7 @@ from adatoken3d_ros.pruning.policies import make_policy
 from adatoken3d_ros.pruning.schedule import Schedule, at_least_one
 from adatoken3d_ros.pruning.view import DecoderSize, GateSize, GateView, Policy, Rope, Selection
 from adatoken3d_ros.weights import embedded_path
+from benchmarks._claims_docs import write_docs
 from benchmarks._claims_picture import draw
 from benchmarks._frontier_answers import judge
 from benchmarks._paired import Tally, scene_interval
@@ -334,11 +337,23 @@ def of_model(args: argparse.Namespace, reader: Reader, folder: Path, console: Co
     return result
 
 
+def run(args: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """All figures of one model or of two."""
+    with TemporaryDirectory() as temporary:
+        result = of_model(args, Reader(args.model or embedded_path()), args.scenes or Path(temporary, "own"), console)
+        if args.beside is not None:
+            folder = args.beside_scenes or Path(temporary, "beside")
+            result["beside"] = of_model(args, Reader(args.beside), folder, console)
+    return result
+
+
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.claims", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--json", type=Path, required=True, help="file to write the figures to")
+    parser.add_argument("--from", type=Path, metavar="F", dest="source", help="read them from it instead of measuring")
     parser.add_argument("--picture", type=Path, help="PNG to draw them in")
+    parser.add_argument("--docs", type=Path, nargs="+", default=(), metavar="MD", help="pages to put them in")
     parser.add_argument("--model", type=Path, help="checkpoint (the embedded model)")
     parser.add_argument("--beside", type=Path, metavar="DIR", help="checkpoint of a second model (none)")
     parser.add_argument("--scenes", type=Path, metavar="DIR", help="rooms, encoded once and kept (none are kept)")
@@ -357,15 +372,11 @@ def main() -> None:
     for name in ("rooms", "questions", "workers"):
         if getattr(args, name) < 1:
             commands.error(f"--{name} {getattr(args, name)} must be at least 1")
-    console = Console()
-    with TemporaryDirectory() as temporary:
-        result = of_model(args, Reader(args.model or embedded_path()), args.scenes or Path(temporary, "own"), console)
-        if args.beside is not None:
-            folder = args.beside_scenes or Path(temporary, "beside")
-            result["beside"] = of_model(args, Reader(args.beside), folder, console)
+    result = json.loads(args.source.read_text(encoding="utf-8")) if args.source is not None else run(args, Console())
     write_json(args.json, result)
     if args.picture is not None:
         draw(result, args.picture)
+    write_docs(result, args.json, args.docs)
 
 
 if __name__ == "__main__":

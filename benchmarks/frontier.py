@@ -19,12 +19,14 @@ With --resume, a run that was ended goes on where it was, and another policy cos
 for the answers about the first N rooms, of those that --rooms and --questions lay out. --quick is for trying.
 
     python -m benchmarks.frontier --json F [--picture PNG] [--model DIR] [--resume FILE] [--quick]
+    python -m benchmarks.frontier --from F --json F2 --picture PNG --docs MD...    measures nothing, tells what F says
     python -m benchmarks.frontier --strategies DIR [--model DIR]    only fits `ours`, for the folder of a checkpoint
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import time
 from collections.abc import Sequence
@@ -51,6 +53,7 @@ from adatoken3d_ros.pruning.view import SceneTokens
 from adatoken3d_ros.weights import embedded_path
 from benchmarks._budgets import CONTESTANTS, RIVALS, Operations, Tokens
 from benchmarks._frontier_answers import Ask, answer, read, unfit
+from benchmarks._frontier_docs import write_docs
 from benchmarks._frontier_fit import choose, fit
 from benchmarks._frontier_report import GOAL_63, GOAL_80, draw, goals, table, token_table, verdict
 from benchmarks._kept import Kept
@@ -318,7 +321,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--json", type=Path, metavar="F", help="compare all policies and write the figures to this file"
     )
+    parser.add_argument("--from", type=Path, metavar="F", dest="source", help="read them from it instead of measuring")
     parser.add_argument("--picture", type=Path, help="PNG to draw them in")
+    parser.add_argument("--docs", type=Path, nargs="+", default=(), metavar="MD", help="pages to put them in")
     parser.add_argument(
         "--strategies", type=Path, metavar="DIR", help="write ours, fitted to the model, into this folder"
     )
@@ -374,13 +379,17 @@ def main() -> None:
             fit_ours(args, args.scenes or Path(temporary), console)
         if args.json is None:
             return
-        result = run(args, args.scenes or Path(temporary), console)
+        if args.source is not None:
+            result = json.loads(args.source.read_text(encoding="utf-8"))
+        else:
+            result = run(args, args.scenes or Path(temporary), console)
     console.print(table(result))
     console.print(token_table(result))
     console.print(verdict(result["goals"]))
     write_json(args.json, result)
     if args.picture is not None:
         draw(result, args.picture)
+    write_docs(result, args.json, args.docs)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import architectures
-from benchmarks._architecture_report import TITLES, goals, markdown, write_docs
+from benchmarks._architecture_report import TITLES, goals, markdown
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,13 +55,6 @@ def test_the_docs_have_the_figures_that_lie_beside_them() -> None:
     table = markdown(json.loads(results.read_text())) + "\n" if results.is_file() else ""
     page = (ROOT / "docs" / "benchmarks.md").read_text()
     assert f"<!-- architectures -->\n{table}<!-- end of architectures -->" in page
-
-
-def test_a_page_without_marks_is_named(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text("nothing")
-    with pytest.raises(ValueError, match=r"page\.md has no <!-- architectures -->"):
-        write_docs({}, page)
 
 
 def test_goals_by_hand() -> None:

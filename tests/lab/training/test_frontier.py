@@ -269,6 +269,12 @@ def test_goals_of_a_budget(ratio: float | None, low: float, family: float | None
     assert [found[name]["met"] for name in ("tokens_128", "tokens_64")] == [ratio is not None] * 2
     assert not found["ahead"]["met"] and "ahead_at_20" not in found
     assert verdict(found).row_count == 5
+    assert "speed_80" not in found, "no time was measured"
+    points["ours"][1]["time"] = 0.41
+    timed = goals(points, [], {})["speed_80"]
+    assert not timed["met"] and timed["speed"] == pytest.approx(2.44, abs=0.01)
+    points["ours"][1]["time"] = 0.4
+    assert goals(points, [], {})["speed_80"]["met"]
 
 
 def test_comparisons_that_are_lost_by_hand() -> None:
