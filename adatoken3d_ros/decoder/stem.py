@@ -104,19 +104,21 @@ def read_question(
         check: called before each layer, to end it by an exception.
 
     Returns:
-        hidden states (1, S' + Q, D) that enter the layer with the gate, their rows, and the question's rows (Q, D) as
-        they entered the layer before.
+        hidden states (1, S' + Q, D) that enter the layer with the gate, their rows, and what the layer before it was
+        asked, which is all that the gate looks at.
     """
     q, cos_sin = question.shape[1], decoder.rotary(question, positions)
+    n, last = stem.hidden.shape[1], len(stem.layers) - 1
     hidden, asking = question, Asking(question[0], None)
+    mask = causal_chunk(n + q, q, hidden.device)
     for i, (keys, values) in enumerate(stem.layers):
         check(i)
         cache.update(keys, values, i)
-        mask = causal_chunk(keys.shape[2] + q, q, hidden.device)
-        with decoder.layers[i].asked(q) as noted:
+        with decoder.layers[i].asked(q if i == last else 0) as noted:
             after = decoder.layers[i].run(hidden, cos_sin, mask, cache)
-        hidden, asking = after, Asking(hidden[0], noted[0])
-    n = stem.hidden.shape[1]
+        if i == last:
+            asking = Asking(hidden[0], noted[0] if noted else None)
+        hidden = after
     rows = replace(stem.rows, positions=torch.cat([stem.rows.positions, positions], dim=-1))
     if rows.fixed is not None:
         rows = replace(rows, fixed=torch.cat([rows.fixed, n + torch.arange(q, device=hidden.device)]))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from adatoken3d_ros.decoder.adapter import Decoder
+from adatoken3d_ros.decoder.adapter import Decoder, Layer
 from adatoken3d_ros.decoder.decode import decode
 from adatoken3d_ros.decoder.prefill import Cancelled, Layout, Prefill, prefill
 from adatoken3d_ros.decoder.stem import Stems, first_asking_gate
@@ -112,3 +112,22 @@ def test_it_is_cancelled_before_each_layer_and_keeps_nothing_half_read(mha: Deco
         with pytest.raises(Cancelled, match="before layer 1 of 6"):
             read(mha, schedule, stems=stems, should_stop=partial(next, asked))
     same(read(mha, schedule, stems=stems), read(mha, schedule), mha)
+
+
+def test_rows_are_noted_where_a_gate_looks_at_them_and_nowhere_else(
+    mha: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gates before layers 2 and 4: the layers before them note the question's rows, with a stem and without."""
+    noted: list[int] = []
+    asked = Layer.asked
+
+    def counted(layer: Layer, n: int) -> Any:
+        noted.append(n)
+        return asked(layer, n)
+
+    monkeypatch.setattr(Layer, "asked", counted)
+    schedule, stems = Schedule.of([2, 4], [0.5, 0.3]), Stems()
+    for options in ({}, {"stems": stems}, {"stems": stems}):
+        noted.clear()
+        read(mha, schedule, **options)
+        assert noted == [0, 7, 0, 7, 0, 0], options

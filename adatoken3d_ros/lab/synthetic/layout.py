@@ -15,6 +15,7 @@ from adatoken3d_ros.lab.synthetic.items import FIRST_ITEM, FLOOR, WALL, Footprin
 
 MAX_ITEMS = 16
 TALL = 1.3  # what is taller keeps away from the room's centre, where a camera passes
+_CROWD = (1, 2, 3, 5, 6, 7, 7, 8, 8, 8, 8)  # of a kind, in crowded rooms
 _GAP = 0.04  # between footprints, metres
 _STRETCHY = {
     "table",
@@ -97,10 +98,15 @@ class Layout:
 
     def repeat(self, place: Callable[[str], Item | None], kind: str, target: int) -> None:
         """Place one of a kind, sometimes several, so that counting is not always one."""
-        copies = int(self.rng.choice([1, 1, 2, 3, 5, 7, 8] if self.crowded else [1, 1, 1, 2, 3, 4]))
-        for _ in range(copies):
-            if len(self.items) < target:
-                place(kind)
+        if not self.crowded:
+            for _ in range(int(self.rng.choice([1, 1, 1, 2, 3, 4]))):
+                if len(self.items) < target:
+                    place(kind)
+            return
+        copies = int(self.rng.choice(_CROWD))
+        for _ in range(3 * copies):  # what finds no place is tried again elsewhere, or high numbers hardly come about
+            if len(self.items) < target and copies and place(kind) is not None:
+                copies -= 1
 
     def group(self, kind: str, target: int) -> None:
         """A piece on the floor with what belongs to it."""

@@ -22,7 +22,7 @@ from adatoken3d_ros.lab.synthetic.furnished import FurnishedRoom
 from adatoken3d_ros.lab.synthetic.furniture import COLOURS, KINDS
 from adatoken3d_ros.lab.synthetic.items import FLOOR, WALL, Item
 from adatoken3d_ros.lab.synthetic.views import Sight
-from adatoken3d_ros.lab.synthetic.wordings import QA, STANDPOINTS, WORDINGS, article, box_text, plural, worded
+from adatoken3d_ros.lab.synthetic.wordings import QA, STANDPOINTS, article, box_text, plural, worded, wordings
 
 FAMILIES = (
     "existence",
@@ -40,7 +40,7 @@ FAMILIES = (
 )
 # How often something is asked for that is there once, twice, ...: in usual rooms, and in crowded ones.
 _COUNTS = (0.08, 0.13, 0.2, 0.23, 0.18, 0.18)
-_CROWDED_COUNTS = (0.07, 0.1, 0.13, 0.15, 0.15, 0.14, 0.13, 0.13)
+_CROWDED_COUNTS = (0.02, 0.03, 0.06, 0.07, 0.08, 0.12, 0.2, 0.42)
 _MAX_DISTANCE = 6.0  # metres
 
 T = TypeVar("T")
@@ -53,11 +53,13 @@ def generate(
     *,
     per_family: int = 2,
     families: Sequence[str] = FAMILIES,
+    told: bool = False,
 ) -> list[QA]:
     """Up to `per_family` questions of each family, fewer where the room has no more that are clear.
 
     Args:
         visible: from `views.sights`, for the views that the answerer is given; None: everything is seen from all sides.
+        told: of distances, from where to where they are.
 
     Raises:
         ValueError: for an unknown family.
@@ -65,7 +67,7 @@ def generate(
     unknown = [f for f in families if f not in FAMILIES]
     if unknown:
         raise ValueError(f"unknown families {unknown}, known: {', '.join(FAMILIES)}")
-    asker = _Asker(Facts(room, visible), rng)
+    asker = _Asker(Facts(room, visible), rng, wordings(told))
     found: list[QA] = []
     for family in families:
         ask: Callable[[], QA | None] = getattr(asker, f"ask_{family}")
@@ -84,9 +86,10 @@ def generate(
 class _Asker:
     """Draws questions about one room. `ask_<family>` gives one, or None where chance or the room has none."""
 
-    def __init__(self, facts: Facts, rng: np.random.Generator) -> None:
+    def __init__(self, facts: Facts, rng: np.random.Generator, wordings: Mapping[str, Sequence[str]]) -> None:
         self.facts = facts
         self.rng = rng
+        self.wordings = wordings
 
     # --- drawing -----------------------------------------------------------------------------------------------------
 
@@ -118,7 +121,7 @@ class _Asker:
         box: tuple[float, ...] | None = None,
     ) -> QA:
         """One of the wordings, whose first word is the family, with its gaps filled."""
-        return worded(wording.split()[0], self.any(WORDINGS[wording]), words, answer, about, box)
+        return worded(wording.split()[0], self.any(self.wordings[wording]), words, answer, about, box)
 
     # --- the families ------------------------------------------------------------------------------------------------
 
@@ -198,7 +201,7 @@ class _Asker:
         if plain and self.rng.random() < 0.6:
             return self.say("colour", item.colour, [item], {"x": plain[0]})
         point = self.facts.point_on(item, self.rng)
-        template = self.any(WORDINGS["colour"]).replace("{x}", "the object at {p}")
+        template = self.any(self.wordings["colour"]).replace("{x}", "the object at {p}")
         return worded("colour", template, {"p": point}, item.colour, [item])
 
     def ask_class(self) -> QA | None:
@@ -288,7 +291,7 @@ class _Asker:
                 continue
             target = self.any(matching)
             words: dict[str, str | NDArray[np.float64]] = {"a": self.name(faced), "b": self.name(target)}
-            template = self.any(WORDINGS["direction"])
+            template = self.any(self.wordings["direction"])
             stand = self.any(STANDPOINTS[kind])
             if isinstance(place, str):
                 stand = stand.replace("{s}", place)

@@ -108,11 +108,23 @@ WORDINGS: dict[str, tuple[str, ...]] = {
         "Which box encloses the object at {p}?",
     ),
 }
+# The distance is that of the middles, which most wordings leave open. Those that say so, in the same words.
+MIDDLES = (
+    "How far apart are the middle of {a} and the middle of {b}, to the nearest half metre?",
+    "What is the distance between the middle of {a} and the middle of {b} in metres, rounded to half metres?",
+    "How many metres is the middle of {a} from the middle of {b}, to the nearest half metre?",
+    "To the nearest half metre, how far is it from the middle of {a} to the middle of {b}?",
+)
 STANDPOINTS: dict[str, tuple[str, ...]] = {
     "middle": ("I am standing in the middle of the room,", "Standing in the centre of the room, I am"),
     "point": ("I am standing at {p},", "From {p}, I am"),
     "beside": ("I am standing right by {s},", "Standing next to {s}, I am"),
 }
+
+
+def wordings(told: bool = False) -> dict[str, tuple[str, ...]]:
+    """WORDINGS; told: every distance says from where to where."""
+    return {**WORDINGS, "distance": MIDDLES} if told else WORDINGS
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ from torch import nn
 from adatoken3d_ros.engine.understanding import WORD, write_understanding
 from adatoken3d_ros.lab.synthetic.facts import DIRECTIONS
 from adatoken3d_ros.lab.synthetic.furniture import COLOURS, KINDS
-from adatoken3d_ros.lab.synthetic.wordings import STANDPOINTS, UNKNOWN, WORDINGS, article, plural
+from adatoken3d_ros.lab.synthetic.wordings import STANDPOINTS, UNKNOWN, WORDINGS, article, plural, wordings
 from adatoken3d_ros.lab.training.pretrained import DETECTOR
 from adatoken3d_ros.lmm.interface import SpatialLMM
 from adatoken3d_ros.lmm.untrained import ModelSize, trainable, trainable_of
@@ -112,21 +112,22 @@ def _look_for_likeness(attention: Any, generator: torch.Generator) -> None:
                 attention.o_proj.weight[:, rows] = _TAKEN / groups * basis.T
 
 
-def understanding(*, unseen: bool = False) -> dict[str, Any]:
+def understanding(*, unseen: bool = False, told: bool = False) -> dict[str, Any]:
     """What such a model understands, as `engine.understanding` reads it from beside the weights.
 
-    unseen: whether it was trained to say that it does not know (`synthetic.unseen`).
+    unseen: whether it was trained to say that it does not know (`synthetic.unseen`). told: whether every distance said
+    from where to where it is.
     """
     stands = [words for group in STANDPOINTS.values() for words in group]
-    wordings: dict[str, list[str]] = {}
-    for name, group in WORDINGS.items():
+    known: dict[str, list[str]] = {}
+    for name, group in wordings(told).items():
         texts = [text.replace("{s}", words.replace("{s}", "{x}")) for text in group for words in stands]
-        wordings.setdefault(name.split()[0], []).extend(dict.fromkeys(texts))
+        known.setdefault(name.split()[0], []).extend(dict.fromkeys(texts))
     things = [name for kind in KINDS for name in (kind, plural(kind))] + ["object at {p}"]
-    said = [text for group in wordings.values() for text in group] + [*things, *map(article, KINDS), *COLOURS, "the"]
+    said = [text for group in known.values() for text in group] + [*things, *map(article, KINDS), *COLOURS, "the"]
     found = {word for text in said for word in WORD.findall(re.sub(r"\{\w\}", " ", text))}
-    known = found | {word[0].lower() + word[1:] for word in found}
-    content = {"words": sorted(known), "things": things, "colours": list(COLOURS), "wordings": wordings}
+    both = sorted(found | {word[0].lower() + word[1:] for word in found})
+    content = {"words": both, "things": things, "colours": list(COLOURS), "wordings": known}
     return {**content, "unknown": UNKNOWN} if unseen else content
 
 
@@ -167,4 +168,4 @@ def save_model(
     partial.write_text(text, encoding="utf-8")
     partial.replace(directory / "config.json")
     words.backend_tokenizer.save(str(directory / "tokenizer.json"))
-    write_understanding(directory, understanding(unseen=recipe.get("unseen", 0) > 0))
+    write_understanding(directory, understanding(unseen=recipe.get("unseen", 0) > 0, told=recipe.get("told", False)))

@@ -22,7 +22,7 @@ from adatoken3d_ros.lab.training.packing import Encoder, Packed, on_device
 
 _KINDS = {kind: k for k, kind in enumerate(KINDS)}
 _COLOURS = {colour: k for k, colour in enumerate(COLOURS)}
-MAX_RANK = 6  # as far as questions count
+MAX_RANK = 8  # as far as questions count
 _SHARPNESS = 16.0
 _BACKGROUND_WEIGHT = 0.2  # most tokens show floor and walls
 

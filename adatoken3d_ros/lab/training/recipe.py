@@ -56,6 +56,9 @@ class TrainConfig:
         simulated: part of the scenes whose detector's evidence is simulated, `strange`: of those whose other features
             say nothing besides (`variants.detected`), where the tower has a detector and tokens are voxels.
         unseen: questions a scene about places that no view shows, at most.
+        turns: parts of the furniture models that are left out in turn, `turn` steps each: what comes back was not seen
+            for so long that its class has to be told by what others of the class look like. 0: none is.
+        told: distances say in every wording from where to where they are.
         autocast: matrix products in bfloat16.
         compiled: layers by torch.compile, which needs a C++ compiler and some minutes at first.
     """
@@ -81,12 +84,15 @@ class TrainConfig:
     simulated: float = 0.25
     strange: float = 0.35
     unseen: int = 0
+    turns: int = 0
+    turn: int = 100
+    told: bool = False
     blind: bool = False
     autocast: bool = False
     compiled: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batches", "rate", "clip"):
+        for name in ("steps", "batches", "rate", "clip", "turn"):
             if not getattr(self, name) > 0:
                 raise TrainingError(f"{name} must be positive, got {getattr(self, name)}")
         for name in ("simulated", "strange"):
@@ -96,6 +102,8 @@ class TrainConfig:
             raise TrainingError(f"simulated {self.simulated} and strange {self.strange} are more than 1 together")
         if self.unseen < 0:
             raise TrainingError(f"unseen must not be negative, got {self.unseen}")
+        if self.turns < 0 or self.turns == 1:
+            raise TrainingError(f"turns must be 0 or 2 and more, got {self.turns}")
         if self.processes < 1 or self.batches % self.processes:
             raise TrainingError(f"{self.batches} batches a step cannot be shared by {self.processes} processes")
 
@@ -104,6 +112,10 @@ class TrainConfig:
         falling = min(1.0, max(0.05, (self.steps - step) / max(1.0, self.decay * self.steps)))
         begun = step - self.align if step >= self.align else step
         return self.rate * min(1.0, (begun + 1) / max(1, self.warmup)) * falling
+
+    def left_out(self, step: int) -> int | None:
+        """Which of the `turns` parts of the furniture models the step leaves out, if any."""
+        return step // self.turn % self.turns if self.turns else None
 
     def kind(self, step: int) -> int:
         """Index of the step's size; without tokens there is nothing to thin."""

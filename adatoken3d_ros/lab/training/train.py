@@ -43,7 +43,7 @@ from adatoken3d_ros.lab.training.packing import (
     spatial_tokens,
 )
 from adatoken3d_ros.lab.training.recipe import TrainConfig, TrainingError
-from adatoken3d_ros.lab.training.variants import detected, thinned, turned
+from adatoken3d_ros.lab.training.variants import detected, thinned, turned, without_models
 from adatoken3d_ros.lmm.untrained import ModelSize, trainable, trainable_of
 from adatoken3d_ros.lmm.vision.ssd import CLASSES
 from adatoken3d_ros.lmm.vision.tower import VisionTower
@@ -130,7 +130,8 @@ class Trainer:
         found: list[Encoded] = []
         for number in sorted(set(counts.values())):
             families = [family for family in FAMILIES if counts.get(family) == number]
-            for qa in generate(scene.room, rng, scene.sights, per_family=number, families=families):
+            asked = generate(scene.room, rng, scene.sights, per_family=number, families=families, told=self.config.told)
+            for qa in asked:
                 found.append(self.encoder.encode(qa, scene))
         return found
 
@@ -153,6 +154,8 @@ class Trainer:
         for number in rng.choice(len(self.scenes), n, replace=False).tolist():
             scene = turned(self.scenes[number], int(rng.integers(4)), bool(rng.integers(2)), self.size.voxel_size)
             scene = detected(scene, config.simulated, config.strange, rng)
+            if (part := config.left_out(step)) is not None:
+                scene = without_models(scene, part, config.turns)
             if not aligning:
                 asked.append(self.questions(scene, config.counts(step), rng) + self.unseen(scene, rng))
                 scene = thinned(scene, *config.kept(kind, rng), rng, most=rows - len(self.encoder.system))

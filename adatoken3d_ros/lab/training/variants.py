@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adatoken3d_ros.lab.synthetic.furnished import FurnishedRoom
+from adatoken3d_ros.lab.synthetic.furniture import KINDS, models_of
 from adatoken3d_ros.lab.synthetic.items import FIRST_ITEM, Item
 from adatoken3d_ros.lab.synthetic.views import Sight
 from adatoken3d_ros.lab.training.data import Scene, grid_lines
@@ -57,6 +60,30 @@ def looked_away(scene: Scene, item: Item, around: float) -> Scene:
     left = _with(scene, kept)
     shown = set(left.instance.unique().tolist()) - {item.instance}
     return replace(left, sights={one: sight for one, sight in scene.sights.items() if one in shown})
+
+
+@lru_cache(maxsize=4)
+def model_parts(turns: int) -> Mapping[str, int]:
+    """Of each model of training rooms, by its id, in which of so many parts it is: models of one class are in different
+    ones, so that whichever part is left out, its classes stay; the only model of a class is in none."""
+    parts: dict[str, int] = {}
+    for number, kind in enumerate(KINDS):
+        models = models_of(kind, held_out=False)
+        if len(models) > 1:
+            parts |= {model.id: (number + k) % turns for k, model in enumerate(models)}
+    return parts
+
+
+def without_models(scene: Scene, part: int, turns: int) -> Scene:
+    """The scene as if no view had shown an item of the furniture models of a part: without the tokens that show any of
+    it, and without what was seen of these items. The scene itself where nothing else would be left."""
+    parts = model_parts(turns)
+    gone = [item.instance for item in scene.room.items if parts.get(item.model.id) == part]
+    kept = np.ones(len(scene.features), bool)
+    kept[scene.voxel.numpy()[np.isin(scene.instance.numpy(), gone)]] = False
+    if not kept.any():
+        return scene
+    return replace(_with(scene, kept), sights={i: sight for i, sight in scene.sights.items() if i not in gone})
 
 
 def _with(scene: Scene, kept: NDArray[np.bool_]) -> Scene:

@@ -16,7 +16,7 @@ from adatoken3d_ros.lab.synthetic.furniture import COLOURS, KINDS, load_pack
 from adatoken3d_ros.lab.synthetic.items import FIRST_ITEM, FLOOR
 from adatoken3d_ros.lab.synthetic.questions import FAMILIES, generate
 from adatoken3d_ros.lab.synthetic.views import Sight
-from adatoken3d_ros.lab.synthetic.wordings import QA, STANDPOINTS, WORDINGS, article, box_text, plural
+from adatoken3d_ros.lab.synthetic.wordings import MIDDLES, QA, STANDPOINTS, WORDINGS, article, box_text, plural
 from adatoken3d_ros.lmm.text_places import parse_boxes, parse_clicks
 from benchmarks.accuracy import TWO
 
@@ -106,7 +106,23 @@ def test_crowded_rooms_are_counted_to_eight() -> None:
         for qa in generate(room, np.random.default_rng(seed), per_family=6, families=["count"]):
             asked[qa.answer] += 1
             assert int(qa.answer) == len(qa.about)
-    assert {"7", "8"} <= set(asked) <= set("12345678")
+    assert set(asked) == set("12345678")
+    assert max(asked.values()) < 0.25 * asked.total() and min(asked.values()) > 0.04 * asked.total(), asked
+
+
+def test_distances_may_say_from_where_to_where() -> None:
+    """In words that models know already; what else is asked stays as it was."""
+    found = {
+        told: [qa for k in range(60) for qa in generate(ROOM, np.random.default_rng(k), told=told)] for told in (0, 1)
+    }
+    said = [qa.question for qa in found[1] if qa.family == "distance"]
+    assert said and all(question.lower().count("the middle of the") == 2 for question in said)
+    assert len({question.split()[2] for question in said}) >= 3, "in more than one wording"
+    usual = [(qa.question, qa.answer) for qa in found[0] if qa.family != "distance"]
+    assert usual == [(qa.question, qa.answer) for qa in found[1] if qa.family != "distance"]
+    assert [qa.answer for qa in found[0]] == [qa.answer for qa in found[1]]
+    known, asked = ({word for text in group for word in text.split()} for group in (WORDINGS["distance"], MIDDLES))
+    assert asked <= known | {"apart"}
 
 
 def test_count() -> None:
