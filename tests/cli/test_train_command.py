@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from adatoken3d_ros.cli.main import INTERRUPTED, main
+from adatoken3d_ros.lab.synthetic.wordings import MIDDLES
 from adatoken3d_ros.lab.training.language import config_content, new_model, save_model, tokenizer
 from adatoken3d_ros.lmm import registry
 from adatoken3d_ros.lmm.llava3d.config import Llava3DConfig
@@ -50,8 +51,12 @@ def _log(out: Path) -> list[dict[str, float]]:
 
 def test_trains_saves_and_goes_on(tmp_path: Path, tower: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    assert _train(out, tower, "--steps", "2", "--evaluate-every", "2", "--batches", "1", "--crowded", "1") == 0
-    assert json.loads((out / "config.json").read_text())["training"]["rooms"] == 3
+    asked = ["--crowded", "1", "--turns", "3", "--turn", "1", "--told"]
+    assert _train(out, tower, "--steps", "2", "--evaluate-every", "2", "--batches", "1", *asked) == 0
+    recipe = json.loads((out / "config.json").read_text())["training"]
+    assert (recipe["rooms"], recipe["turns"], recipe["turn"]) == (3, 3, 1)
+    understood = json.loads((out / "understanding.json").read_text())
+    assert set(understood["wordings"]["distance"]) == set(MIDDLES)
     assert [line["step"] for line in _log(out)] == [1, 2, 2]
     assert "macro" in _log(out)[-1]["right"]  # type: ignore[operator]
     assert "saved at step 2" in capsys.readouterr().out
