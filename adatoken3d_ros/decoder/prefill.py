@@ -247,7 +247,7 @@ def prefill(
 
 def _rows_of(cos_sin: CosSin, index: Tensor) -> CosSin:
     cos, sin = cos_sin
-    return cos[:, index], sin[:, index]
+    return cos.index_select(1, index), sin.index_select(1, index)
 
 
 def _read_stem(gates: _Gates, embeds: Tensor, rows: Rows, key: tuple[Any, ...], check: Callable[[int], None]) -> Stem:
@@ -355,16 +355,15 @@ class _Journal:
 
     def note(self, g: int, reached: Tensor, alive: Tensor, chosen: Selection) -> None:
         """What the gate before layer g chose of the tokens `alive`, of which layer g-1 has seen those `reached`."""
-        kept = alive[chosen.keep]
-        self.last_layer[reached] = g - 1
-        self.last_layer[kept] = self.n_layers - 1
+        # By calls that do one thing each: `tensor[index] = value` and the like take twice as long for few tokens.
+        kept = alive.index_select(0, chosen.keep)
+        self.last_layer.index_fill_(0, reached, g - 1).index_fill_(0, kept, self.n_layers - 1)
         if len(kept) > 0:
-            self.retained[alive] = False
-            self.retained[kept] = True
+            self.retained.index_fill_(0, alive, False).index_fill_(0, kept, True)
         if chosen.scores is not None:
             self.finite.append((g, chosen.scores.isfinite().all()))
             # Attention that all went to the text may leave nothing to share.
-            self.contribution[alive] += chosen.scores / chosen.scores.sum().clamp(min=_TINY)
+            self.contribution.index_add_(0, alive, chosen.scores / chosen.scores.sum().clamp(min=_TINY))
 
     def trace(self, spatial_per_layer: tuple[int, ...]) -> GateTrace:
         """Raises GateError if a score was not finite."""

@@ -120,13 +120,13 @@ class Rows:
         hidden = hidden.index_select(1, index)
         if chosen.merged is not None:
             hidden[0, spatial] = chosen.merged
-        alive, added = self.alive[chosen.keep], tuple(chosen.of(vectors) for vectors in self.added)
+        alive, added = self.alive.index_select(0, chosen.keep), tuple(chosen.of(vectors) for vectors in self.added)
         changed = None if self.changed is None else self.changed[chosen.keep]
         closing = None
         if self.closing is not None:
             closing = self.closing[chosen.keep]
             closing = torch.where(closing < 0, closing, torch.searchsorted(index, closing))
-        positions, shift = self.positions[..., index], self.shift
+        positions, shift = self.positions.index_select(-1, index), self.shift
         if renumbered_until is not None:
             positions, shift = torch.arange(len(index), device=device), renumbered_until - len(index)
         return hidden, Rows(positions, alive, spatial, fixed, added, shift, changed, self.parked, closing), index

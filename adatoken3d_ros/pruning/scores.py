@@ -25,10 +25,9 @@ def attention_of_last_rows(queries: Tensor, keys: Tensor, scaling: float) -> Ten
     Computed in float32, ROWS_AT_ONCE rows at a time, so that no n x n map exists for any R.
     """
     n_heads, n_rows, _ = queries.shape
-    total = torch.zeros(keys.shape[1], device=keys.device)
-    for _, probabilities in causal_attention(queries, keys, scaling):
-        total += probabilities.flatten(0, 1).sum(0)  # several times faster than over two dimensions
-    return total / (n_heads * n_rows)
+    chunks = causal_attention(queries, keys, scaling)
+    sums = (probabilities.flatten(0, 1).sum(0) for _, probabilities in chunks)  # much faster than over two dimensions
+    return sum(sums, start=next(sums)).div_(n_heads * n_rows)
 
 
 def causal_attention(queries: Tensor, keys: Tensor, scaling: float) -> Iterator[tuple[int, Tensor]]:
@@ -90,7 +89,7 @@ def farthest_points(xyz: Tensor, most: int | None = None) -> Tensor:
     for a GPU.
     """
     points = _columns(xyz)
-    return _max_min(points, lambda i: _squares(points, i), most).to(xyz.device)
+    return _max_min(points, _squares(points), most).to(xyz.device)
 
 
 def diverse_places(xyz: Tensor, features: Tensor, per_metre: float = 0.05, most: int | None = None) -> Tensor:
@@ -107,7 +106,8 @@ def diverse_places(xyz: Tensor, features: Tensor, per_metre: float = 0.05, most:
     """
     points, unit = _columns(xyz), normalize(features.detach().float(), dim=-1)
     apart = (1 - unit @ unit.T).cpu().numpy()
-    order = _max_min(points, lambda i: apart[i] + per_metre * np.sqrt(_squares(points, i)), most)
+    squares = _squares(points)
+    order = _max_min(points, lambda i: apart[i] + per_metre * np.sqrt(squares(i)), most)
     return order.to(xyz.device)
 
 
@@ -115,10 +115,14 @@ def _columns(xyz: Tensor) -> NDArray[np.float32]:
     return np.ascontiguousarray(xyz.detach().float().cpu().numpy().T)
 
 
-def _squares(points: NDArray[np.float32], i: int) -> NDArray[np.float32]:
-    """Squares of the distances (n,) of points (3, n) from the i-th."""
-    gap = points - points[:, i, None]
-    squares: NDArray[np.float32] = np.einsum("cn,cn->n", gap, gap)
+def _squares(points: NDArray[np.float32]) -> Callable[[int], NDArray[np.float32]]:
+    """Of points (3, n) the squares of the distances (n,) from the i-th, which hold until the next are asked for."""
+    gap, found = np.empty_like(points), np.empty(points.shape[1], np.float32)
+
+    def squares(i: int) -> NDArray[np.float32]:
+        np.subtract(points, points[:, i, None], out=gap)
+        return np.einsum("cn,cn->n", gap, gap, out=found)
+
     return squares
 
 
