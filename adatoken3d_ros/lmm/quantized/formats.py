@@ -22,7 +22,7 @@ GROUP = 32  # columns that share a scale in int4
 SCALE, ZERO = "_scale", "_zero"  # what the names of a weight's other tensors add to its own
 BITS = {"int8": 8.0, "fp8": 8.0, "int4": 4 + 32 / GROUP}  # of a weight, scales of groups included
 _OF_DTYPE = {"I8": "int8", "F8_E4M3": "fp8", "U8": "int4"}
-_ROWS = 1024  # that are converted at a time: what it takes beside the result does not grow with the matrix
+_ROWS = 128  # that are converted at a time: what lies between stays in a processor's cache, or near it
 _TINY = torch.finfo(torch.float32).tiny
 
 Parts = dict[str, Tensor]  # "" is the weight itself, else SCALE, ZERO
