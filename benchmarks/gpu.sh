@@ -42,8 +42,7 @@ write_model() { # NAME FOLDER: a checkpoint of random weights
         "$python" -c "import sys; from tests.architectures import write_tiny; from pathlib import Path
 write_tiny(sys.argv[1], Path(sys.argv[2]))" "$3" "$2"
     else
-        "$python" -c "import sys; from benchmarks.real_size import MODELS, write_checkpoint; from pathlib import Path
-Path(sys.argv[2]).mkdir(); write_checkpoint(*MODELS[sys.argv[1]], Path(sys.argv[2]))" "$1" "$2"
+        "$python" -m benchmarks.real_size --model "$1" --write "$2"
     fi
 }
 

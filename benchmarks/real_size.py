@@ -18,6 +18,7 @@ With --quantization its linear layers are converted while they are read, figures
 
     python -m benchmarks.real_size --model qwen3-vl-2b --json F [--quantization int4] [--device cpu] [--threads 2]
         [--scratch DIR]
+    python -m benchmarks.real_size --model llava-3d-7b --write DIR    # the checkpoint alone, for `adatoken3d benchmark`
 """
 
 from __future__ import annotations
@@ -287,7 +288,8 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         prog="python -m benchmarks.real_size", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("--model", choices=MODELS, default="qwen3-vl-2b", help="whose sizes (%(default)s)")
-    parser.add_argument("--json", type=Path, required=True, metavar="F", help="file to write the figures to")
+    parser.add_argument("--json", type=Path, metavar="F", help="file to write the figures to")
+    parser.add_argument("--write", type=Path, metavar="DIR", help="only write the checkpoint, to a new folder")
     parser.add_argument(
         "--quantization", nargs="+", choices=("none", *KINDS), default=["none"], help="each in a process of its own"
     )
@@ -295,6 +297,10 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2, help="of torch (%(default)s)")
     parser.add_argument("--scratch", type=Path, metavar="DIR", help="where the checkpoint is written for the time")
     arguments = parser.parse_args(words)
+    if (arguments.json is None) == (arguments.write is None):
+        parser.error("one of --json F and --write DIR is needed")
+    if arguments.write is not None and (arguments.write.exists() or not arguments.write.resolve().parent.is_dir()):
+        parser.error(f"--write: {arguments.write} is there already, or cannot be made")
     if arguments.threads < 1:
         parser.error(f"--threads {arguments.threads} must be at least 1")
     if arguments.scratch is not None and not arguments.scratch.is_dir():
@@ -304,6 +310,12 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     arguments, console = parse(), Console()
+    if arguments.write is not None:
+        arguments.write.mkdir()
+        with console.status(f"writing {arguments.model} with random weights"):
+            size = write_checkpoint(*MODELS[arguments.model], arguments.write)
+        console.print(f"{arguments.write}: {size / 1e9:.2f} GB of random weights")
+        return
     figures = measure(
         arguments.model, arguments.quantization, arguments.device, arguments.threads, arguments.scratch, console
     )

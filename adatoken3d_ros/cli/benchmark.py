@@ -31,7 +31,10 @@ def add_parser(subparsers: Any) -> None:
         parser, "--model", "--vision-path", "--device", "--dtype", "--quantization", "--decoding", "--strategy"
     )
     parser.add_argument("--views", type=int, default=20, metavar="N", help="of the scene (%(default)s)")
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="runs of each time (%(default)s)")
+    parser.add_argument("--repeats", type=int, metavar="N", help="runs of each time (3, of a quick look 1)")
+    parser.add_argument(
+        "--quick", action="store_true", help="no latency budgets, nothing compiled: where an answer takes a minute"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="of torch (its own choice)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with pictures")
@@ -57,7 +60,8 @@ def run(args: argparse.Namespace) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     with step_progress(Console(stderr=True)) as progress:
-        figures = measure(settings_of(args), Effort(args.views, args.repeats), progress)
+        repeats = args.repeats or (1 if args.quick else 3)
+        figures = measure(settings_of(args), Effort(args.views, repeats, 8 if args.quick else 24, args.quick), progress)
     console = Console()
     for title, heads, cells in tables(figures):
         console.print(_shown(title, heads, cells))
@@ -72,14 +76,21 @@ def run(args: argparse.Namespace) -> int:
 def tables(figures: Figures) -> list[tuple[str, list[str], list[list[str]]]]:
     """Title, heads and cells of each table."""
     decode, peaks = figures["decode"], figures["peaks"]
-    machine = [[name.replace("_", " "), str(value)] for name, value in figures["machine"].items() if value is not None]
-    machine += [[name.replace("_", " "), f"{value:.3g}"] for name, value in peaks.items()]
+    machine = [_of_machine(name, value) for name, value in figures["machine"].items() if value is not None]
+    machine += [
+        [f"products in {name.removesuffix('_tflops')}", f"{value:.3g} T{'OP' if 'int' in name else 'FLOP'}/s"]
+        for name, value in peaks.items()
+        if name.endswith("_tflops")
+    ]
+    machine.append(["reading memory", f"{peaks['bandwidth_gb_s']:.3g} GB/s"])
     for name, value in figures["state_after"].items():
         before = figures["state_before"].get(name, value)
         machine.append([name, value if before == value else f"{before}, afterwards {value}"])
     memory = ", ".join(f"{name} {value:.2f} GB" for name, value in figures["peak_gb"].items())
     how = figures["decoding"] + (f" ({figures['eager_because']})" if figures["eager_because"] else "")
+    name, _, identity = figures["model"].partition("@")
     stages = [
+        ["weights' identity", identity],
         ["load", f"{figures['load_s']:.1f} s"],
         ["weights in memory", f"{figures['weights_gb']:.2f} GB"],
         ["peak memory", memory],
@@ -89,8 +100,9 @@ def tables(figures: Figures) -> list[tuple[str, list[str], list[list[str]]]]:
         ["decoded", f"{decode['tokens_per_s']:.1f} tokens/s"],
         ["of the measured memory bandwidth", f"{decode['share_of_bandwidth']:.0%}"],
         ["a further question over the scene's kept prefix", f"{figures['follow_up_ms']:.1f} ms"],
-        ["budgets kept", f"{sum(row['kept'] for row in figures['budgets'])} of {len(figures['budgets'])}"],
     ]
+    if kept := [row["kept"] for row in figures["budgets"]]:
+        stages.append(["budgets kept", f"{sum(kept)} of {len(kept)}"])
     prefills = [
         [
             f"-{row['saved']:.0%}" if row["saved"] > 0.005 else "unpruned",
@@ -114,14 +126,32 @@ def tables(figures: Figures) -> list[tuple[str, list[str], list[list[str]]]]:
         ]
         for row in figures["budgets"]
     ]
+    asked = [
+        [
+            row["strategy"],
+            f"{row['prefill_ms']:.0f}",
+            f"{row['decode_ms']:.0f}",
+            f"{row['took_ms']:.0f}",
+            str(row["retained_tokens"]),
+            row["status"],
+        ]
+        for row in figures["asked"]
+    ]
     kind = f"{figures['dtype']}, {figures['quantization']}" if figures["quantization"] != "none" else figures["dtype"]
+    budget = ("Latency budgets", ["budget ms", "took ms", "kept", "tokens left", "status"], budgets)
     heads = ["operations", "kept", "prefill ms", "MFU", "faster", "predicted", "gates", "answer ms"]
     return [
         ("This machine", ["", ""], machine),
-        (f"{figures['model']}, {kind}", ["", ""], stages),
+        (f"{name}, {kind}", ["", ""], stages),
         (f"Prefill of {figures['prompt_rows']} rows, {figures['spatial_tokens']} of them spatial", heads, prefills),
-        ("Latency budgets", ["budget ms", "took ms", "kept", "tokens left", "status"], budgets),
+        ("A question, asked", ["strategy", "prefill ms", "decode ms", "all ms", "tokens left", "status"], asked),
+        *([budget] if budgets else []),
     ]
+
+
+def _of_machine(name: str, value: Any) -> list[str]:
+    said, unit = (name.removesuffix("_gb"), " GB") if name.endswith("_gb") else (name, "")
+    return [said.replace("_", " "), f"{value}{unit}"]
 
 
 def _shown(title: str, heads: Sequence[str], cells: list[list[str]]) -> Any:
@@ -143,12 +173,15 @@ def page(figures: Figures) -> str:
         head = "<tr>" + "".join(f"<th>{escape(text)}" for text in heads) if any(heads) else ""
         body = "".join("<tr>" + "".join(f"<td>{escape(text)}" for text in row) for row in cells)
         parts.append(f"<h2>{escape(title)}</h2><table>{head}{body}</table>")
-    title = escape(f"{figures['model']} on {figures['machine'].get('gpu', figures['machine']['processor'])}")
+    title = escape(
+        f"{figures['model'].partition('@')[0]} on {figures['machine'].get('gpu', figures['machine']['processor'])}"
+    )
     note = (
         "Answers: a prefill and 16 tokens. Kept: of the spatial tokens, over all layers. Faster: measured, and as "
-        "operations predict. MFU: operations that are needed, a second, of what a product of large "
-        "matrices in this number type reaches here. Bandwidth: weights, keys and values that a step reads, of what "
-        "reading memory reaches here. Published figures are of other clocks."
+        "operations predict. MFU: operations that are needed, a second, of what a product of large matrices in "
+        f"{figures['products']} reaches here. Bandwidth: weights, keys and values that a step reads, of what reading "
+        "memory reaches here. A question, asked: by all of the engine, up to 16 tokens. Published figures are of other "
+        "clocks."
     )
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>"
@@ -158,34 +191,41 @@ def page(figures: Figures) -> str:
 
 
 def pictures(figures: Figures) -> str:
-    """An answer's parts by how much is pruned, and budgets against what answers took, as SVG."""
+    """An answer's parts by how much is pruned, and budgets, if there are any, against what answers took, as SVG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 3.8), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    left, *others = figure.subplots(1, 2 if figures["budgets"] else 1, squeeze=False)[0]
+    from adatoken3d_ros.lab.speed import told
+
     rows = figures["prefill"]
     names = ["unpruned" if row["saved"] <= 0.005 else f"-{row['saved']:.0%}" for row in rows]
-    prefill = [row["ms"] for row in rows]
-    rest = [row["answer_ms"] - row["ms"] for row in rows]
+    size, unit = (1.0, "ms") if rows[0]["answer_ms"] < 10_000 else (1e-3, "s")
+    prefill = [size * row["ms"] for row in rows]
+    rest = [size * (row["answer_ms"] - row["ms"]) for row in rows]
     left.barh(names, prefill, color="#4477aa", label="prefill")
     left.barh(names, rest, left=prefill, color="#ccbb44", label="16 tokens")
     for number, row in enumerate(rows):
-        left.text(row["answer_ms"], number, f" {row['answer_ms']:.0f} ms", va="center", fontsize=9)
-    left.set(title="An answer, by operations that are pruned", xlabel="ms", xlim=(0, 1.2 * rows[0]["answer_ms"]))
+        left.text(size * row["answer_ms"], number, f" {told(row['answer_ms'])}", va="center", fontsize=9)
+    left.set(title="An answer, by operations that are pruned", xlabel=unit, xlim=(0, 1.2 * prefill[0] + 1.2 * rest[0]))
     left.invert_yaxis()
     left.legend(fontsize=8, loc="lower right")
-    given = [row["budget_ms"] for row in figures["budgets"]]
-    took = [row["took_ms"] for row in figures["budgets"]]
-    right.plot([0, max(given)], [0, max(given)], color="#bbbbbb", linewidth=1, label="budget")
-    for kept, colour, label in ((True, "#228833", "kept"), (False, "#cc3311", "missed")):
-        some = [number for number, row in enumerate(figures["budgets"]) if row["kept"] is kept]
-        if some:
-            right.scatter([given[k] for k in some], [took[k] for k in some], color=colour, label=label, zorder=3)
-    right.set(title="Ten latency budgets", xlabel="asked for, ms", ylabel="took, ms", xlim=(0, None), ylim=(0, None))
-    right.legend(fontsize=8)
-    for axes in (left, right):
+    for right in others:
+        _draw_budgets(right, figures["budgets"])
+    for axes in (left, *others):
         axes.grid(alpha=0.3)
     file = io.StringIO()
     figure.savefig(file, format="svg", metadata={"Date": None})
     text = file.getvalue()
     return f"<p>{text[text.index('<svg') :]}</p>"
+
+
+def _draw_budgets(axes: Any, rows: list[Figures]) -> None:
+    given, took = [row["budget_ms"] for row in rows], [row["took_ms"] for row in rows]
+    axes.plot([0, max(given)], [0, max(given)], color="#bbbbbb", linewidth=1, label="budget")
+    for kept, colour, label in ((True, "#228833", "kept"), (False, "#cc3311", "missed")):
+        some = [number for number, row in enumerate(rows) if row["kept"] is kept]
+        if some:
+            axes.scatter([given[k] for k in some], [took[k] for k in some], color=colour, label=label, zorder=3)
+    axes.set(title="Ten latency budgets", xlabel="asked for, ms", ylabel="took, ms", xlim=(0, None), ylim=(0, None))
+    axes.legend(fontsize=8)

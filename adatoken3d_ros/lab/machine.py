@@ -7,6 +7,7 @@ measured here is what a model can be compared with.
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import time
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.int8}
 _SECONDS = 0.4  # for each peak
 _LEAST, _MOST = 1, 200  # runs
 _LIMIT = 5.0  # seconds that a program of the system may take
@@ -25,7 +26,8 @@ _QUERY = "name,driver_version,clocks.sm,clocks.mem,power.draw,power.limit,temper
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second, multiply and add apart, of the best of several products of square matrices.
+    """Operations a second, multiply and add apart, of the best of several products of square matrices; of int8 with
+    sums of 32 bits.
 
     Raises:
         RuntimeError: the device has no product of that number type.
@@ -33,7 +35,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     best = 0.0
     for n in (256, 512, 1024, 2048, 4096, 8192):
         a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-        seconds = _best(partial(torch.mm, a, b), device)
+        seconds = _best(partial(torch._int_mm if dtype is torch.int8 else torch.mm, a, b.T), device)
         best = max(best, 2.0 * n**3 / seconds)
         if seconds > _SECONDS / 16:  # the next one takes eight times as long; a type that is slow here is left at once
             break
@@ -50,7 +52,7 @@ def peak_bandwidth(device: torch.device) -> float:
 
 
 def peaks(device: torch.device) -> dict[str, float]:
-    """`<number type>_tflops` of those that the device has, and `bandwidth_gb_s`."""
+    """`<number type>_tflops` (of int8 as many operations) of those that the device has, and `bandwidth_gb_s`."""
     found: dict[str, float] = {}
     for name, dtype in _DTYPES.items():
         try:
@@ -103,8 +105,9 @@ def description(device: torch.device) -> dict[str, Any]:
 
 
 def state(device: torch.device) -> dict[str, str]:
-    """How it is set just now, where the system tells: clocks, power mode and temperatures, by name."""
-    found: dict[str, str] = {}
+    """How it is set just now, where the system tells: clocks, power mode and temperatures, by name; and its load, since
+    a time that was measured beside other programs is of no use."""
+    found = {"load": f"{os.getloadavg()[0]:.1f} on {os.cpu_count()} processors"} if hasattr(os, "getloadavg") else {}
     clocks = [
         _read(path) for path in sorted(Path("/sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_cur_freq"))
     ]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -28,8 +28,10 @@ from adatoken3d_ros.engine.scene import Scene
 from adatoken3d_ros.lab import machine
 from adatoken3d_ros.lab.machine import wait
 from adatoken3d_ros.lmm.interface import Spliced
+from adatoken3d_ros.lmm.quantized.linear import QuantizedLinear
 from adatoken3d_ros.pruning import flops
 from adatoken3d_ros.pruning.schedule import Schedule, scaled
+from adatoken3d_ros.pruning.strategy import default_strategy
 from adatoken3d_ros.pruning.view import DecoderSize, Policy
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.settings import Settings
@@ -39,15 +41,21 @@ SAVED = (0.0, 0.63, 0.8)  # shares of a prefill's operations
 ANSWER = 16  # tokens of the answer that is told at the end
 BUDGETS = 10
 Progress = Callable[[str, int, int | None], None]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure: views of the scene, runs of each time, decode steps."""
+    """How long to measure: views of the scene, runs of each time, decode steps.
+
+    `quick`: no run that does not count before those that do, no latency budgets, which need many prefills to know what
+    the machine takes, and steps in one piece only where `model.decoding` says so, since they are compiled first.
+    """
 
     views: int = 20
     repeats: int = 3
     steps: int = 24
+    quick: bool = False
 
 
 def measure(settings: Settings, effort: Effort, progress: Progress) -> dict[str, Any]:
@@ -65,6 +73,7 @@ def measure(settings: Settings, effort: Effort, progress: Progress) -> dict[str,
     def loading(share: float, _: str) -> None:
         progress("loading", min(99, round(100 * share)), 100)
 
+    settings = settings | {"scene.max_views": effort.views}
     engine = load_engine(settings | {"budget.warm_up": False, "model.decoding": "eager"}, loading)
     device, load_s = engine.model.device, time.perf_counter() - began
     loaded_gb = machine.peak_memory_gb(device)
@@ -74,13 +83,13 @@ def measure(settings: Settings, effort: Effort, progress: Progress) -> dict[str,
     progress("peaks", 1, 1)
     began = time.perf_counter()
     progress("preparing", 0, 1)
-    eager_because = _prepare(engine, settings)
+    eager_because = _prepare(engine, settings, effort)
     prepared_s = time.perf_counter() - began
     progress("preparing", 1, 1)
-    engine.warm_up(
-        strategy_of(engine, settings["strategy"]), None, lambda done, of: progress("its own speed", done, of)
-    )
-    scene = open_scene(engine, settings | {"scene.max_views": effort.views, "scene.min_sharpness": 0.0})
+    if not effort.quick:
+        strategy = strategy_of(engine, settings["strategy"])
+        engine.warm_up(strategy, None, lambda done, of: progress("its own speed", done, of))
+    scene = open_scene(engine, settings | {"scene.min_sharpness": 0.0})
     encode_ms = _show(engine, scene, effort, progress)
     figures: dict[str, Any] = {
         "model": engine.model_id,
@@ -100,7 +109,8 @@ def measure(settings: Settings, effort: Effort, progress: Progress) -> dict[str,
     }
     with torch.inference_mode():
         figures |= _answering(engine, scene, effort, highest, progress)
-    figures["budgets"] = _budgets(engine, scene, progress)
+    figures["asked"] = _asked(engine, scene, progress)
+    figures["budgets"] = [] if effort.quick else _budgets(engine, scene, progress)
     figures["peak_gb"] = machine.peak_memory_gb(device)
     figures["state_after"] = machine.state(device)
     figures["sentence"] = sentence(figures)
@@ -109,7 +119,7 @@ def measure(settings: Settings, effort: Effort, progress: Progress) -> dict[str,
 
 def sentence(figures: dict[str, Any]) -> str:
     """What it all comes to."""
-    times = [f"{row['answer_ms']:.0f} ms" for row in figures["prefill"]]
+    times = [told(row["answer_ms"]) for row in figures["prefill"]]
     ends = [
         times[0] + " unpruned",
         *(f"{ms} at -{row['saved']:.0%}" for ms, row in zip(times[1:], figures["prefill"][1:], strict=True)),
@@ -120,9 +130,16 @@ def sentence(figures: dict[str, Any]) -> str:
     )
 
 
-def _prepare(engine: Engine, settings: Settings) -> str:
+def told(ms: float) -> str:
+    """A time for people."""
+    return f"{ms:.0f} ms" if ms < 10_000 else f"{ms / 1e3:.0f} s"
+
+
+def _prepare(engine: Engine, settings: Settings, effort: Effort) -> str:
     if settings["model.decoding"] == "eager":
         return "model.decoding is eager"
+    if settings["model.decoding"] == "auto" and effort.quick:
+        return "nothing was compiled for a quick look"
     return engine.prepare_decoding(Path(settings["budget.cache"]) if settings["budget.cache"] else None)
 
 
@@ -161,8 +178,8 @@ def _answering(
     prompt, clicks = scene.prompt(Question(QUESTION))
     block = scene.prepared.block(None)
     spliced = scene.splice(prompt, clicks, block)
-    dtype = str(model.dtype).removeprefix("torch.")
-    top = highest.get(f"{dtype}_tflops", 0.0) * 1e12
+    products = _products(engine)
+    top = highest.get(f"{products}_tflops", 0.0) * 1e12
     policy = scene.make_policy(scene.strategy)
 
     def read(schedule: Schedule) -> Prefill:
@@ -174,9 +191,9 @@ def _answering(
     for number, saved in enumerate(SAVED):
         progress("prefill", number, len(SAVED))
         schedule = _that_saves(saved, scene.strategy.schedule, lambda s: _planned(size, s, policy, spliced) / full)
-        trace = read(schedule).trace
+        seconds, filled = _median(partial(read, schedule), device, effort)
+        ms, trace = 1e3 * seconds, filled.trace
         spent = prefill_flops(size, policy, trace, spliced)
-        ms = 1e3 * _median(partial(read, schedule), device, effort.repeats)
         rows.append(
             {
                 "saved": 1 - spent / full,
@@ -201,6 +218,7 @@ def _answering(
     return {
         "spatial_tokens": spliced.n_spatial,
         "prompt_rows": spliced.n_tokens,
+        "products": products,
         "prefill": rows,
         "decode": {
             "ms": steps_ms,
@@ -208,7 +226,7 @@ def _answering(
             "bytes_a_step": step_bytes,
             "share_of_bandwidth": step_bytes / (steps_ms / 1e3) / (highest["bandwidth_gb_s"] * 1e9),
         },
-        "follow_up_ms": 1e3 * _median(follow_up, device, effort.repeats),
+        "follow_up_ms": 1e3 * _median(follow_up, device, effort)[0],
     }
 
 
@@ -223,6 +241,15 @@ def _steps(engine: Engine, filled: Prefill, effort: Effort) -> tuple[float, floa
         if number >= 2:
             times.append(1e3 * (time.perf_counter() - began))
     return median(times), read
+
+
+def _products(engine: Engine) -> str:
+    """Number type of most products of the language model, whose peak is what a prefill is held against."""
+    kernels = {part.kernel for part in engine.model.decoder.language.modules() if isinstance(part, QuantizedLinear)}
+    if "int8_rows" in kernels:
+        return "int8"
+    four = any(kernel.startswith("int4") for kernel in kernels)
+    return "bfloat16" if four else str(engine.model.dtype).removeprefix("torch.")
 
 
 def _weight_bytes(engine: Engine, language: bool = False) -> float:
@@ -253,21 +280,45 @@ def _that_saves(saved: float, schedule: Schedule, share: Callable[[Schedule], fl
     return scaled(schedule, low)
 
 
-def _median(work: Callable[[], Any], device: torch.device, repeats: int) -> float:
-    work()
+def _median(work: Callable[[], T], device: torch.device, effort: Effort) -> tuple[float, T]:
+    """Seconds, and what the last run gave."""
+    if not effort.quick:
+        work()
     times = []
-    for _ in range(repeats):
+    for _ in range(effort.repeats):
         wait(device)
         began = time.perf_counter()
-        work()
+        last = work()
         wait(device)
         times.append(time.perf_counter() - began)
-    return median(times)
+    return median(times), last
+
+
+def _asked(engine: Engine, scene: Scene, progress: Progress) -> list[dict[str, Any]]:
+    """One question as a robot asks it, with the scene's own strategy and with no token pruned."""
+    scene.prepare()
+    found, own = [], scene.strategy
+    for number, strategy in enumerate((own, default_strategy("none", engine.n_layers))):
+        progress("a question", number, 2)
+        scene.set_strategy(strategy)
+        answer = engine.ask(scene, Question(QUESTION, max_new_tokens=ANSWER))
+        found.append(
+            {
+                "strategy": answer.strategy,
+                "took_ms": answer.times.total,
+                "prefill_ms": answer.times.prefill,
+                "decode_ms": answer.times.decode,
+                "retained_tokens": answer.retained_tokens,
+                "status": answer.status.name,
+            }
+        )
+    scene.set_strategy(own)
+    progress("a question", 2, 2)
+    return found
 
 
 def _budgets(engine: Engine, scene: Scene, progress: Progress) -> list[dict[str, Any]]:
     """Ten budgets from where pruning must be strong to where none is needed: what was asked for and what was kept."""
-    scene.prepare()
     engine.ask(scene, Question(QUESTION, max_new_tokens=ANSWER))
     slow = engine.ask(scene, Question(QUESTION, max_new_tokens=ANSWER)).times.total
     found = []

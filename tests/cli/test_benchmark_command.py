@@ -13,20 +13,26 @@ import pytest
 import torch
 
 from adatoken3d_ros.cli.main import main
+from adatoken3d_ros.decoder.prefill import prefill
 from adatoken3d_ros.engine.budget import warmup
+from adatoken3d_ros.engine.engine import Engine
 from adatoken3d_ros.lab import machine, speed
 
 
 @pytest.fixture(scope="module")
 def figures(tiny_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("benchmark")
+    return measured(tiny_of("llava3d"), tmp_path_factory.mktemp("benchmark"), "--decoding", "eager")
+
+
+def measured(model: Path, folder: Path, *more: str) -> dict[str, Any]:
+    """What the command writes, its page as `page`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(warmup, "SIZES", (1 / 64, 1 / 48, 1 / 32))
-        patch.setattr(machine, "peaks", lambda _: {"float32_tflops": 0.1, "bandwidth_gb_s": 10.0})
+        patch.setattr(machine, "peaks", lambda _: {"float32_tflops": 0.1, "int8_tflops": 0.4, "bandwidth_gb_s": 10.0})
         patch.setattr(speed, "ANSWER", 3)
-        given = ["--views", "2", "--repeats", "1", "--decoding", "eager", "--device", "cpu", "--dtype", "float32"]
+        given = ["--views", "2", "--repeats", "1", "--device", "cpu", "--dtype", "float32", *more]
         written = ["--json", str(folder / "f.json"), "--html", str(folder / "f.html")]
-        assert main(["benchmark", "--model", str(tiny_of("llava3d")), *given, *written]) == 0
+        assert main(["benchmark", "--model", str(model), *given, *written]) == 0
     found: dict[str, Any] = json.loads((folder / "f.json").read_text())
     return {**found, "page": (folder / "f.html").read_text()}
 
@@ -45,6 +51,33 @@ def test_every_stage_has_its_figure(figures: dict[str, Any]) -> None:
     for name in ("load_s", "encode_ms_a_view", "follow_up_ms", "weights_gb"):
         assert math.isfinite(figures[name]) and figures[name] > 0
     assert figures["decoding"] == "eager" and figures["eager_because"] == "model.decoding is eager"
+
+
+def test_a_quick_look_has_all_but_budgets_and_compiles_nothing(
+    tiny_of: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, figures: dict[str, Any]
+) -> None:
+    """For a machine on which an answer takes minutes: each time is that of one run, none is run to be thrown away."""
+    reads = []
+    monkeypatch.setattr(speed, "prefill", lambda *a, **k: reads.append(1) or prefill(*a, **k))
+    monkeypatch.setattr(Engine, "warm_up", lambda *_: pytest.fail("a quick look measures no fit"))
+    found = measured(tiny_of("llava3d"), tmp_path, "--quick", "--quantization", "int8")
+    assert found.keys() == figures.keys() and found["budgets"] == [] and figures["budgets"]
+    assert found["decoding"] == "eager" and "quick look" in found["eager_because"]
+    assert len(reads) == 1 + len(speed.SAVED)  # before the decode steps, and one of each share
+    ours, unpruned = found["asked"]
+    assert (ours["strategy"], unpruned["strategy"]) == ("ours-default", "none-default")
+    assert ours["retained_tokens"] < unpruned["retained_tokens"] == found["spatial_tokens"]
+    for row in found["asked"]:
+        assert row["took_ms"] > row["prefill_ms"] > 0 and row["status"] in ("OK", "TRUNCATED")
+    # Products of eight bits are held against the peak of eight bits.
+    row = found["prefill"][0]
+    assert found["products"] == "int8" and figures["products"] == "float32"
+    assert row["mfu"] == pytest.approx(row["flops"] / (row["ms"] / 1e3) / 4e11)
+    assert found["sentence"] in found["page"] and "<svg" in found["page"] and "Latency budgets" not in found["page"]
+
+
+def test_long_times_are_told_in_seconds() -> None:
+    assert [speed.told(ms) for ms in (71.4, 9999.0, 106_587.0)] == ["71 ms", "9999 ms", "107 s"]
 
 
 def test_it_ends_with_a_sentence_and_a_page_of_its_own(figures: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -57,3 +58,18 @@ def test_nonsense_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         onboard.parse(["--json", "F", "--questions", "0"])
     assert "--questions 0 must be at least 1" in capsys.readouterr().err
+
+
+def test_every_branch_that_only_a_gpu_takes_is_in_the_table() -> None:
+    """A file that asks torch for CUDA, or does something else on a device that is none, is named in docs/onboard.md."""
+    root = Path(__file__).parents[2]
+    text = (root / "docs" / "onboard.md").read_text(encoding="utf-8")
+    table = text[text.index("## What was run, and what was not") :]
+    asks = re.compile(r'\.cuda\b|[!=]= "(cuda|cpu)"|\("\w+", "cuda"\)|"GPU", 0|num_gpus')
+    words = {"settings.py", "ros/findings.py"}  # of which device a text speaks, and what a device may be called
+    package = root / "adatoken3d_ros"
+    found = {
+        str(f.relative_to(package)) for f in package.rglob("*.py") if asks.search(f.read_text(encoding="utf-8"))
+    } - words
+    assert {"decoder/graphs.py", "decoder/clock.py", "lmm/quantized/linear.py"} <= found
+    assert sorted(name for name in found if f"`{name}`" not in table) == []

@@ -57,6 +57,32 @@ def test_figures_that_are_kept_are_of_the_whole_model() -> None:
         assert one["status"] in ("OK", "TRUNCATED") and one["unpruned"]["status"] in ("OK", "TRUNCATED")
 
 
+@pytest.mark.parametrize("kind", ["int8"])
+def test_what_the_command_says_of_the_real_size_is_kept(kind: str) -> None:
+    """Of `adatoken3d benchmark` on the same checkpoint: it fits, every stage has a time, a question was answered."""
+    kept = json.loads((Path(real_size.__file__).parent / "results" / f"machine_llava3d_{kind}_cpu.json").read_text())
+    assert kept["quantization"] == kind and kept["views"] == 2 and kept["sentence"].startswith("On this machine")
+    assert kept["weights_gb"] < kept["peak_gb"]["process"] < 24
+    assert [round(row["saved"], 2) for row in kept["prefill"]] == [0, 0.63, 0.8]
+    ours, unpruned = kept["asked"]
+    assert ours["retained_tokens"] < unpruned["retained_tokens"] == kept["spatial_tokens"]
+    assert all(row["status"] in ("OK", "TRUNCATED") for row in kept["asked"])
+    assert kept["load_s"] > 0 and kept["products"] == {"int8": "int8", "int4": "bfloat16"}[kind]
+
+
+def test_a_checkpoint_can_be_written_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = []
+    monkeypatch.setattr(real_size, "write_checkpoint", lambda *given: written.append(given) or 14_000_000_000)
+    monkeypatch.setattr("sys.argv", ["real_size", "--model", "llava-3d-7b", "--write", str(tmp_path / "new")])
+    real_size.main()
+    assert written == [(*real_size.MODELS["llava-3d-7b"], tmp_path / "new")] and (tmp_path / "new").is_dir()
+    with pytest.raises(SystemExit):
+        real_size.main()  # it is there now
+    for words in ([], ["--json", "f", "--write", "d"]):
+        with pytest.raises(SystemExit):
+            real_size.parse(words)
+
+
 @pytest.mark.parametrize(("words", "named"), [("--threads 0", "--threads 0"), ("--scratch /no/such", "/no/such")])
 def test_bad_flags_are_refused(words: str, named: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
