@@ -26,8 +26,9 @@ from adatoken3d_ros.settings import DEFAULTS
 FEWEST = 3  # patches of a thing that is worth telling of unasked
 MOST_VOXELS = 32  # whose features are kept of one thing, those of most patches
 TOGETHER = 10.0  # seconds within which neighbouring parts of one thing go or appear
+SETTLED = 1.0  # seconds for which what is one voxel of fewer patches was not measured any more when it is found gone
 EDGE, WHOLE = 0.67, 40  # of its voxels beside what is known, and fewer measurements: no thing, but the edge of one
-NOISE = 8  # times as many measurements as what came up beside it before: that was of an edge
+NOISE = 3  # times as many measurements as what came up beside it before: that was of an edge
 SAME_COLOUR = 30.0  # of mean colours, 0 to 255 each
 SURE = (0.3, 1.0, 16.0, 8.0, 1.1)  # of `likeness`: always, for looks, colours, heights (1 / m), measurements
 ALIKE = 0.5  # confidence from which on a thing counts as one that moved
@@ -275,6 +276,9 @@ class Tombstones:
         """
         for thing in things(held, gone_ns):
             last = max(thing.last_ns, last_seen(thing.xyz.double().numpy()))
+            little = len(thing.keys) == 1 and int(thing.count.sum()) < FEWEST
+            if little and gone_ns - last < SETTLED * 1e9:
+                continue  # an edge, that one frame puts there and the next does not
             self.gone = self._with(self.gone, replace(thing, last_ns=min(last, gone_ns)), gone_ns)
         self.forget(gone_ns)
 

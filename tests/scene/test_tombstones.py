@@ -60,6 +60,28 @@ def test_last_seen_is_when_it_was_last_measured() -> None:
     assert tombstones.gone[1].last_ns == 9 * S
 
 
+@pytest.mark.parametrize(
+    ("patches", "measured", "kept"), [(2, 8.5, False), (2, 7.0, True), (3, 8.5, True), (1, 9.0, False)]
+)
+def test_an_edge_that_was_measured_a_moment_ago_is_no_thing(patches: int, measured: float, kept: bool) -> None:
+    tombstones = Tombstones()
+    tombstones.bury(seen(3 * S, [[0.0, 0.0, 0.0]] * patches), 9 * S, lambda points: round(measured * S))
+    assert bool(tombstones.gone) is kept
+
+
+def test_an_edge_of_what_is_known_does_not_appear_and_one_before_a_thing_does_not_make_it_older() -> None:
+    tombstones, held = Tombstones(), seen(3 * S, box(0.0, 0.0))
+    keys = next(iter(held.values())).keys
+    tombstones.greet(held, 3 * S, keys)
+    assert tombstones.appeared == []
+    tombstones.greet(held, 3 * S, keys[:2])  # half of it is beside nothing
+    assert len(tombstones.appeared) == 1
+    whole = seen(25 * S, box(0.2, 0.0) * 20)
+    tombstones.greet(whole, 25 * S, next(iter(whole.values())).keys)  # so much is no edge
+    (thing,) = tombstones.appeared
+    assert thing.first_ns == 25 * S and len(thing.keys) == 8
+
+
 @pytest.mark.parametrize(("look", "within", "together"), [(BLUE, 300.0, 2), (RED, 300.0, 3), (RED, 30.0, 2)])
 def test_parts_that_go_soon_after_each_other_are_one_thing(look: tuple, within: float, together: int) -> None:
     """Those of one colour also later: a thing is looked at from one side, then from the other."""
@@ -151,6 +173,22 @@ def test_each_is_linked_to_one_the_surest_first() -> None:
         pytest.approx((4.0, 0.0, 0.3), abs=1e-6),
         pytest.approx((4.0, 9.0, 0.4), abs=1e-6),
     ]
+
+
+def test_what_is_like_it_more_takes_over_what_a_thing_was_linked_to() -> None:
+    """A thing that is found gone later may be the one that moved; the link of the other one was wrong."""
+    tombstones = Tombstones()
+    tombstones.bury(seen(3 * S, box(9.0, 0.0, 5)), 20 * S, never)  # 0.2 m higher
+    tombstones.greet(seen(25 * S, box(4.0, 0.0)), 25 * S)
+    tombstones.link(MEAN)
+    assert tombstones.gone[0].moved_to is not None
+    tombstones.bury(seen(3 * S, box(0.0, 0.0)), 30 * S, never)
+    tombstones.link(MEAN)
+    first, second = tombstones.gone
+    assert (first.moved_to, first.confidence) == (None, 0.0) and second.moved_to == pytest.approx((4.0, 0.0, 0.3))
+    tombstones.appeared.clear()  # what is not known any more says nothing against a link
+    tombstones.link(MEAN)
+    assert tombstones.gone[1].moved_to is not None
 
 
 def test_a_flood_is_bounded_in_number_and_age() -> None:
