@@ -57,7 +57,7 @@ def test_figures_that_are_kept_are_of_the_whole_model() -> None:
         assert one["status"] in ("OK", "TRUNCATED") and one["unpruned"]["status"] in ("OK", "TRUNCATED")
 
 
-@pytest.mark.parametrize("kind", ["int8"])
+@pytest.mark.parametrize("kind", ["int8", "int4"])
 def test_what_the_command_says_of_the_real_size_is_kept(kind: str) -> None:
     """Of `adatoken3d benchmark` on the same checkpoint: it fits, every stage has a time, a question was answered."""
     kept = json.loads((Path(real_size.__file__).parent / "results" / f"machine_llava3d_{kind}_cpu.json").read_text())
