@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from adatoken3d_ros.cli import fleet_demo
 from adatoken3d_ros.cli.options import add_settings
 from adatoken3d_ros.cli.processes import ProcessError, Processes
-from adatoken3d_ros.cli.view import EMBEDDED_CLICK, add_address, node_source, require_viser, serving
+from adatoken3d_ros.cli.view import add_address, node_source, require_viser, serving
 from adatoken3d_ros.weights import embedded_path
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def _viewed(args: argparse.Namespace) -> Iterator[str]:
     require_viser()
     from adatoken3d_ros.ros.client import SceneClient
 
-    with serving(node_source(SceneClient(), EMBEDDED_CLICK), args.host, args.port, args.token) as address:
+    with serving(node_source(SceneClient(), {"model.path": ""}), args.host, args.port, args.token) as address:
         yield address
 
 

@@ -11,7 +11,7 @@ import argparse
 import importlib.util
 import shlex
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 PORT = 8080
 EMBEDDED_CLICK = "What is the object at {p}?"  # a wording that the model in the package knows
+ASKED_OF_NODE = ("click_question", "latency_budget_ms", "model.path", "strategy")
+WAIT_SECONDS = 5.0  # for a node that is said to run
 MISSING = "the view needs viser: pip install 'viser>=1.1.1,<1.2' (or 'adatoken3d-ros[view]')"
 
 
@@ -148,15 +150,28 @@ def _node(args: argparse.Namespace) -> Source:
         raise OSError("a running node is seen by ROS 2, which is missing here: source it, or give --bag or --folder")
     from adatoken3d_ros.ros.client import SceneClient
 
-    return node_source(SceneClient(args.node, args.namespace), DEFAULTS["click_question"])
+    client = SceneClient(args.node, args.namespace)
+    try:
+        configured = client.parameters(*ASKED_OF_NODE, timeout=WAIT_SECONDS)
+    except (TimeoutError, ConnectionError) as error:
+        print(f"The page will be empty until the node is there: {error}", flush=True)
+        configured = {}
+    return node_source(client, configured)
 
 
-def node_source(client: SceneClient, click_question: str) -> Source:
-    """A running node as a view's source; it closes the client."""
+def node_source(client: SceneClient, configured: Mapping[str, Any]) -> Source:
+    """A running node as a view's source; it closes the client.
+
+    Args:
+        configured: values of parameters of the node, as far as they are known.
+    """
     from adatoken3d_ros.cli.output import record_of_message
     from adatoken3d_ros.pruning.policies import POLICY_NAMES
     from adatoken3d_ros.view.node import NodeSource
 
-    # The first is the node's own, unless it was configured otherwise.
-    strategies = tuple(dict.fromkeys((DEFAULTS["strategy"], *POLICY_NAMES)))
-    return NodeSource(client, strategies, click_question, record_of_message)
+    known = {**DEFAULTS, **configured}
+    click = known["click_question"]
+    if click == DEFAULTS["click_question"] and not known["model.path"]:
+        click = EMBEDDED_CLICK
+    strategies = tuple(dict.fromkeys((known["strategy"], *POLICY_NAMES)))
+    return NodeSource(client, strategies, known["latency_budget_ms"], click, record_of_message)

@@ -30,8 +30,10 @@ from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import Point
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
+from rcl_interfaces.srv import GetParameters
 from rclpy.action import ActionClient
 from rclpy.context import Context
+from rclpy.parameter import parameter_value_to_python
 from rclpy.qos import QoSProfile
 from std_srvs.srv import Trigger
 
@@ -69,6 +71,7 @@ class SceneClient:
         self._ask: Any = self.node.create_client(AskScene, f"{self.name}/ask", qos_profile=DEEP)
         self._clear: Any = self.node.create_client(Trigger, f"{self.name}/clear_scene")
         self._change_state: Any = self.node.create_client(ChangeState, f"{self.name}/change_state")
+        self._get_parameters: Any = self.node.create_client(GetParameters, f"{self.name}/get_parameters")
         self._streaming: Any = ActionClient(
             self.node,
             AskSceneStream,
@@ -184,6 +187,12 @@ class SceneClient:
         response = self._connection.call(self._clear, Trigger.Request(), timeout, "reply")
         if not response.success:
             raise RuntimeError(f"{self.name} did not clear the scene: {response.message}")
+
+    def parameters(self, *names: str, timeout: float | None = 10.0) -> dict[str, Any]:
+        """Values of the node's parameters of these names; nothing if it does not have all of them. Raises as `ask`."""
+        request = GetParameters.Request(names=list(names))
+        reply = self._connection.call(self._get_parameters, request, timeout, "parameters")
+        return dict(zip(names, map(parameter_value_to_python, reply.values), strict=False))
 
     def diagnostics(self, task: str) -> dict[str, str]:
         """Newest values that the node published on /diagnostics for a task (inputs, scene, model, latency, memory).

@@ -26,7 +26,7 @@ class NodeSource:
     Args:
         client: of the node; closed with this.
         strategies: that the menu has: the node refuses what it does not know, and says what it knows.
-        click_question: see `Source`.
+        budget_ms, click_question: see `Source`.
         record: an adatoken3d/msg/Answer as plain values.
     """
 
@@ -34,10 +34,11 @@ class NodeSource:
         self,
         client: SceneClient,
         strategies: tuple[str, ...],
+        budget_ms: float,
         click_question: str,
         record: Callable[[Any], dict[str, Any]],
     ) -> None:
-        self.strategies, self.budget_ms, self.click_question = strategies, 0.0, click_question
+        self.strategies, self.budget_ms, self.click_question = strategies, budget_ms, click_question
         self._client, self._record = client, record
         self._watcher, self._ages = SceneWatcher(client), Ages()
         self._seen, self._shown = Seen(), Shown()

@@ -93,7 +93,8 @@ class Page:
         gui.add_button("Ask", icon=viser.Icon.MESSAGE_QUESTION).on_click(lambda _: self._ask())
         self._answer = gui.add_html(f"<i {drawing.INSET}>Ask about the scene, or click on a point of it.</i>")
         gui.add_button("Stop").on_click(lambda _: self._source.cancel())
-        self._budget = gui.add_slider("Budget (ms)", 0, MOST_BUDGET, 10, round(self._source.budget_ms / 10) * 10,
+        budget = round(self._source.budget_ms / 10) * 10
+        self._budget = gui.add_slider("Budget (ms)", 0, max(MOST_BUDGET, budget), 10, budget,
                                       hint="time from asking to the answer; 0 for none")  # fmt: skip
         self._strategy = gui.add_dropdown("Strategy", (USUAL, *self._source.strategies))
         self._click = gui.add_text("Click asks", self._source.click_question, hint="{p} is where the point stands")

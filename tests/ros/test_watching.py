@@ -13,7 +13,7 @@ from ros_graph import Graph, synthetic_frame
 from seeing_node import STAMP, VIEWS, SeeingNode
 from std_srvs.srv import Trigger
 
-from adatoken3d_ros.cli.view import node_source
+from adatoken3d_ros.cli.view import ASKED_OF_NODE, node_source
 from adatoken3d_ros.engine.answer import Question
 from adatoken3d_ros.engine.pictures import encoded
 from adatoken3d_ros.ros.client import SceneClient
@@ -23,8 +23,11 @@ from adatoken3d_ros.view.report import report_page
 
 def test_a_node_is_seen_and_asked(graph: Graph, tiny_model: Path) -> None:
     """The view comes when the node has seen what it has seen."""
-    live = SeeingNode(graph, tiny_model)
-    with closing(node_source(SceneClient(context=graph.context), "What is at {p}?")) as source:
+    live = SeeingNode(graph, tiny_model, click_question="And {p}?")
+    client = SceneClient(context=graph.context)
+    with closing(node_source(client, client.parameters(*ASKED_OF_NODE))) as source:
+        assert client.parameters("no_such", "strategy") == {}
+        assert (source.click_question, source.budget_ms, source.strategies[0]) == ("And {p}?", 0.0, "ours")
         graph.wait(lambda: len(source.scene().xyz) and len(source.scene().pictures) == VIEWS, "the scene")
         live.camera.send(live.camera.messages(STAMP + VIEWS * 100_000_000, *synthetic_frame(VIEWS)))
         graph.wait(lambda: len(source.scene().pictures) == VIEWS + 1, "a picture of the new key frame")
