@@ -7,7 +7,7 @@ import os
 import signal
 
 import rclpy
-from adatoken3d.msg import Answer, TokenReport
+from adatoken3d.msg import Answer, KeyFrames, TokenReport
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import PointCloud2
@@ -19,6 +19,7 @@ TOPICS = {
     "retained_tokens": PointCloud2,
     "token_report": TokenReport,
     "markers": MarkerArray,
+    "key_frames": KeyFrames,
 }
 
 
