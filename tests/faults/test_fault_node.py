@@ -171,7 +171,8 @@ def test_a_subscriber_that_never_reads(live: Live) -> None:
     for i in range(12):
         if i % 3 == 0:
             live.see(2 + i)
-        assert live.ask(f"Number {i}?").status == Answer.TRUNCATED
+        got = live.ask(f"Number {i}?")
+        assert got.status == Answer.TRUNCATED, got.status_message
     count = len(live.diagnostics)
     live.graph.wait(lambda: len(live.diagnostics) > count + 5, "diagnostics", LONG)
     silent.kill()
