@@ -127,14 +127,15 @@ class Past:
             self._link()
             self._bound()
 
-    def came(self, frame: PosedFrame, points: PatchPoints, features: Tensor) -> None:
-        """A view has been added: what it shows where the scene was free before is noted.
+    def came(self, frame: PosedFrame, points: PatchPoints | None = None, features: Tensor | None = None) -> None:
+        """A view has been added, or a frame that is none was looked at: what it shows where the scene was free before
+        is noted.
 
         Each measurement counts, since a small thing lies between the points of a view's patches; it looks like the
-        patch that it is in.
+        patch that it is in, or like the mean of the scene where no features are known.
 
         Args:
-            points: of the patches (P,). features: (P, C), on any device.
+            points: of the patches (P,). features: (P, C), on any device. None: of no view.
         """
         now_ns = frame.stamp_ns
         if not self.tombstones.most:
@@ -152,8 +153,11 @@ class Past:
         if len(new):
             step = round(frame.K[0, 0] / K[0, 0])
             row, column = v[new] * step + step // 2, u[new] * step + step // 2
-            patch = _patch_at(frame, points, column, row)
-            look = features[patch.to(features.device)].float().cpu()
+            if points is None or features is None:
+                look = _mean_feature(self._map).expand(len(new), -1)
+            else:
+                patch = _patch_at(frame, points, column, row)
+                look = features[patch.to(features.device)].float().cpu()
             seen = torch.from_numpy(xyz[new])
             colour = torch.from_numpy(frame.rgb[row, column].copy())
             view = reduced(look, seen, colour, None, None, self._map.origin, self._map.voxel_size)

@@ -111,8 +111,9 @@ class SceneMemory(KeptScene):
         verdict = self._selector.decide(frame)
         if verdict == Verdict.KEY_FRAME or self._selector.confirmed == frame.stamp_ns:
             looked = self.past.look(frame, key_frame=verdict == Verdict.KEY_FRAME)
-            if looked and verdict != Verdict.KEY_FRAME and not self.pending:
+            if looked and verdict != Verdict.KEY_FRAME and not self.pending and len(self._map):
                 self._carve(frame, self._selector.arrived)
+                self.past.came(frame)
         if verdict == Verdict.KEY_FRAME:
             self._selector.accepted(frame)
             self.pending.append(frame)

@@ -30,7 +30,8 @@ SETTLED = 1.0  # seconds for which what is one voxel of fewer patches was not me
 EDGE, WHOLE = 0.67, 40  # of its voxels beside what is known, and fewer measurements: no thing, but the edge of one
 NOISE = 3  # times as many measurements as what came up beside it before: that was of an edge
 SAME_COLOUR = 30.0  # of mean colours, 0 to 255 each
-SURE = (0.3, 1.0, 16.0, 8.0, 1.1)  # of `likeness`: always, for looks, colours, heights (1 / m), measurements
+# Of `likeness`: always, for looks, colours, heights (1 / m), measurements, widths (1 / m).
+SURE = (0.3, 1.0, 16.0, 8.0, 1.1, 1.0)
 ALIKE = 0.5  # confidence from which on a thing counts as one that moved
 MOST_APPEARED = 64
 
@@ -193,8 +194,9 @@ def likeness(gone: Sequence[Thing], appeared: Sequence[Thing], mean: Tensor) -> 
     """(G, A) how sure it is that what has gone is what appeared, 0 to 1.
 
     A logistic function of the cosine of their looks with the scene's mean (C,) taken off, the distance of their colours
-    without brightness, how much higher one's top is than the other's, and how often what appeared was measured. Its
-    numbers were fitted to rooms in which one thing was put elsewhere (docs/memory.md).
+    without brightness, how much higher one's top is than the other's, how often what appeared was measured, and by how
+    much it is wider than what went. Its numbers were fitted to rooms in which one thing was put elsewhere
+    (docs/memory.md).
     """
     looks = [torch.stack([thing.look() - mean for thing in side]) for side in (gone, appeared)]
     unit = [(look / look.norm(dim=1, keepdim=True).clamp_min(1e-6)).double().numpy() for look in looks]
@@ -205,6 +207,8 @@ def likeness(gone: Sequence[Thing], appeared: Sequence[Thing], mean: Tensor) -> 
     colour = np.linalg.norm(shares[0][:, None] - shares[1], axis=2)
     score = SURE[0] + SURE[1] * (unit[0] @ unit[1].T) - SURE[2] * colour
     score = score - SURE[3] * np.abs(tops[0][:, None] - tops[1]) + SURE[4] * often
+    edges = [np.array([np.sort((thing.high - thing.low)[:2]) for thing in side]) for side in (gone, appeared)]
+    score = score - SURE[5] * np.maximum(edges[1] - edges[0][:, None], 0.0).max(axis=2)
     return np.asarray(1.0 / (1.0 + np.exp(-score)))
 
 
@@ -337,7 +341,7 @@ class Tombstones:
             return
         sure = likeness(known, self.appeared, mean)
         gone_ns, last_ns = (np.array([getattr(thing, name) for thing in known]) for name in ("gone_ns", "last_ns"))
-        first_ns = np.array([thing.first_ns for thing in self.appeared])
+        first_ns = np.array([self._really_first(thing) for thing in self.appeared])
         sure[np.abs(first_ns - gone_ns[:, None]) >= self.moved_within * 1e9] = 0.0
         sure[first_ns <= last_ns[:, None]] = 0.0
         places = [np.array([thing.place for thing in side]) for side in (known, self.appeared)]
@@ -352,6 +356,11 @@ class Tombstones:
             sure[i], sure[:, j] = 0.0, 0.0
         returned = {id(thing) for thing, there in zip(known, back, strict=True) if there}
         self.gone = [found.get(id(t)) or self._unlinked(t) for t in self.gone if id(t) not in returned]
+
+    def _really_first(self, thing: Thing) -> int:
+        """When a thing that appeared was first seen, or so much in its place that it is that again."""
+        there = (one for one in self.appeared if one.near(thing, 0.0))
+        return min(one.first_ns for one in there if NOISE * int(one.count.sum()) >= int(thing.count.sum()))
 
     def _unlinked(self, thing: Thing) -> Thing:
         """A thing that was linked to nothing now, without what it was linked to before if that is still known."""

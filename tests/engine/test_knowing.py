@@ -151,6 +151,28 @@ def test_what_comes_up_elsewhere_is_what_went(make_session: MakeSession, within:
     assert (past.tombstones.gone[0].moved_to is not None) is moved
 
 
+def test_what_a_frame_that_is_no_view_shows_has_appeared_too(make_session: MakeSession) -> None:
+    """It looks like nothing in particular, for such a frame is not encoded."""
+    session = make_session(SessionConfig(key_frames=KeyFrameConfig(min_change=1000)))
+    for index in (0, 1, 2):
+        session.observe(room_frame(index, THINGS[1:]))
+    session.encode_pending()
+    views, past = set(session.poses), session.memory.past
+    session.observe(replace(room_frame(0, THINGS[1:]), stamp_ns=GONE_NS))
+    assert past.tombstones.appeared == []
+    session.observe(replace(room_frame(0), stamp_ns=2 * GONE_NS))
+    (thing,) = past.tombstones.appeared
+    assert set(session.poses) == views and thing.first_ns == 2 * GONE_NS
+    assert np.abs(thing.place - THINGS[0][0]).max() < 0.4
+    torch.testing.assert_close(thing.look(), mean_look(session))
+
+
+def mean_look(session: Scene) -> torch.Tensor:
+    views = session.memory.views()[0].values()
+    total = torch.stack([view.features.sum(dim=0) for view in views]).sum(dim=0)
+    return total / sum(int(view.count.sum()) for view in views)
+
+
 def test_goals_are_as_configured(make_session: MakeSession, monkeypatch: pytest.MonkeyPatch) -> None:
     session = make_session(EVERY)
     monkeypatch.setattr(SceneMemory, "floor", property(lambda _: 0.0))

@@ -158,6 +158,19 @@ def test_likeness_goes_down_with_look_and_height() -> None:
     logit = 0.3 + 1.0 + 1.1 * np.log10(12) - 8.0 * 1.6  # it reaches 1.6 m higher
     assert higher == pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-6)
     np.testing.assert_allclose(likeness([b, a], [a], MEAN)[:, 0], [likeness([b], [a], MEAN)[0, 0], same])
+    (wide,) = things(seen(S, [[0.2 * k, 0.0, 0.6] for k in range(4)]))  # as many measurements, 0.6 m wider
+    odds = np.log([value / (1 - value) for value in (same, likeness([a], [wide], MEAN)[0, 0])])
+    assert odds[0] - odds[1] == pytest.approx(0.6, abs=1e-5)
+
+
+def test_what_comes_up_again_where_something_had_come_up_is_that_again() -> None:
+    tombstones = Tombstones()
+    tombstones.greet(seen(2 * S, box(4.0, 0.0)), 2 * S)
+    tombstones.greet(seen(25 * S, box(4.0, 0.0), (0.9, 0.3, 0.0)), 25 * S)
+    assert [thing.first_ns // S for thing in tombstones.appeared] == [2, 25]
+    tombstones.bury(seen(3 * S, box(0.0, 0.0)), 20 * S, never)
+    tombstones.link(MEAN)
+    assert tombstones.gone[0].moved_to is None
 
 
 def test_each_is_linked_to_one_the_surest_first() -> None:
