@@ -9,6 +9,8 @@ since (`Contribution.rows`) is not in its body.
                                    features (R voxels, C): means, or picture and the number (P,) of each patch
     tokens are those of views      the same places, and of the n tokens cell, xyz, rgb, parts, and
                                    features (n, C), or picture
+
+Features are two tensors, `high` and `low`: the bytes of all numbers, coded by how often each comes (`halves.coded`).
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from adatoken3d_ros.files import parse_json
+from adatoken3d_ros.fleet.halves import HALVES, BodyError, coded, decoded, halved
 from adatoken3d_ros.lmm.interface import ModelSizes
 from adatoken3d_ros.scene.contributions import Contribution, nothing, reduced
 from adatoken3d_ros.scene.frames import FrameError, check_size
@@ -40,20 +43,15 @@ from adatoken3d_ros.scene.view_storage import MOST_METRES, MOST_SIDE
 from adatoken3d_ros.scene.voxels import voxel_keys
 from adatoken3d_ros.text import quoted, shown
 
-FORMAT = 1
+FORMAT = 2
 MOST_BYTES = 32 * 2**20  # of a body
 MOST_PICTURE = 8 * 2**20
 MOST_PATCHES = 2**16  # of a view
 QUALITY = 95  # of a JPEG
 _MOST_HEADER = 64 * 2**10
 _ABOUT = "adatoken3d"
-_MOST_HALF = 6e4  # above it a number has no 16 bits of the usual kind
 _KINDS = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.uint8: "U8", torch.bool: "BOOL",
           torch.int32: "I32", torch.int64: "I64", torch.float64: "F64"}  # fmt: skip
-
-
-class BodyError(ValueError):
-    """What came is no body of this format, of another model, or too large; the message names what is wrong."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +90,12 @@ class Body:
     number: Tensor | None = None
     block: Block | None = None
 
+    @property
+    def nbytes(self) -> int:
+        """Of its tensors and picture."""
+        tensors = (self.points, self.colours, self.level, self.features, self.number)
+        return len(self.picture) + sum(one.nbytes for one in tensors if one is not None)
+
 
 def body_of(view: Contribution, block: Block | None = None, picture: bytes = b"") -> Body:
     """What is sent of a view.
@@ -110,18 +114,13 @@ def body_of(view: Contribution, block: Block | None = None, picture: bytes = b""
     return Body(**given, features=halved(features.cpu()))
 
 
-def halved(values: Tensor) -> Tensor:
-    """Numbers in 16 bits: of more digits where they are small enough, else of more range."""
-    small = not values.numel() or float(values.abs().max()) <= _MOST_HALF
-    return values.to(torch.float16 if small else torch.bfloat16)
-
-
 def packed(body: Body, whose: Whose) -> bytes:
     """The bytes of a body."""
     tensors = {"points": body.points, "colours": body.colours, "level": body.level}
     about: dict[str, Any] = {"what": "view"}
     if body.features is not None:
-        tensors["features"] = body.features
+        tensors |= coded(body.features)
+        about |= {"rows": len(body.features), "kind": HALVES[body.features.dtype]}
     if body.picture:
         tensors["picture"] = torch.frombuffer(bytearray(body.picture), dtype=torch.uint8)
     if body.number is not None:
@@ -150,13 +149,11 @@ def unpacked(data: bytes, whose: Whose) -> Body:
         BodyError: for anything else than a view of this model in this format.
     """
     header, about = _opened(data, whose, "view")
-    names = set(header)
-    pictured = "picture" in names
-    rows, patches = _rows(header, "features"), _rows(header, "points")
+    pictured = "picture" in header
+    patches = _rows(header, "points")
     if not 0 < patches <= MOST_PATCHES:
         raise BodyError(f"a view of {patches} patches, not 1 to {MOST_PATCHES}")
     tokens = _rows(header, "cell") if whose.of_views else 0
-    half = header.get("features", {}).get("dtype")
     wanted: dict[str, tuple[str, list[int]]] = {
         "points": ("F32", [patches, 3]),
         "colours": ("U8", [patches, 3]),
@@ -165,19 +162,30 @@ def unpacked(data: bytes, whose: Whose) -> Body:
     if pictured:
         wanted["picture"] = "U8", [min(_rows(header, "picture"), MOST_PICTURE)]
     else:
-        wanted["features"] = (half if half in ("F16", "BF16") else "F16"), [rows, whose.sizes.feature_width]
+        wanted |= {name: ("U8", [_rows(header, name)]) for name in ("high", "low")}
     if whose.of_views:
         wanted |= {"cell": ("I32", [tokens]), "xyz": ("F32", [tokens, 3]), "rgb": ("U8", [tokens, 3])}
         wanted |= {"parts": ("F32", [tokens, whose.sizes.parts, 3])} if whose.sizes.parts else {}
     elif pictured:
         wanted["number"] = "I32", [patches]
     tensors = _tensors(data, header, wanted)
-    _check_numbers(tensors)
-    block = None
-    if whose.of_views:
-        block = _block(tensors, about.get("grid"), whose)
-        if not pictured and rows != tokens:
+    features = None
+    if not pictured:
+        rows, kind = about.get("rows"), about.get("kind")
+        most = tokens if whose.of_views else patches
+        if type(rows) is not int or not 0 <= rows <= most or kind not in HALVES.values():
+            raise BodyError(
+                f"features of {quoted(rows)} rows of {quoted(kind)}, at most {most} of F16 or BF16 are here"
+            )
+        if whose.of_views and rows != tokens:
             raise BodyError(f"features of {rows} tokens, there are {tokens}")
+        width = whose.sizes.feature_width
+        if 2 * rows * width > MOST_BYTES:
+            raise BodyError(f"features of {2 * rows * width} bytes, more than {MOST_BYTES}")
+        features = decoded(tensors["high"], tensors["low"], str(kind), (rows, width))
+        tensors["features"] = features
+    _check_numbers(tensors)
+    block = _block(tensors, about.get("grid"), whose) if whose.of_views else None
     number = tensors.get("number")
     if number is not None and (int(number.min()) < 0 or int(number.max()) >= whose.sizes.patches.patches):
         raise BodyError(f"patches {int(number.min())} to {int(number.max())} of {whose.sizes.patches.patches}")
@@ -185,7 +193,7 @@ def unpacked(data: bytes, whose: Whose) -> Body:
     if pictured:
         check_picture(picture)
     found = tensors["points"], tensors["colours"], tensors["level"]
-    return Body(*found, tensors.get("features"), picture, number, block)
+    return Body(*found, features, picture, number, block)
 
 
 def _block(tensors: Mapping[str, Tensor], grid: Any, whose: Whose) -> Block:

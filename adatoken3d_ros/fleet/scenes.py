@@ -74,8 +74,9 @@ class Shelf:
             raise BodyError(f"a scene of more than {self.most / 1e6:g} MB")
         what = unpacked_things if kind_of(data) == "gone" else unpacked
         body = what(data, self.whose)
+        size = max(len(data), body.nbytes) if isinstance(body, Body) else len(data)  # it came packed
         with self._lock:
-            self._bodies[name] = body, len(data)
+            self._bodies[name] = body, size
         return name
 
     def want(self, manifest: Manifest) -> list[str]:
