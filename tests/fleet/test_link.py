@@ -117,6 +117,32 @@ def test_text_comes_as_it_is_written_and_a_cancel_ends_it(
     assert ended[0].status_message.startswith("the robot has gone: cancelled after ")
 
 
+def test_the_way_counts_and_questions_share_what_was_read_of_a_scene(
+    url_of: Any, tiny_of: Any, replica_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left of a budget goes with the question, the way there and back taken off; the second question about a
+    scene reads on from what the first has read of it."""
+    engine, scene, _ = robot(url_of(NAMES[0]), tiny_of(NAMES[0]))
+    show(scene, 0, 1)
+    sent: list[float] = []
+    ask = engine.link.ask
+    monkeypatch.setattr(
+        engine.link,
+        "ask",
+        lambda s, content, *of, **more: (sent.append(content["elapsed_ms"]), ask(s, content, *of, **more))[1],
+    )
+    assert engine.link.round_trip > 0
+    assert engine.ask(scene, Question("What is there?")).status.answered
+    held = next(one for one in replica_of(NAMES[0]).scenes.all() if one.name == scene.name)
+    stems = held.queue.ready.result().prepared.stems
+    used = stems.used
+    assert engine.ask(scene, Question("What is near the chair?")).status.answered and stems.used == used + 1
+    engine.link.round_trip = 30.0  # seconds
+    late = engine.ask(scene, Question("What is there?", latency_budget_ms=20_000.0))
+    assert sent[-1] > 30_000 and max(sent[:-1]) < 30_000
+    assert late.status == Status.BUDGET_INFEASIBLE, late.status_message
+
+
 def test_each_token_comes_before_the_next_is_decoded(
     url_of: Any, tiny_of: Any, replica_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
