@@ -101,6 +101,10 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random (0)")
     parser.add_argument("--batches", type=int, default=2, metavar="N", help="batches of rooms in a step (2)")
     parser.add_argument("--rate", type=float, default=1.5e-3, metavar="R", help="learning rate (0.0015)")
+    parser.add_argument(
+        "--heads-first", type=int, default=0, metavar="N",
+        help="first steps in which the losses' own heads learn alone, beside a model from --start (0)",
+    )  # fmt: skip
     parser.add_argument("--align", type=int, default=1000, metavar="N", help="steps on tokens alone first (1000)")
     parser.add_argument("--early", type=int, default=800, metavar="N", help="steps with simple questions next (800)")
     parser.add_argument("--decay", type=float, default=0.25, metavar="P", help="last part of the steps, rate falling")

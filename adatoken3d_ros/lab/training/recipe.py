@@ -43,7 +43,9 @@ class TrainConfig:
             and falls to a twentieth in the last `decay` of all steps.
         align: first steps, in which only projector and position embedding learn, from what each token shows: without
             the language model these cost a tenth, and what it reads makes sense from its first step on.
-        early: steps after those with mostly simple questions.
+        heads_first: first steps, in which only the heads of the losses on tokens learn: they begin at random, and what they
+            would ask of a model that is trained already is noise.
+        early: steps after the aligned ones with mostly simple questions.
         sizes: (rows of a prefix, scenes) of the kinds of batches, and `mix`, how often each is taken; in the early
             steps the first always is. A scene loses tokens at random until it fits: what words mean is learned from a
             few tokens in a third of the time, and a model does not mind which of them are there.
@@ -72,6 +74,7 @@ class TrainConfig:
     decay: float = 0.25
     weight_decay: float = 0.05
     clip: float = 1.0
+    heads_first: int = 0
     align: int = 1000
     early: int = 800
     sizes: tuple[tuple[int, int], ...] = ((128, 4), (384, 3), (768, 2))
@@ -100,8 +103,9 @@ class TrainConfig:
                 raise TrainingError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
         if self.simulated + self.strange > 1:
             raise TrainingError(f"simulated {self.simulated} and strange {self.strange} are more than 1 together")
-        if self.unseen < 0:
-            raise TrainingError(f"unseen must not be negative, got {self.unseen}")
+        for name in ("unseen", "heads_first"):
+            if getattr(self, name) < 0:
+                raise TrainingError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.turns < 0 or self.turns == 1:
             raise TrainingError(f"turns must be 0 or 2 and more, got {self.turns}")
         if self.processes < 1 or self.batches % self.processes:

@@ -173,7 +173,8 @@ class Trainer:
         """One step of the optimizer, the same in every process."""
         started = time.monotonic()
         rate = self.config.rate_at(self.step)
-        parameters = list(self.parameters.values())
+        learning = self.learning()
+        parameters = list(learning.values())
         total = torch.zeros(sum(p.numel() for p in parameters), device=self.model.device)
         found: list[dict[str, list[float]]] = []
         for batch in range(self.rank, self.config.batches, self.processes):
@@ -192,6 +193,8 @@ class Trainer:
         if not torch.isfinite(norm):
             raise TrainingError(f"the gradient of step {self.step} is not finite")
         total *= min(1.0, self.config.clip / (float(norm) + 1e-6))
+        for parameter in self.parameters.values():
+            parameter.grad = None  # what does not learn does not decay either
         for parameter, gradient in zip(parameters, total.split([p.numel() for p in parameters]), strict=True):
             parameter.grad = gradient.view_as(parameter)
         aligning = self.step < self.config.align and not self.config.blind
@@ -204,6 +207,12 @@ class Trainer:
         names = sorted({name for parts in found for name in parts})
         losses = {name: float(np.mean([v for parts in found for v in parts.get(name, ())])) for name in names}
         return Report(self.step, losses, rate, time.monotonic() - started)
+
+    def learning(self) -> dict[str, Tensor]:
+        """What the next step changes, by name."""
+        if self.step >= self.config.heads_first:
+            return self.parameters
+        return {name: p for name, p in self.parameters.items() if name.startswith("heads.")}
 
     def agreed(self, go_on: bool) -> bool:
         """What the first process says."""
@@ -222,10 +231,10 @@ class Trainer:
         return [every[k % self.processes][k // self.processes] for k in range(sum(map(len, every)))]
 
     def _gradients(self, step: int, batch: int) -> tuple[tuple[Tensor | None, ...], dict[str, list[float]]]:
-        """Of a batch's loss by every parameter, None where it plays no part; and the losses by name."""
+        """Of a batch's loss by all that learns, None where it plays no part; and the losses by name."""
         scenes, packed = self.sample(step, batch)
         loss, parts = self.objective.alignment(scenes) if packed is None else self.objective.losses(scenes, packed)
-        return torch.autograd.grad(loss, list(self.parameters.values()), allow_unused=True), parts
+        return torch.autograd.grad(loss, list(self.learning().values()), allow_unused=True), parts
 
     # --- measuring ---
 

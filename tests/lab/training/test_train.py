@@ -176,6 +176,22 @@ def test_parts_of_the_furniture_are_left_out_in_turn(make_trainer: MakeTrainer, 
     assert len(asked_of) == 4 and shown and all(parts.get(model) != 1 for model in shown)
 
 
+def test_heads_learn_alone_at_first(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(align=0, heads_first=2)
+    before = {name: parameter.detach().clone() for name, parameter in trainer.parameters.items()}
+
+    def changed() -> set[str]:
+        return {name for name, parameter in trainer.parameters.items() if not torch.equal(parameter, before[name])}
+
+    trainer.train_step()
+    trainer.train_step()
+    assert changed() and all(name.startswith("heads.") for name in changed())
+    trainer.train_step()
+    assert any(".layers." in name for name in changed())
+    with pytest.raises(TrainingError, match="heads_first must not be negative, got -1"):
+        TrainConfig(heads_first=-1)
+
+
 def test_truth_of_tokens_by_hand(scenes: list[Scene]) -> None:
     """Shares are counted patch by patch, slowly."""
     scene = scenes[1]
