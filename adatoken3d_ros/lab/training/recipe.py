@@ -43,8 +43,8 @@ class TrainConfig:
             and falls to a twentieth in the last `decay` of all steps.
         align: first steps, in which only projector and position embedding learn, from what each token shows: without
             the language model these cost a tenth, and what it reads makes sense from its first step on.
-        heads_first: first steps, in which only the heads of the losses on tokens learn: they begin at random, and what they
-            would ask of a model that is trained already is noise.
+        heads_first: first steps, in which only the heads of the losses on tokens learn: they begin at random, and what
+            they would ask of a model that is trained already is noise.
         early: steps after the aligned ones with mostly simple questions.
         sizes: (rows of a prefix, scenes) of the kinds of batches, and `mix`, how often each is taken; in the early
             steps the first always is. A scene loses tokens at random until it fits: what words mean is learned from a

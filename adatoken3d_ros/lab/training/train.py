@@ -193,8 +193,8 @@ class Trainer:
         if not torch.isfinite(norm):
             raise TrainingError(f"the gradient of step {self.step} is not finite")
         total *= min(1.0, self.config.clip / (float(norm) + 1e-6))
-        for parameter in self.parameters.values():
-            parameter.grad = None  # what does not learn does not decay either
+        for every in self.parameters.values():
+            every.grad = None  # what does not learn does not decay either
         for parameter, gradient in zip(parameters, total.split([p.numel() for p in parameters]), strict=True):
             parameter.grad = gradient.view_as(parameter)
         aligning = self.step < self.config.align and not self.config.blind
@@ -208,7 +208,7 @@ class Trainer:
         losses = {name: float(np.mean([v for parts in found for v in parts.get(name, ())])) for name in names}
         return Report(self.step, losses, rate, time.monotonic() - started)
 
-    def learning(self) -> dict[str, Tensor]:
+    def learning(self) -> dict[str, torch.nn.Parameter]:
         """What the next step changes, by name."""
         if self.step >= self.config.heads_first:
             return self.parameters
