@@ -32,7 +32,10 @@ def test_no_question_is_lost_when_a_replica_is_killed(local_ray: Any, monkeypatc
     assert 0 < found["bytes_per_key_frame"] < 500_000
     assert heard and heard <= LOOPBACK
     # On a busy machine a connection may take too long: that is an answer, too, and says so.
-    assert all(part["questions"] and sum(part["why"].values()) == part["errors"] for part in found["parts"].values())
+    # There, too, chance may ask for no question in 3 s at half of the load: only the idle robot's do not depend on it.
+    assert found["parts"]["idle"]["questions"]
+    wrong = {name: part for name, part in found["parts"].items() if sum(part["why"].values()) != part["errors"]}
+    assert not wrong, wrong
 
 
 def told(robot: int, asked: float, ended: float, status: str = "OK", in_time: bool = True) -> Told:
