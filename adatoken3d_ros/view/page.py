@@ -108,7 +108,7 @@ class Page:
         self._layer.on_update(lambda _: self._redraw())
         gui.add_button("Play layer by layer").on_click(lambda _: self._want(self._play))
         cameras = gui.add_checkbox("Key frames", True, hint="after an answer, the patches of the tokens that were left")
-        cameras.on_update(lambda _: self._world.show_cameras(cameras.value))
+        cameras.on_update(lambda _: self._show_cameras(cameras.value))
         gui.add_html(f"<small {drawing.INSET}>Shift and drag selects tokens with a rectangle.</small>")
         self._chosen = gui.add_html(_chosen_html(0))
         gui.add_button("Ask again without them").on_click(lambda _: self._want(self._again, keep=False))
@@ -217,6 +217,10 @@ class Page:
         points = self._world.points
         chosen = drawing.in_rectangle(points, np.linalg.inv(T_world_camera), camera.fov, camera.aspect, low, high)
         self._select(points[chosen])
+
+    def _show_cameras(self, visible: bool) -> None:
+        with self._draws:
+            self._world.show_cameras(visible)
 
     def _select(self, chosen: np.ndarray[Any, Any]) -> None:
         with self._draws:

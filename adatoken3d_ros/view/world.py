@@ -30,7 +30,8 @@ class World:
 
     def __init__(self, server: viser.ViserServer) -> None:
         self._scene = server.scene
-        self._cameras: dict[int, tuple[Any, bytes]] = {}
+        self._cameras: dict[int, tuple[Any, Picture, bytes | None]] = {}  # None: nothing is lit, as there is no answer
+        self._cameras_visible = True
         self.points: NDArray[np.float32] = np.zeros((0, 3), np.float32)
         self.selected: NDArray[np.float32] = np.zeros((0, 3), np.float32)
         self._scene.add_grid("/floor", 12.0, 12.0, cell_color=DIM, section_color=DIM, plane="xy")
@@ -66,8 +67,8 @@ class World:
         left = None if asked is None else asked.answer.left
         for stamp, picture in wanted.items():
             lit = None if left is None else picture.lit(left)
-            key = b"" if lit is None else lit.tobytes()
-            if stamp in self._cameras and self._cameras[stamp][1] == key:
+            key = None if lit is None else lit.tobytes()  # an answer that was left with none of it darkens all of it
+            if stamp in self._cameras and self._cameras[stamp][1:] == (picture, key):  # a picture equals itself alone
                 continue
             image = small(picture.rgb, SIDE)
             if lit is not None:
@@ -83,11 +84,14 @@ class World:
                 jpeg_quality=75,
                 wxyz=viser.transforms.SO3.from_matrix(picture.pose[:3, :3]).wxyz,
                 position=picture.pose[:3, 3],
+                visible=self._cameras_visible,
             )
-            self._cameras[stamp] = frustum, key
+            self._cameras[stamp] = frustum, picture, key
 
     def show_cameras(self, visible: bool) -> None:
-        for frustum, _ in self._cameras.values():
+        """Whether they are seen, those that come later, too."""
+        self._cameras_visible = visible
+        for frustum, _, _ in self._cameras.values():
             frustum.visible = visible
 
     def answer(self, asked: Asked | None) -> None:
