@@ -246,6 +246,7 @@ class AnswerStream(Iterator[str]):
         stage: what the node is doing: queue, encode, tokens, prefill or decode; empty before the first feedback.
         answer: the final Answer message; None until the node has sent it. Its text is the one that counts: a piece
             may have been corrected after it was yielded, and cancelling cuts the text.
+        on_stage: if set, told each new stage by the thread that iterates: most of them come before there is text.
     """
 
     _connection: Connection
@@ -256,6 +257,7 @@ class AnswerStream(Iterator[str]):
     text: str = ""
     stage: str = ""
     answer: Answer | None = None
+    on_stage: Callable[[str], object] | None = None
     _events: queue.SimpleQueue[Any] = field(default_factory=queue.SimpleQueue)
     _goal: Any = None
     _cancelled: bool = False
@@ -280,7 +282,10 @@ class AnswerStream(Iterator[str]):
                 self._forget(self)
                 raise event
             else:
-                self.stage = event.stage
+                if event.stage != self.stage:
+                    self.stage = event.stage
+                    if self.on_stage is not None:
+                        self.on_stage(self.stage)
                 piece = self._advance(event.text_so_far)
             if piece:
                 return piece

@@ -66,8 +66,8 @@ class NodeSource:
                 candidates=question.candidates,
                 timeout=None,
             )
+            stream.on_stage = on_stage  # most stages come and go before there is a piece of text
             for _ in stream:
-                on_stage(stream.stage)
                 on_text(stream.text)
             answer = stream.answer
         except (OSError, RuntimeError, ValueError) as error:

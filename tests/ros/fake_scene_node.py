@@ -113,6 +113,8 @@ class FakeSceneNode(LifecycleNode):
             return result
         result.answer = self._answer(goal.request)
         text = result.answer.text
+        for stage in ("queue", "prefill"):
+            goal.publish_feedback(AskSceneStream.Feedback(stage=stage))
         for end in range(1, len(text)):
             goal.publish_feedback(AskSceneStream.Feedback(text_so_far=text[:end], stage="decode", new_tokens=end))
         goal.succeed()

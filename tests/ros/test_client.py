@@ -81,6 +81,15 @@ def test_stream_yields_the_text_in_pieces(client: SceneClient) -> None:
     assert client.cancel() == 0
 
 
+def test_stages_are_told_that_have_no_text_yet(client: SceneClient) -> None:
+    client.ask("say that you are there")
+    stages: list[str] = []
+    stream = client.stream("say four chairs")
+    stream.on_stage = stages.append
+    assert stream.result().text == "four chairs"
+    assert stages == ["queue", "prefill", "decode"]
+
+
 def test_result_reads_a_stream_to_its_end(client: SceneClient) -> None:
     assert client.stream("say yes").result().text == "yes"
 

@@ -39,10 +39,12 @@ def test_a_node_is_seen_and_asked(graph: Graph, tiny_model: Path) -> None:
         assert set(scene.since_ns.tolist()) <= {STAMP + (VIEWS - 1) * 100_000_000, scene.stamp_ns}
 
         texts: list[str] = []
+        stages: list[str] = []
         dialogue = Dialogue(source)
         question = Question("What is there?", max_new_tokens=4)
-        first = dialogue.ask(question, "", texts.append, lambda stage: None)
+        first = dialogue.ask(question, "", texts.append, stages.append)
         record, tokens, left = first.answer.record, first.answer.tokens, first.answer.left
+        assert {"prefill", "decode"} <= set(stages)
         assert record["text"] == texts[-1] and tokens is not None and left is not None
         assert len(tokens.xyz) == record["spatial_tokens"] and tokens.retained.sum() == record["retained_tokens"]
         # Every token that was left lights patches where it is, and no other patch is lit.
