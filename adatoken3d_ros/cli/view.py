@@ -13,6 +13,7 @@ import shlex
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from adatoken3d_ros.cli.ask import frames
@@ -118,18 +119,20 @@ def _local(args: argparse.Namespace) -> Source:
         engine = loading.load_engine(
             settings, lambda share, step: shown.update(f"loading the model: {step}, {share:.0%}")
         )
-    typed = shlex.split(args.typed)[2:]
-
-    def command(question: Question, strategy: str) -> str:
-        clicks = [word for click in question.clicks.tolist() for word in ("--click", *(f"{x:.3f}" for x in click))]
-        budget = ["--budget-ms", f"{question.latency_budget_ms:g}"] if question.latency_budget_ms else []
-        named = ["--strategy", strategy] if strategy else []
-        line = shlex.join(["adatoken3d", "ask", question.text, *_without_address(typed), *named, *budget, *clicks])
-        chosen = f"without {len(question.without)}" if len(question.without) else f"with only {len(question.only)}"
-        narrowed = len(question.without) or len(question.only)
-        return f"{line}  # and in the view, {chosen} tokens that were selected" if narrowed else line
-
+    command = partial(asked_again, shlex.split(args.typed)[2:], settings["latency_budget_ms"])
     return LocalSource(engine, settings, frames(args), record_of_answer, command)
+
+
+def asked_again(typed: list[str], typed_ms: float, question: Question, strategy: str) -> str:
+    """The line that asks a question of a local view again; typed: the view's options, and what budget they give."""
+    clicks = [word for click in question.clicks.tolist() for word in ("--click", *(f"{x:.3f}" for x in click))]
+    limit = question.latency_budget_ms or 0.0
+    budget = ["--budget-ms", f"{limit:g}"] if limit != typed_ms else []
+    named = ["--strategy", strategy] if strategy else []
+    line = shlex.join(["adatoken3d", "ask", question.text, *_without_address(typed), *named, *budget, *clicks])
+    chosen = f"without {len(question.without)}" if len(question.without) else f"with only {len(question.only)}"
+    narrowed = len(question.without) or len(question.only)
+    return f"{line}  # and in the view, {chosen} tokens that were selected" if narrowed else line
 
 
 def _without_address(typed: list[str]) -> list[str]:

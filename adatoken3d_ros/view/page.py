@@ -93,9 +93,9 @@ class Page:
         gui.add_button("Ask", icon=viser.Icon.MESSAGE_QUESTION).on_click(lambda _: self._ask())
         self._answer = gui.add_html(f"<i {drawing.INSET}>Ask about the scene, or click on a point of it.</i>")
         gui.add_button("Stop").on_click(lambda _: self._source.cancel())
-        budget = round(self._source.budget_ms / 10) * 10
+        self._usual_budget = budget = round(self._source.budget_ms / 10) * 10  # as the slider has it
         self._budget = gui.add_slider("Budget (ms)", 0, max(MOST_BUDGET, budget), 10, budget,
-                                      hint="time from asking to the answer; 0 for none")  # fmt: skip
+                                      hint="time to the answer; 0 for none, or for a node's own")  # fmt: skip
         self._strategy = gui.add_dropdown("Strategy", (USUAL, *self._source.strategies))
         self._click = gui.add_text("Click asks", self._source.click_question, hint="{p} is where the point stands")
         gui.add_button("Report of this answer", icon=viser.Icon.FILE_DOWNLOAD).on_click(self._on_report)
@@ -154,7 +154,8 @@ class Page:
             client.add_notification(title, text, auto_close_seconds=10.0)
 
     def _question(self, text: str) -> Question:
-        return Question(text, latency_budget_ms=float(self._budget.value) or None)
+        same = self._budget.value == self._usual_budget
+        return Question(text, latency_budget_ms=float(self._source.budget_ms if same else self._budget.value) or None)
 
     @property
     def _chosen_strategy(self) -> str:

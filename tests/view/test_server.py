@@ -139,7 +139,7 @@ def test_a_browser_that_does_not_read_holds_nothing_up(server: Any) -> None:
 class Empty:
     """A source whose scene comes later, and far from the origin."""
 
-    strategies, budget_ms, click_question = ("ours", "none"), 60_000.0, "What is at {p}?"  # more than is usual
+    strategies, budget_ms, click_question = ("ours", "none"), 60_007.0, "What is at {p}?"  # more than is usual
     shown = Shown()
 
     def scene(self) -> Shown:
@@ -156,7 +156,9 @@ def test_the_page_begins_where_the_scene_is(server: Any) -> None:
         source.shown = Shown(xyz, np.zeros((100, 3), np.uint8), np.zeros(100, np.int64), stamp_ns=1)
         page._scene = source.shown
         page._redraw(everything=True)
-        assert page._budget.value == 60_000
+        assert page._budget.value == 60_010 and page._question("What?").latency_budget_ms == 60_007.0
+        page._budget.value = 60_000
+        assert page._question("What?").latency_budget_ms == 60_000.0
         np.testing.assert_allclose(server.initial_camera.look_at, (100, 50, 1), atol=0.2)
         assert 1 < np.linalg.norm(server.initial_camera.position - server.initial_camera.look_at) < 8
     finally:
