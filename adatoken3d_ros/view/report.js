@@ -111,7 +111,7 @@
       canvas.width = image.width; canvas.height = image.height;
       const g = canvas.getContext("2d"), [left, top, right, bottom] = p.area;
       g.drawImage(image, 0, 0);
-      if (!p.rows) return;
+      if (!p.rows || !lit) return; // not known: the whole picture
       g.fillStyle = "rgba(0,0,0,0.62)"; g.fillRect(0, 0, image.width, image.height);
       const w = ((right - left) * image.width) / p.columns, h = ((bottom - top) * image.height) / p.rows;
       for (const k of lit) {
@@ -127,7 +127,7 @@
     if (answer.tokens) scene(root, answer.tokens, data.pictures);
     root.querySelectorAll("canvas[data-picture]").forEach((canvas) => {
       const k = Number(canvas.dataset.picture);
-      picture(canvas, data.pictures[k], answer.lit[k] ?? []);
+      picture(canvas, data.pictures[k], answer.lit && answer.lit[k]);
     });
   });
 })();

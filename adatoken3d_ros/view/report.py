@@ -102,7 +102,8 @@ def report_page(answers: Sequence[Reported], pictures: Sequence[Picture], comman
         "answers": [
             {
                 "tokens": None if one.tokens is None else _tokens(one.tokens, one.record, points),
-                "lit": [[] if one.left is None else picture.lit(one.left).tolist() for picture in pictures],
+                # Where it is not known what was left, nothing is darkened either.
+                "lit": None if one.left is None else [picture.lit(one.left).tolist() for picture in pictures],
             }
             for one in answers
         ],

@@ -75,7 +75,7 @@ def test_an_answer_without_a_scene_is_reported_as_well() -> None:
 
     record = record_of_answer(Answer(Question("What?"), Status.NO_SCENE, status_message="nothing was seen"))
     page = report_page([Reported(record)], (), "adatoken3d ask What?")
-    assert "NO_SCENE" in page and data_of(page)["answers"] == [{"tokens": None, "lit": []}]
+    assert "NO_SCENE" in page and data_of(page)["answers"] == [{"tokens": None, "lit": None}]
 
 
 def test_size(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,11 +113,19 @@ def test_a_browser_draws_it(page: Any, looked: tuple[Scene, Pictures], tmp_path:
     one = told(scene)
     evil = Reported({**one.record, "text": EVIL, "question": EVIL}, one.tokens, one.left)
     path = tmp_path / "r.html"
-    report.write_report(path, [one, evil], pictures.of(scene), "adatoken3d ask")
+    report.write_report(path, [one, evil, Reported(one.record)], pictures.of(scene), "adatoken3d ask")
     page.goto(path.as_uri())
     page.wait_for_function("document.querySelectorAll('figure canvas')[0].width > 0")
-    assert page.title() == "adatoken3d report: 2 answers"
+    assert page.title() == "adatoken3d report: 3 answers"
     assert EVIL in page.locator("h2").nth(1).inner_text()
+    page.wait_for_function("[...document.querySelectorAll('figure canvas')].every((c) => c.width === 160)")
+    lit, _, bright = (
+        page.locator(f"section[data-answer='{i}'] figure canvas").first.evaluate(
+            "c => c.getContext('2d').getImageData(0, 0, c.width, c.height).data.reduce((a, b) => a + b)"
+        )
+        for i in range(3)
+    )
+    assert lit < 0.95 * bright  # dark is what was not left, where that is known
     canvas = page.locator("canvas.scene").first
     whole = canvas.screenshot()
     page.locator("input.layer").first.evaluate("e => { e.value = e.max; e.dispatchEvent(new Event('input')); }")
