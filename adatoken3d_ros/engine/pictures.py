@@ -201,10 +201,15 @@ class Pictures:
         self._by_stamp: dict[int, Picture] = {}
 
     def add(self, frame: PosedFrame, scene: Scene) -> None:
-        """Keeps the picture of a frame that has become a view, or waits to be encoded as one."""
+        """Keeps the picture of a frame that has become a view, or waits to be encoded as one.
+
+        Where there are too many, the oldest goes that is of no view any more, or else the oldest.
+        """
         self._by_stamp[frame.stamp_ns] = picture_of(frame, scene)
         while len(self._by_stamp) > MOST_KEPT:
-            del self._by_stamp[min(self._by_stamp)]
+            others = self._by_stamp.keys() - {frame.stamp_ns}
+            known = scene.poses.keys() | {waits.stamp_ns for waits in scene.memory.pending}
+            del self._by_stamp[min(others - known or others)]
 
     def of(self, scene: Scene) -> tuple[Picture, ...]:
         """Those of the scene's views, oldest first, where they are now; what is neither view nor waits is forgotten."""

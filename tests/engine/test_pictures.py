@@ -183,3 +183,8 @@ def test_only_so_many_are_kept(looked: tuple[Scene, Pictures], monkeypatch: Any)
     for stamp in (1, 2, 3):
         some.add(replace(room_frame(0), stamp_ns=stamp), scene)
     assert sorted(some._by_stamp) == [2, 3]
+    views, newer = sorted(scene.poses), max(scene.poses) + 1
+    monkeypatch.setattr(module, "MOST_KEPT", 3)
+    for stamp in (*views, newer, newer + 1):
+        some.add(replace(room_frame(0), stamp_ns=stamp), scene)
+    assert sorted(some._by_stamp) == [*views, newer + 1]  # a view that stays keeps its picture, however old
