@@ -102,7 +102,7 @@ class LocalSource:
         self._worker.stop(5.0)
 
     def _feed(self, frames: Iterable[PosedFrame]) -> None:
-        """Each frame waits for the one before; questions that come go first."""
+        """Each frame waits for the one before; a question that comes waits for one frame at most that waits already."""
         try:
             for frame in frames:
                 if self._closed.is_set():
