@@ -286,6 +286,10 @@ class EngineOwner:
         if event.fate in ("superseded", "stopped"):  # which is told in any thread
             return
         frame, self._drawn = self._drawn, None
+        if event.fate.startswith("error") and frame and self._pictures and self.scene:
+            waiting = {one.stamp_ns for one in self.scene.memory.pending}
+            if frame.stamp_ns in waiting:  # memory ran out: it may be encoded yet
+                self._pictures.add(frame, self.scene)
         if event.fate == "key_frame":
             self.look()
             if frame is not None and self._pictures is not None and self.scene is not None:

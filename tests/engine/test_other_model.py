@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from adatoken3d_ros.engine.budget.hurry import Hurry
 from adatoken3d_ros.engine.budget.plans import options
 from adatoken3d_ros.engine.config import SessionConfig
 from adatoken3d_ros.engine.engine import Engine
-from adatoken3d_ros.engine.events import Listeners
+from adatoken3d_ros.engine.events import FrameTaken, KeyFramesShown, Listeners
 from adatoken3d_ros.engine.loading import load_engine, open_scene
 from adatoken3d_ros.engine.scene import Scene
 from adatoken3d_ros.lmm.text_places import PromptError
@@ -204,5 +205,29 @@ def test_the_node_owns_it_like_those_that_ship(settings: Settings, frames: list[
         replace(default_strategy("ours", LAYERS), schedule=Schedule.of([1], [0.5])).save(early)
         with pytest.raises(ScheduleError, match="gate layer 1 is before layer 2"):
             owner.check_strategy(str(early))
+    finally:
+        owner.drop()
+
+
+def test_a_view_for_which_memory_ran_out_at_first_is_shown_once_it_is_one(
+    settings: Settings, frames: list[PosedFrame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> int:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    fates: SimpleQueue[FrameTaken] = SimpleQueue()
+    shown: list[KeyFramesShown] = []
+    owner = EngineOwner(Listeners().add(FrameTaken, fates.put).add(KeyFramesShown, shown.append))
+    try:
+        scene = owner.start(settings).result(LIMIT)
+        with monkeypatch.context() as patch:
+            patch.setattr(scene.memory, "encode", full)
+            owner.take_frame(lambda: frames[0])
+            assert "waits to be encoded" in fates.get(timeout=LIMIT).fate
+            assert owner.queue is not None
+            owner.queue.call(owner.show).result(LIMIT)
+        owner.queue.call(lambda scene: scene.encode_pending()).result(LIMIT)
+        owner.queue.call(owner.show).result(LIMIT)
+        assert [one.stamp_ns for one in shown[-1].pictures] == [frames[0].stamp_ns]
     finally:
         owner.drop()
