@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from adatoken3d_ros.cli.ask import frames
-from adatoken3d_ros.cli.options import add_scenes, add_settings, check_files, settings_of
+from adatoken3d_ros.cli.options import OPTIONS, add_scenes, add_settings, check_files, settings_of
 from adatoken3d_ros.settings import DEFAULTS
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def add_address(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs the command until Ctrl-C."""
     check_files(args)
+    _check_given(args)
     require_viser()
     from adatoken3d_ros.view.server import check_place, check_token
 
@@ -101,6 +102,16 @@ def require_viser() -> None:
     """Raises OSError that says what to install."""
     if importlib.util.find_spec("viser") is None:
         raise OSError(MISSING)
+
+
+def _check_given(args: argparse.Namespace) -> None:
+    """Raises ValueError for a setting that a running node would never hear of."""
+    if args.bag or args.folder:
+        return
+    for option, name in OPTIONS.items():
+        value = getattr(args, option.strip("-").replace("-", "_"), None)
+        if value is not None and value != DEFAULTS[name]:
+            raise ValueError(f"{option} {value} is for --bag and --folder: a node is asked as it is configured")
 
 
 def _local(args: argparse.Namespace) -> Source:

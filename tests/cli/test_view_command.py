@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The line that asks again what was asked in a local view: understood by `adatoken3d ask`, and with the same budget."""
+"""The line that asks again what was asked in a local view: understood by `adatoken3d ask`, and with the same budget.
+
+And what a running node would never hear of."""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ import shlex
 import numpy as np
 import pytest
 
-from adatoken3d_ros.cli.main import parser
+from adatoken3d_ros.cli.main import main, parser
 from adatoken3d_ros.cli.view import asked_again
 from adatoken3d_ros.engine.answer import Question
 
@@ -20,3 +22,10 @@ def test_the_line_that_asks_again(typed_ms: float, asked_ms: float | None) -> No
     args = parser()[0].parse_args(shlex.split(asked_again(typed, typed_ms, question, "none"))[1:])
     assert (args.question, args.strategy, args.click) == ("What's red?", "none", [[1.0, -2.0, 0.5]])
     assert args.budget_ms == (asked_ms or 0.0)
+
+
+def test_settings_that_a_node_would_not_hear_of_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for option, value in (("--budget-ms", "500"), ("--strategy", "none"), ("--max-views", "7")):
+        # A host on which nothing can listen ends the command where the option is let pass.
+        assert main(["view", option, value, "--host", "no.such.host.invalid"]) == 2
+        assert f"{option} {value}" in (told := capsys.readouterr().err) and "as it is configured" in told
