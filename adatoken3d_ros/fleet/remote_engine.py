@@ -40,7 +40,7 @@ from adatoken3d_ros.fleet.link import (
     Unreachable,
 )
 from adatoken3d_ros.fleet.remote_scene import Bodies, RemoteScene
-from adatoken3d_ros.fleet.wire import RULES, Asked, Manifest, WireError
+from adatoken3d_ros.fleet.wire import RULES, Asked, Manifest, WireError, heartbeat
 from adatoken3d_ros.lmm.interface import SpatialLMM
 from adatoken3d_ros.lmm.text_places import PromptError
 from adatoken3d_ros.pruning.strategy import Strategy, parse
@@ -52,6 +52,7 @@ logger = logging.getLogger(__name__)
 HOLD_ON = 20.0  # seconds that a question without a budget is asked again, where there is no fallback
 WITH_FALLBACK = 4.0  # where there is one
 _PAUSE = 0.25  # seconds between two attempts
+_BEATS = 2.5  # an engine that lives is heard twice before its connection counts as broken
 _ROUNDS = 6  # in which bodies that are missing are sent
 _OF_A_REQUEST = 0.75  # of what the engine takes in one request
 
@@ -67,6 +68,15 @@ def of_fallback(settings: Settings) -> Settings:
         "model.tell_poses": False,
         "strategy": "ours",
     }
+
+
+def patience_of(budget_ms: float | None, left: float, fallback: bool) -> float:
+    """Seconds without a word from the engine after which its connection counts as broken.
+
+    Args:
+        budget_ms: the question's. left: of it, seconds. fallback: whether another model needs time to answer then.
+    """
+    return min(PATIENCE, max(_BEATS * heartbeat(budget_ms), left * (0.3 if fallback else 0.6)))
 
 
 class RemoteEngine(Engine):
@@ -240,7 +250,7 @@ class _Asking:
         self._stop = should_stop or (lambda: False)
         self._aloud = True
         self._encoding = 0.0
-        self._patience = PATIENCE
+        self._least = _BEATS * heartbeat(question.latency_budget_ms)
         budget = question.latency_budget_ms or 0.0
         self.deadline = arrived + budget / 1e3 if 0 < budget < math.inf else math.inf
         # One that is alive and late is waited for: its engine ends an answer at its deadline.
@@ -326,7 +336,7 @@ class _Asking:
         else:
             left = max(0.0, self.deadline - began)
             until = began + left * (0.9 if engine.fallback is None else 0.4)
-            patience = min(PATIENCE, max(0.05, left * (0.6 if engine.fallback is None else 0.3)))
+            patience = patience_of(self.question.latency_budget_ms, left, engine.fallback is not None)
         first = True
         while True:
             try:
@@ -339,7 +349,7 @@ class _Asking:
                     raise
                 logger.info("asking again: %s", error)
                 time.sleep(_PAUSE)
-                patience = min(patience, max(0.05, until - engine.clock()))
+                patience = min(patience, max(self._least, until - engine.clock()))
 
     def _without(self, known: Answer, question: Question, why: str) -> Answer:
         """The answer where the engine gives none."""

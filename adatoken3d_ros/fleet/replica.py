@@ -4,7 +4,7 @@
 A request about a scene says what the scene is (`wire.Manifest`). Where bodies of it are not here, the answer is which,
 and the robot sends these: after a start, an eviction or a broken link there is nothing else to be done. One question is
 answered at a time; those that wait are in the order of `order.Line`. While somebody waits a line comes every
-`HEARTBEAT` seconds; a connection that is closed ends its question within a decode step.
+`wire.heartbeat` seconds; a connection that is closed ends its question within a decode step.
 """
 
 from __future__ import annotations
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-HEARTBEAT = 0.1  # seconds
 STOP_SECONDS = 2.0
 
 
@@ -121,7 +120,6 @@ class Replica:
         self.worker.ready.result()
         (self.engine,) = engine
         self.line: Line[Question] = Line(config.patience, config.waiting)
-        self._answering: Waiting[Question] | None = None
         whose = Whose(self.engine.model.identity, self.engine.model.sizes)
         most = config.max_mb * 1e6
         self.scenes = Scenes(self.worker, whose, settings, most=config.max_scenes, most_bytes=most, gone=self._gone)
@@ -250,6 +248,7 @@ class Replica:
         try:
             yield answers.line("wait")
             budget = question.asked.question.latency_budget_ms or 0.0
+            beat = wire.heartbeat(budget)
             deadline = question.arrived + budget / 1e3 if 0 < budget < math.inf else math.inf
             try:
                 entry = self.line.join(question, robot, time.monotonic(), deadline)
@@ -261,7 +260,7 @@ class Replica:
             self._advance()
             while True:
                 try:
-                    event = await asyncio.wait_for(question.events.get(), HEARTBEAT)
+                    event = await asyncio.wait_for(question.events.get(), beat)
                 except (TimeoutError, asyncio.TimeoutError):
                     event = answers.line("wait")
                     self._refuse_late()

@@ -54,6 +54,14 @@ _MAGIC = b"ad3d"
 _NAME = re.compile(r"[0-9a-f]{32}")
 
 
+def heartbeat(budget_ms: float | None) -> float:
+    """Seconds between two lines while a question with this budget (None or 0: without one) waits for its answer.
+
+    A robot gives up a connection of which it hears nothing for a part of what is left of its budget: never before two
+    lines were due (`remote_engine.patience_of`)."""
+    return min(0.1, max(0.02, budget_ms / 20e3)) if budget_ms else 0.1
+
+
 class WireError(ValueError):
     """A message that cannot be used; the text names what is wrong."""
 

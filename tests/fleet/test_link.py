@@ -14,12 +14,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from adatoken3d_ros.engine.answer import Question, Status
 from adatoken3d_ros.engine.loading import load_engine as load_here
 from adatoken3d_ros.engine.loading import open_scene
 from adatoken3d_ros.fleet.link import PATIENCE
 from adatoken3d_ros.fleet.loading import load_engine
+from adatoken3d_ros.fleet.remote_engine import _Asking, patience_of
+from adatoken3d_ros.fleet.wire import heartbeat
 from tests.architectures import NAMES
 from tests.engine.scenes import room_frame
 from tests.fleet.shared import LIMIT, TOKEN, free_port, listening, plain, unlike
@@ -178,7 +182,7 @@ def test_a_cancel_waits_for_no_line(
     assert engine.ask(scene, Question("What is there?")).status.answered
     held, release, over, ended = threading.Event(), threading.Event(), threading.Event(), []
     before, end = replica._before, replica._ended
-    monkeypatch.setattr("adatoken3d_ros.fleet.replica.HEARTBEAT", 60.0)
+    monkeypatch.setattr("adatoken3d_ros.fleet.wire.heartbeat", lambda budget_ms: 60.0)
     monkeypatch.setattr(replica, "_before", lambda *of: (held.set(), release.wait(LIMIT), before(*of)))
     monkeypatch.setattr(replica, "_ended", lambda *of: (ended.append(of[1]), end(*of), over.set()))
     looks = itertools.count()
@@ -188,6 +192,41 @@ def test_a_cancel_waits_for_no_line(
     assert time.monotonic() - began < PATIENCE  # after which the connection would count as broken
     release.set()
     assert over.wait(LIMIT) and ended[0].status == Status.CANCELLED
+
+
+@given(st.floats(50.0, 60_000.0) | st.just(None), st.floats(0.0, 1.0), st.booleans())
+def test_an_engine_that_lives_is_heard_before_its_connection_counts_as_broken(
+    budget_ms: float | None, share: float, fallback: bool
+) -> None:
+    """Whatever is left of the budget, of a short one, too; one that is silent leaves the fallback more than half of a
+    budget of a quarter of a second and above."""
+    left = share * (budget_ms or 1e6) / 1e3
+    patience = patience_of(budget_ms, left, fallback)
+    assert 2 * heartbeat(budget_ms) < patience <= PATIENCE
+    if budget_ms is not None and budget_ms >= 250.0 and fallback and share == 1.0:
+        assert patience < left / 2
+
+
+def test_lines_come_as_often_as_the_budget_asks_for(
+    url_of: Any, tiny_of: Any, replica_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica = replica_of(NAMES[0])
+    engine, scene, _ = robot(url_of(NAMES[0]), tiny_of(NAMES[0]))
+    show(scene, 0)
+    asked: list[float | None] = []
+    monkeypatch.setattr("adatoken3d_ros.fleet.wire.heartbeat", lambda budget: (asked.append(budget), 0.001)[1])
+    waits, heard = itertools.count(), threading.Event()
+    before, told = replica._before, _Asking.told
+    monkeypatch.setattr(replica, "_before", lambda *of: (heard.wait(LIMIT), before(*of)))
+
+    def hear(asking: Any, event: Any) -> None:
+        if event["event"] == "wait" and next(waits) > 5:
+            heard.set()
+        told(asking, event)
+
+    monkeypatch.setattr(_Asking, "told", hear)
+    answer = engine.ask(scene, Question("What is there?", latency_budget_ms=50_000.0))
+    assert answer.status.answered and heard.is_set() and set(asked) == {50_000.0}
 
 
 def test_only_what_is_missing_is_sent(url_of: Any, tiny_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
