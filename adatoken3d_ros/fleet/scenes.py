@@ -178,7 +178,7 @@ class Held:
 
     Attributes:
         name: of the scene. robot: whose. rules: by which its questions are answered.
-        questions: that are about it at the moment. nbytes: that it held when it was last looked at.
+        questions: that are about it at the moment. made: bytes of what was made of its bodies, when last looked at.
     """
 
     name: str
@@ -187,8 +187,13 @@ class Held:
     shelf: Shelf
     queue: SceneQueue
     questions: int = 0
-    nbytes: int = 0
+    made: int = 0
     told: Manifest = field(default_factory=Manifest)
+
+    @property
+    def nbytes(self) -> int:
+        """That it holds: bodies count as soon as they are here, whether a scene is ever made of them or not."""
+        return self.made + self.shelf.nbytes
 
     def catch_up(self, scene: Scene) -> None:
         """Runs in the worker's thread: the scene becomes what its robot last said, if all of that is here."""
@@ -200,7 +205,7 @@ class Held:
 
     def look(self, scene: Scene) -> None:
         """Runs in the worker's thread: notes how large the scene is."""
-        self.nbytes = scene.nbytes + self.shelf.nbytes
+        self.made = scene.nbytes
 
 
 class Scenes:
@@ -234,7 +239,7 @@ class Scenes:
 
     @property
     def nbytes(self) -> int:
-        """Of all scenes, when each was last looked at."""
+        """Of all scenes."""
         return sum(held.nbytes for held in self._held.values())
 
     def all(self) -> Sequence[Held]:

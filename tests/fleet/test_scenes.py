@@ -169,11 +169,21 @@ def test_the_least_recently_used_scene_goes_but_none_that_is_asked_about() -> No
     assert gone == ["b", "c"]
     with pytest.raises(NoRoom, match="2 scenes are being asked about"):
         scenes.of("e", "r5", {})
-    a.questions, a.nbytes = 0, 90
+    a.questions, a.made = 0, 90
     d = scenes.of("d", "r4", {})
-    d.nbytes = 20
+    d.made = 20
     scenes.tidy()
     assert gone == ["b", "c", "a"] and [held.name for held in scenes.all()] == ["d"]
-    d.nbytes = 900
+    d.made = 900
     scenes.tidy()
     assert len(scenes) == 1  # the one that was asked about last is kept whatever it takes
+
+
+def test_bodies_of_which_no_scene_is_made_count_too() -> None:
+    """A robot may send all of a scene but one body, and no question: what lies there makes room for others' scenes."""
+    scenes = Scenes(Opened(), SimpleNamespace(), DEFAULTS, most=3, most_bytes=100.0)  # type: ignore[arg-type]
+    for name in "abc":
+        scenes.of(name, name, {}).shelf._bodies["0" * 32] = [], 45
+    assert scenes.nbytes == 135
+    scenes.tidy()
+    assert [held.name for held in scenes.all()] == ["b", "c"]
