@@ -23,6 +23,8 @@ from adatoken3d_ros.text import quoted, shown
 
 CONNECT = 3.0  # seconds
 PATIENCE = 5.0  # seconds without a line after which a connection counts as broken
+_PIECE = 64 * 2**10  # bytes of which the connection has to take so many within this
+_BUFFERED = 4 * _PIECE  # that it may hold, since an answer counts from when it has taken the last
 _LOOK = 0.005  # seconds between two looks whether somebody waits still
 _MOST_HELLO = 8 * 2**20
 _MOST_REASON = 64 * 2**10
@@ -99,9 +101,18 @@ class Link:
             raise LinkError(f"it speaks version {quoted(version)}, this program {wire.VERSION}")
         return content
 
-    def put(self, scene: str, content: dict[str, Any], bodies: Sequence[bytes]) -> list[str]:
-        """Sends bodies of a scene; those that are missing still. Raises LinkError."""
-        with self._exchange("POST", wire.VIEWS, wire.framed(content, bodies), scene, PATIENCE) as response:
+    def put(
+        self, scene: str, content: dict[str, Any], bodies: Sequence[bytes], patience: float = PATIENCE
+    ) -> list[str]:
+        """Sends bodies of a scene; those that are missing still.
+
+        Args:
+            patience: seconds; of PATIENCE a link may be as slow as it likes, if it moves: else all has to go in them.
+
+        Raises:
+            LinkError: see there.
+        """
+        with self._exchange("POST", wire.VIEWS, wire.framed(content, bodies), scene, patience) as response:
             missing = _json(response, wire.MOST_TEXT).get("missing")
         if not isinstance(missing, list):
             raise LinkError(f"it misses {quoted(missing)}")
@@ -164,13 +175,19 @@ class Link:
         headers = {ROBOT: address.robot, "Content-Type": "application/octet-stream"}
         headers |= {SCENE: scene} if scene else {}
         headers |= {"Authorization": f"Bearer {address.token}"} if address.token else {}
+        body: bytes | Iterator[bytes] | None = data or None
+        if data and patience >= PATIENCE:  # no budget ends sooner: megabytes over a slow radio may take their time
+            headers["Content-Length"] = str(len(data))
+            body = (data[at : at + _PIECE] for at in range(0, len(data), _PIECE))
         try:
             connection.connect()
             connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connection.sock.settimeout(patience)
+            if not isinstance(body, bytes | None):
+                connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFERED)
             if watch is not None:
                 watch.over(connection.sock)
-            connection.request(method, path, body=data or None, headers=headers)
+            connection.request(method, path, body=body, headers=headers)
             response = connection.getresponse()
         except (OSError, http.client.HTTPException) as error:
             connection.close()

@@ -155,14 +155,25 @@ class RemoteEngine(Engine):
         weakref.finalize(scene, sender.close)
         return scene
 
-    def _bring(self, name: str, manifest: Manifest, bodies: Bodies, whose: Any, wanted: Any = None) -> None:
-        """Sends what the engine lacks of a scene, in as many requests as that takes. Raises LinkError."""
+    def _bring(
+        self,
+        name: str,
+        manifest: Manifest,
+        bodies: Bodies,
+        whose: Any,
+        wanted: Any = None,
+        patience: float = PATIENCE,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Sends what the engine lacks of a scene, in as many requests as that takes. Raises LinkError, Stopped."""
         content = {"model": self.model.identity, "scene": manifest.plain(), "rules": self._rules}
         missing = self.link.put(name, content, ()) if wanted is None else list(wanted)
         for _ in range(_ROUNDS):
             if not missing:
                 return
             while missing:
+                if should_stop():
+                    raise Stopped
                 batch: list[bytes] = []
                 size = 0
                 while missing and (not batch or size < self._most):
@@ -170,7 +181,7 @@ class RemoteEngine(Engine):
                     size += len(batch[-1])
                 if size > self._most and len(batch) > 1:
                     batch.pop()  # it comes with the next
-                left = self.link.put(name, content, batch)
+                left = self.link.put(name, content, batch, patience)
             missing = left
         raise LinkError(f"{len(missing)} bodies were sent and are missing still")
 
@@ -209,7 +220,7 @@ class RemoteEngine(Engine):
             if wanted:
                 sent = [_made(bodies, name, scene.whose) for name in wanted]
                 if sum(map(len, sent)) > self._most:
-                    self._bring(scene.name, manifest, bodies, scene.whose, wanted)
+                    self._bring(scene.name, manifest, bodies, scene.whose, wanted, patience, events.should_stop)
                     sent = []
             try:
                 for event, tail in self.link.ask(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gc
+import http.client
 import itertools
 import threading
 import time
@@ -20,10 +21,11 @@ from hypothesis import strategies as st
 from adatoken3d_ros.engine.answer import Question, Status
 from adatoken3d_ros.engine.loading import load_engine as load_here
 from adatoken3d_ros.engine.loading import open_scene
-from adatoken3d_ros.fleet.link import PATIENCE
+from adatoken3d_ros.fleet.link import PATIENCE, LinkError
 from adatoken3d_ros.fleet.loading import load_engine
 from adatoken3d_ros.fleet.remote_engine import _Asking, patience_of
-from adatoken3d_ros.fleet.wire import heartbeat
+from adatoken3d_ros.fleet.wire import RULES, Manifest, heartbeat
+from adatoken3d_ros.settings import DEFAULTS
 from tests.architectures import NAMES
 from tests.engine.scenes import room_frame
 from tests.fleet.shared import LIMIT, TOKEN, free_port, listening, plain, unlike
@@ -42,6 +44,7 @@ def show(scene: Any, *indices: int) -> None:
     scene.encode_pending()
 
 
+SCENE = {"scene": Manifest().plain(), "rules": {name: DEFAULTS[name] for name in RULES}}
 QUESTIONS = (
     Question("What is there?"),
     Question("What is at [0.0, 1.3, 0.5]?"),
@@ -263,6 +266,38 @@ def test_only_what_is_missing_is_sent(url_of: Any, tiny_of: Any, monkeypatch: py
     again = engine.ask(scene, question)
     assert sent[before:] == [0, 3] and again.report is not None
     assert np.array_equal(again.report.xyz, own.xyz.numpy())
+
+
+@pytest.mark.parametrize("patience", [PATIENCE, 0.5])
+def test_a_slow_link_has_to_move_and_no_more_where_no_budget_ends(
+    patience: float, url_of: Any, tiny_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A socket's timeout counts for all of what it is given at once: megabytes over a slow radio would never be there.
+    With less patience all has to be there in time, or the fallback would come late."""
+    engine, _, _ = robot(url_of(NAMES[0]), tiny_of(NAMES[0]))
+    given: list[int] = []
+    send = http.client.HTTPConnection.send
+    monkeypatch.setattr(
+        http.client.HTTPConnection, "send", lambda self, data: (given.append(len(data)), send(self, data))[1]
+    )
+    with pytest.raises(LinkError, match="no body"):
+        engine.link.put("slow", {"model": engine.model.identity, **SCENE}, [bytes(2**21)], patience)
+    assert sum(given) > 2**21 and (max(given) <= 2**16) is (patience == PATIENCE)
+
+
+def test_bodies_that_take_many_requests_come_within_a_questions_patience_and_end_with_it(
+    url_of: Any, tiny_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, scene, _ = robot(url_of(NAMES[0]), tiny_of(NAMES[0]))
+    show(scene, 0, 1, 2)
+    engine._most = 1  # bytes of a request: a body each
+    given: list[float] = []
+    put = engine.link.put
+    monkeypatch.setattr(engine.link, "put", lambda *of: (given.append(of[3]), put(*of))[1])
+    gone = engine.ask(scene, Question("What is there?"), should_stop=lambda: len(given) == 2)
+    assert gone.status == Status.CANCELLED and given == [PATIENCE] * 2
+    answer = engine.ask(scene, Question("What is there?", latency_budget_ms=4000.0))
+    assert answer.status.answered and len(given) == 3 and 0 < given[2] <= 0.6 * 4.0, answer.status_message
 
 
 def test_what_is_new_is_sent_before_anybody_asks(url_of: Any, tiny_of: Any, replica_of: Any) -> None:
