@@ -48,9 +48,9 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(f"--robots {args.robots} must be from 1 to 32")
     if args.robots == 1:
         return
-    for option in ("rviz", "view", "interactive"):
+    for option in ("rviz", "view", "interactive", "json", "seconds"):
         if getattr(args, option):
-            raise ValueError(f"--{option} shows one robot: not with --robots {args.robots}")
+            raise ValueError(f"--{option} is for one robot: not with --robots {args.robots}")
     from adatoken3d_ros.fleet.cluster import require_ray
 
     require_ray()
@@ -82,8 +82,10 @@ def run(
     for number, name in enumerate(names):
         start(name, args.seed + number, {"engine.url": url, "engine.robot": name})
     with ExitStack() as stack:
+        pool = ThreadPoolExecutor(len(names))
+        stack.callback(pool.shutdown)  # after the clients are closed, which ends what their threads wait for
         clients = [stack.enter_context(closing(SceneClient(namespace=name))) for name in names]
-        with console.status("every robot looks around its room") as shown, ThreadPoolExecutor(len(names)) as pool:
+        with console.status("every robot looks around its room") as shown:
             robots = [
                 pool.submit(_robot, args, client, name, processes, suggested)
                 for client, name in zip(clients, names, strict=True)
