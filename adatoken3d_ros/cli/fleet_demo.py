@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import socket
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -82,12 +83,13 @@ def run(
     for number, name in enumerate(names):
         start(name, args.seed + number, {"engine.url": url, "engine.robot": name})
     with ExitStack() as stack:
-        pool = ThreadPoolExecutor(len(names))
+        pool, ended = ThreadPoolExecutor(len(names)), threading.Event()
         stack.callback(pool.shutdown)  # after the clients are closed, which ends what their threads wait for
         clients = [stack.enter_context(closing(SceneClient(namespace=name))) for name in names]
+        stack.callback(ended.set)
         with console.status("every robot looks around its room") as shown:
             robots = [
-                pool.submit(_robot, args, client, name, processes, suggested)
+                pool.submit(_robot, args, client, name, ended, suggested)
                 for client, name in zip(clients, names, strict=True)
             ]
             while not all(robot.done() for robot in robots):
@@ -110,7 +112,7 @@ def _robot(
     args: argparse.Namespace,
     client: SceneClient,
     name: str,
-    processes: Processes,
+    ended: threading.Event,
     suggested: Callable[[Suggestions, int], list[Suggestion]],
 ) -> list[Told]:
     """Brings one robot up, waits until it has looked around, and asks."""
@@ -125,7 +127,8 @@ def _robot(
     while int(client.diagnostics("scene").get("key_frames", 0)) < args.views:
         if time.monotonic() > deadline:
             raise TimeoutError(f"{name}: fewer than {args.views} key frames within {args.timeout:g} s")
-        time.sleep(_POLL)
+        if ended.wait(_POLL):
+            return []  # nobody asks for it any more
     asked: list[tuple[str, str | None]] = [(text, None) for text in args.question or ()]
     if not asked:
         asked = [(one.question, one.answer) for one in suggested(suggestions, 0)] or [(_QUESTION, None)]
