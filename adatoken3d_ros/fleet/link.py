@@ -10,6 +10,8 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +92,7 @@ class Link:
             except (OSError, ssl.SSLError) as error:
                 raise ValueError(f"engine.ca_file {Path(address.ca_file)}: {shown(error)}") from error
         self.round_trip = 0.0
+        self._names = _Names(self._host, self._port)
 
     def hello(self, patience: float = PATIENCE) -> dict[str, Any]:
         """What the engine says of itself; raises LinkError after so many seconds without a word, too."""
@@ -199,9 +202,13 @@ class Link:
         raise AssertionError
 
     def _connection(self, timeout: float) -> http.client.HTTPConnection:
+        made: Any
         if self._tls is None:
-            return http.client.HTTPConnection(self._host, self._port, timeout=timeout)
-        return http.client.HTTPSConnection(self._host, self._port, timeout=timeout, context=self._tls)
+            made = http.client.HTTPConnection(self._host, self._port, timeout=timeout)
+        else:
+            made = http.client.HTTPSConnection(self._host, self._port, timeout=timeout, context=self._tls)
+        made._create_connection = self._names.connected  # where http.client has socket.create_connection
+        return made
 
     def _refused(self, response: http.client.HTTPResponse) -> None:
         status = response.status
@@ -214,6 +221,57 @@ class Link:
         if status == 428 and word == "missing":
             raise Missing([str(name) for name in content.get("bodies", [])])
         raise LinkError(f"{self.address.url} refuses it: {why}")
+
+
+class _Names:
+    """Connections to a host whose name may take long to be looked up: without a network a resolver waits for many
+    seconds, and has no timeout. It is asked in a thread of its own; where it is late the last answer counts."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._host, self._port = host, port
+        self._lock = threading.Lock()
+        self._asked: Future[list[Any]] | None = None
+        self._known: list[Any] = []
+
+    def connected(self, address: object, timeout: float, source: object = None) -> socket.socket:
+        """As `socket.create_connection`, but within the timeout in all; raises OSError."""
+        end = time.monotonic() + timeout
+        problem: OSError = OSError(f"{quoted(self._host)} has no address")
+        for family, kind, protocol, _, where in self._found(timeout / 2):
+            one = socket.socket(family, kind, protocol)
+            try:
+                one.settimeout(max(0.001, end - time.monotonic()))
+                one.connect(where)
+            except OSError as error:
+                one.close()
+                problem = error
+            else:
+                one.settimeout(timeout)
+                return one
+        raise problem
+
+    def _found(self, seconds: float) -> list[Any]:
+        with self._lock:
+            if self._asked is None or self._asked.done():
+                self._asked = Future()
+                threading.Thread(target=self._ask, args=(self._asked,), name="adatoken3d-name", daemon=True).start()
+            asked = self._asked
+        try:
+            self._known = asked.result(seconds)
+        except (OSError, FutureTimeout) as error:
+            if not self._known:
+                if isinstance(error, OSError) and not isinstance(error, FutureTimeout):
+                    raise
+                raise TimeoutError(f"the name {quoted(self._host)} was not found within {seconds:.1f} s") from error
+        return self._known
+
+    def _ask(self, asked: Future[list[Any]]) -> None:
+        try:
+            asked.set_result(socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM))
+        except OSError as error:
+            asked.set_exception(error)
+        except UnicodeError as error:
+            asked.set_exception(OSError(f"{quoted(self._host)} is no name: {shown(error, 80)}"))
 
 
 class _Watch:

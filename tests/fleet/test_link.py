@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import gc
-import http.client
 import itertools
 import threading
 import time
@@ -15,17 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from adatoken3d_ros.engine.answer import Question, Status
 from adatoken3d_ros.engine.loading import load_engine as load_here
 from adatoken3d_ros.engine.loading import open_scene
-from adatoken3d_ros.fleet.link import PATIENCE, LinkError
+from adatoken3d_ros.fleet.link import PATIENCE
 from adatoken3d_ros.fleet.loading import load_engine
-from adatoken3d_ros.fleet.remote_engine import _Asking, patience_of
-from adatoken3d_ros.fleet.wire import RULES, Manifest, heartbeat
-from adatoken3d_ros.settings import DEFAULTS
 from tests.architectures import NAMES
 from tests.engine.scenes import room_frame
 from tests.fleet.shared import LIMIT, TOKEN, free_port, listening, plain, unlike
@@ -44,7 +38,6 @@ def show(scene: Any, *indices: int) -> None:
     scene.encode_pending()
 
 
-SCENE = {"scene": Manifest().plain(), "rules": {name: DEFAULTS[name] for name in RULES}}
 QUESTIONS = (
     Question("What is there?"),
     Question("What is at [0.0, 1.3, 0.5]?"),
@@ -197,41 +190,6 @@ def test_a_cancel_waits_for_no_line(
     assert over.wait(LIMIT) and ended[0].status == Status.CANCELLED
 
 
-@given(st.floats(50.0, 60_000.0) | st.just(None), st.floats(0.0, 1.0), st.booleans())
-def test_an_engine_that_lives_is_heard_before_its_connection_counts_as_broken(
-    budget_ms: float | None, share: float, fallback: bool
-) -> None:
-    """Whatever is left of the budget, of a short one, too; one that is silent leaves the fallback more than half of a
-    budget of a quarter of a second and above."""
-    left = share * (budget_ms or 1e6) / 1e3
-    patience = patience_of(budget_ms, left, fallback)
-    assert 2 * heartbeat(budget_ms) < patience <= PATIENCE
-    if budget_ms is not None and budget_ms >= 250.0 and fallback and share == 1.0:
-        assert patience < left / 2
-
-
-def test_lines_come_as_often_as_the_budget_asks_for(
-    url_of: Any, tiny_of: Any, replica_of: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    replica = replica_of(NAMES[0])
-    engine, scene, _ = robot(url_of(NAMES[0]), tiny_of(NAMES[0]))
-    show(scene, 0)
-    asked: list[float | None] = []
-    monkeypatch.setattr("adatoken3d_ros.fleet.wire.heartbeat", lambda budget: (asked.append(budget), 0.001)[1])
-    waits, heard = itertools.count(), threading.Event()
-    before, told = replica._before, _Asking.told
-    monkeypatch.setattr(replica, "_before", lambda *of: (heard.wait(LIMIT), before(*of)))
-
-    def hear(asking: Any, event: Any) -> None:
-        if event["event"] == "wait" and next(waits) > 5:
-            heard.set()
-        told(asking, event)
-
-    monkeypatch.setattr(_Asking, "told", hear)
-    answer = engine.ask(scene, Question("What is there?", latency_budget_ms=50_000.0))
-    assert answer.status.answered and heard.is_set() and set(asked) == {50_000.0}
-
-
 def test_only_what_is_missing_is_sent(url_of: Any, tiny_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     name = NAMES[0]
     engine, scene, _ = robot(url_of(name), tiny_of(name))
@@ -266,38 +224,6 @@ def test_only_what_is_missing_is_sent(url_of: Any, tiny_of: Any, monkeypatch: py
     again = engine.ask(scene, question)
     assert sent[before:] == [0, 3] and again.report is not None
     assert np.array_equal(again.report.xyz, own.xyz.numpy())
-
-
-@pytest.mark.parametrize("patience", [PATIENCE, 0.5])
-def test_a_slow_link_has_to_move_and_no_more_where_no_budget_ends(
-    patience: float, url_of: Any, tiny_of: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A socket's timeout counts for all of what it is given at once: megabytes over a slow radio would never be there.
-    With less patience all has to be there in time, or the fallback would come late."""
-    engine, _, _ = robot(url_of(NAMES[0]), tiny_of(NAMES[0]))
-    given: list[int] = []
-    send = http.client.HTTPConnection.send
-    monkeypatch.setattr(
-        http.client.HTTPConnection, "send", lambda self, data: (given.append(len(data)), send(self, data))[1]
-    )
-    with pytest.raises(LinkError, match="no body"):
-        engine.link.put("slow", {"model": engine.model.identity, **SCENE}, [bytes(2**21)], patience)
-    assert sum(given) > 2**21 and (max(given) <= 2**16) is (patience == PATIENCE)
-
-
-def test_bodies_that_take_many_requests_come_within_a_questions_patience_and_end_with_it(
-    url_of: Any, tiny_of: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine, scene, _ = robot(url_of(NAMES[0]), tiny_of(NAMES[0]))
-    show(scene, 0, 1, 2)
-    engine._most = 1  # bytes of a request: a body each
-    given: list[float] = []
-    put = engine.link.put
-    monkeypatch.setattr(engine.link, "put", lambda *of: (given.append(of[3]), put(*of))[1])
-    gone = engine.ask(scene, Question("What is there?"), should_stop=lambda: len(given) == 2)
-    assert gone.status == Status.CANCELLED and given == [PATIENCE] * 2
-    answer = engine.ask(scene, Question("What is there?", latency_budget_ms=4000.0))
-    assert answer.status.answered and len(given) == 3 and 0 < given[2] <= 0.6 * 4.0, answer.status_message
 
 
 def test_what_is_new_is_sent_before_anybody_asks(url_of: Any, tiny_of: Any, replica_of: Any) -> None:

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a robot makes of a link that is slow, silent, or gone: neither is a healthy engine taken for a broken one, nor
+does a broken one cost the budget."""
+
+from __future__ import annotations
+
+import http.client
+import itertools
+import socket
+import threading
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adatoken3d_ros.engine.answer import Question, Status
+from adatoken3d_ros.fleet.link import PATIENCE, LinkError
+from adatoken3d_ros.fleet.remote_engine import _Asking, patience_of
+from adatoken3d_ros.fleet.wire import RULES, Manifest, heartbeat
+from adatoken3d_ros.settings import DEFAULTS
+from tests.architectures import NAMES
+from tests.fleet.shared import LIMIT, free_port, listening
+from tests.fleet.test_link import robot, show
+
+SCENE = {"scene": Manifest().plain(), "rules": {name: DEFAULTS[name] for name in RULES}}
+
+
+@given(st.floats(50.0, 60_000.0) | st.just(None), st.floats(0.0, 1.0), st.booleans())
+def test_an_engine_that_lives_is_heard_before_its_connection_counts_as_broken(
+    budget_ms: float | None, share: float, fallback: bool
+) -> None:
+    """Whatever is left of the budget, of a short one, too; one that is silent leaves the fallback more than half of a
+    budget of a quarter of a second and above."""
+    left = share * (budget_ms or 1e6) / 1e3
+    patience = patience_of(budget_ms, left, fallback)
+    assert 2 * heartbeat(budget_ms) < patience <= PATIENCE
+    if budget_ms is not None and budget_ms >= 250.0 and fallback and share == 1.0:
+        assert patience < left / 2
+
+
+def test_lines_come_as_often_as_the_budget_asks_for(
+    url_of: Any, tiny_of: Any, replica_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica = replica_of(NAMES[0])
+    engine, scene, _ = robot(url_of(NAMES[0]), tiny_of(NAMES[0]))
+    show(scene, 0)
+    asked: list[float | None] = []
+    monkeypatch.setattr("adatoken3d_ros.fleet.wire.heartbeat", lambda budget: (asked.append(budget), 0.001)[1])
+    waits, heard = itertools.count(), threading.Event()
+    before, told = replica._before, _Asking.told
+    monkeypatch.setattr(replica, "_before", lambda *of: (heard.wait(LIMIT), before(*of)))
+
+    def hear(asking: Any, event: Any) -> None:
+        if event["event"] == "wait" and next(waits) > 5:
+            heard.set()
+        told(asking, event)
+
+    monkeypatch.setattr(_Asking, "told", hear)
+    answer = engine.ask(scene, Question("What is there?", latency_budget_ms=50_000.0))
+    assert answer.status.answered and heard.is_set() and set(asked) == {50_000.0}
+
+
+@pytest.mark.parametrize("patience", [PATIENCE, 0.5])
+def test_a_slow_link_has_to_move_and_no_more_where_no_budget_ends(
+    patience: float, url_of: Any, tiny_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A socket's timeout counts for all of what it is given at once: megabytes over a slow radio would never be there.
+    With less patience all has to be there in time, or the fallback would come late."""
+    engine, _, _ = robot(url_of(NAMES[0]), tiny_of(NAMES[0]))
+    given: list[int] = []
+    send = http.client.HTTPConnection.send
+    monkeypatch.setattr(
+        http.client.HTTPConnection, "send", lambda self, data: (given.append(len(data)), send(self, data))[1]
+    )
+    with pytest.raises(LinkError, match="no body"):
+        engine.link.put("slow", {"model": engine.model.identity, **SCENE}, [bytes(2**21)], patience)
+    assert sum(given) > 2**21 and (max(given) <= 2**16) is (patience == PATIENCE)
+
+
+def test_bodies_that_take_many_requests_come_within_a_questions_patience_and_end_with_it(
+    url_of: Any, tiny_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, scene, _ = robot(url_of(NAMES[0]), tiny_of(NAMES[0]))
+    show(scene, 0, 1, 2)
+    engine._most = 1  # bytes of a request: a body each
+    given: list[float] = []
+    put = engine.link.put
+    monkeypatch.setattr(engine.link, "put", lambda *of: (given.append(of[3]), put(*of))[1])
+    gone = engine.ask(scene, Question("What is there?"), should_stop=lambda: len(given) == 2)
+    assert gone.status == Status.CANCELLED and given == [PATIENCE] * 2
+    answer = engine.ask(scene, Question("What is there?", latency_budget_ms=4000.0))
+    assert answer.status.answered and len(given) == 3 and 0 < given[2] <= 0.6 * 4.0, answer.status_message
+
+
+def test_a_name_that_nobody_looks_up_any_more_costs_no_budget(
+    tiny_of: Any, replica_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As without a network, where a resolver waits for many seconds: the engine is asked where it was, else the
+    fallback answers in time."""
+    name, silent, port = NAMES[0], threading.Event(), free_port()
+    look = socket.getaddrinfo
+
+    def lookup(host: Any, *of: Any, **more: Any) -> Any:
+        return silent.wait(LIMIT) if host == "gpu.test" and silenced else look("127.0.0.1", *of, **more)
+
+    silenced = False
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
+    question = Question("What is there?", latency_budget_ms=4000.0)
+    with listening(replica_of(name), port):
+        engine, scene, settings = robot(
+            f"http://gpu.test:{port}", tiny_of(name), **{"engine.fallback": str(tiny_of(NAMES[1]))}
+        )
+        show(scene, 0)
+        assert engine.ask(scene, question).model_id.startswith(f"tiny-{name}")
+        silenced = True
+        assert engine.ask(scene, question).model_id.startswith(f"tiny-{name}")
+    engine.link._names._known = []  # as of a robot that starts there
+    answer = engine.ask(scene, question)
+    silent.set()
+    assert answer.status.answered and answer.model_id.startswith(f"tiny-{NAMES[1]}"), answer.status_message
+    assert "the name 'gpu.test' was not found within" in answer.status_message
