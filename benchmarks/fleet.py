@@ -15,7 +15,7 @@ robots that together do; and the same once more with a replica killed (SIGKILL) 
     killed.lost         as above, of the last part; killed.errors: with the status ERROR; killed.why: what they said
     killed.recovery_s   from the kill until each robot has an answer in time to a question that it asked afterwards
     killed.replaced_s   from the kill until there are as many replicas as before
-    cost                processor seconds of the service a question, MB of its memory a scene
+    cost                processor seconds of the service a question; milliseconds of it for one robot's
 
     python -m benchmarks.fleet --json F [--robots 8] [--seconds 60] [--replicas 2] [--quick]
 """

@@ -75,7 +75,7 @@ class Link:
         clock: seconds, monotonic.
 
     Attributes:
-        round_trip: seconds that the quickest of the last exchanges took.
+        round_trip: seconds that the last `hello` took, its connection included; no question measures it anew.
 
     Raises:
         ValueError: for certificates that cannot be read.
