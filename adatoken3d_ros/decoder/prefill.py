@@ -361,9 +361,10 @@ class _Journal:
         if len(kept) > 0:
             self.retained.index_fill_(0, alive, False).index_fill_(0, kept, True)
         if chosen.scores is not None:
-            self.finite.append((g, chosen.scores.isfinite().all()))
+            scores = chosen.scores.float()  # a policy may count in others
+            self.finite.append((g, scores.isfinite().all()))
             # Attention that all went to the text may leave nothing to share.
-            self.contribution.index_add_(0, alive, chosen.scores / chosen.scores.sum().clamp(min=_TINY))
+            self.contribution.index_add_(0, alive, scores / scores.sum().clamp(min=_TINY))
 
     def trace(self, spatial_per_layer: tuple[int, ...]) -> GateTrace:
         """Raises GateError if a score was not finite."""

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -73,3 +75,18 @@ def test_moved_gates_that_fall_together_keep_the_later_share() -> None:
     schedule = Schedule.of([0, 1, 4], [0.9, 0.5, 0.2], withdraw_layer=1)
     assert schedule.not_before(2) == Schedule.of([2, 4], [0.5, 0.2], withdraw_layer=2)
     assert schedule.not_before(0) == schedule
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_policy_may_score_in_any_number_type(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What each token contributed is float32 whatever its policy counted in."""
+    policy, made = make_policy("fastv"), make_prompt(2, 9, 3, seed=0)
+    schedule, layout = Schedule.of([2], [0.5]), Layout(2, 9, 14)
+    plain = prefill(DOUBLE, made.embeds.double(), layout, schedule, policy, scene=made.scene).trace
+    select = type(policy).select
+    monkeypatch.setattr(
+        type(policy), "select", lambda self, view: replace(found := select(self, view), scores=found.scores.to(dtype))
+    )
+    other = prefill(DOUBLE, made.embeds.double(), layout, schedule, policy, scene=made.scene).trace
+    assert other.contribution.dtype == torch.float32 and torch.equal(other.retained, plain.retained)
+    assert torch.allclose(other.contribution, plain.contribution, atol=1e-2)
