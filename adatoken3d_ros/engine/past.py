@@ -165,7 +165,8 @@ class Past:
             enough = view.count >= ENOUGH
             if bool(enough.any()):
                 view = view.rows(enough)
-                self.tombstones.greet({now_ns: view}, now_ns, view.keys[self._beside(view.keys, now_ns)])
+                beside = view.keys[self._beside(view.keys, now_ns)]
+                self.tombstones.greet({now_ns: view}, now_ns, beside, self._first_seen)
         self.tombstones.forget(now_ns)
         self._link()
         self._bound()
@@ -186,6 +187,12 @@ class Past:
     def _last_seen(self, points: NDArray[np.float64]) -> int:
         occupancy = self.occupancy
         return occupancy.stamp_of(int(occupancy.look_numbers(points, "hit").max(initial=0)))
+
+    def _first_seen(self, points: NDArray[np.float64]) -> int:
+        """What came up before is seen again and again: it has been there since then, not since now."""
+        first = np.sort(self.occupancy.look_numbers(points, "first"))
+        first = first[first > 0]
+        return self.occupancy.stamp_of(int(first[len(first) // 2])) if len(first) else 0
 
     def _bound(self) -> None:
         while self.limit and self.tombstones.nbytes > self.limit * GONE_SHARE and self.tombstones.shrink():

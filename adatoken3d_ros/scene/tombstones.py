@@ -286,17 +286,27 @@ class Tombstones:
             self.gone = self._with(self.gone, replace(thing, last_ns=min(last, gone_ns)), gone_ns)
         self.forget(gone_ns)
 
-    def greet(self, held: Mapping[int, Contribution], now_ns: int, beside: Tensor | None = None) -> None:
+    def greet(
+        self,
+        held: Mapping[int, Contribution],
+        now_ns: int,
+        beside: Tensor | None = None,
+        first_seen: Callable[[NDArray[np.float64]], int] | None = None,
+    ) -> None:
         """What a view shows where the scene was free before.
 
         Args:
             beside: voxels of it that are beside what is known; a little that has most of its voxels there is an edge
                 of that.
+            first_seen: of points (n, 3), scene frame, metres, since when something has been measured where most of
+                them are, nanoseconds; 0: never. None: since now.
         """
         for thing in things(held):
             edge = 0.0 if beside is None else float(torch.isin(thing.keys, beside).double().mean())
             if edge > EDGE and int(thing.count.sum()) < WHOLE:
                 continue
+            first = 0 if first_seen is None else first_seen(thing.xyz.double().numpy())
+            thing = replace(thing, first_ns=first or thing.first_ns)
             self.appeared = self._with(self.appeared, thing, now_ns)
         self.appeared = self.appeared[-MOST_APPEARED:]
 

@@ -167,6 +167,23 @@ def test_what_a_frame_that_is_no_view_shows_has_appeared_too(make_session: MakeS
     torch.testing.assert_close(thing.look(), mean_look(session))
 
 
+def test_what_came_up_long_ago_does_not_come_up_again(make_session: MakeSession) -> None:
+    """It stands there, and frames show it: that is one thing, since then, however often it is seen."""
+    session = make_session(SessionConfig(key_frames=KeyFrameConfig(min_change=1000), moved_within=30.0))
+    for index in (0, 1, 2):
+        session.observe(room_frame(index, THINGS[1:]))
+    session.encode_pending()
+    session.observe(replace(room_frame(0, THINGS[1:]), stamp_ns=GONE_NS))
+    for n in range(2, 12):
+        session.observe(replace(room_frame(0), stamp_ns=n * GONE_NS))
+    (thing,) = session.memory.past.tombstones.appeared
+    assert (thing.first_ns, thing.last_ns) == (2 * GONE_NS, 11 * GONE_NS)
+    answer = ask(session, Question("What changed in the last 20 seconds?"))
+    assert answer.text == "Nothing that I have looked at has changed in the last 20 seconds."
+    answer = ask(session, Question("What changed in the last 2 minutes?"))
+    assert len(answer.evidence) == 1 and answer.evidence[0].first_ns == 2 * GONE_NS
+
+
 def mean_look(session: Scene) -> torch.Tensor:
     views = session.memory.views()[0].values()
     total = torch.stack([view.features.sum(dim=0) for view in views]).sum(dim=0)
