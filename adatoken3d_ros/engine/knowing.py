@@ -75,6 +75,11 @@ def what_is_known(
         # Of an answer that is yes or no it does not say whether the thing is there.
         confidence = answer.confidence if sees(answer.text) is None else math.nan
         verdict, reason, thing = of_words(scaled, gone, coverage, bool(share.sum() > 0), confidence)
+        if verdict is Observed.SEEN and thing is not None and thing.moved_to is not None:
+            target = np.array(thing.moved_to)
+            judged_there = of_place(past.occupancy, past.tombstones, target, not past.holders(target[None]))
+            if judged_there[0] is Observed.SEEN_THEN_GONE:  # from there, too
+                verdict, reason, thing = judged_there
         if answer.confidence == 0.0:
             verdict, reason, thing = Observed.UNKNOWN, "the model does not understand the question", None
     evidence = [_evidence(memory, place) for place in places]

@@ -16,7 +16,7 @@ from adatoken3d_ros.decoder.prefill import prefill
 from adatoken3d_ros.engine import answering
 from adatoken3d_ros.engine.answer import Question, Status
 from adatoken3d_ros.engine.config import SessionConfig
-from adatoken3d_ros.engine.knowing import SHOWN, floor_map, seen_floor
+from adatoken3d_ros.engine.knowing import SHOWN, Recalled, floor_map, seen_floor, what_is_known
 from adatoken3d_ros.engine.scene import Scene
 from adatoken3d_ros.engine.scene_memory import SceneMemory
 from adatoken3d_ros.engine.stages import STAGES
@@ -149,6 +149,29 @@ def test_what_comes_up_elsewhere_is_what_went(make_session: MakeSession, within:
     past.tombstones.appeared = alike
     past.tombstones.link(went.features[0] * 0)
     assert (past.tombstones.gone[0].moved_to is not None) is moved
+
+
+def test_what_moved_and_has_gone_from_there_too_is_not_there(make_session: MakeSession) -> None:
+    """All that a question in words rests on is what went first; whether it is where it moved to is the map's to say."""
+    elsewhere = ((0.95, 1.35, 0.5), (0.5, 0.3, 1.0))
+    session = changing(make_session(EVERY), (THINGS[1], elsewhere))
+    answer, tombstones = ask(session, Question("What is there?", max_new_tokens=2)), session.memory.past.tombstones
+    went = next(t for t in tombstones.gone if np.abs(t.place - THINGS[0][0]).max() < 0.4)
+    x, y, z = next(t.place for t in tombstones.appeared if np.abs(t.place - elsewhere[0]).max() < 0.4)
+    recalled = Recalled(went.xyz.numpy(), np.ones(len(went.xyz), np.float32), np.zeros(len(went.xyz), np.int64))
+
+    def known() -> dict[str, Any]:
+        tombstones.gone = [replace(went, moved_to=(x, y, z), confidence=0.9), *tombstones.gone[1:]]
+        return what_is_known(session.memory, session.config, answer, np.zeros((0, 3)), recalled)
+
+    assert known()["verdict"] is Observed.SEEN
+    for index in (0, 1, 2):
+        session.observe(replace(room_frame(index, THINGS[1:]), stamp_ns=2 * GONE_NS + index))
+        session.encode_pending()
+    found = known()
+    assert found["verdict"] is Observed.SEEN_THEN_GONE, found["verdict_reason"]
+    gone = found["evidence"][-1]
+    assert np.abs(np.array(gone.place) - elsewhere[0]).max() < 0.4 and gone.gone_ns >= 2 * GONE_NS
 
 
 def test_what_a_frame_that_is_no_view_shows_has_appeared_too(make_session: MakeSession) -> None:
