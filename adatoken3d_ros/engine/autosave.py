@@ -97,9 +97,12 @@ class Versions:
 
 def state_of(scene: Scene) -> object:
     """Changes whenever there is something new to save in a scene."""
-    memory = scene.memory
+    memory, tombstones = scene.memory, scene.memory.past.tombstones
     poses = tuple((stamp, pose.tobytes()) for stamp, pose in memory.poses.items())
-    return poses, memory.marks.all(), memory.map_id
+    # Of the same views less may be left, and what has come or gone is also noted by frames that are no views.
+    gone = tuple((thing.gone_ns, thing.moved_to) for thing in tombstones.gone)
+    appeared = tuple(thing.first_ns for thing in tombstones.appeared)
+    return poses, memory.marks.all(), memory.map_id, memory.carved, gone, appeared
 
 
 def _locked(path: Path) -> int:

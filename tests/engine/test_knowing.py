@@ -15,6 +15,7 @@ import torch
 from adatoken3d_ros.decoder.prefill import prefill
 from adatoken3d_ros.engine import answering
 from adatoken3d_ros.engine.answer import Question, Status
+from adatoken3d_ros.engine.autosave import state_of
 from adatoken3d_ros.engine.config import SessionConfig
 from adatoken3d_ros.engine.knowing import SHOWN, Recalled, floor_map, seen_floor, what_is_known
 from adatoken3d_ros.engine.scene import Scene
@@ -188,6 +189,20 @@ def test_what_a_frame_that_is_no_view_shows_has_appeared_too(make_session: MakeS
     assert set(session.poses) == views and thing.first_ns == 2 * GONE_NS
     assert np.abs(thing.place - THINGS[0][0]).max() < 0.4
     torch.testing.assert_close(thing.look(), mean_look(session))
+
+
+@pytest.mark.parametrize("boxes", [THINGS[:1], ()])
+def test_what_frames_that_are_no_views_find_is_new_to_be_saved(make_session: MakeSession, boxes: tuple) -> None:
+    """What has come up, and what has gone: or a restart would bring back what has gone."""
+    session = make_session(SessionConfig(key_frames=KeyFrameConfig(min_change=1000)))
+    for index in (0, 1, 2):
+        session.observe(room_frame(index, boxes))
+    session.encode_pending()
+    views, saved = set(session.poses), state_of(session)
+    session.observe(replace(room_frame(0, boxes), stamp_ns=GONE_NS))
+    assert state_of(session) == saved
+    session.observe(replace(room_frame(0, () if boxes else THINGS), stamp_ns=2 * GONE_NS))
+    assert set(session.poses) == views and state_of(session) != saved
 
 
 def test_what_came_up_long_ago_does_not_come_up_again(make_session: MakeSession) -> None:
