@@ -263,10 +263,10 @@ class SceneMemory(KeptScene):
 
     @property
     def nbytes(self) -> int:
-        """Of views, those that wait included, and of the past."""
+        """Of views, those that wait included, of what new ones are compared with, and of the past."""
         waiting = {id(frame): frame.rgb.nbytes + frame.depth.nbytes for frame in (*self.pending, *self._later.values())}
         chosen = 0 if self._asked is None else self._asked.nbytes
-        return self._map.nbytes + chosen + self.past.nbytes + sum(waiting.values())
+        return self._map.nbytes + chosen + self.past.nbytes + self._selector.nbytes + sum(waiting.values())
 
     # --- tokens out ---
 

@@ -79,6 +79,10 @@ class Sketch:
         normals = normals[np.isfinite(normals[:, 0])]
         return cls(near, K, points[known].astype(np.float32), normals, frame.T_world_camera)
 
+    @property
+    def nbytes(self) -> int:
+        return self.near.nbytes + self.xyz.nbytes + self.normals.nbytes
+
     def height(self) -> float:
         """Metres by which the camera is above what faces up, the median; NaN where hardly anything does."""
         points = _points(self.near, self.K)
@@ -296,6 +300,11 @@ class Agreement:
         self._heights = {s: self._heights[s] if s in self._heights else self._views[s].height() for s in latest}
         self._tilt = tilt([self._views[stamp] for stamp in latest])
         self._scale = too_high(list(self._heights.values()), self.highest)
+
+    @property
+    def nbytes(self) -> int:
+        """Of all sketches."""
+        return sum(sketch.nbytes for sketch in (*self._views.values(), *self._doubtful))
 
     def sketches(self) -> dict[int, Sketch]:
         """Of the kept views, by stamp."""

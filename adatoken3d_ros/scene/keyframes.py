@@ -160,6 +160,11 @@ class KeyFrameSelector:
         """By stamp, of the kept views that have one: by what a new frame is judged."""
         return self._agreement.sketches()
 
+    @property
+    def nbytes(self) -> int:
+        """Of the sketches."""
+        return self._agreement.nbytes
+
     def restore(self, poses: Mapping[int, NDArray[np.float64]], sketches: Mapping[int, Sketch] | None = None) -> None:
         """Replaces the views by these {stamp: T_world_camera}, oldest first, with their sketches."""
         self.clear()

@@ -275,15 +275,19 @@ def test_what_was_seen_is_forgotten_and_moves_with_its_views(make_session: MakeS
     assert past.occupancy.extent() is None and not past.tombstones.gone
 
 
-@pytest.mark.parametrize("limit_mb", [0.3, 0.5])
-def test_a_scene_stays_within_its_memory(make_session: MakeSession, limit_mb: float) -> None:
-    unbounded, bounded = make_session(EVERY), make_session(replace(EVERY, memory_limit_mb=limit_mb))
+@pytest.mark.parametrize(("limit_mb", "checked"), [(0.3, 0.0), (0.5, 0.0), (1.0, 1.0)])
+def test_a_scene_stays_within_its_memory(make_session: MakeSession, limit_mb: float, checked: float) -> None:
+    """Where poses are checked, what they are checked by counts, too."""
+    every = replace(EVERY, key_frames=KeyFrameConfig(0.0, 0.0, max_disagreement=checked))
+    unbounded, bounded = make_session(every), make_session(replace(every, memory_limit_mb=limit_mb))
     for index in range(40):
         frame = replace(room_frame(index % 9), stamp_ns=index + 1)
         for session in (unbounded, bounded):
             session.observe(frame)
             session.encode_pending()
-        assert bounded.nbytes <= limit_mb * 1e6
+        sketches = sum(sketch.near.nbytes for sketch in bounded.memory._selector.sketches().values())
+        assert bounded.nbytes <= limit_mb * 1e6 and bool(sketches) is bool(checked)
+        assert bounded.memory._map.nbytes + bounded.memory.past.nbytes + sketches <= limit_mb * 1e6
     assert unbounded.nbytes > limit_mb * 1e6 > bounded.nbytes and len(bounded.poses) < len(unbounded.poses)
     answer = ask(bounded, Question("What is there?", max_new_tokens=2))
     assert answer.status in (Status.OK, Status.TRUNCATED) and bounded.nbytes <= limit_mb * 1e6
