@@ -245,7 +245,7 @@ SETTINGS: tuple[Setting, ...] = (
             "frame is believed.", low=0.0, high=1.0),
     Setting("scene.max_height", 4.0, CONFIGURE, "With that, depth counts as wrong in scale where the floor seems to be "
             "more than this below the camera, metres; 0: it may be at any depth.", low=0.0, high=1000.0),
-    Setting("scene.carving", True, CONFIGURE, "Take out of the scene what a newer key frame looks through."),
+    Setting("scene.carving", True, CONFIGURE, "Take out of the scene what a newer frame looks through."),
     Setting("scene.max_depth", 10.0, CONFIGURE, "Depth beyond this is not used, metres.", low=0.01, high=1000.0),
     Setting("scene.origin", (0.0, 0.0, 0.0), CONFIGURE, "Point of the scene frame that the model sees as its origin "
             "(floor in mid room), metres.", check=_three_numbers),
