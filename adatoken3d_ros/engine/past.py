@@ -302,10 +302,10 @@ def _views_with_the_gone(
 
 
 def _mean_feature(token_map: TokenMap) -> Tensor:
-    """(C,) of all patches."""
+    """(C,) of all patches; zeros where all have gone, for what is kept is finite."""
     if isinstance(token_map, ViewTokenMap):
-        features = [block.features for block in token_map.blocks().values()]
-        return torch.cat(features).float().mean(dim=0).cpu()
+        features = torch.cat([block.features for block in token_map.blocks().values()]).float()
+        return (features.sum(dim=0) / max(1, len(features))).cpu()
     views = token_map.contributions().values()
     total = torch.stack([view.features.sum(dim=0).cpu() for view in views]).sum(dim=0)
-    return total / sum(int(view.count.sum()) for view in views)
+    return total / max(1, sum(int(view.count.sum()) for view in views))

@@ -222,6 +222,24 @@ def test_what_came_up_long_ago_does_not_come_up_again(make_session: MakeSession)
     assert len(answer.evidence) == 1 and answer.evidence[0].first_ns == 2 * GONE_NS
 
 
+def test_where_nothing_is_left_of_the_scene_what_comes_up_can_be_saved_all_the_same(
+    make_session: MakeSession, tmp_path: Path
+) -> None:
+    """What has appeared looks like the mean of what is there, and nothing is."""
+    session = make_session(SessionConfig(key_frames=KeyFrameConfig(min_change=1000)))
+    session.observe(room_frame(0, THINGS[1:]))
+    session.encode_pending()
+    memory = session.memory
+    memory._map.carve(memory._map.occupied_keys, before=1 << 60)
+    for seconds, boxes in ((10, THINGS[1:]), (20, THINGS)):
+        frame = replace(room_frame(0, boxes), stamp_ns=seconds * 10**9)
+        assert memory.past.look(frame, key_frame=False)
+        memory.past.came(frame)
+    assert memory.past.tombstones.appeared
+    session.save(tmp_path / "empty.scene")
+    assert session.load(tmp_path / "empty.scene") == 1 and memory.past.tombstones.appeared
+
+
 def mean_look(session: Scene) -> torch.Tensor:
     views = session.memory.views()[0].values()
     total = torch.stack([view.features.sum(dim=0) for view in views]).sum(dim=0)
