@@ -20,7 +20,7 @@ from adatoken3d_ros.engine.answer import Answer, Box, Question, Status
 from adatoken3d_ros.engine.budget.deadline import BudgetInfeasible, DeadlineGuard
 from adatoken3d_ros.engine.budget.latency import decode_terms, encode_terms, follow_up_terms, read_terms, token_terms
 from adatoken3d_ros.engine.budget.plans import SHORTEST_ANSWER, Plan
-from adatoken3d_ros.engine.knowing import Recalled, what_is_known
+from adatoken3d_ros.engine.knowing import Recalled, guessed, what_is_known
 from adatoken3d_ros.engine.out_of_memory import describe, free_cached, is_out_of_memory
 from adatoken3d_ros.engine.pointing import meant, told
 from adatoken3d_ros.engine.prepared import Block, Objects
@@ -32,7 +32,6 @@ from adatoken3d_ros.engine.stages import Stopwatch
 from adatoken3d_ros.engine.words import whole_words
 from adatoken3d_ros.lmm.interface import PromptIds, Spliced
 from adatoken3d_ros.pruning.view import Policy
-from adatoken3d_ros.scene.evidence import Observed
 
 logger = logging.getLogger(__name__)
 
@@ -184,12 +183,7 @@ class _Answering:
                 recalled = self._recall(plan, prompt, clicks, block, seconds)
             find_out = scene.find_out or what_is_known
             self.set(**find_out(scene.memory, scene.config, self.answer, clicks, recalled))
-            if len(clicks) and self.answer.verdict is Observed.NOT_OBSERVED and self.answer.status is Status.OK:
-                # Whatever it says of a place that nobody saw is guessed, however sure the model is.
-                self.set(
-                    status=Status.UNSURE,
-                    status_message="; ".join(filter(None, (self.answer.verdict_reason, self.answer.status_message))),
-                )
+            self.answer = guessed(self.answer, clicks)
 
     @torch.inference_mode()
     def _recall(

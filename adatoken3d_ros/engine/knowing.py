@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adatoken3d_ros.engine.answer import Answer, TokenReport
+from adatoken3d_ros.engine.answer import Answer, Status, TokenReport
 from adatoken3d_ros.engine.config import SessionConfig
 from adatoken3d_ros.engine.events import SceneView
 from adatoken3d_ros.engine.scene_memory import SceneMemory
@@ -93,6 +93,15 @@ def what_is_known(
         "goal": goal.pose,
         "goal_reason": goal.reason,
     }
+
+
+def guessed(answer: Answer, clicks: NDArray[np.float64]) -> Answer:
+    """The answer, with what is known; one about a place (n, 3) that nobody saw is not sure: whatever it says is
+    guessed, however sure the model is."""
+    if not len(clicks) or answer.verdict is not Observed.NOT_OBSERVED or answer.status is not Status.OK:
+        return answer
+    message = "; ".join(filter(None, (answer.verdict_reason, answer.status_message)))
+    return replace(answer, status=Status.UNSURE, status_message=message)
 
 
 _DOUBT = (Observed.SEEN, Observed.UNKNOWN, Observed.NOT_OBSERVED, Observed.SEEN_THEN_GONE)

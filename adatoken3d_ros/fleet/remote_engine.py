@@ -22,7 +22,7 @@ from adatoken3d_ros.engine.answer import Answer, Question, Status
 from adatoken3d_ros.engine.answering import UNANSWERED
 from adatoken3d_ros.engine.config import SessionConfig
 from adatoken3d_ros.engine.engine import Engine
-from adatoken3d_ros.engine.knowing import Recalled, what_is_known
+from adatoken3d_ros.engine.knowing import Recalled, guessed, what_is_known
 from adatoken3d_ros.engine.recalling import recall
 from adatoken3d_ros.engine.requests import InvalidRequest, check_question, clicks_of
 from adatoken3d_ros.engine.scene import Scene
@@ -336,6 +336,7 @@ class _Asking:
         answer = replace(answer, question=question, **(seen if answer.status is not Status.NO_SCENE else {}))
         if answer.status.answered and answer.report is not None:
             answer = replace(answer, **what_is_known(scene.memory, scene.config, answer, clicks, recalled))
+            answer = guessed(answer, clicks)
         return answer
 
     def _reached(self, question: Question) -> tuple[Answer, Recalled | None]:

@@ -393,3 +393,22 @@ def test_what_a_frame_that_is_no_view_takes_out_is_sent_before_anybody_asks(
     scene.prepare()
     assert not scene.work_ahead and any(entry.gone for entry in offered[-1].views)
     assert bool(offered[-1].things) is (encode == "local")
+
+
+def test_an_answer_about_a_place_that_nobody_saw_is_unsure_from_there_too(
+    tiny_of: Any, url_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine does not know where the robot has looked. (Its random model never ends by itself.)"""
+    engine, scene, _ = robot(url_of(NAMES[0]), tiny_of(NAMES[0]))
+    show(scene, 0)
+    attempt = engine.attempt
+
+    def ended(*of: Any) -> Any:
+        answer, recalled = attempt(*of)
+        return replace(answer, status=Status.OK, status_message=""), recalled
+
+    monkeypatch.setattr(engine, "attempt", ended)
+    seen, behind_the_wall = np.array([[0.05, 1.2, 0.6]]), np.array([[0.05, 2.6, 0.5]])
+    assert engine.ask(scene, Question("What is this?", seen)).status is Status.OK
+    answer = engine.ask(scene, Question("What is this?", behind_the_wall))
+    assert (answer.status, answer.status_message) == (Status.UNSURE, "nobody has looked at the place")
