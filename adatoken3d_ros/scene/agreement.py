@@ -192,7 +192,8 @@ class Agreement:
     later views contradict than confirm is outvoted, too.
 
     Args:
-        limit: share of contradiction above which two views do not agree; 0: every frame is believed.
+        limit: share of contradiction above which two views do not agree; 0: every frame is believed, and the sketches
+            only tell what was looked at from where, when views move or come from a file.
         highest: metres that cameras may be above what faces up, or depth is wrong; 0: any number.
 
     Attributes:
@@ -267,6 +268,7 @@ class Agreement:
     def keep(self, frame: PosedFrame) -> None:
         """The frame, which has been believed, is a view from now on; it votes on those that it was compared with."""
         if not self.limit:
+            self._views[frame.stamp_ns] = Sketch.of(frame)
             return
         if self._case is None or self._case[0] != frame.stamp_ns:
             self._case = frame.stamp_ns, Sketch.of(frame), {}, []
@@ -296,6 +298,8 @@ class Agreement:
 
     def _look_at_all(self) -> None:
         """What can be wrong although no two views contradict each other."""
+        if not self.limit:
+            return
         latest = list(self._views)[-LATEST:]
         self._heights = {s: self._heights[s] if s in self._heights else self._views[s].height() for s in latest}
         self._tilt = tilt([self._views[stamp] for stamp in latest])
@@ -313,9 +317,8 @@ class Agreement:
     def restore(self, sketches: Mapping[int, Sketch]) -> None:
         """Forgets everything else than these sketches of kept views."""
         self.clear()
-        if self.limit:
-            self._views.update(sketches)
-            self._look_at_all()
+        self._views.update(sketches)
+        self._look_at_all()
 
     def move(self, poses: Mapping[int, NDArray[np.float64]]) -> None:
         """Kept views were taken from elsewhere, {stamp: T_world_camera}; what doubted their old places is forgotten."""

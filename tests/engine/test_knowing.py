@@ -34,6 +34,7 @@ EVERY = SessionConfig(key_frames=KeyFrameConfig(0.0, 0.0))
 THERE = np.array([[0.05, 1.2, 0.6]])  # on the box that goes
 BEHIND = np.array([[0.05, 2.6, 0.5]])  # behind the wall
 GONE_NS = 10**10
+STEP = np.array([[1, 0, 0, 0.001], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])  # 1 mm along x
 
 
 def changing(session: Scene, boxes: tuple = (THINGS[1],)) -> Scene:
@@ -293,9 +294,28 @@ def test_what_was_seen_is_forgotten_and_moves_with_its_views(make_session: MakeS
     assert past.occupancy.extent() is None and not past.tombstones.gone
 
 
-@pytest.mark.parametrize(("limit_mb", "checked"), [(0.3, 0.0), (0.5, 0.0), (1.0, 1.0)])
+@pytest.mark.parametrize("checked", [0.0, 0.5])
+def test_where_it_has_looked_is_known_from_a_file_and_after_a_correction(
+    make_session: MakeSession, tmp_path: Path, checked: float
+) -> None:
+    """Whether poses are checked or not."""
+    session = make_session(replace(EVERY, key_frames=KeyFrameConfig(0.0, 0.0, max_disagreement=checked)))
+    for index in (0, 1, 2):
+        session.observe(room_frame(index))
+    session.save(tmp_path / "room.scene")
+    for change in (
+        lambda: session.load(tmp_path / "room.scene"),
+        lambda: session.move({stamp: STEP @ pose for stamp, pose in session.poses.items()}),
+    ):
+        change()
+        answer = ask(session, Question("What?", THERE, max_new_tokens=2))
+        assert answer.verdict is Observed.SEEN, answer.verdict_reason
+        assert answer.coverage > 0.5 and not np.isnan(seen_floor(session.memory.past.occupancy, 0.0))
+
+
+@pytest.mark.parametrize(("limit_mb", "checked"), [(0.4, 0.0), (0.6, 0.0), (1.0, 1.0)])
 def test_a_scene_stays_within_its_memory(make_session: MakeSession, limit_mb: float, checked: float) -> None:
-    """Where poses are checked, what they are checked by counts, too."""
+    """What poses are checked by counts, too."""
     every = replace(EVERY, key_frames=KeyFrameConfig(0.0, 0.0, max_disagreement=checked))
     unbounded, bounded = make_session(every), make_session(replace(every, memory_limit_mb=limit_mb))
     for index in range(40):
@@ -304,7 +324,7 @@ def test_a_scene_stays_within_its_memory(make_session: MakeSession, limit_mb: fl
             session.observe(frame)
             session.encode_pending()
         sketches = sum(sketch.near.nbytes for sketch in bounded.memory._selector.sketches().values())
-        assert bounded.nbytes <= limit_mb * 1e6 and bool(sketches) is bool(checked)
+        assert bounded.nbytes <= limit_mb * 1e6 and sketches
         assert bounded.memory._map.nbytes + bounded.memory.past.nbytes + sketches <= limit_mb * 1e6
     assert unbounded.nbytes > limit_mb * 1e6 > bounded.nbytes and len(bounded.poses) < len(unbounded.poses)
     answer = ask(bounded, Question("What is there?", max_new_tokens=2))
