@@ -79,10 +79,6 @@ class Sketch:
         normals = normals[np.isfinite(normals[:, 0])]
         return cls(near, K, points[known].astype(np.float32), normals, frame.T_world_camera)
 
-    @property
-    def nbytes(self) -> int:
-        return self.near.nbytes + self.xyz.nbytes + self.normals.nbytes
-
     def height(self) -> float:
         """Metres by which the camera is above what faces up, the median; NaN where hardly anything does."""
         points = _points(self.near, self.K)
@@ -298,9 +294,7 @@ class Agreement:
 
     def _look_at_all(self) -> None:
         """What can be wrong although no two views contradict each other."""
-        if not self.limit:
-            return
-        latest = list(self._views)[-LATEST:]
+        latest = list(self._views)[-LATEST:] if self.limit else []
         self._heights = {s: self._heights[s] if s in self._heights else self._views[s].height() for s in latest}
         self._tilt = tilt([self._views[stamp] for stamp in latest])
         self._scale = too_high(list(self._heights.values()), self.highest)
@@ -308,7 +302,7 @@ class Agreement:
     @property
     def nbytes(self) -> int:
         """Of all sketches."""
-        return sum(sketch.nbytes for sketch in (*self._views.values(), *self._doubtful))
+        return sum(s.near.nbytes + s.xyz.nbytes + s.normals.nbytes for s in (*self._views.values(), *self._doubtful))
 
     def sketches(self) -> dict[int, Sketch]:
         """Of the kept views, by stamp."""
