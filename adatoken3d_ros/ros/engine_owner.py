@@ -50,6 +50,12 @@ class Loading:
     step: str = ""
 
 
+def _gone_from(scene: Scene) -> object:
+    """Changes with what has gone from a scene, and with where it is said to have moved to."""
+    memory = scene.memory
+    return memory.carved, tuple((thing.gone_ns, thing.moved_to) for thing in memory.past.tombstones.gone)
+
+
 class EngineOwner:
     """Loads a model into a worker's thread, hands it frames and questions, and frees it.
 
@@ -87,6 +93,7 @@ class EngineOwner:
         self._frame_id = ""
         self._pictures: Pictures | None = None  # of the scene, in the worker's thread
         self._pictured: tuple[Picture, ...] = ()  # that were told last
+        self._told: object = (0, ())  # what had gone from the scene that was told last
         self._drawn: PosedFrame | None = None  # whose fate comes next
         self._loading: Loading | None = None
         self._began = 0.0
@@ -245,6 +252,7 @@ class EngineOwner:
         """Runs in the worker's thread: tells what the scene is now."""
         from adatoken3d_ros.engine.knowing import view_of  # with torch, as there is a scene
 
+        self._told = _gone_from(scene)
         self._events.tell(view_of(scene, self._frame_id))
         self._show_pictures(scene)
 
@@ -285,6 +293,8 @@ class EngineOwner:
     def _look_again(self, event: FrameTaken) -> None:
         if event.fate in ("superseded", "stopped"):  # which is told in any thread
             return
+        if event.fate != "key_frame" and self.scene is not None and _gone_from(self.scene) != self._told:
+            self.look()  # a frame that is no view takes out, too
         frame, self._drawn = self._drawn, None
         if event.fate.startswith("error") and frame and self._pictures and self.scene:
             waiting = {one.stamp_ns for one in self.scene.memory.pending}

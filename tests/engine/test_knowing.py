@@ -17,11 +17,13 @@ from adatoken3d_ros.engine import answering
 from adatoken3d_ros.engine.answer import Question, Status
 from adatoken3d_ros.engine.autosave import state_of
 from adatoken3d_ros.engine.config import SessionConfig
+from adatoken3d_ros.engine.events import Listeners, SceneView
 from adatoken3d_ros.engine.knowing import SHOWN, Recalled, floor_map, seen_floor, what_is_known
 from adatoken3d_ros.engine.scene import Scene
 from adatoken3d_ros.engine.scene_memory import SceneMemory
 from adatoken3d_ros.engine.stages import STAGES
 from adatoken3d_ros.pruning.strategy import default_strategy
+from adatoken3d_ros.ros.engine_owner import EngineOwner
 from adatoken3d_ros.scene.evidence import Observed
 from adatoken3d_ros.scene.goal import GoalConfig
 from adatoken3d_ros.scene.keyframes import KeyFrameConfig
@@ -30,6 +32,7 @@ from adatoken3d_ros.settings import Settings
 from tests.engine.scenes import THINGS, ask, load_scene, room_frame
 
 MakeSession = Callable[..., Scene]
+LIMIT = 30.0  # seconds until a test that hangs fails
 EVERY = SessionConfig(key_frames=KeyFrameConfig(0.0, 0.0))
 THERE = np.array([[0.05, 1.2, 0.6]])  # on the box that goes
 BEHIND = np.array([[0.05, 2.6, 0.5]])  # behind the wall
@@ -204,6 +207,24 @@ def test_what_frames_that_are_no_views_find_is_new_to_be_saved(make_session: Mak
     assert state_of(session) == saved
     session.observe(replace(room_frame(0, () if boxes else THINGS), stamp_ns=2 * GONE_NS))
     assert set(session.poses) == views and state_of(session) != saved
+
+
+def test_what_a_frame_that_is_no_view_takes_out_is_shown(tiny_directory: Path) -> None:
+    """Nobody asks, and the camera stands still."""
+    shown: list[SceneView] = []
+    owner = EngineOwner(Listeners().add(SceneView, shown.append))
+    given = {"scene.min_change": 1000, "scene.min_gain": 0.0, "scene.min_sharpness": 0.0, "budget.warm_up": False}
+    try:
+        owner.start(Settings({"model.path": str(tiny_directory), **given})).result(LIMIT)
+        assert owner.queue is not None
+        for seconds, boxes in ((1, THINGS), (10, THINGS), (20, ()), (30, ())):
+            owner.take_frame(lambda t=seconds, b=boxes: replace(room_frame(0, b), stamp_ns=t * 10**9))  # type: ignore[misc]
+            owner.queue.call(lambda scene: scene.encode_pending()).result(LIMIT)
+            owner.queue.call(lambda scene: None, chore=True).result(LIMIT)  # after what is shown
+    finally:
+        owner.drop()
+    views = [view for view in shown if view.poses]
+    assert not views[0].gone and views[1].gone and len(views) <= 3
 
 
 def test_what_came_up_long_ago_does_not_come_up_again(make_session: MakeSession) -> None:
