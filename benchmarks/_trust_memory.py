@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What answers say of themselves, in furnished rooms that change.
 
-A camera goes round a part of a room; then a thing is taken out and another is put elsewhere; the camera goes round
-once more. It never looks where one thing is: frames that would show the thing that the fewest show are left out. Things
-are asked about at their place (a click) and by their name. What is right follows from the instances that the renderer
-gives: a thing is there; it was seen and its place was seen again without it; or no frame has a pixel of it. What was
-seen by less than `MIN_PIXELS` is not asked about. That something has gone is only asked where `LOOKED_AT` frames show
-its place without it, and where it is now only where as many show it there. It was last seen between the last frame that
-has `MIN_PIXELS` of it and the last one that has any.
+A camera goes round a part of a room; then a thing is taken out, another is put elsewhere, and one comes that was not
+there before; the camera goes round once more. It never looks where one thing is: frames that would show the thing
+that the fewest show are left out. Things are asked about at their place (a click) and by their name. What is right
+follows from the instances that the renderer gives: a thing is there; it was seen and its place was seen again without
+it; or no frame has a pixel of it. What was seen by less than `MIN_PIXELS` is not asked about. That something has gone
+is only asked where `LOOKED_AT` frames show its place without it, and where it is now only where as many show it
+there. It was last seen between the last frame that has `MIN_PIXELS` of it and the last one that has any.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ class Asked:
     by_name: bool
     last_seen_ns: tuple[int, ...]  # two: by enough pixels, and by any
     moved_to: NDArray[np.float64] | None = None
+    added: bool = False
     answer: Answer | None = None
 
 
@@ -73,6 +74,7 @@ class Story:
     after: FurnishedRoom
     removed: Item
     moved: tuple[Item, Item] | None
+    added: int | None = None  # the instance of what comes
     frames: list[PosedFrame] = field(default_factory=list)
     left_out: set[int] = field(default_factory=set)
     pixels: list[dict[int, int]] = field(default_factory=list)  # of each thing in each frame
@@ -112,16 +114,23 @@ def tell_story(seed: int) -> Story | None:
     alone = [item for item in loose if max(item.size) < 1.3 and min(item.size) > 0.2]
     if len(alone) < 2:
         return None
-    removed, moving = (alone[i] for i in rng.permutation(len(alone))[:2])
+    removed, moving, *more = (alone[i] for i in rng.permutation(len(alone)))
+    added = more[0] if more else None
     left = [item for item in room.items if item is not removed]
     elsewhere = free_place(with_items(room, left), moving, rng)
     moved = None if elsewhere is None else (moving, elsewhere)
     # Instances keep their numbers: what has gone is moved under the floor, where no camera sees it.
-    hidden = placed(removed.instance, removed.model, removed.colour, None, (0, 0, -5.0), 0.0, removed.scale, FLOOR)
-    after = [hidden if item is removed else item for item in room.items]
+    before = tuple(_below(item) if item is added else item for item in room.items)
+    after = [_below(item) if item is removed else item for item in room.items]
     if elsewhere is not None:
         after = [elsewhere if item is moving else item for item in after]
-    story = Story(room, replace(room, items=tuple(after)), removed, moved)
+    story = Story(
+        replace(room, items=before),
+        replace(room, items=tuple(after)),
+        removed,
+        moved,
+        None if added is None else added.instance,
+    )
     K = intrinsics(WIDTH, HEIGHT)
     first, second = Renderer(story.before), Renderer(story.after)
     for index in range(2 * ROUND):
@@ -137,9 +146,14 @@ def tell_story(seed: int) -> Story | None:
     return story
 
 
+def _below(item: Item) -> Item:
+    """The item under the floor."""
+    return placed(item.instance, item.model, item.colour, None, (0, 0, -5.0), 0.0, item.scale, FLOOR)
+
+
 def _look_away(story: Story) -> None:
     """Leaves out the frames that show the thing that the fewest show, where they are few enough."""
-    changed = {story.removed.instance} | ({story.moved[0].instance} if story.moved else set())
+    changed = {story.removed.instance, story.added} | ({story.moved[0].instance} if story.moved else set())
     showing = {
         item.instance: {n for n, pixels in enumerate(story.pixels) if item.instance in pixels}
         for item in story.before.items
@@ -172,7 +186,7 @@ def _points(
 
 
 def ask_about(story: Story, rng: np.random.Generator) -> list[Asked]:
-    """Questions about what was seen, has gone, has moved, and was never looked at."""
+    """Questions about what was seen, has gone, has moved, has come, and was never looked at; what has come first."""
     changed = {story.removed.instance}
     if story.moved is not None:
         changed.add(story.moved[0].instance)
@@ -186,7 +200,9 @@ def ask_about(story: Story, rng: np.random.Generator) -> list[Asked]:
         first = [n for n in range(ROUND) if i in story.shown[n]]
         second = [n for n in range(ROUND, 2 * ROUND) if i in story.shown[n]]
         again = [n for n in range(ROUND, 2 * ROUND) if story.would[n].get(i, 0) >= 2 * MIN_PIXELS]
-        moved_to = None
+        moved_to, added = None, i == story.added
+        if added and len(second) < LOOKED_AT:
+            continue
         if i in changed:
             if not first or len(again) < LOOKED_AT:
                 continue
@@ -205,10 +221,10 @@ def ask_about(story: Story, rng: np.random.Generator) -> list[Asked]:
         shown = max((n for n in range(before) if i in story.pixels[n]), default=-1)
         stamp = tuple(story.frames[n].stamp_ns if n >= 0 else 0 for n in (last, shown))
         middle = points[int(np.linalg.norm(points - np.median(points, axis=0), axis=1).argmin())]
-        asked.append(Asked(Question("What is this?", middle[None]), right, False, stamp, moved_to))
+        asked.append(Asked(Question("What is this?", middle[None]), right, False, stamp, moved_to, added))
         if len(kinds[item.kind]) == 1 and moved_to is None:
-            asked.append(Asked(Question(f"What colour is the {item.kind}?"), right, True, stamp))
-    order = rng.permutation(len(asked))
+            asked.append(Asked(Question(f"What colour is the {item.kind}?"), right, True, stamp, added=added))
+    order = sorted(rng.permutation(len(asked)), key=lambda n: not asked[n].added)
     wanted = {Observed.SEEN: 4, Observed.SEEN_THEN_GONE: 4, Observed.NOT_OBSERVED: 2}
     chosen = []
     for n in order:
@@ -311,6 +327,8 @@ def figures(asked: list[tuple[Asked, Story]]) -> dict[str, Any]:
         right["all"].append(ok)
         right["by_name" if item.by_name else "at_place"].append(ok)
         right[f"{'by_name' if item.by_name else 'at_place'}_{item.right.name.lower()}"].append(ok)
+        if item.added:
+            right["by_name_come" if item.by_name else "at_place_come"].append(ok)
         if item.right is Observed.SEEN:
             false_gone.append(answer.verdict is Observed.SEEN_THEN_GONE)
         gone = [e for e in answer.evidence if e.gone_ns]
