@@ -82,8 +82,10 @@ def write_recording(
             recording = _Recording(writer)
             for frame in frames:
                 recording.frame(frame, view.frame_id)
+            if pictures is not None:
+                recording.pictures(pictures)
             for at_ns, answer in asked:
-                recording.answer(answer, view, pictures or KeyFramesShown(view.frame_id), at_ns)
+                recording.answer(answer, view, at_ns)
         os.replace(bag / f"{bag.name}.mcap", path)
 
 
@@ -116,7 +118,7 @@ class _Recording:
         depth = np.nan_to_num(frame.depth, nan=0.0, posinf=0.0, neginf=0.0)
         self._write("/depth/image", fill_image(Image(header=head), depth, "32FC1"), stamp)
 
-    def answer(self, answer: Answer, view: SceneView, pictures: KeyFramesShown, at_ns: int) -> None:
+    def answer(self, answer: Answer, view: SceneView, at_ns: int) -> None:
         """The question and what the node would publish."""
         self._write("/question", String(data=answer.question.text), at_ns)
         message = answer_message(answer, view.frame_id, at_ns)
@@ -124,12 +126,15 @@ class _Recording:
         self._write(f"{NODE}/answer", message, then)
         self._write(f"{NODE}/scene_tokens", scene_cloud(view), then)
         self._write(f"{NODE}/markers", markers(message, view), then)
-        self._write(f"{NODE}/key_frames", key_frames_message(pictures), then)
         if (report := answer.report) is not None:
             self._write(f"{NODE}/retained_tokens", retained_cloud(report, answer.stamp_ns, view.frame_id), then)
             self._write(f"{NODE}/token_report", report_message(answer, report, view.frame_id), then)
         if message.goal_near.header.frame_id:
             self._write(f"{NODE}/goal", message.goal_near, then)
+
+    def pictures(self, shown: KeyFramesShown) -> None:
+        """Once, not with each answer: up to a megabyte that is the same for all."""
+        self._write(f"{NODE}/key_frames", key_frames_message(shown), asked_at(shown.stamp_ns))
 
     def _write(self, topic: str, message: Any, stamp_ns: int) -> None:
         if topic not in self._topics:
