@@ -9,7 +9,7 @@ import numpy as np
 import viser
 from numpy.typing import NDArray
 
-from adatoken3d_ros.engine.pictures import MOST_SHOWN, Picture, small
+from adatoken3d_ros.engine.pictures import MOST_SHOWN, Left, Picture, small
 from adatoken3d_ros.view.dialogue import Asked
 from adatoken3d_ros.view.drawing import LIVE_AGE, LIVE_PICTURE, colours, lit_picture
 from adatoken3d_ros.view.source import Shown
@@ -31,6 +31,8 @@ class World:
     def __init__(self, server: viser.ViserServer) -> None:
         self._scene = server.scene
         self._cameras: dict[int, tuple[Any, Picture, bytes | None]] = {}  # None: nothing is lit, as there is no answer
+        self._left: Left | None = None  # of the answer that is shown
+        self._lit: dict[int, NDArray[np.int64]] = {}  # its patches, by the stamp of the picture
         self._cameras_visible = True
         self.points: NDArray[np.float32] = np.zeros((0, 3), np.float32)
         self.selected: NDArray[np.float32] = np.zeros((0, 3), np.float32)
@@ -64,9 +66,14 @@ class World:
         wanted = {picture.stamp_ns: picture for picture in pictures[-MOST_SHOWN:]}
         for stamp in self._cameras.keys() - wanted.keys():
             self._cameras.pop(stamp)[0].remove()
-        left = None if asked is None else asked.answer.left
+            self._lit.pop(stamp, None)
+        if (left := None if asked is None else asked.answer.left) is not self._left:
+            self._left, self._lit = left, {}
         for stamp, picture in wanted.items():
-            lit = None if left is None else picture.lit(left)
+            if left is not None and stamp not in self._lit:
+                # Once: what a picture's patches were to the answer stays, also where it turns out to be elsewhere.
+                self._lit[stamp] = picture.lit(left)
+            lit = self._lit.get(stamp)
             key = None if lit is None else lit.tobytes()  # an answer that was left with none of it darkens all of it
             if stamp in self._cameras and self._cameras[stamp][1:] == (picture, key):  # a picture equals itself alone
                 continue

@@ -67,6 +67,17 @@ def test_a_key_frame_that_turns_out_to_be_elsewhere_goes_there(server: Any) -> N
     assert tuple(world._cameras[1][0].position) == (1, 2, 3)
 
 
+def test_what_an_answer_lit_stays_lit_where_the_key_frame_turns_out_to_be_elsewhere(server: Any) -> None:
+    world, one, pose, first = World(server), picture(1), np.eye(4), answered((5, 0, 0))
+    world.cameras((one,), first)
+    before = brightness(world, 1)
+    pose[:3, 3] = 1, 2, 3
+    world.cameras((one.at(pose),), first)
+    assert brightness(world, 1) == before and before[0] < 60 < before[1]
+    world.cameras((one.at(pose),), answered((6, 2, 3)))  # of the next question, who knows where they are now
+    assert brightness(world, 1) == before
+
+
 def test_key_frames_that_come_while_none_are_shown_are_hidden(server: Any) -> None:
     world, one = World(server), picture(1)
     world.cameras((one,), None)
