@@ -130,17 +130,18 @@ def _local(args: argparse.Namespace) -> Source:
         engine = loading.load_engine(
             settings, lambda share, step: shown.update(f"loading the model: {step}, {share:.0%}")
         )
-    command = partial(asked_again, shlex.split(args.typed)[2:], settings["latency_budget_ms"])
+    command = partial(asked_again, shlex.split(args.typed), settings["latency_budget_ms"])
     return LocalSource(engine, settings, frames(args), record_of_answer, command)
 
 
 def asked_again(typed: list[str], typed_ms: float, question: Question, strategy: str) -> str:
-    """The line that asks a question of a local view again; typed: the view's options, and what budget they give."""
+    """The line that asks a question of a local view again; typed: the view's own, and what budget it gives."""
     clicks = [word for click in question.clicks.tolist() for word in ("--click", *(f"{x:.3f}" for x in click))]
     limit = question.latency_budget_ms or 0.0
     budget = ["--budget-ms", f"{limit:g}"] if limit != typed_ms else []
     named = ["--strategy", strategy] if strategy else []
-    line = shlex.join(["adatoken3d", "ask", question.text, *_without_address(typed), *named, *budget, *clicks])
+    options = typed[typed.index("view") + 1 :]  # --debug may stand before the command
+    line = shlex.join(["adatoken3d", "ask", question.text, *_without_address(options), *named, *budget, *clicks])
     chosen = f"without {len(question.without)}" if len(question.without) else f"with only {len(question.only)}"
     narrowed = len(question.without) or len(question.only)
     return f"{line}  # and in the view, {chosen} tokens that were selected" if narrowed else line
@@ -187,5 +188,15 @@ def node_source(client: SceneClient, configured: Mapping[str, Any]) -> Source:
     click = known["click_question"]
     if click == DEFAULTS["click_question"] and not known["model.path"]:
         click = EMBEDDED_CLICK
-    strategies = tuple(dict.fromkeys((known["strategy"], *POLICY_NAMES)))
+    strategies = tuple(dict.fromkeys((known["strategy"], *POLICY_NAMES, *_fitted(known["model.path"]))))
     return NodeSource(client, strategies, known["latency_budget_ms"], click, record_of_message)
+
+
+def _fitted(model_path: str) -> list[str]:
+    """Names of the strategies that were fitted to a node's model, as far as its checkpoint is here, too."""
+    from adatoken3d_ros.engine.loading import checkpoint_path, strategy_files
+
+    try:
+        return [file.stem for file in strategy_files(checkpoint_path(model_path))]
+    except (ValueError, OSError):  # it is on another machine
+        return []

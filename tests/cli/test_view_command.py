@@ -17,9 +17,9 @@ from adatoken3d_ros.engine.answer import Question
 
 @pytest.mark.parametrize(("typed_ms", "asked_ms"), [(0.0, None), (500.0, 500.0), (500.0, None), (0.0, 120.5)])
 def test_the_line_that_asks_again(typed_ms: float, asked_ms: float | None) -> None:
-    typed = ["--folder", "f", "--port=0", "--token", "0123456789abcdef", "--budget-ms", f"{typed_ms:g}"]
+    line = f"adatoken3d --debug view --folder f --port=0 --token 0123456789abcdef --budget-ms {typed_ms:g}"
     question = Question("What's red?", np.array([[1.0, -2.0, 0.5]]), asked_ms)
-    args = parser()[0].parse_args(shlex.split(asked_again(typed, typed_ms, question, "none"))[1:])
+    args = parser()[0].parse_args(shlex.split(asked_again(shlex.split(line), typed_ms, question, "none"))[1:])
     assert (args.question, args.strategy, args.click) == ("What's red?", "none", [[1.0, -2.0, 0.5]])
     assert args.budget_ms == (asked_ms or 0.0)
 
