@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -20,6 +21,7 @@ from adatoken3d_ros.pruning import scores
 from adatoken3d_ros.pruning.strategy import Strategy
 from benchmarks._scenes import Reader, Workers
 
+_BEGIN = b'["'  # of a line
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -37,6 +39,9 @@ class Kept:
     """`Workers` that remember, in `path`, what they found for work that is `Keyed`; without a path, they do not.
 
     A line that was cut off when a run was killed counts as not there. `reused`: results that were there already.
+
+    Raises:
+        ValueError: the file is none that this wrote; it stays as it is.
     """
 
     def __init__(self, workers: Workers, path: Path | None, model: str) -> None:
@@ -46,12 +51,18 @@ class Kept:
         if path is None:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = path.read_text(encoding="utf-8") if path.is_file() else ""
-        whole = text[: text.rfind("\n") + 1]
-        for line in whole.splitlines():
-            name, value = json.loads(line)
-            self._found[name] = value
-        path.write_text(whole, encoding="utf-8")
+        content = path.read_bytes() if path.is_file() else b""
+        whole = content[: content.rfind(b"\n") + 1]
+        if not content[len(whole) :].startswith(_BEGIN[: len(content) - len(whole)]):
+            raise ValueError(f"{path} ends with what no run has begun to write")
+        for number, line in enumerate(whole.splitlines(), 1):
+            try:
+                name, value = json.loads(line)
+                self._found[name] = value
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"{path} holds no results of a run: line {number} is none") from error
+        if len(whole) < len(content):
+            os.truncate(path, len(whole))
 
     def map(self, what: str, function: Callable[[Reader, T], R], tasks: Sequence[T]) -> list[R]:
         """As `Workers.map`, results of work that is `Keyed` from where they are, or as they will be read from there."""

@@ -75,6 +75,24 @@ def test_work_that_ends_in_the_middle_is_kept(tmp_path: Path) -> None:
     assert workers.reused == 2 and len((tmp_path / "kept").read_text().splitlines()) == 2
 
 
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ('{"decode_speedup": 3.0}', "ends with what no run has begun to write"),
+        ('{\n "questions": 3\n}\n', "line 1 is none"),
+        ('["one", 1]\n7\n', "line 2 is none"),
+        ("[" + chr(0) * 3, "ends with what no run has begun to write"),
+    ],
+)
+def test_another_file_is_refused_and_stays_as_it_is(tmp_path: Path, content: str, named: str) -> None:
+    """Figures that lie beside it, say: a file without a last newline was emptied as a line that was cut off."""
+    path = tmp_path / "figures.json"
+    path.write_text(content)
+    with Workers(cast(Reader, None), 1, Console(quiet=True)) as pool, pytest.raises(ValueError, match=named):
+        Kept(pool, path, "a")
+    assert path.read_text() == content
+
+
 def test_a_strategy_is_told_from_others() -> None:
     one = Strategy("one", "ours", Schedule.of([2], [0.5]))
     others = [
