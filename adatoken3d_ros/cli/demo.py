@@ -126,7 +126,8 @@ def _viewed(args: argparse.Namespace) -> Iterator[str]:
     require_viser()
     from adatoken3d_ros.ros.client import SceneClient
 
-    with serving(node_source(SceneClient(), {"model.path": ""}), args.host, args.port, args.token) as address:
+    source = node_source(SceneClient(), {"model.path": str(args.model or "")})
+    with serving(source, args.host, args.port, args.token) as address:
         yield address
 
 

@@ -182,6 +182,11 @@ def checkpoint_path(path: str) -> Path:
     return Path(path)
 
 
+def strategy_files(path: Path) -> list[Path]:
+    """Files of a checkpoint's folder `strategies`, each with the name of its strategy."""
+    return sorted((path / STRATEGIES).glob("*.yaml"))
+
+
 def fitted_strategies(path: Path, model_hash: str) -> dict[str, Strategy]:
     """Strategies in the folder `strategies` of a checkpoint, by the files' names without .yaml; those made for another
     model are left out, and logged.
@@ -191,7 +196,7 @@ def fitted_strategies(path: Path, model_hash: str) -> dict[str, Strategy]:
     """
     from adatoken3d_ros.pruning.strategy import Strategy
 
-    found = {file.stem: Strategy.load(file) for file in sorted((path / STRATEGIES).glob("*.yaml"))}
+    found = {file.stem: Strategy.load(file) for file in strategy_files(path)}
     other = [name for name, one in found.items() if not one.fits(model_hash)]
     if other:
         logger.warning("%s: not made for this model %s: %s", path / STRATEGIES, model_hash, ", ".join(other))

@@ -60,7 +60,7 @@ class NodeSource:
                 clicks=question.clicks.tolist(),
                 latency_budget_ms=question.latency_budget_ms or 0.0,
                 max_new_tokens=question.max_new_tokens or 0,
-                strategy=strategy,
+                strategy=_named(strategy),
                 without=question.without.tolist(),
                 only=question.only.tolist(),
                 candidates=question.candidates,
@@ -84,8 +84,8 @@ class NodeSource:
         fields = [f"question: {json.dumps(question.text, ensure_ascii=False)}"]
         if question.latency_budget_ms:
             fields.append(f"latency_budget_ms: {question.latency_budget_ms:g}")
-        if strategy:
-            fields.append(f"strategy: {json.dumps(strategy)}")
+        if name := _named(strategy):
+            fields.append(f"strategy: {json.dumps(name)}")
         for name, places in (("clicks", question.clicks), ("without", question.without), ("only", question.only)):
             if len(places):
                 told = ", ".join("{{x: {:.4f}, y: {:.4f}, z: {:.4f}}}".format(*place) for place in np.asarray(places))
@@ -102,3 +102,8 @@ class NodeSource:
 
     def close(self) -> None:
         self._client.close()
+
+
+def _named(strategy: str) -> str:
+    """What a question says of its strategy: a file is for who starts the node, whose own it can only be."""
+    return "" if strategy.endswith((".yaml", ".yml")) else strategy
