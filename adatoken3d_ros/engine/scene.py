@@ -269,7 +269,7 @@ class Scene:
                 raise InvalidRequest(
                     "the question asks which thing in the scene is meant, and this model has no grounding head to tell"
                 )
-            vectors = len(clicks)
+            text, vectors = self.runtime.understanding.as_trained(text), len(clicks)
             if model.writes_clicks and vectors:
                 text = model.write_clicks(text, clicks, self.memory.seen(), coordinates=self.config.tell_poses)
                 vectors = 0

@@ -35,6 +35,7 @@ FILE = "understanding.json"
 MAX_BYTES = 2**20
 WORD = re.compile(r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*")
 _GAP = r"((?:\S+ ){0,4}?\S+)"  # a thing: few words, so that no text takes long
+_STOPS = " ?.!"
 _NAMED = 5  # unknown words that are named
 _LEAST = 1e-6  # probabilities are kept so far from 0 and 1
 
@@ -74,8 +75,12 @@ class Understanding:
         return re.compile(rf"(?:(?:the|an?) )?{before}(?:{names})")
 
     @cached_property
-    def _patterns(self) -> list[tuple[str, re.Pattern[str]]]:
-        return [(family, _pattern(one)) for family, some in self.wordings.items() for one in some]
+    def _patterns(self) -> list[tuple[str, str, re.Pattern[str]]]:
+        return [
+            (family, one[len(one.rstrip(_STOPS)) :], _pattern(one))
+            for family, some in self.wordings.items()
+            for one in some
+        ]
 
     def judge(self, question: str, n_clicks: int = 0) -> tuple[str, str]:
         """The family of a question, and what is not understood of it; the family is empty where that is something.
@@ -89,18 +94,40 @@ class Understanding:
         if unknown := self._unknown(question):
             more = f" and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
             return "", f"the model does not know the word{'s'[: len(unknown) > 1]} {', '.join(unknown[:_NAMED])}{more}"
+        family, _, strange = self._recognised(question)
+        if family and n_clicks > question.count(CLICK_MARK):
+            return "", "the model was trained on points that stand in the question, as [x, y, z], alone"
+        return family, strange
+
+    def as_trained(self, question: str) -> str:
+        """A question that is understood with the spaces and the stop of its wording, any other as it is: to a small
+        model two spaces, a line break or "!!!" are other words, and it answers as if it had read others.
+
+        Args:
+            question: with `CLICK_MARK` for each point that is written in it.
+        """
+        if not self.wordings or self._unknown(question):
+            return question
+        family, stop, _ = self._recognised(question)
+        return _without_stop(question) + stop if family else question
+
+    def _recognised(self, question: str) -> tuple[str, str, str]:
+        """The family of a question and the stop of its wording, and what is strange about it where it has none."""
         text, strange = _plain(question), ""
-        for family, pattern in self._patterns:
+        for family, stop, pattern in self._patterns:
             if not (found := pattern.fullmatch(text)):
                 continue
-            others = [gap for gap in found.groups() if not self._thing.fullmatch(gap)]
-            if not others and n_clicks > question.count(CLICK_MARK):
-                return "", "the model was trained on points that stand in the question, as [x, y, z], alone"
-            if not others:
-                return family, ""
-            strange = strange or f"the model knows no thing called {quoted(others[0], 60)}"
+            gaps = found.groups()
+            others = [gap for gap in gaps if not self._thing.fullmatch(gap)]
+            twice = [gap for gap in gaps if gaps.count(gap) > 1 and CLICK_MARK not in gap]
+            if not others and not twice:
+                return family, stop, ""
+            if others:
+                strange = strange or f"the model knows no thing called {quoted(others[0], 60)}"
+            else:
+                strange = strange or f"two things of the question are both {quoted(twice[0], 60)}"
         known = ", ".join(self.wordings)
-        return "", strange or f"the model was trained on no question like this, only on its wordings of {known}"
+        return "", "", strange or f"the model was trained on no question like this, only on its wordings of {known}"
 
     def confidence(self, probability: float, family: str) -> float:
         """How likely an answer is right whose first token had this probability; NaN where nobody calibrated it."""
@@ -182,7 +209,11 @@ def _texts(value: Any) -> tuple[str, ...]:
 
 def _plain(text: str) -> str:
     """In lower case, with single spaces, without the stop at its end."""
-    return " ".join(text.lower().split()).rstrip(" ?.!")
+    return _without_stop(text.lower())
+
+
+def _without_stop(text: str) -> str:
+    return " ".join(text.split()).rstrip(_STOPS)
 
 
 def _escaped(name: str) -> str:

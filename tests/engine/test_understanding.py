@@ -95,6 +95,32 @@ def test_what_is_not_understood_is_named(known: Understanding, question: str, sa
     assert not family and said in strange
 
 
+@pytest.mark.parametrize(
+    ("question", "read"),
+    [
+        ("Is a chair here?", "Is a chair here?"),
+        ("is a  chair\u00a0here", "is a chair here?"),
+        (" Is a chair\nhere ? !!!", "Is a chair here?"),
+        (f"What is the object  at {P}...", f"What is the object at {P}?"),
+        ("Is a  dragon here!", "Is a  dragon here!"),
+        ("Is a  table here!", "Is a  table here!"),
+        ("IS a  chair here!", "IS a  chair here!"),
+    ],
+)
+def test_what_is_understood_is_read_as_it_was_trained(known: Understanding, question: str, read: str) -> None:
+    assert known.as_trained(question) == read
+    assert Understanding().as_trained(question) == question
+
+
+def test_one_thing_named_twice_is_no_two(tmp_path: Path) -> None:
+    wordings = {"taller": ["Is {a} or {b} here?"]}
+    write_understanding(tmp_path, {**CONTENT, "words": [*CONTENT["words"], "or"], "wordings": wordings})
+    known = read_understanding(tmp_path, "m")
+    assert known.judge("Is the chair or the chair here?") == ("", "two things of the question are both 'the chair'")
+    for both in ("the chair or the red chair", f"the object at {P} or the object at {P}"):
+        assert known.judge(f"Is {both} here?", both.count(P)) == ("taller", "")
+
+
 def test_points_beside_the_text_are_no_wording(known: Understanding) -> None:
     family, strange = known.judge("Is a chair here?", n_clicks=1)
     assert not family and "points that stand in the question, as [x, y, z]" in strange
@@ -200,6 +226,18 @@ def test_status_and_confidence_of_an_answer(
     assert (answer.status, answer.status_message) == (status, said)
     for one in (answer, truncated):
         assert one.confidence == pytest.approx(confidence, nan_ok=True)
+
+
+def test_spaces_and_stops_change_no_prompt_of_what_is_understood(
+    make_session: Callable[..., Any], frames: list[PosedFrame], known: Understanding
+) -> None:
+    plain, understood = make_session(understanding=Understanding()), make_session(understanding=known)
+    for session in (plain, understood):
+        session.observe(frames[0])
+        session.encode_pending()
+    texts = ("Is the object at [0, 2, 1] here?", "Is  the object\nat [0, 2, 1] here !!!")
+    written = [[session.prompt(Question(text))[0].pieces for text in texts] for session in (plain, understood)]
+    assert written[0][0] != written[0][1] and written[1][0] == written[1][1] == written[0][0]
 
 
 def test_an_answer_that_says_that_nobody_knows_is_unsure(
