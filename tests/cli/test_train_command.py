@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from adatoken3d_ros.cli.main import INTERRUPTED, main
 from adatoken3d_ros.lab.synthetic.wordings import MIDDLES
@@ -148,3 +149,58 @@ def test_a_start_takes_the_sizes_and_is_refused_before_rooms_are_made(
         assert main([*short, "1", *more]) == 2
         assert named in capsys.readouterr().err
         assert not Path(absent).exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        (["--save-every", "0"], "--save-every must be at least 1, got 0"),
+        (["--evaluate-every", "0"], "--evaluate-every must be at least 1, got 0"),
+        (["--workers", "0"], "--workers must be at least 1"),
+        (["--validation-rooms", "-1"], "--validation-rooms must be at least 0"),
+        (["--crowded", "-1"], "--crowded must be at least 0"),
+        (["--minutes", "nan"], "--minutes must not be negative, got nan"),
+        (["--seed", "-1"], "seed must not be negative, got -1"),
+        (["--align", "-5"], "align must not be negative"),
+        (["--early", "-1"], "early must not be negative"),
+        (["--decay", "2"], "decay must be from 0 to 1, got 2.0"),
+        (["--decay", "nan"], "decay must be from 0 to 1"),
+        (["--rate", "inf"], "rate must be positive, got inf"),
+        (["--export-tower", "x"], "--export-tower says what --export refers to, which is missing"),
+    ],
+)
+def test_what_no_run_can_be_made_of_is_refused_at_once(
+    tmp_path: Path, tower: Path, capsys: pytest.CaptureFixture[str], wrong: list[str], named: str
+) -> None:
+    assert _train(tmp_path / "out", tower, "--scenes", str(tmp_path / "scenes"), *wrong) == 2
+    assert named in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tower_to_refer_to_has_to_be_the_runs_own(
+    tmp_path: Path, tower: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was written into the export unread: that no command could load it came out after the last step."""
+    other = tmp_path / "other"
+    other.mkdir()
+    for file in tower.iterdir():
+        (other / file.name).write_bytes(file.read_bytes())
+    weights = load_file(other / "model.safetensors")
+    name = next(name for name in weights if "vision" in name and name.endswith("weight"))
+    save_file({**weights, name: weights[name] + 1}, other / "model.safetensors", metadata={"format": "pt"})
+    exported = ["--export", str(tmp_path / "exported"), "--scenes", str(tmp_path / "scenes"), "--export-tower"]
+    for given, named in (
+        (tmp_path / "nothing", "nothing does not hold EfficientNet-Lite0"),
+        (other, "other has another vision tower than this run"),
+    ):
+        assert _train(tmp_path / "out", tower, *exported, str(given)) == 2
+        assert named in capsys.readouterr().err
+        assert [path.name for path in tmp_path.iterdir()] == ["other"]
+
+
+def test_a_start_of_another_width_is_named(tmp_path: Path, tower: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old = tmp_path / "old"
+    assert _train(old, tower, "--steps", "1", "--batches", "1") == 0
+    capsys.readouterr()
+    assert _train(tmp_path / "new", tower, "--start", str(old), "--width", "64") == 2
+    assert "old has words of (32,) for (64,)" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -96,14 +97,14 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batches", "rate", "clip", "turn"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise TrainingError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("simulated", "strange"):
+        for name in ("decay", "simulated", "strange"):
             if not 0 <= getattr(self, name) <= 1:
                 raise TrainingError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
         if self.simulated + self.strange > 1:
             raise TrainingError(f"simulated {self.simulated} and strange {self.strange} are more than 1 together")
-        for name in ("unseen", "heads_first"):
+        for name in ("seed", "heads_first", "align", "early", "unseen"):
             if getattr(self, name) < 0:
                 raise TrainingError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.turns < 0 or self.turns == 1:

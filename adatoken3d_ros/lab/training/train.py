@@ -324,6 +324,8 @@ class Trainer:
                 raise TrainingError(f"{directory} lacks {official}")
             old = weights[official].float().to(new.device)
             if len(new) == len(table) and name.endswith("embed_tokens.weight"):
+                if old.shape[1:] != new.shape[1:]:
+                    raise TrainingError(f"{directory} has words of {tuple(old.shape[1:])} for {tuple(new.shape[1:])}")
                 with torch.no_grad():
                     for word, row in self.tokenizer.get_vocab().items():
                         if word in theirs:
