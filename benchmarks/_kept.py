@@ -50,19 +50,10 @@ class Kept:
         self.reused = 0
         if path is None:
             return
+        self._found, length = read_kept(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        content = path.read_bytes() if path.is_file() else b""
-        whole = content[: content.rfind(b"\n") + 1]
-        if not content[len(whole) :].startswith(_BEGIN[: len(content) - len(whole)]):
-            raise ValueError(f"{path} ends with what no run has begun to write")
-        for number, line in enumerate(whole.splitlines(), 1):
-            try:
-                name, value = json.loads(line)
-                self._found[name] = value
-            except (ValueError, TypeError) as error:
-                raise ValueError(f"{path} holds no results of a run: line {number} is none") from error
-        if len(whole) < len(content):
-            os.truncate(path, len(whole))
+        if path.is_file():
+            os.truncate(path, length)
 
     def map(self, what: str, function: Callable[[Reader, T], R], tasks: Sequence[T]) -> list[R]:
         """As `Workers.map`, results of work that is `Keyed` from where they are, or as they will be read from there."""
@@ -86,6 +77,28 @@ class Kept:
     def _name(self, function: str, task: Any) -> str:
         content = json.dumps([self._model, function, *task.kept_as()])
         return hashlib.sha256(content.encode()).hexdigest()[:32]
+
+
+def read_kept(path: Path) -> tuple[dict[str, Any], int]:
+    """The results in a file of `Kept`, none where there is none yet, and the bytes that they take.
+
+    Raises:
+        ValueError: the file is none that `Kept` wrote.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is no file")
+    content = path.read_bytes() if path.is_file() else b""
+    whole = content[: content.rfind(b"\n") + 1]
+    if not content[len(whole) :].startswith(_BEGIN[: len(content) - len(whole)]):
+        raise ValueError(f"{path} ends with what no run has begun to write")
+    found: dict[str, Any] = {}
+    for number, line in enumerate(whole.splitlines(), 1):
+        try:
+            name, value = json.loads(line)
+            found[name] = value
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path} holds no results of a run: line {number} is none") from error
+    return found, len(whole)
 
 
 def strategy_key(strategy: Strategy) -> list[Any]:

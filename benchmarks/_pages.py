@@ -19,16 +19,22 @@ def blocks(page: Path) -> Iterator[tuple[str, str | None, str]]:
         yield found[1], found[2], found[3]
 
 
+def check(pages: Sequence[Path], name: str) -> None:
+    """Raises ValueError for a page without such a block, OSError for one that cannot be read."""
+    for page in pages:
+        if all(found != name for found, _, _ in blocks(page)):
+            raise ValueError(f"{page} has no <!-- {name} --> with <!-- end of {name} --> behind it")
+
+
 def put(page: Path, name: str, text: str, source: Path | None = None) -> None:
     """Replaces the text of the page's first block of that name; `source`: its JSON, as the page shall name it.
 
     Raises:
         ValueError: for a page without one.
     """
+    check([page], name)
     content = page.read_text(encoding="utf-8")
-    found = next((one for one in _BLOCK.finditer(content) if one[1] == name), None)
-    if found is None:
-        raise ValueError(f"{page} has no <!-- {name} --> with <!-- end of {name} --> behind it")
+    found = next(one for one in _BLOCK.finditer(content) if one[1] == name)
     told = "" if source is None else f": {source.as_posix()}"
     block = f"<!-- {name}{told} -->\n{text}<!-- end of {name} -->"
     page.write_text(content[: found.start()] + block + content[found.end() :], encoding="utf-8")

@@ -74,8 +74,8 @@ class Tally:
         return float(self.macro[way] - self.macro[to])
 
     def difference_interval(self, way: int, to: int) -> list[float]:
-        """Of the paired difference of the macros."""
-        return interval(self._macros[:, way] - self._macros[:, to])
+        """Of the paired difference of the macros; of one room alone, whose draws are all alike, any."""
+        return [-1.0, 1.0] if self.rooms == 1 else interval(self._macros[:, way] - self._macros[:, to])
 
     def column_differences(self, way: int, to: int) -> dict[str, dict[str, Any]]:
         """Of each column that was asked for: the difference and its paired interval."""
@@ -84,8 +84,8 @@ class Tally:
         return {COLUMNS[k]: {"difference": float(found[k]), "interval": interval(drawn[:, k])} for k in asked}
 
     def ratio_interval(self, way: int, to: int) -> list[float] | None:
-        """Of the ratio of the macros; None where `to` has none right in some draw."""
-        return _ratios(self._macros[:, way], self._macros[:, to])
+        """Of the ratio of the macros; None where `to` has none right in some draw, and of one room alone."""
+        return None if self.rooms == 1 else _ratios(self._macros[:, way], self._macros[:, to])
 
     def families(self, way: int, to: int) -> dict[str, dict[str, Any]]:
         """Accuracy by column, its ratio to that of the way `to` and the ratio's interval (None where that has none

@@ -21,7 +21,6 @@ family of questions, too, and of a second model that is asked about the same roo
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -48,12 +47,14 @@ from benchmarks._claims_docs import write_docs
 from benchmarks._claims_picture import draw
 from benchmarks._frontier_answers import judge
 from benchmarks._paired import Tally, scene_interval
+from benchmarks._refusals import refuse_missing, told_before
 from benchmarks._reuse import remembering
 from benchmarks._scenes import Reader, Room, Workers, balanced_rooms, bar, machine, write_json
 from benchmarks.accuracy import MAX_ANSWER, SPLITS
 
 REMOVALS = (*(f"least by {measure}" for measure in MEASURES), "random", f"most by {MEASURES[-1]}")
 FIGURES = ("lowest_share", "largest_q", "gini")
+_TOLD = ("contribution", "unpruned", "removal", "questions", "asked", "rooms", "verdict", "split", "model")
 _POINTS = 101  # of a Lorenz curve
 _MARGIN = 0.02  # of accuracy: what less than this is lost is called nothing
 
@@ -339,11 +340,12 @@ def of_model(args: argparse.Namespace, reader: Reader, folder: Path, console: Co
 
 def run(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     """All figures of one model or of two."""
+    own, beside = Reader(args.model or embedded_path()), None if args.beside is None else Reader(args.beside)
     with TemporaryDirectory() as temporary:
-        result = of_model(args, Reader(args.model or embedded_path()), args.scenes or Path(temporary, "own"), console)
-        if args.beside is not None:
+        result = of_model(args, own, args.scenes or Path(temporary, "own"), console)
+        if beside is not None:
             folder = args.beside_scenes or Path(temporary, "beside")
-            result["beside"] = of_model(args, Reader(args.beside), folder, console)
+            result["beside"] = of_model(args, beside, folder, console)
     return result
 
 
@@ -372,9 +374,12 @@ def main() -> None:
     for name in ("rooms", "questions", "workers"):
         if getattr(args, name) < 1:
             commands.error(f"--{name} {getattr(args, name)} must be at least 1")
-    result = json.loads(args.source.read_text(encoding="utf-8")) if args.source is not None else run(args, Console())
+    refuse_missing(commands, args, "model", "beside")
+    told = told_before(commands, args, "claims", _TOLD)
+    result = run(args, Console()) if told is None else told
     write_json(args.json, result)
     if args.picture is not None:
+        args.picture.parent.mkdir(parents=True, exist_ok=True)
         draw(result, args.picture)
     write_docs(result, args.json, args.docs)
 

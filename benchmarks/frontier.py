@@ -26,7 +26,6 @@ for the answers about the first N rooms, of those that --rooms and --questions l
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -58,6 +57,7 @@ from benchmarks._frontier_fit import choose, fit
 from benchmarks._frontier_report import GOAL_63, GOAL_80, draw, goals, table, token_table, verdict
 from benchmarks._kept import Kept
 from benchmarks._paired import Tally
+from benchmarks._refusals import refuse_missing, told_before
 from benchmarks._scenes import (
     CALIBRATION_SEED,
     Reader,
@@ -75,6 +75,7 @@ TARGETS = (GOAL_63, GOAL_80)  # two and three budgets in 90 minutes on two cores
 FITTED = (0.9, 0.75, 0.6, 0.5, 0.43, GOAL_63, 0.28, GOAL_80, 0.15, 0.1, 0.07, 0.05)  # from all to hardly any time
 TOKENS = (256, 128, 64)  # that a layer sees, mean over the layers
 UNPRUNED = Strategy("none", "none", Schedule())
+_TOLD = ("unpruned", "policies", "skipped", "tokens", "losses", "goals", "setting", "model")
 _REPEATS = 2  # of the timing of each question
 _UNPRUNED_EVERY = 10  # timed strategies
 _QUICK = {"rooms": 2, "questions": 24, "rooms_aside": 1, "timed": 1, "targets": [0.37, 0.2], "tokens": [128]}
@@ -153,7 +154,7 @@ def run(args: argparse.Namespace, folder: Path, console: Console) -> dict[str, A
         each = math.ceil(args.questions / len(FAMILIES))
         common: dict[str, Any] = {"seed": args.seed, "workers": args.workers, "progress": progress}
         laid_out = balanced_rooms(reader, folder, args.split, rooms=args.rooms, per_family=each, **common)
-    rooms = laid_out[: args.first]
+    rooms = [room for room in laid_out[: args.first] if room.questions]
     aside = _aside(args, reader, folder, console)
     started = time.monotonic()
     skipped = unfit(reader, rooms[0], [name for name in args.policies if name != "random"])
@@ -367,6 +368,9 @@ def main() -> None:
     for target in args.targets:
         if not 0 < target < 1:
             commands.error(f"--targets {target} is outside (0, 1)")
+    args.targets, args.tokens = list(dict.fromkeys(args.targets)), list(dict.fromkeys(args.tokens))
+    refuse_missing(commands, args, "model")
+    told = told_before(commands, args, "frontier", _TOLD)
     if args.json is None and args.strategies is None:
         commands.error("--json or --strategies must say where to write what is found")
     if args.ray not in (None, "local") and args.scenes is None:
@@ -379,15 +383,13 @@ def main() -> None:
             fit_ours(args, args.scenes or Path(temporary), console)
         if args.json is None:
             return
-        if args.source is not None:
-            result = json.loads(args.source.read_text(encoding="utf-8"))
-        else:
-            result = run(args, args.scenes or Path(temporary), console)
+        result = run(args, args.scenes or Path(temporary), console) if told is None else told
     console.print(table(result))
     console.print(token_table(result))
     console.print(verdict(result["goals"]))
     write_json(args.json, result)
     if args.picture is not None:
+        args.picture.parent.mkdir(parents=True, exist_ok=True)
         draw(result, args.picture)
     write_docs(result, args.json, args.docs)
 

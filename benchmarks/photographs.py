@@ -49,6 +49,7 @@ from adatoken3d_ros.lmm.registry import load
 from adatoken3d_ros.scene.folder import read_folder
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.weights import embedded_path
+from benchmarks._refusals import refuse_missing
 from benchmarks._scenes import write_json
 from benchmarks.accuracy import majority_answers
 
@@ -197,6 +198,8 @@ def run(model: Path, photographs: Path, blind: Path | None, console: Console) ->
         ValueError, OSError: for a checkpoint or a folder that cannot be used; RuntimeError if a question fails.
     """
     questions, _ = read_questions()
+    if blind is not None:
+        check_blind(blind)
     result: dict[str, Any] = {}
     given: dict[str, list[str]] = {}
     for name in STRATEGIES:
@@ -232,8 +235,7 @@ def blind_answers(path: Path, questions: Sequence[Checked], frame: PosedFrame, o
     Raises:
         ValueError: if it was trained with them.
     """
-    if not json.loads((path / "config.json").read_text(encoding="utf-8")).get("training", {}).get("blind", False):
-        raise ValueError(f"{path} was trained with spatial tokens: its config.json does not say blind")
+    check_blind(path)
     model, tokenizer, _ = load(path, dtype=torch.float32)
     x, y, z = origin
     scene = Engine(model, tokenizer).open(SessionConfig(origin=(x, y, z)))
@@ -252,6 +254,12 @@ def blind_answers(path: Path, questions: Sequence[Checked], frame: PosedFrame, o
                 ids = list(generate(model.decoder, read, max_new_tokens=_BLIND_TOKENS, eos_ids=eos))
         texts.append(str(tokenizer.decode(ids, skip_special_tokens=True)).strip())
     return texts
+
+
+def check_blind(path: Path) -> None:
+    """Raises ValueError for a checkpoint that was trained with spatial tokens."""
+    if not json.loads((path / "config.json").read_text(encoding="utf-8")).get("training", {}).get("blind", False):
+        raise ValueError(f"{path} was trained with spatial tokens: its config.json does not say blind")
 
 
 def report(result: Mapping[str, Any]) -> Table:
@@ -284,6 +292,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="checkpoint (the embedded model)")
     parser.add_argument("--blind", type=Path, help="checkpoint trained with --blind")
     arguments = parser.parse_args()
+    refuse_missing(parser, arguments, "photographs", "model", "blind")
     console = Console()
     result = run(arguments.model or embedded_path(), arguments.photographs, arguments.blind, console)
     console.print(report(result))

@@ -166,6 +166,13 @@ def test_pairing_narrows_the_interval() -> None:
     assert tally.difference_interval(1, 0) == [0.0, 0.0]
 
 
+def test_one_room_decides_no_comparison() -> None:
+    """All draws of one room are that room: its differences looked as sure as can be, and were counted as losses."""
+    tally = Tally([3, 3], ["colour", "class"], np.array([[1.0, 1], [1, 0]]))
+    assert tally.difference(1, 0) == -0.5 and tally.difference_interval(1, 0) == [-1.0, 1.0]
+    assert tally.ratio_interval(1, 0) is None
+
+
 def test_scene_interval_weighs_rooms_alike() -> None:
     mean, low, high = scene_interval([0, 0, 0, 1], np.array([[1.0, 0], [1, 0], [1, 0], [0, 0]]))
     assert mean.tolist() == [0.5, 0.0] and low.tolist() == [0.0, 0.0] and high.tolist() == [1.0, 0.0]
