@@ -125,7 +125,7 @@ class Understanding:
             if others:
                 strange = strange or f"the model knows no thing called {quoted(others[0], 60)}"
             else:
-                strange = strange or f"two things of the question are both {quoted(twice[0], 60)}"
+                strange = strange or f"the question names {quoted(twice[0], 60)} twice, as two things"
         known = ", ".join(self.wordings)
         return "", "", strange or f"the model was trained on no question like this, only on its wordings of {known}"
 

@@ -116,7 +116,7 @@ def test_one_thing_named_twice_is_no_two(tmp_path: Path) -> None:
     wordings = {"taller": ["Is {a} or {b} here?"]}
     write_understanding(tmp_path, {**CONTENT, "words": [*CONTENT["words"], "or"], "wordings": wordings})
     known = read_understanding(tmp_path, "m")
-    assert known.judge("Is the chair or the chair here?") == ("", "two things of the question are both 'the chair'")
+    assert known.judge("Is the chair or the chair here?") == ("", "the question names 'the chair' twice, as two things")
     for both in ("the chair or the red chair", f"the object at {P} or the object at {P}"):
         assert known.judge(f"Is {both} here?", both.count(P)) == ("taller", "")
 
