@@ -14,17 +14,18 @@ from benchmarks._pages import check
 
 
 def told_before(
-    commands: argparse.ArgumentParser, args: argparse.Namespace, block: str, keys: Sequence[str]
+    commands: argparse.ArgumentParser, args: argparse.Namespace, block: str = "", keys: Sequence[str] = ()
 ) -> dict[str, Any] | None:
     """The figures of --from, which have these keys, None without it; ends with an error where --json, --resume,
-    --from or a page of --docs cannot be used."""
+    --from or a page of --docs, of those that the command has, cannot be used."""
     if args.json is not None and args.json.is_dir():
         commands.error(f"--json {args.json} is a folder")
     try:
-        check(args.docs, block)
+        check(getattr(args, "docs", ()), block)
         if getattr(args, "resume", None) is not None:
             read_kept(args.resume)
-        return None if args.source is None else read_figures(args.source, keys)
+        source: Path | None = getattr(args, "source", None)
+        return None if source is None else read_figures(source, keys)
     except (ValueError, OSError) as error:
         commands.error(str(error))
 

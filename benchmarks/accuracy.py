@@ -46,7 +46,7 @@ from adatoken3d_ros.lab.training.variants import looked_away
 from adatoken3d_ros.lmm.text_places import parse_boxes
 from adatoken3d_ros.weights import embedded_path
 from benchmarks._paired import COLUMNS, EXACT, Tally, scene_interval
-from benchmarks._refusals import refuse_missing
+from benchmarks._refusals import refuse_missing, told_before
 from benchmarks._scenes import Reader, Room, Workers, bar, find_rooms, machine, write_json
 
 SPLITS: tuple[Split, ...] = ("test", "test_unseen")
@@ -228,6 +228,7 @@ def main() -> None:
         if getattr(arguments, name) < 1:
             parser.error(f"--{name} {getattr(arguments, name)} must be at least 1")
     refuse_missing(parser, arguments, "model", "blind")
+    told_before(parser, arguments)
     torch.set_num_threads(arguments.threads)
     console = Console()
     with TemporaryDirectory() as temporary:

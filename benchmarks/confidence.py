@@ -49,6 +49,7 @@ from adatoken3d_ros.pruning.strategy import Strategy
 from adatoken3d_ros.settings import BY_NAME
 from adatoken3d_ros.weights import embedded_path
 from benchmarks._kept import Kept, strategy_key
+from benchmarks._refusals import refuse_missing, told_before
 from benchmarks._scenes import CALIBRATION_SEED, Reader, Room, Workers, bar, find_rooms, machine, write_json
 from benchmarks.accuracy import MAX_ANSWER, score
 from benchmarks.photographs import read_questions, watch, wilson
@@ -331,6 +332,8 @@ def main() -> None:
     for name in ("fit_questions", "questions", "workers"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} {getattr(args, name)} must be at least 1")
+    refuse_missing(parser, args, "model", "photographs")
+    told_before(parser, args)
     args.model = args.model or embedded_path()
     torch.set_num_threads(1)
     console = Console()

@@ -38,6 +38,7 @@ from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.settings import BY_NAME, Settings
 from adatoken3d_ros.weights import embedded_path
 from benchmarks._paired import scene_interval
+from benchmarks._refusals import refuse_missing, told_before
 from benchmarks._scenes import bar, machine, write_json
 
 GOAL = 0.9
@@ -164,6 +165,8 @@ def main() -> None:
     for name, least in (("seeds", 1), ("first", 0), ("views", 1)):
         if getattr(args, name) < least:
             parser.error(f"--{name} {getattr(args, name)} must be at least {least}")
+    refuse_missing(parser, args, "model")
+    told_before(parser, args)
     args.model = args.model or embedded_path()
     torch.set_num_threads(1)
     console = Console()

@@ -49,7 +49,7 @@ from adatoken3d_ros.lmm.registry import load
 from adatoken3d_ros.scene.folder import read_folder
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.weights import embedded_path
-from benchmarks._refusals import refuse_missing
+from benchmarks._refusals import refuse_missing, told_before
 from benchmarks._scenes import write_json
 from benchmarks.accuracy import majority_answers
 
@@ -293,6 +293,7 @@ def main() -> None:
     parser.add_argument("--blind", type=Path, help="checkpoint trained with --blind")
     arguments = parser.parse_args()
     refuse_missing(parser, arguments, "photographs", "model", "blind")
+    told_before(parser, arguments)
     console = Console()
     result = run(arguments.model or embedded_path(), arguments.photographs, arguments.blind, console)
     console.print(report(result))

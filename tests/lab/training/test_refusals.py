@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 
 from adatoken3d_ros.lab.training.train import Trainer
-from benchmarks import accuracy, claims, frontier, photographs
+from benchmarks import accuracy, claims, confidence, demo_rooms, frontier, photographs
 
 BAD: list[tuple[ModuleType, list[str], str]] = [
     (frontier, ["--from", "old.json"], "old.json holds no figures of this benchmark, or of another version: without ["),
@@ -34,6 +34,10 @@ BAD: list[tuple[ModuleType, list[str], str]] = [
     (claims, ["--model", "none"], "--model none is no folder"),
     (accuracy, ["--model", "none"], "--model none is no folder"),
     (accuracy, ["--blind", "none"], "--blind none is no folder"),
+    (accuracy, ["--json", "folder"], "--json folder is a folder"),
+    (confidence, ["--resume", "torn.json"], "torn.json ends with what no run has begun to write"),
+    (confidence, ["--photographs", "none"], "--photographs none is no folder"),
+    (demo_rooms, ["--model", "none"], "--model none is no folder"),
     (photographs, ["--photographs", "none"], "--photographs none is no folder"),
     (photographs, ["--photographs", "folder", "--blind", "none"], "--blind none is no folder"),
 ]
