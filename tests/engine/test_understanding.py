@@ -296,6 +296,7 @@ def test_every_question_of_the_lab_is_understood(embedded: Understanding) -> Non
         for qa in generate(make_room(seed, split), np.random.default_rng(seed), per_family=8):
             text, points = parse_clicks(qa.question)
             count += 1
+            assert embedded.as_trained(text) == text
             if embedded.judge(text, len(points)) != (qa.family, ""):
                 wrong.append((qa.question, qa.family, embedded.judge(text, len(points))))
     assert not wrong and count > 1000
@@ -305,6 +306,7 @@ def test_every_question_about_the_photographs_is_understood(embedded: Understand
     for asked in read_questions()[0]:
         text, points = parse_clicks(asked.question)
         assert embedded.judge(text, len(points)) == (asked.family, ""), asked.question
+        assert embedded.as_trained(text) == text
 
 
 @pytest.mark.parametrize(
