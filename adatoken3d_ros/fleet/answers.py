@@ -28,7 +28,7 @@ ROBOTS_OWN = ("question", "verdict", "verdict_reason", "evidence", "coverage", "
 
 
 def line(event: str, **said: Any) -> bytes:
-    """One event of a stream: `wait` (still here), `stage`, `text`, `missing`, `refused` or `done`."""
+    """One event of a stream: `wait` (still here), `stage`, `text` or `done`."""
     return json.dumps({"event": event, **said}, separators=(",", ":"), default=np.generic.item).encode() + b"\n"
 
 

@@ -354,7 +354,6 @@ class Sender:
         self._changed = threading.Condition()
         self._offer: Any = None
         self._running = self._closed = False
-        self.problem = ""
 
     def offer(self, what: Any) -> None:
         """Has this sent, and nothing older."""
@@ -381,9 +380,9 @@ class Sender:
                     return
             try:
                 self._send(offer)
-                failed, self.problem = 0, ""
-            except LinkError as error:
-                failed, self.problem = failed + 1, str(error)
+                failed = 0
+            except LinkError:  # a question will say what is wrong
+                failed += 1
                 with self._changed:
                     self._changed.wait_for(lambda offer=offer: self._offer is not offer, self._again)  # type: ignore[misc]
                 continue

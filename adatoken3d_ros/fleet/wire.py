@@ -9,7 +9,6 @@ where from. Whoever lacks some of them says which, and these are sent: there is 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -37,8 +36,6 @@ MOST_REPORT = 64 * 2**20
 MOST_BODIES = 1001  # of a request: a scene's views and what has gone
 MOST_ROWS = 2**16
 MOST_SHIFT = 2**20  # voxels
-SCENE_HEADER = "serve_multiplexed_model_id"  # by which requests about one scene come to one replica
-ROBOT_HEADER = "x-robot"
 HELLO, ASK, VIEWS = "/v1/hello", "/v1/ask", "/v1/views"
 RULES = (  # settings of a robot by which its questions are answered elsewhere
     "scene.question_views",
@@ -158,11 +155,6 @@ class Manifest:
     def bodies(self) -> tuple[str, ...]:
         """All that it needs."""
         return (*dict.fromkeys(view.body for view in self.views), *((self.things,) if self.things else ()))
-
-    @property
-    def digest(self) -> str:
-        """The same for the same scene."""
-        return hashlib.sha256(json.dumps(self.plain(), sort_keys=True).encode()).hexdigest()[:32]
 
     @classmethod
     def read(cls, content: Any) -> Manifest:
