@@ -92,9 +92,10 @@ class Body:
 
     @property
     def nbytes(self) -> int:
-        """Of its tensors and picture."""
-        tensors = (self.points, self.colours, self.level, self.features, self.number)
-        return len(self.picture) + sum(one.nbytes for one in tensors if one is not None)
+        """Of its tensors, its block's included, and its picture."""
+        own = (self.points, self.colours, self.level, self.features, self.number)
+        tensors = (*own, *(() if self.block is None else vars(self.block).values()))
+        return len(self.picture) + sum(one.nbytes for one in tensors if isinstance(one, Tensor))
 
 
 def body_of(view: Contribution, block: Block | None = None, picture: bytes = b"") -> Body:

@@ -74,7 +74,8 @@ class Shelf:
             raise BodyError(f"a scene of more than {self.most / 1e6:g} MB")
         what = unpacked_things if kind_of(data) == "gone" else unpacked
         body = what(data, self.whose)
-        size = max(len(data), body.nbytes) if isinstance(body, Body) else len(data)  # it came packed
+        # It came packed, and features of what has gone are of 16 bits on the way alone.
+        size = max(len(data), body.nbytes if isinstance(body, Body) else sum(thing.nbytes for thing in body))
         with self._lock:
             self._bodies[name] = body, size
         return name
@@ -169,7 +170,7 @@ class HeldScene(Scene):
     @property
     def nbytes(self) -> int:
         made = sum(view.nbytes + (0 if block is None else block.features.nbytes) for view, block in self._made.values())
-        return super().nbytes + made
+        return super().nbytes + made - self.memory.past.tombstones.nbytes  # which are the shelf's
 
 
 @dataclass(eq=False)

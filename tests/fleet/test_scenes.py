@@ -14,11 +14,12 @@ import torch
 
 from adatoken3d_ros.engine.answer import Question
 from adatoken3d_ros.engine.engine import Engine
-from adatoken3d_ros.fleet.bodies import BodyError, Whose, body_of, jpeg, packed, picture_of
+from adatoken3d_ros.fleet.bodies import BodyError, Whose, body_of, jpeg, packed, packed_things, picture_of
 from adatoken3d_ros.fleet.scenes import HeldScene, NoRoom, Scenes, Shelf
 from adatoken3d_ros.fleet.wire import Manifest, ViewEntry
 from adatoken3d_ros.lmm import registry
 from adatoken3d_ros.scene.frames import PosedFrame
+from adatoken3d_ros.scene.tombstones import Thing
 from adatoken3d_ros.settings import DEFAULTS, OF_CHOSEN_FRAMES
 from tests.architectures import NAMES
 from tests.engine.scenes import room_frame
@@ -138,6 +139,21 @@ def packed_view(engine: Engine, whose: Whose) -> bytes:
     views, blocks, _, _ = scene.memory.views()
     ((stamp, view),) = views.items()
     return packed(body_of(view, blocks.get(stamp)), whose)
+
+
+def test_what_has_gone_counts_as_much_as_it_takes_and_once(engine: Engine) -> None:
+    """Its features come in 16 bits and are held in 32."""
+    whose = Whose(engine.model.identity, engine.model.sizes)
+    place, voxels = np.zeros(3), torch.arange(8)
+    features, xyz = torch.ones(8, whose.sizes.feature_width), torch.zeros(8, 3)
+    thing = Thing(place, place + 1, voxels, features, xyz, xyz.to(torch.uint8), voxels + 1, 1, 2, 3, gone_ns=4)
+    shelf = Shelf(whose, 1e8)
+    there = HeldScene(engine, OF_CHOSEN_FRAMES, shelf)
+    name = shelf.put(packed_things([thing] * 50, whose))
+    assert shelf.nbytes == 50 * thing.nbytes
+    empty = there.nbytes
+    there.become(Manifest(things=name))
+    assert len(there.memory.past.tombstones.gone) == 50 and there.nbytes == empty
 
 
 class Opened:
