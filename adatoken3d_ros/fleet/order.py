@@ -71,10 +71,12 @@ class Line(Generic[T]):
     def ahead(self, entry: Waiting[T], now: float) -> tuple[int, float]:
         """How many questions are answered before `entry`, and the seconds that this is likely to take."""
         before = [one for one in self._waiting if self._key(one) < self._key(entry)]
-        seconds = sum(self.expected(one.robot) for one in before)
-        if self.running is not None:
-            seconds += max(0.0, self.expected(self.running.robot) - (now - self.began))
+        seconds = self.left(now) + sum(self.expected(one.robot) for one in before)
         return len(before) + (self.running is not None), seconds
+
+    def left(self, now: float) -> float:
+        """Seconds that the question that is being answered, if any, is likely to take still."""
+        return 0.0 if self.running is None else max(0.0, self.expected(self.running.robot) - (now - self.began))
 
     def join(self, what: T, robot: str, now: float, deadline: float = math.inf) -> Waiting[T]:
         """A question comes.

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 STOP_SECONDS = 2.0
+_LINES = "application/x-ndjson"
+_GONE = "the robot has gone"
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class Question:
 
     Attributes:
         hit: whether its scene was here as it is when it came first. events: what its robot is told next; None: the end.
-        ticket: once it is its turn.
+        ticket: once it is its turn. told: whether its answer was given out, and counted.
     """
 
     asked: Asked
@@ -84,7 +86,7 @@ class Question:
     hit: bool
     events: asyncio.Queue[bytes | None] = field(default_factory=asyncio.Queue)
     ticket: Ticket | None = None
-    over: bool = False
+    told: bool = False
 
 
 class Replica:
@@ -227,19 +229,26 @@ class Replica:
             held.questions -= 1
 
     async def _ask(self, request: Request) -> Response:
-        from starlette.responses import JSONResponse, StreamingResponse
+        from starlette.responses import JSONResponse, Response, StreamingResponse
 
         now = time.monotonic()
         content, bodies, robot, scene = await self._read(request)
         if not bodies:
             raise WireError("a question without its places")
         asked = Asked.read(content, bodies[0])
-        held = self.scenes.of(scene, robot, asked.rules)
+        arrived = now - asked.elapsed_ms / 1e3
+        try:
+            held = self.scenes.of(scene, robot, asked.rules)
+        except NoRoom as error:
+            left = f"what it answers now is likely to take {self.line.left(now) * 1e3:.0f} ms more"
+            answer = self._unanswered(asked, arrived, Status.BUSY, f"the shared engine: {error}; {left}")
+            self._count(robot, False, answer)
+            return Response(answers.done(answer, None), media_type=_LINES)
         missing = await self._put(held, asked.scene, bodies[1:])
         if missing:
             return JSONResponse({"error": "missing", "bodies": missing}, 428)
-        question = Question(asked, held, now - asked.elapsed_ms / 1e3, content.get("attempt") == 1)
-        return StreamingResponse(self._answered(question, robot), media_type="application/x-ndjson")
+        question = Question(asked, held, arrived, content.get("attempt") == 1)
+        return StreamingResponse(self._answered(question, robot), media_type=_LINES)
 
     async def _answered(self, question: Question, robot: str) -> AsyncIterator[bytes]:
         """The events of a question, to its end; whoever gives up reading them cancels it."""
@@ -268,21 +277,23 @@ class Replica:
                     return
                 yield event
         finally:
-            question.over = True
             question.held.questions -= 1
             if entry is not None:
                 self.line.leave([entry])
             if question.ticket is not None:
-                question.ticket.cancel("the robot has gone")
+                question.ticket.cancel(_GONE)
+            elif not question.told:  # nobody reads it: it is counted
+                self._refuse(question, Status.CANCELLED, _GONE)
             self.scenes.tidy()
 
     # --- questions, in the loop's thread ------------------------------------------------------------------------------
 
     def _refuse(self, question: Question, status: Status, why: str) -> None:
-        waited = (time.monotonic() - question.arrived) * 1e3
-        budget = question.asked.question.latency_budget_ms or math.inf
-        answer = Ticket(question.asked.question, question.arrived).unanswered(status, why, time.monotonic())
-        self._tell(question, replace(answer, model_id=self.engine.model_id, budget_met=waited <= budget), None)
+        self._tell(question, self._unanswered(question.asked, question.arrived, status, why), None)
+
+    def _unanswered(self, asked: Asked, arrived: float, status: Status, why: str) -> Answer:
+        answer = Ticket(asked.question, arrived).unanswered(status, why, time.monotonic())
+        return replace(answer, model_id=self.engine.model_id)
 
     def _refuse_late(self) -> None:
         for entry in self.line.late(time.monotonic()):
@@ -318,10 +329,14 @@ class Replica:
             question.events.put_nowait(answers.done(answer, recalled))
         finally:
             question.events.put_nowait(None)
+        question.told = True
+        self._count(question.held.robot, question.hit, answer)
+
+    def _count(self, robot: str, hit: bool, answer: Answer) -> None:
         self._record(
-            question.held.robot,
+            robot,
             answer.status.name,
-            question.hit,
+            hit,
             not answer.budget_met,
             answer.retained_tokens,
             {name: float(ms) for name, ms in vars(answer.times).items()},

@@ -251,12 +251,12 @@ class Scenes:
         """The scene of that name, an empty one if it is not here.
 
         Raises:
-            NoRoom: where all that are held are being asked about, or the name is another robot's.
-            ValueError: for rules that cannot be.
+            NoRoom: where all that are held are being asked about, or this one is by other rules.
+            ValueError: for rules that cannot be, and a name that is another robot's.
         """
         held = self._held.get(name)
         if held is not None and held.robot != robot:
-            raise NoRoom(f"the scene {name} is another robot's")
+            raise ValueError(f"the scene {name} is another robot's")
         if held is not None and held.rules != rules:
             if held.questions:
                 raise NoRoom(f"the scene {name} is being asked about by other rules")

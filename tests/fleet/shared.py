@@ -85,3 +85,10 @@ def unlike(one: Any, other: Any, tolerance: float = 0.0) -> list[str]:
         same = one == other or (math.isnan(one) and math.isnan(other)) or math.isclose(one, other, rel_tol=tolerance)
         return [] if same else [f": {one!r}, {other!r}"]
     return [] if one == other else [f": {one!r}, {other!r}"]
+
+
+def held_up(replica: Any, monkeypatch: Any) -> tuple[threading.Event, threading.Event]:
+    """Has a replica wait before it turns to a question: what is set once it has one, and what lets it go on."""
+    there, go_on, before = threading.Event(), threading.Event(), replica._before
+    monkeypatch.setattr(replica, "_before", lambda *of: (there.set(), go_on.wait(LIMIT), before(*of)))
+    return there, go_on

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from adatoken3d_ros.engine.answer import Status
 from adatoken3d_ros.fleet import wire
 from adatoken3d_ros.fleet.door import ROBOT, SCENE, DoorConfig, guard
 from adatoken3d_ros.fleet.wire import Asked, Manifest
@@ -90,9 +91,15 @@ def test_every_bound_is_named_with_the_value_that_was_too_much(
         assert status in (400, 401, 422) and says in json.loads(said)["message"], (headers, said)
 
 
-def test_a_scene_may_take_so_much_and_a_replica_hold_so_many(replica_of: Any, scene_of: Any) -> None:
-    """By the door's bounds and the replica's, which the messages name; the replica's are put down for a moment."""
-    replica = replica_of(NAMES[0])
+def test_a_scene_may_take_so_much_and_a_replica_hold_so_many(
+    replica_of: Any, scene_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the door's bounds and the replica's, which the messages name; the replica's are put down for a moment. A
+    question is refused by an answer that says how long what runs may take, and counted."""
+    replica, counted = replica_of(NAMES[0]), []
+    monkeypatch.setattr(replica, "_record", lambda *of: counted.append(of[:2]))
+    monkeypatch.setattr(replica.line, "left", lambda now: 1.5)
+    content, places = asked(model=replica._hello["model"], scene=Manifest(), strategy="").content()
     door = DoorConfig(token=TOKEN, scenes=2, robots=1, rate=1.0, burst=5)
     with listening(guard(replica, door)) as port:
         url, data = f"http://127.0.0.1:{port}", wire.framed(scene_of())
@@ -113,11 +120,16 @@ def test_a_scene_may_take_so_much_and_a_replica_hold_so_many(replica_of: Any, sc
         try:
             while len(replica.scenes) < replica.scenes.most:
                 replica.scenes.of(f"full{len(replica.scenes)}", "fuzzer", RULES).questions += 1
-            status, said = post(f"http://127.0.0.1:{port}", wire.VIEWS, wire.framed(scene_of()), scene="more")
+            url = f"http://127.0.0.1:{port}"
+            status, said = post(url, wire.VIEWS, wire.framed(scene_of()), scene="more")
+            answered, lines = post(url, wire.ASK, wire.framed(content, [places]), scene="more")
         finally:
             for one in replica.scenes.all():
                 one.questions = 0
         assert status == 503 and "3 scenes are being asked about, and no more are held" in json.loads(said)["message"]
+    answer = json.loads(lines)["answer"]
+    assert answered == 200 and answer["status"] == Status.BUSY and counted == [("fuzzer", "BUSY")]
+    assert "what it answers now is likely to take 1500 ms more" in answer["status_message"]
 
 
 ANYTHING = st.recursive(

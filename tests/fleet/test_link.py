@@ -22,7 +22,7 @@ from adatoken3d_ros.fleet.link import PATIENCE
 from adatoken3d_ros.fleet.loading import load_engine
 from tests.architectures import NAMES
 from tests.engine.scenes import room_frame
-from tests.fleet.shared import LIMIT, TOKEN, free_port, listening, plain, unlike
+from tests.fleet.shared import LIMIT, TOKEN, free_port, held_up, listening, plain, unlike
 
 
 def robot(url: str, path: Path, **more: Any) -> tuple[Any, Any, Any]:
@@ -176,10 +176,9 @@ def test_a_cancel_waits_for_no_line(
     engine, scene, _ = robot(url_of(NAMES[0]), tiny_of(NAMES[0]))
     show(scene, 0)
     assert engine.ask(scene, Question("What is there?")).status.answered
-    held, release, over, ended = threading.Event(), threading.Event(), threading.Event(), []
-    before, end = replica._before, replica._ended
+    held, release = held_up(replica, monkeypatch)
+    over, ended, end = threading.Event(), [], replica._ended
     monkeypatch.setattr("adatoken3d_ros.fleet.wire.heartbeat", lambda budget_ms: 60.0)
-    monkeypatch.setattr(replica, "_before", lambda *of: (held.set(), release.wait(LIMIT), before(*of)))
     monkeypatch.setattr(replica, "_ended", lambda *of: (ended.append(of[1]), end(*of), over.set()))
     looks = itertools.count()
     began = time.monotonic()

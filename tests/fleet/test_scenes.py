@@ -178,7 +178,7 @@ def test_the_least_recently_used_scene_goes_but_none_that_is_asked_about() -> No
     scenes.of("a", "r1", {})
     scenes.of("c", "r3", {})
     assert gone == ["b"] and len(worker.closed) == 1
-    with pytest.raises(NoRoom, match="another robot's"):
+    with pytest.raises(ValueError, match="another robot's"):
         scenes.of("a", "r9", {})
     a.questions = 1
     scenes.of("d", "r4", {}).questions = 1

@@ -20,7 +20,7 @@ from adatoken3d_ros.fleet.remote_engine import _Asking, patience_of
 from adatoken3d_ros.fleet.wire import RULES, Manifest, heartbeat
 from adatoken3d_ros.settings import DEFAULTS
 from tests.architectures import NAMES
-from tests.fleet.shared import LIMIT, free_port, listening
+from tests.fleet.shared import LIMIT, free_port, held_up, listening
 from tests.fleet.test_link import robot, show
 
 SCENE = {"scene": Manifest().plain(), "rules": {name: DEFAULTS[name] for name in RULES}}
@@ -42,14 +42,12 @@ def test_an_engine_that_lives_is_heard_before_its_connection_counts_as_broken(
 def test_lines_come_as_often_as_the_budget_asks_for(
     url_of: Any, tiny_of: Any, replica_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    replica = replica_of(NAMES[0])
     engine, scene, _ = robot(url_of(NAMES[0]), tiny_of(NAMES[0]))
     show(scene, 0)
     asked: list[float | None] = []
     monkeypatch.setattr("adatoken3d_ros.fleet.wire.heartbeat", lambda budget: (asked.append(budget), 0.001)[1])
-    waits, heard = itertools.count(), threading.Event()
-    before, told = replica._before, _Asking.told
-    monkeypatch.setattr(replica, "_before", lambda *of: (heard.wait(LIMIT), before(*of)))
+    _, heard = held_up(replica_of(NAMES[0]), monkeypatch)
+    waits, told = itertools.count(), _Asking.told
 
     def hear(asking: Any, event: Any) -> None:
         if event["event"] == "wait" and next(waits) > 5:
@@ -120,3 +118,41 @@ def test_a_name_that_nobody_looks_up_any_more_costs_no_budget(
     silent.set()
     assert answer.status.answered and answer.model_id.startswith(f"tiny-{NAMES[1]}"), answer.status_message
     assert "the name 'gpu.test' was not found within" in answer.status_message
+
+
+def test_a_question_whose_robot_leaves_while_it_waits_is_counted(
+    url_of: Any, tiny_of: Any, replica_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, as the one that it waits behind is, when that ends."""
+    replica = replica_of(NAMES[0])
+    engine, scene, _ = robot(url_of(NAMES[0]), tiny_of(NAMES[0]))
+    show(scene, 0)
+    there, go_on = held_up(replica, monkeypatch)
+    counted: list[str] = []
+    changed = threading.Condition()
+
+    def record(name: str, status: str, *of: Any) -> None:
+        with changed:
+            counted.append(f"{name} {status}")
+            changed.notify_all()
+
+    monkeypatch.setattr(replica, "_record", record)
+    first = threading.Thread(target=engine.ask, args=(scene, Question("What is there?")))
+    first.start()
+    assert there.wait(LIMIT)
+    _, other, _ = robot(url_of(NAMES[0]), tiny_of(NAMES[0]), **{"engine.robot": "leaver"})
+    show(other, 0)
+    waits: list[bool] = []
+
+    def gives_up() -> bool:
+        waits.extend([True] * len(replica.line))
+        return bool(waits)
+
+    left = other.runtime.ask(other, Question("What is there?"), should_stop=gives_up)
+    assert left.status == Status.CANCELLED
+    with changed:
+        assert changed.wait_for(lambda: counted == ["leaver CANCELLED"], LIMIT), counted
+        go_on.set()
+        assert changed.wait_for(lambda: len(counted) > 1, LIMIT)
+    first.join(LIMIT)
+    assert len(counted) == 2 and counted[1].startswith("tester ")
