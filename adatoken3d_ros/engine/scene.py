@@ -63,6 +63,7 @@ class Scene:
 
     Attributes:
         find_out: in the place of `knowing.what_is_known`, where that is known elsewhere.
+        wake: has the worker that owns it, if any, look again whether there is work ahead. Any thread.
 
     Raises:
         StrategyError: if the strategy was made for another model.
@@ -70,6 +71,7 @@ class Scene:
     """
 
     find_out: Callable[..., dict[str, Any]] | None = None
+    wake: Callable[[], object] = staticmethod(lambda: None)
 
     def __init__(
         self, runtime: Runtime, config: SessionConfig | None = None, *, strategy: Strategy | None = None

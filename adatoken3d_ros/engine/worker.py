@@ -7,6 +7,7 @@ import logging
 import math
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -27,6 +28,15 @@ if TYPE_CHECKING:  # the engine brings torch with it, seconds of importing
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+
+
+def _wake(queue: weakref.ref[SceneQueue]) -> None:
+    if (known := queue()) is not None:
+        known.call(_nothing, chore=True)
+
+
+def _nothing(scene: Scene) -> None:
+    pass
 
 
 class DutyCycle:
@@ -243,6 +253,7 @@ class Worker:
         except BaseException as error:  # somebody waits for `ready`
             self._refuse(queue, error, Status.ERROR, f"the scene could not be made: {shown(error)}")
             return
+        scene.wake = partial(_wake, weakref.ref(queue))  # which holds the scene
         with self._changed:
             if not queue.closed:
                 self._queues.append(queue)

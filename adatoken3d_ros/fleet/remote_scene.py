@@ -183,8 +183,9 @@ class RemoteScene(Scene):
             self.fallback.prepare(should_stop)
 
     def forget_told(self) -> None:
-        """Has what is here offered once more. Any thread."""
+        """Has what is here offered once more, although nothing has changed. Any thread."""
         self._told = Manifest()
+        self.wake()
 
     def follow_model(self) -> None:
         """Bodies have other names, and strategies may be others, once it is known which model the engine has."""

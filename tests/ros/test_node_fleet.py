@@ -21,23 +21,7 @@ from tests.engine.scenes import room_frame
 from tests.fleet.shared import free_port
 
 pytest.importorskip("uvicorn", reason="without the extra fleet")
-_SERVER = """
-import sys
-import uvicorn
-from adatoken3d_ros.fleet.replica import Replica, ReplicaConfig
-
-path, port = sys.argv[1:]
-replica = Replica(ReplicaConfig({"model.path": path, "budget.warm_up": False, "model.self_test": False}))
-server = uvicorn.Server(uvicorn.Config(replica, "127.0.0.1", int(port), log_level="error", lifespan="off"))
-
-class Telling(type(server)):
-    async def startup(self, sockets=None):
-        await super().startup(sockets)
-        print(self.servers[0].sockets[0].getsockname()[1], flush=True)
-
-server.__class__ = Telling
-server.run()
-"""
+ENGINE = Path(__file__).parent / "engine_process.py"
 
 
 @pytest.fixture
@@ -46,7 +30,7 @@ def start_server(tiny_model: Path) -> Iterator[Callable[[int], tuple[Any, int]]]
     started: list[subprocess.Popen[str]] = []
 
     def start(port: int = 0) -> tuple[Any, int]:
-        command = [sys.executable, "-c", _SERVER, str(tiny_model), str(port)]
+        command = [sys.executable, str(ENGINE), str(tiny_model), str(port)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         started.append(process)
         assert process.stdout is not None
