@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from adatoken3d_ros.fleet import wire
 from adatoken3d_ros.fleet.door import ROBOT, SCENE
+from adatoken3d_ros.fleet.way import Way
 from adatoken3d_ros.fleet.wire import WireError
 from adatoken3d_ros.text import quoted, shown
 
@@ -75,7 +76,7 @@ class Link:
         clock: seconds, monotonic.
 
     Attributes:
-        round_trip: seconds that the last `hello` took, its connection included; no question measures it anew.
+        way: how long the way there and back takes; each exchange without bodies measures it, its connection included.
 
     Raises:
         ValueError: for certificates that cannot be read.
@@ -91,15 +92,15 @@ class Link:
                 self._tls = ssl.create_default_context(cafile=address.ca_file or None)
             except (OSError, ssl.SSLError) as error:
                 raise ValueError(f"engine.ca_file {Path(address.ca_file)}: {shown(error)}") from error
-        self.round_trip = 0.0
+        self.way = Way()
         self._names = _Names(self._host, self._port)
 
     def hello(self, patience: float = PATIENCE) -> dict[str, Any]:
         """What the engine says of itself; raises LinkError after so many seconds without a word, too."""
         began = self._clock()
-        with self._exchange("GET", wire.HELLO, b"", "", patience) as response:
+        with self._exchange("GET", wire.HELLO, b"", "", patience, measured=False) as response:
             content = _json(response, _MOST_HELLO)
-        self.round_trip = self._clock() - began
+        self.way.met(self._clock() - began)
         if (version := content.get("version")) != wire.VERSION:
             raise LinkError(f"it speaks version {quoted(version)}, this program {wire.VERSION}")
         return content
@@ -115,7 +116,8 @@ class Link:
         Raises:
             LinkError: see there.
         """
-        with self._exchange("POST", wire.VIEWS, wire.framed(content, bodies), scene, patience) as response:
+        data = wire.framed(content, bodies)
+        with self._exchange("POST", wire.VIEWS, data, scene, patience, measured=not bodies) as response:
             missing = _json(response, wire.MOST_TEXT).get("missing")
         if not isinstance(missing, list):
             raise LinkError(f"it misses {quoted(missing)}")
@@ -141,16 +143,17 @@ class Link:
         """
         with _Watch(should_stop) as watch:
             try:
-                yield from self._events(scene, wire.framed(content, bodies), patience, watch)
+                yield from self._events(scene, content, bodies, patience, watch)
             except LinkError:
                 if watch.stopped:  # which broke the connection
                     raise Stopped from None
                 raise
 
     def _events(
-        self, scene: str, data: bytes, patience: float, watch: _Watch
+        self, scene: str, content: dict[str, Any], bodies: Sequence[bytes], patience: float, watch: _Watch
     ) -> Iterator[tuple[dict[str, Any], bytes]]:
-        with self._exchange("POST", wire.ASK, data, scene, patience, watch) as response:
+        data, bare = wire.framed(content, bodies), len(bodies) == 1  # the question's places
+        with self._exchange("POST", wire.ASK, data, scene, patience, watch, measured=bare) as response:
             while True:
                 watch.look()
                 line = _read(response.readline, wire.MOST_LINE)
@@ -171,10 +174,18 @@ class Link:
                     return
 
     def _exchange(
-        self, method: str, path: str, data: bytes, scene: str, patience: float, watch: _Watch | None = None
+        self,
+        method: str,
+        path: str,
+        data: bytes,
+        scene: str,
+        patience: float,
+        watch: _Watch | None = None,
+        *,
+        measured: bool,
     ) -> _Response:
-        """Sends a request; its response, with status 200. Raises LinkError."""
-        address, connection = self.address, self._connection(min(CONNECT, patience))
+        """Sends a request; its response, with status 200. `measured`: its time is the way's. Raises LinkError."""
+        address, connection, began = self.address, self._connection(min(CONNECT, patience)), self._clock()
         headers = {ROBOT: address.robot, "Content-Type": "application/octet-stream"}
         headers |= {SCENE: scene} if scene else {}
         headers |= {"Authorization": f"Bearer {address.token}"} if address.token else {}
@@ -195,6 +206,8 @@ class Link:
         except (OSError, http.client.HTTPException) as error:
             connection.close()
             raise Unreachable(f"{address.url} cannot be reached: {shown(error) or type(error).__name__}") from error
+        if measured:
+            self.way.exchanged(self._clock() - began)
         if response.status == 200:
             return _Response(connection, response)
         with _Response(connection, response):
@@ -338,54 +351,3 @@ def _json(response: http.client.HTTPResponse, most: int) -> dict[str, Any]:
         return wire.read_json(_read(response.read, most))
     except WireError as error:
         raise LinkError(str(error)) from error
-
-
-class Sender:
-    """Brings an engine what it lacks of a scene while nobody asks: the newest offer counts, in a thread that ends when
-    it is there. While the engine cannot be reached it tries again, for some time.
-
-    Args:
-        send: sends an offer; raises LinkError.
-        again: seconds between two attempts. attempts: how many.
-    """
-
-    def __init__(self, send: Callable[[Any], None], again: float = 1.0, attempts: int = 120) -> None:
-        self._send, self._again, self._attempts = send, again, attempts
-        self._changed = threading.Condition()
-        self._offer: Any = None
-        self._running = self._closed = False
-
-    def offer(self, what: Any) -> None:
-        """Has this sent, and nothing older."""
-        with self._changed:
-            self._offer = what
-            self._changed.notify()
-            if not self._running and not self._closed:
-                self._running = True
-                threading.Thread(target=self._run, name="adatoken3d-sender", daemon=True).start()
-
-    def close(self) -> None:
-        """Sends nothing more."""
-        with self._changed:
-            self._closed, self._offer = True, None
-            self._changed.notify()
-
-    def _run(self) -> None:
-        failed = 0
-        while True:
-            with self._changed:
-                offer = self._offer
-                if offer is None or failed >= self._attempts:
-                    self._running = False
-                    return
-            try:
-                self._send(offer)
-                failed = 0
-            except LinkError:  # a question will say what is wrong
-                failed += 1
-                with self._changed:
-                    self._changed.wait_for(lambda offer=offer: self._offer is not offer, self._again)  # type: ignore[misc]
-                continue
-            with self._changed:
-                if self._offer is offer:
-                    self._offer = None

@@ -35,11 +35,11 @@ from adatoken3d_ros.fleet.link import (
     Link,
     LinkError,
     Missing,
-    Sender,
     Stopped,
     Unreachable,
 )
 from adatoken3d_ros.fleet.remote_scene import Bodies, RemoteScene
+from adatoken3d_ros.fleet.sender import Sender
 from adatoken3d_ros.fleet.wire import RULES, Asked, Manifest, WireError, heartbeat
 from adatoken3d_ros.lmm.interface import SpatialLMM
 from adatoken3d_ros.lmm.text_places import PromptError
@@ -214,7 +214,8 @@ class RemoteEngine(Engine):
         asked = Asked(manifest, question, scene.strategy.text(), elapsed_ms, self._rules, self.model.identity)
         wanted: tuple[str, ...] = ()
         for number in range(1, _ROUNDS + 1):
-            content, places = replace(asked, elapsed_ms=events.elapsed_ms()).content()
+            began, asked = self.clock(), replace(asked, elapsed_ms=events.elapsed_ms())
+            content, places = asked.content()
             content["attempt"] = number if first else number + 1
             sent: list[bytes] = []
             if wanted:
@@ -228,9 +229,13 @@ class RemoteEngine(Engine):
                 ):
                     if event.get("event") == "done":
                         try:
-                            return read_done(event, tail, question)
+                            answer, recalled = read_done(event, tail, question)
                         except WireError as error:
                             raise LinkError(str(error)) from error
+                        if answer.status.answered and not wanted:
+                            there = (answer.times.total - asked.elapsed_ms) / 1e3
+                            self.link.way.answered(self.clock() - began - there)
+                        return answer, recalled
                     events.told(event)
             except Missing as missing:
                 wanted = missing.bodies
@@ -273,7 +278,7 @@ class _Asking:
 
     def elapsed_ms(self) -> float:
         """Since the question arrived, and on the ways to the engine and back."""
-        return (self.engine.clock() - self.arrived + self.engine.link.round_trip) * 1e3
+        return (self.engine.clock() - self.arrived + self.engine.link.way.seconds) * 1e3
 
     def told(self, event: Mapping[str, Any]) -> None:
         """An event of the engine's."""

@@ -131,13 +131,13 @@ def test_the_way_counts_and_questions_share_what_was_read_of_a_scene(
         "ask",
         lambda s, content, *of, **more: (sent.append(content["elapsed_ms"]), ask(s, content, *of, **more))[1],
     )
-    assert engine.link.round_trip > 0
+    assert engine.link.way.seconds > 0
     assert engine.ask(scene, Question("What is there?")).status.answered
     held = next(one for one in replica_of(NAMES[0]).scenes.all() if one.name == scene.name)
     stems = held.queue.ready.result().prepared.stems
     used = stems.used
     assert engine.ask(scene, Question("What is near the chair?")).status.answered and stems.used == used + 1
-    engine.link.round_trip = 30.0  # seconds
+    engine.link.way.met(30.0)  # seconds
     late = engine.ask(scene, Question("What is there?", latency_budget_ms=20_000.0))
     assert sent[-1] > 30_000 and max(sent[:-1]) < 30_000
     assert late.status == Status.BUDGET_INFEASIBLE, late.status_message

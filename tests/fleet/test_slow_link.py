@@ -8,6 +8,7 @@ import http.client
 import itertools
 import socket
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -15,8 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adatoken3d_ros.engine.answer import Question, Status
+from adatoken3d_ros.fleet import remote_engine
 from adatoken3d_ros.fleet.link import PATIENCE, LinkError
 from adatoken3d_ros.fleet.remote_engine import _Asking, patience_of
+from adatoken3d_ros.fleet.way import Way
 from adatoken3d_ros.fleet.wire import RULES, Manifest, heartbeat
 from adatoken3d_ros.settings import DEFAULTS
 from tests.architectures import NAMES
@@ -89,6 +92,54 @@ def test_bodies_that_take_many_requests_come_within_a_questions_patience_and_end
     assert gone.status == Status.CANCELLED and given == [PATIENCE] * 2
     answer = engine.ask(scene, Question("What is there?", latency_budget_ms=4000.0))
     assert answer.status.answered and len(given) == 3 and 0 < given[2] <= 0.6 * 4.0, answer.status_message
+
+
+def test_one_slow_exchange_is_no_slow_link_and_a_slow_link_is_soon_known() -> None:
+    way = Way()
+    assert way.seconds == 0.0
+    way.met(0.5)
+    for _ in range(9):
+        way.exchanged(0.01)
+    way.exchanged(5.0)
+    assert way.seconds == 0.01
+    way.answered(0.06)  # 0.01 s of it are an exchange's
+    assert way.seconds == pytest.approx(0.06)
+    for _ in range(4):
+        way.exchanged(5.0)
+    assert way.seconds == pytest.approx(5.05)
+    way.met(0.5)
+    assert way.seconds == 0.5
+
+
+def test_the_networks_share_of_a_budget_follows_the_link(
+    url_of: Any, tiny_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By every exchange, and by how much longer than the engine needed a question took until all of it was here."""
+    engine, scene, _ = robot(url_of(NAMES[0]), tiny_of(NAMES[0]))
+    show(scene, 0)
+    sent: list[float] = []
+    ask, read, late = engine.link.ask, remote_engine.read_done, 0.0
+
+    def asked(name: str, content: Any, *of: Any, **more: Any) -> Any:
+        sent.append(content["elapsed_ms"])
+        return ask(name, content, *of, **more)
+
+    def slowly(*of: Any) -> Any:
+        nonlocal late
+        late += 300.0
+        return read(*of)
+
+    monkeypatch.setattr(engine.link, "ask", asked)
+    assert engine.ask(scene, Question("What is there?")).status.answered
+    monkeypatch.setattr(engine.link, "_clock", itertools.count(0.0, 100.0).__next__)  # each takes 100 s from now on
+    for _ in range(9):
+        assert engine.ask(scene, Question("What is there?")).status.answered
+    assert max(sent[:3]) < 100e3 < min(sent[-2:]) < 200e3
+    monkeypatch.setattr(engine, "clock", lambda: time.monotonic() + late)
+    monkeypatch.setattr(remote_engine, "read_done", slowly)
+    for _ in range(9):
+        assert engine.ask(scene, Question("What is there?")).status.answered
+    assert 300e3 < sent[-1] < 400e3  # 100 s there, 200 s more for the rest of the answer
 
 
 def test_a_name_that_nobody_looks_up_any_more_costs_no_budget(
