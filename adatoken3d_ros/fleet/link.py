@@ -10,10 +10,11 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from concurrent.futures import TimeoutError as FutureTimeout
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -95,10 +96,13 @@ class Link:
         self.way = Way()
         self._names = _Names(self._host, self._port)
 
-    def hello(self, patience: float = PATIENCE) -> dict[str, Any]:
-        """What the engine says of itself; raises LinkError after so many seconds without a word, too."""
+    def hello(self, patience: float = PATIENCE, should_stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+        """What the engine says of itself; raises LinkError after so many seconds without a word, too, and Stopped."""
         began = self._clock()
-        with self._exchange("GET", wire.HELLO, b"", "", patience, measured=False) as response:
+        with (
+            _watched(should_stop) as watch,
+            self._exchange("GET", wire.HELLO, b"", "", patience, watch, measured=False) as response,
+        ):
             content = _json(response, _MOST_HELLO)
         self.way.met(self._clock() - began)
         if (version := content.get("version")) != wire.VERSION:
@@ -106,18 +110,27 @@ class Link:
         return content
 
     def put(
-        self, scene: str, content: dict[str, Any], bodies: Sequence[bytes], patience: float = PATIENCE
+        self,
+        scene: str,
+        content: dict[str, Any],
+        bodies: Sequence[bytes],
+        patience: float = PATIENCE,
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> list[str]:
         """Sends bodies of a scene; those that are missing still.
 
         Args:
             patience: seconds; of PATIENCE a link may be as slow as it likes, if it moves: else all has to go in them.
+            should_stop: as of `ask`.
 
         Raises:
-            LinkError: see there.
+            LinkError, Stopped: see there.
         """
         data = wire.framed(content, bodies)
-        with self._exchange("POST", wire.VIEWS, data, scene, patience, measured=not bodies) as response:
+        with (
+            _watched(should_stop) as watch,
+            self._exchange("POST", wire.VIEWS, data, scene, patience, watch, measured=not bodies) as response,
+        ):
             missing = _json(response, wire.MOST_TEXT).get("missing")
         if not isinstance(missing, list):
             raise LinkError(f"it misses {quoted(missing)}")
@@ -136,24 +149,17 @@ class Link:
 
         Args:
             patience: seconds without a line after which the connection counts as broken.
-            should_stop: looked at every few milliseconds: True closes the connection, which ends the answer there.
+            should_stop: looked at every few milliseconds, from looking up the name on: True closes the connection,
+                which ends the answer there.
 
         Raises:
             Missing: bodies of the scene are. Unreachable, LinkError: see there. Stopped: should_stop() was true.
         """
-        with _Watch(should_stop) as watch:
-            try:
-                yield from self._events(scene, content, bodies, patience, watch)
-            except LinkError:
-                if watch.stopped:  # which broke the connection
-                    raise Stopped from None
-                raise
-
-    def _events(
-        self, scene: str, content: dict[str, Any], bodies: Sequence[bytes], patience: float, watch: _Watch
-    ) -> Iterator[tuple[dict[str, Any], bytes]]:
         data, bare = wire.framed(content, bodies), len(bodies) == 1  # the question's places
-        with self._exchange("POST", wire.ASK, data, scene, patience, watch, measured=bare) as response:
+        with (
+            _watched(should_stop) as watch,
+            self._exchange("POST", wire.ASK, data, scene, patience, watch, measured=bare) as response,
+        ):
             while True:
                 watch.look()
                 line = _read(response.readline, wire.MOST_LINE)
@@ -180,12 +186,12 @@ class Link:
         data: bytes,
         scene: str,
         patience: float,
-        watch: _Watch | None = None,
+        watch: _Watch,
         *,
         measured: bool,
     ) -> _Response:
         """Sends a request; its response, with status 200. `measured`: its time is the way's. Raises LinkError."""
-        address, connection, began = self.address, self._connection(min(CONNECT, patience)), self._clock()
+        address, connection, began = self.address, self._connection(min(CONNECT, patience), watch), self._clock()
         headers = {ROBOT: address.robot, "Content-Type": "application/octet-stream"}
         headers |= {SCENE: scene} if scene else {}
         headers |= {"Authorization": f"Bearer {address.token}"} if address.token else {}
@@ -199,8 +205,6 @@ class Link:
             connection.sock.settimeout(patience)
             if not isinstance(body, bytes | None):
                 connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFERED)
-            if watch is not None:
-                watch.over(connection.sock)
             connection.request(method, path, body=body, headers=headers)
             response = connection.getresponse()
         except (OSError, http.client.HTTPException) as error:
@@ -214,14 +218,25 @@ class Link:
             self._refused(response)
         raise AssertionError
 
-    def _connection(self, timeout: float) -> http.client.HTTPConnection:
-        made: Any
-        if self._tls is None:
-            made = http.client.HTTPConnection(self._host, self._port, timeout=timeout)
-        else:
-            made = http.client.HTTPSConnection(self._host, self._port, timeout=timeout, context=self._tls)
-        made._create_connection = self._names.connected  # where http.client has socket.create_connection
+    def _connection(self, timeout: float, watch: _Watch) -> http.client.HTTPConnection:
+        made: Any = http.client.HTTPConnection(self._host, self._port, timeout=timeout)
+        made.default_port = 80 if self._tls is None else 443
+        made._create_connection = partial(self._connected, watch)  # where http.client has socket.create_connection
         return made
+
+    def _connected(self, watch: _Watch, address: object, timeout: float, source: object = None) -> socket.socket:
+        """As `socket.create_connection`, but within the timeout, and with TLS; raises OSError, Stopped."""
+        plain = self._names.connected(timeout, watch)
+        if self._tls is None:
+            return plain
+        secure = self._tls.wrap_socket(plain, server_hostname=self._host, do_handshake_on_connect=False)
+        watch.over(secure)
+        try:
+            secure.do_handshake()
+        except OSError:
+            secure.close()
+            raise
+        return secure
 
     def _refused(self, response: http.client.HTTPResponse) -> None:
         status = response.status
@@ -246,12 +261,13 @@ class _Names:
         self._asked: Future[list[Any]] | None = None
         self._known: list[Any] = []
 
-    def connected(self, address: object, timeout: float, source: object = None) -> socket.socket:
-        """As `socket.create_connection`, but within the timeout in all; raises OSError."""
+    def connected(self, timeout: float, watch: _Watch) -> socket.socket:
+        """A connection within the timeout in all; raises OSError, Stopped."""
         end = time.monotonic() + timeout
         problem: OSError = OSError(f"{quoted(self._host)} has no address")
-        for family, kind, protocol, _, where in self._found(timeout / 2):
+        for family, kind, protocol, _, where in self._found(timeout / 2, watch):
             one = socket.socket(family, kind, protocol)
+            watch.over(one)
             try:
                 one.settimeout(max(0.001, end - time.monotonic()))
                 one.connect(where)
@@ -263,14 +279,17 @@ class _Names:
                 return one
         raise problem
 
-    def _found(self, seconds: float) -> list[Any]:
+    def _found(self, seconds: float, watch: _Watch) -> list[Any]:
         with self._lock:
             if self._asked is None or self._asked.done():
                 self._asked = Future()
                 threading.Thread(target=self._ask, args=(self._asked,), name="adatoken3d-name", daemon=True).start()
             asked = self._asked
+        end = time.monotonic() + seconds
+        while not wait([asked], _LOOK).done and time.monotonic() < end:
+            watch.look()
         try:
-            self._known = asked.result(seconds)
+            self._known = asked.result(0.0)
         except (OSError, FutureTimeout) as error:
             if not self._known:
                 if isinstance(error, OSError) and not isinstance(error, FutureTimeout):
@@ -317,12 +336,23 @@ class _Watch:
 
     def _run(self) -> None:
         while not self._done.wait(_LOOK):
-            if self._socket is not None and self._should_stop():
+            if self._socket is not None and (self.stopped or self._should_stop()):
                 self.stopped = True
-                with suppress(OSError):  # it is closed already
+                with suppress(OSError):  # it is closed, or not connecting yet: then the next time
                     # Of the socket beneath TLS: the thread that reads is in the middle of that.
                     socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
-                return
+
+
+@contextmanager
+def _watched(should_stop: Callable[[], bool]) -> Iterator[_Watch]:
+    """What is raised within it since the watch broke the connection is Stopped."""
+    with _Watch(should_stop) as watch:
+        try:
+            yield watch
+        except LinkError:
+            if watch.stopped:
+                raise Stopped from None
+            raise
 
 
 class _Response:

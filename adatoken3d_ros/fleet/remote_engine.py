@@ -52,6 +52,7 @@ logger = logging.getLogger(__name__)
 HOLD_ON = 20.0  # seconds that a question without a budget is asked again, where there is no fallback
 WITH_FALLBACK = 4.0  # where there is one
 _PAUSE = 0.25  # seconds between two attempts
+_LOOKS = 25  # meanwhile, whether somebody waits still
 _BEATS = 2.5  # an engine that lives is heard twice before its connection counts as broken
 _ROUNDS = 6  # in which bodies that are missing are sent
 _OF_A_REQUEST = 0.75  # of what the engine takes in one request
@@ -118,15 +119,15 @@ class RemoteEngine(Engine):
         """Whether it is known which model the engine has."""
         return bool(self._far.identity)
 
-    def meet(self, patience: float = PATIENCE) -> None:
+    def meet(self, patience: float = PATIENCE, should_stop: Callable[[], bool] = lambda: False) -> None:
         """Asks the engine which model it has, unless that is known. Any thread.
 
         Raises:
-            LinkError: where it cannot be reached, and where its model is not the robot's.
+            LinkError: where it cannot be reached, and where its model is not the robot's. Stopped: see `Link.hello`.
         """
         if self.met:
             return
-        hello = self.link.hello(patience)
+        hello = self.link.hello(patience, should_stop)
         try:
             identity = identity_of(self._far, self._settings, hello)
             self._note(hello)
@@ -181,7 +182,7 @@ class RemoteEngine(Engine):
                     size += len(batch[-1])
                 if size > self._most and len(batch) > 1:
                     batch.pop()  # it comes with the next
-                left = self.link.put(name, content, batch, patience)
+                left = self.link.put(name, content, batch, patience, should_stop)
             missing = left
         raise LinkError(f"{len(missing)} bodies were sent and are missing still")
 
@@ -208,7 +209,7 @@ class RemoteEngine(Engine):
         self, scene: RemoteScene, question: Question, elapsed_ms: float, events: _Asking, patience: float, first: bool
     ) -> tuple[Answer, Recalled | None]:
         """Asks once, and sends what is missing until nothing is. Raises LinkError, Stopped."""
-        self.meet(patience)
+        self.meet(patience, events.should_stop)
         scene.follow_model()
         manifest, bodies = scene.described()
         asked = Asked(manifest, question, scene.strategy.text(), elapsed_ms, self._rules, self.model.identity)
@@ -360,12 +361,13 @@ class _Asking:
                 return engine.attempt(self.scene, question, self.elapsed_ms(), self, patience, first)
             except Unreachable as error:
                 first = False
-                if self.should_stop():
-                    raise Stopped from error
                 if engine.clock() + _PAUSE >= until:
                     raise
                 logger.info("asking again: %s", error)
-                time.sleep(_PAUSE)
+                for _ in range(_LOOKS):
+                    if self.should_stop():
+                        raise Stopped from error
+                    time.sleep(_PAUSE / _LOOKS)
                 patience = min(patience, max(self._least, until - engine.clock()))
 
     def _without(self, known: Answer, question: Question, why: str) -> Answer:

@@ -9,6 +9,9 @@ import itertools
 import socket
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +20,7 @@ from hypothesis import strategies as st
 
 from adatoken3d_ros.engine.answer import Question, Status
 from adatoken3d_ros.fleet import remote_engine
-from adatoken3d_ros.fleet.link import PATIENCE, LinkError
+from adatoken3d_ros.fleet.link import PATIENCE, Address, Link, LinkError, Stopped
 from adatoken3d_ros.fleet.remote_engine import _Asking, patience_of
 from adatoken3d_ros.fleet.way import Way
 from adatoken3d_ros.fleet.wire import RULES, Manifest, heartbeat
@@ -169,6 +172,57 @@ def test_a_name_that_nobody_looks_up_any_more_costs_no_budget(
     silent.set()
     assert answer.status.answered and answer.model_id.startswith(f"tiny-{NAMES[1]}"), answer.status_message
     assert "the name 'gpu.test' was not found within" in answer.status_message
+
+
+@pytest.fixture(params=["looking the name up", "connecting", "the handshake", "waiting for a response"])
+def nowhere(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An address at which nothing gets further than this."""
+    scheme = "https" if request.param == "the handshake" else "http"
+    with socket.socket() as one, ExitStack() as stack:
+        one.bind(("127.0.0.1", 0))
+        one.listen(0)
+        address = one.getsockname()
+        if request.param == "looking the name up":
+            over, look = threading.Event(), socket.getaddrinfo
+            stack.callback(over.set)
+            monkeypatch.setattr(
+                socket,
+                "getaddrinfo",
+                lambda host, *of, **more: over.wait(LIMIT) and look("127.0.0.1", *of, **more),
+            )
+        elif request.param == "connecting":  # it takes no more of them
+            for _ in range(4):
+                waits = stack.enter_context(socket.socket())
+                waits.setblocking(False)
+                waits.connect_ex(address)
+        yield f"{scheme}://127.0.0.1:{address[1]}"
+
+
+@pytest.mark.parametrize("request_of", ["hello", "put", "ask"])
+def test_a_cancel_is_seen_wherever_a_connection_hangs(
+    request_of: str, nowhere: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything of it would count as broken."""
+    monkeypatch.setattr("adatoken3d_ros.fleet.link.CONNECT", LIMIT)
+    link, looks = Link(Address(nowhere)), itertools.count()
+    more: dict[str, Any] = {"patience": LIMIT, "should_stop": lambda: next(looks) > 9}
+    with pytest.raises(Stopped):
+        if request_of == "hello":
+            link.hello(**more)
+        elif request_of == "put":
+            link.put("scene", SCENE, (), **more)
+        else:
+            list(link.ask("scene", SCENE, [b""], **more))
+
+
+def test_a_cancel_is_seen_between_two_attempts(tiny_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, scene, _ = robot(f"http://127.0.0.1:{free_port()}", tiny_of(NAMES[0]))
+    show(scene, 0)
+    attempt, attempts, rests = engine.attempt, itertools.count(), threading.Event()
+    monkeypatch.setattr(engine, "attempt", lambda *of: (next(attempts), attempt(*of))[1])
+    monkeypatch.setattr(remote_engine, "time", SimpleNamespace(sleep=lambda seconds: rests.set()))
+    answer = engine.ask(scene, Question("What is there?", latency_budget_ms=100e3), should_stop=rests.is_set)
+    assert answer.status == Status.CANCELLED and next(attempts) == 1
 
 
 def test_a_question_whose_robot_leaves_while_it_waits_is_counted(
