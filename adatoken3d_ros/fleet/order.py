@@ -4,6 +4,10 @@
 A question counts as due when its budget ends, at the latest `patience` seconds after it came; without a budget, then.
 So what comes later than `patience` after a question never overtakes it. As a robot may have only so many questions
 waiting, a question waits no longer than `patience` and the time of robots x limit answers, whatever the others ask.
+
+A scene that came as pictures is made view by view before its question is answered: between two answers one view is, of
+the scenes that wait for it in turn. So a question waits for a view more an answer, and for as much again for each view
+of its own scene.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import median
 from typing import Generic, TypeVar
 
@@ -20,20 +24,23 @@ PATIENCE = 10.0  # seconds
 _REMEMBERED = 32  # answers of a robot whose times are remembered
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Waiting(Generic[T]):
     """A question that waits.
 
     Attributes:
         what: whatever it is to its asker. robot: whose. arrived: when it came here, seconds.
         deadline: when its budget ends, on the same clock; infinite without one.
+        views: of its scene that have to be made before it can be answered. turn: its place among those that have some.
     """
 
     what: T
     robot: str
     arrived: float
     deadline: float = math.inf
-    number: int = field(default=0)
+    number: int = 0
+    views: int = 0
+    turn: int = 0
 
     def due(self, patience: float) -> float:
         """When it counts as due."""
@@ -56,7 +63,10 @@ class Line(Generic[T]):
         self._waiting: list[Waiting[T]] = []
         self._count = 0
         self._took: dict[str, deque[float]] = {}
+        self._views: deque[float] = deque(maxlen=_REMEMBERED)  # seconds that the last ones took
+        self._turns = 0
         self.running: Waiting[T] | None = None
+        self.viewing = False  # whether it is, or was last, a view that is made
         self.began = 0.0
 
     def __len__(self) -> int:
@@ -68,49 +78,79 @@ class Line(Generic[T]):
         known = own or [seconds for took in self._took.values() for seconds in took]
         return median(known) if known else 0.0
 
+    @property
+    def expected_view(self) -> float:
+        """Seconds that a view is likely to take; 0 before any."""
+        return median(self._views) if self._views else 0.0
+
     def ahead(self, entry: Waiting[T], now: float) -> tuple[int, float]:
-        """How many questions are answered before `entry`, and the seconds that this is likely to take."""
-        before = [one for one in self._waiting if self._key(one) < self._key(entry)]
-        seconds = self.left(now) + sum(self.expected(one.robot) for one in before)
+        """How many questions are answered before `entry`, and the seconds that this, and its views, are likely to take
+        at least."""
+        others = [one for one in self._waiting if one is not self.running]
+        before = [one for one in others if self._key(one) < self._key(entry) and one.views <= entry.views]
+        if entry.views:
+            views = entry.views + sum(min(one.views, entry.views) for one in others)
+        else:
+            views = min(len(before), sum(one.views for one in others))
+        seconds = self.left(now) + sum(self.expected(one.robot) for one in before) + views * self.expected_view
         return len(before) + (self.running is not None), seconds
 
     def left(self, now: float) -> float:
-        """Seconds that the question that is being answered, if any, is likely to take still."""
-        return 0.0 if self.running is None else max(0.0, self.expected(self.running.robot) - (now - self.began))
+        """Seconds that what is done at the moment, if anything, is likely to take still."""
+        if self.running is None:
+            return 0.0
+        whole = self.expected_view if self.viewing else self.expected(self.running.robot)
+        return max(0.0, whole - (now - self.began))
 
-    def join(self, what: T, robot: str, now: float, deadline: float = math.inf) -> Waiting[T]:
-        """A question comes.
+    def join(self, what: T, robot: str, now: float, deadline: float = math.inf, views: int = 0) -> Waiting[T]:
+        """A question comes, with so many views of its scene to be made.
 
         Raises:
-            Full: where its robot has `limit` waiting already, and where those before it are likely to take longer than
-                its budget; the message says how long.
+            Full: where its robot has `limit` waiting already, and where those before it, and its views, are likely to
+                take longer than its budget; the message says how long.
         """
         if (mine := sum(one.robot == robot for one in self._waiting)) >= self.limit:
             raise Full(f"{mine} questions of {robot} are waiting already")
-        entry = Waiting(what, robot, now, deadline, self._count)
+        entry = Waiting(what, robot, now, deadline, self._count, views, self._turns)
         count, seconds = self.ahead(entry, now)
-        if count and now + seconds >= deadline:
+        if (count or views) and now + seconds >= deadline:
             would, left = (seconds + self.expected(robot)) * 1e3, max(0.0, deadline - now) * 1e3
+            own = f" and {views} views of its scene" if views else ""
             raise Full(
-                f"{count} questions come before it: it would take {would:.0f} ms from now on, {left:.0f} ms are left"
+                f"{count} questions{own} come before it: it would take {would:.0f} ms from now on, {left:.0f} ms are "
+                "left"
             )
         self._count += 1
+        self._turns += 1
         self._waiting.append(entry)
         return entry
 
     def next(self, now: float) -> Waiting[T] | None:
-        """Takes the question that is answered next, unless one is; `ended` says that it was."""
+        """The question that is answered next or, where it has `views`, waits on and has one of them made, unless
+        something is done already; `ended` says that it was."""
         if self.running is not None or not self._waiting:
             return None
-        self.running, self.began = min(self._waiting, key=self._key), now
-        self._waiting.remove(self.running)
+        whole = [entry for entry in self._waiting if not entry.views]
+        parts = [entry for entry in self._waiting if entry.views]
+        self.viewing = bool(parts) and not (whole and self.viewing)
+        if self.viewing:
+            self.running = min(parts, key=lambda entry: entry.turn)
+            self.running.turn = self._turns
+            self._turns += 1
+        else:
+            self.running = min(whole, key=self._key)
+            self._waiting.remove(self.running)
+        self.began = now
         return self.running
 
-    def ended(self, now: float, *, measured: bool = True) -> None:
-        """The question that was taken has its answer; `measured`: what it took says what others will."""
+    def ended(self, now: float, *, measured: bool = True, views: int = 0) -> None:
+        """The question that was taken has its answer, or a view more, and so many are to be made still; `measured`:
+        what it took says what others will."""
         assert self.running is not None
+        if self.viewing:
+            self.running.views = views
         if measured:
-            took = self._took.setdefault(self.running.robot, deque(maxlen=_REMEMBERED))
+            took = self._views if self.viewing else self._took.setdefault(self.running.robot, deque(maxlen=_REMEMBERED))
             took.append(now - self.began)
         self.running = None
 

@@ -14,6 +14,7 @@ import logging
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -260,7 +261,8 @@ class Replica:
             beat = wire.heartbeat(budget)
             deadline = question.arrived + budget / 1e3 if 0 < budget < math.inf else math.inf
             try:
-                entry = self.line.join(question, robot, time.monotonic(), deadline)
+                views = question.held.unmade(question.asked.scene)
+                entry = self.line.join(question, robot, time.monotonic(), deadline, views)
             except Full as error:
                 infeasible = math.isfinite(deadline) and "before it" in str(error)
                 self._refuse(
@@ -298,17 +300,21 @@ class Replica:
     def _refuse_late(self) -> None:
         for entry in self.line.late(time.monotonic()):
             budget = entry.what.asked.question.latency_budget_ms
-            why = f"the latency budget of {budget:g} ms ran out behind other robots' questions"
+            why = f"the latency budget of {budget:g} ms ran out before its turn came"
             self._refuse(entry.what, Status.BUDGET_INFEASIBLE, why)
 
     def _advance(self) -> None:
-        """Gives the worker the next question, if it has none."""
+        """Gives the worker the next question, or the next view of a scene, if it has none."""
         self._refuse_late()
         entry = self.line.next(time.monotonic())
         if entry is None:
             return
         question = entry.what
         asked, held = question.asked, question.held
+        if self.line.viewing:
+            one = held.queue.call(partial(held.make_one, asked.scene))
+            one.add_done_callback(lambda future: self._soon(self._viewed, entry, future))
+            return
         question.ticket = ticket = held.queue.submit(
             asked.question,
             before=partial(self._before, asked),
@@ -316,6 +322,16 @@ class Replica:
             arrived=question.arrived,
         )
         ticket.result.add_done_callback(partial(self._finished, entry))
+
+    def _viewed(self, entry: Waiting[Question], one: Future[int]) -> None:
+        problem = one.exception()
+        self.line.ended(time.monotonic(), measured=problem is None, views=0 if problem else one.result())
+        try:
+            if problem is not None and not entry.what.told:
+                self.line.leave([entry])
+                self._refuse(entry.what, Status.ERROR, described(problem))
+        finally:
+            self._advance()
 
     def _ended(self, entry: Waiting[Question], answer: Answer, tail: Any) -> None:
         self.line.ended(time.monotonic(), measured=answer.status.answered)

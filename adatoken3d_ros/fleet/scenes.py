@@ -90,6 +90,11 @@ class Shelf:
                 del self._bodies[name]
             return [name for name in manifest.bodies if name not in self._bodies]
 
+    def made_of(self) -> set[tuple[str, tuple[float, float, float]]]:
+        """Bodies of the views that are wanted, with the origin of the scene that each is made for."""
+        with self._lock:
+            return {(view.body, one.origin) for one in self._wanted for view in one.views}
+
     def view(self, name: str) -> Body:
         """The body of a view; raises BodyError if it has gone, or is none."""
         found: Body = self._get(name, Body)
@@ -125,29 +130,45 @@ class HeldScene(Scene):
         self.manifest = Manifest()
         self.recalled: Recalled | None = None
         self.find_out = self._note
-        self._made: dict[str, tuple[Contribution, Block | None]] = {}
+        self._made: dict[tuple[str, tuple[float, float, float]], tuple[Contribution, Block | None]] = {}
 
     def _note(self, memory: Any, config: Any, answer: Answer, clicks: Any, recalled: Recalled | None) -> dict[str, Any]:
         self.recalled = recalled
         return {}
 
+    def unmade(self, manifest: Manifest) -> tuple[ViewEntry, ...]:
+        """Views of it that are to be made of their bodies; those of one body once. Any thread."""
+        found = {view.body: view for view in manifest.views if (view.body, manifest.origin) not in self._made}
+        return tuple(found.values())
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def make(self, manifest: Manifest, most: int | None = None) -> int:
+        """Makes views of bodies, pictures are encoded, at most so many at once; how many of it are to be made still.
+
+        Raises:
+            BodyError, TokenMapError: for bodies of which no view can be made.
+        """
+        unmade, origin = self.unmade(manifest), torch.tensor(manifest.origin, dtype=torch.float64)
+        for view in unmade[:most]:
+            self._made[view.body, manifest.origin] = self._make(view, origin)
+        return len(unmade[most:]) if most is not None else 0
+
     @torch.inference_mode(False)
     @torch.no_grad()
     def become(self, manifest: Manifest) -> None:
-        """Holds what a manifest says. Only what is new is made of bodies, and pictures are encoded.
+        """Holds what a manifest says; views that `make` has not made yet are made first.
 
         Raises:
             BodyError, TokenMapError: for bodies that do not go together; the scene is as it was.
         """
         if manifest == self.manifest:
             return
-        origin = torch.tensor(manifest.origin, dtype=torch.float64)
-        made = dict(self._made) if manifest.origin == self.manifest.origin else {}
-        made = {view.body: made.get(view.body) or self._make(view, origin) for view in manifest.views}
+        self.make(manifest)
         views: dict[int, Contribution] = {}
         blocks: dict[int, Block] = {}
         for order, entry in enumerate(manifest.views):
-            whole, block = made[entry.body]
+            whole, block = self._made[entry.body, manifest.origin]
             views[entry.stamp] = replace(left(whole, entry.gone), order=order)
             if block is not None:
                 blocks[entry.stamp] = block
@@ -159,7 +180,10 @@ class HeldScene(Scene):
             blocks=blocks,
             things=self.shelf.things(manifest.things) if manifest.things else (),
         )
-        self._made, self.manifest = made, manifest
+        self.manifest = manifest
+        own = {(view.body, manifest.origin) for view in manifest.views}
+        kept = own | self.shelf.made_of()  # what another question waits for, too
+        self._made = {key: made for key, made in self._made.items() if key in kept}
         self.prepared.forget()
 
     def _make(self, entry: ViewEntry, origin: Tensor) -> tuple[Contribution, Block | None]:
@@ -196,13 +220,34 @@ class Held:
         """That it holds: bodies count as soon as they are here, whether a scene is ever made of them or not."""
         return self.made + self.shelf.nbytes
 
+    def unmade(self, manifest: Manifest) -> int:
+        """Views that are to be made before the scene is what a manifest says. Any thread."""
+        ready = self.queue.ready
+        if ready.done() and ready.exception() is None:
+            scene = ready.result()
+            assert isinstance(scene, HeldScene)
+            return len(scene.unmade(manifest))
+        return len({view.body for view in manifest.views})
+
+    def make_one(self, manifest: Manifest, scene: Scene) -> int:
+        """Runs in the worker's thread: makes a view; how many are to be made still."""
+        assert isinstance(scene, HeldScene)
+        left = scene.make(manifest, 1)
+        self.look(scene)
+        return left
+
     def catch_up(self, scene: Scene) -> None:
-        """Runs in the worker's thread: the scene becomes what its robot last said, if all of that is here."""
+        """Runs in the worker's thread, as a chore: the scene becomes what its robot last said, if all of that is here,
+        a view at a time, so that no question waits for more than one."""
         assert isinstance(scene, HeldScene)
         manifest = self.told
-        if not self.shelf.want(manifest):
+        if self.shelf.want(manifest):
+            return
+        if self.make_one(manifest, scene):
+            self.queue.call(self.catch_up, chore=True)
+        else:
             scene.become(manifest)
-        self.look(scene)
+            self.look(scene)
 
     def look(self, scene: Scene) -> None:
         """Runs in the worker's thread: notes how large the scene is."""

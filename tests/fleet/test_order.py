@@ -44,40 +44,69 @@ def test_a_robot_has_only_so_many_questions_waiting() -> None:
     line.join(3, "modest", 0.0)
 
 
+def test_between_two_answers_a_view_is_made_of_the_scenes_that_wait_for_it_in_turn() -> None:
+    line: Line[str] = Line(limit=9)
+    for name, deadline, views in (("a", 5.0, 2), ("b", 9.0, 3), ("1", 7.0, 0), ("2", 6.0, 0), ("3", 8.0, 0)):
+        line.join(name, name, 0.0, deadline, views)
+    order = []
+    while (entry := line.next(1.0)) is not None:
+        order.append(entry.what + "+" * line.viewing)
+        line.ended(1.0, views=entry.views - 1)
+    assert order == ["a+", "2", "b+", "1", "a+", "a", "b+", "3", "b+", "b"]
+
+
+def test_views_of_its_scene_count_to_the_time_that_a_question_would_take() -> None:
+    line: Line[str] = Line()
+    line.join("first", "a", 0.0, views=1)
+    for begins, ends in ((0.0, 0.5), (0.5, 2.5)):  # a view takes 0.5 s, an answer 2 s
+        assert line.next(begins) is not None
+        line.ended(ends)
+    line.join("whole", "b", 3.0, 6.0)
+    with pytest.raises(Full, match=r"1 questions and 4 views of its scene come before it: it would take 6000 ms from"):
+        line.join("late", "a", 3.0, 6.9, views=4)
+    line.leave(line.late(math.inf))
+    with pytest.raises(Full, match=r"0 questions and 4 views of its scene come before it: it would take 4000 ms from"):
+        line.join("late", "a", 3.0, 4.9, views=4)
+    line.join("early", "a", 3.0, 5.1, views=4)
+
+
+VIEWS = st.integers(0, 4)
 ASKED = st.lists(
-    st.tuples(st.integers(0, 4), st.floats(0.0, 2.0), st.one_of(st.none(), st.floats(0.01, 30.0))), max_size=60
+    st.tuples(st.integers(0, 4), st.floats(0.0, 2.0), st.one_of(st.none(), st.floats(0.01, 30.0)), VIEWS), max_size=60
 )
 
 
-@given(ASKED, st.floats(0.05, 3.0))
-@settings(max_examples=60, deadline=None)
+@given(ASKED, st.floats(0.05, 3.0), st.floats(0.05, 3.0))
+@settings(max_examples=100, deadline=None)
 def test_nobody_is_overtaken_by_what_comes_later_than_patience(
-    asked: list[tuple[int, float, float | None]], took: float
+    asked: list[tuple[int, float, float | None, int]], took: float, view: float
 ) -> None:
-    """And nobody waits longer than patience and the answers to all that may be waiting then."""
+    """But by those whose scenes are made sooner; and nobody waits longer than patience and the answers to all that may
+    be waiting then, with a view made before each, and for as much again for each view of the own scene."""
     patience, limit, robots = 2.0, 3, 5
-    line: Line[None] = Line(patience, limit)
+    line: Line[int] = Line(patience, limit)
     now, free, served = 0.0, 0.0, []
 
     def serve(until: float) -> None:
         nonlocal free
         while len(line) and free <= until:
-            entry = line.next(max(free, min(one.arrived for one in line._waiting)))
+            begun = max(free, min(one.arrived for one in line._waiting))
+            entry = line.next(begun)
             assert entry is not None
-            begun = max(free, entry.arrived)
-            served.append((entry, begun))
-            free = begun + took
-            line.ended(free, measured=False)
+            if not line.viewing:
+                served.append((entry, begun))
+            free = begun + (view if line.viewing else took)
+            line.ended(free, measured=False, views=entry.views - 1)
 
-    for robot, gap, budget in asked:
+    for robot, gap, budget, views in asked:
         now += gap
         serve(now)
         try:
-            line.join(None, str(robot), now, math.inf if budget is None else now + budget)
+            line.join(views, str(robot), now, math.inf if budget is None else now + budget, views)
         except Full as error:
             assert "waiting already" in str(error)  # nothing was measured, so nothing else refuses
     serve(math.inf)
     for place, (entry, begun) in enumerate(served):
-        assert begun - entry.arrived <= patience + (robots * limit + 1) * took + 1e-9
+        assert begun - entry.arrived <= patience + (1 + entry.what) * (robots * limit + 1) * (took + view) + 1e-9
         for later, _ in served[place + 1 :]:
-            assert entry.arrived <= later.arrived + patience
+            assert entry.arrived <= later.arrived + patience or later.what

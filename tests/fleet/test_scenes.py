@@ -15,7 +15,7 @@ import torch
 from adatoken3d_ros.engine.answer import Question
 from adatoken3d_ros.engine.engine import Engine
 from adatoken3d_ros.fleet.bodies import BodyError, Whose, body_of, jpeg, packed, packed_things, picture_of
-from adatoken3d_ros.fleet.scenes import HeldScene, NoRoom, Scenes, Shelf
+from adatoken3d_ros.fleet.scenes import Held, HeldScene, NoRoom, Scenes, Shelf
 from adatoken3d_ros.fleet.wire import Manifest, ViewEntry
 from adatoken3d_ros.lmm import registry
 from adatoken3d_ros.scene.frames import PosedFrame
@@ -114,6 +114,46 @@ def test_a_picture_is_encoded_to_what_its_robot_would_have_made_of_it(engine: En
     for name in ("features", "xyz", "rgb", "count", "position"):
         if name != "rgb":  # of the robot's own picture
             assert torch.equal(getattr(a, name), getattr(b, name)), name
+
+
+def test_views_are_made_one_by_one_and_kept_for_a_question_that_waits(engine: Engine) -> None:
+    whose = Whose(engine.model.identity, engine.model.sizes)
+    own = engine.open()
+    for index in range(3):
+        own.observe(room_frame(index))
+    own.encode_pending()
+    shelf = Shelf(whose, 1e8)
+    there = HeldScene(engine, OF_CHOSEN_FRAMES, shelf)
+    whole = sent(own, whose, shelf)
+    other = Manifest(whole.views[:2], (9.0, 0.0, 0.0), whole.shift)  # as when it was begun elsewhere
+    assert [shelf.want(one) for one in (whole, other)] == [[], []]
+    assert [there.make(whole, 1) for _ in range(4)] == [2, 1, 0, 0] and there.manifest == Manifest()
+    assert [there.make(other, 1), len(there.unmade(other)), there.make(other)] == [1, 1, 0]
+    there.become(other)
+    assert not there.unmade(whole) and there.nbytes > 0
+    there.become(whole)
+    assert not there.unmade(other) and len(there.memory) == 3
+    last = Manifest(whole.views[1:], whole.origin, whole.shift)
+    assert shelf.want(last) == []
+    there.become(last)
+    assert [len(there.unmade(one)) for one in (other, whole)] == [0, 1]  # which nobody wants any more
+
+
+def test_a_scene_catches_up_a_view_at_a_time(engine: Engine) -> None:
+    whose = Whose(engine.model.identity, engine.model.sizes)
+    own = engine.open()
+    for index in range(2):
+        own.observe(room_frame(index))
+    own.encode_pending()
+    shelf = Shelf(whose, 1e8)
+    there = HeldScene(engine, OF_CHOSEN_FRAMES, shelf)
+    chores: list[Any] = []
+    queue: Any = SimpleNamespace(call=lambda function, chore: chores.append(function))
+    held = Held("a", "r1", {}, shelf, queue, told=sent(own, whose, shelf))
+    held.catch_up(there)
+    assert len(chores) == 1 and len(there.unmade(held.told)) == 1 and held.made == there.nbytes
+    chores.pop()(there)
+    assert not chores and there.manifest == held.told and held.made == there.nbytes
 
 
 def test_a_body_of_something_else_is_refused_and_the_scene_stays(engine: Engine) -> None:

@@ -94,7 +94,8 @@ def test_bodies_that_take_many_requests_come_within_a_questions_patience_and_end
     gone = engine.ask(scene, Question("What is there?"), should_stop=lambda: len(given) == 2)
     assert gone.status == Status.CANCELLED and given == [PATIENCE] * 2
     answer = engine.ask(scene, Question("What is there?", latency_budget_ms=4000.0))
-    assert answer.status.answered and len(given) == 3 and 0 < given[2] <= 0.6 * 4.0, answer.status_message
+    # The one that was broken off may have come.
+    assert answer.status.answered and 3 <= len(given) <= 4 and 0 < given[-1] <= 0.6 * 4.0, answer.status_message
 
 
 def test_one_slow_exchange_is_no_slow_link_and_a_slow_link_is_soon_known() -> None:
@@ -261,3 +262,38 @@ def test_a_question_whose_robot_leaves_while_it_waits_is_counted(
         assert changed.wait_for(lambda: len(counted) > 1, LIMIT)
     first.join(LIMIT)
     assert len(counted) == 2 and counted[1].startswith("tester ")
+
+
+def test_another_robots_pictures_hold_a_question_up_by_one_view(
+    url_of: Any, tiny_of: Any, replica_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are encoded in turn with others' questions, and all of them before the question about them is answered."""
+    replica, done = replica_of(NAMES[0]), list[str]()
+    _, scene, _ = robot(url_of(NAMES[0]), tiny_of(NAMES[0]))
+    _, other, _ = robot(url_of(NAMES[0]), tiny_of(NAMES[0]), **{"engine.encode": "picture", "engine.robot": "pictures"})
+    show(scene, 0)
+    show(other, 0, 1, 2)
+    assert scene.runtime.ask(scene, Question("What is there?")).status.answered
+    begun, go_on, encode = threading.Event(), threading.Event(), replica.engine.model.encode_views
+
+    def slowly(pictures: Any, **more: Any) -> Any:
+        begun.set()
+        go_on.wait(LIMIT)
+        done.extend(["view"] * len(pictures))
+        return encode(pictures, **more)
+
+    monkeypatch.setattr(replica.engine.model, "encode_views", slowly)
+    monkeypatch.setattr(replica, "_record", lambda name, status, *of: done.append(f"{name} {Status[status].answered}"))
+    threads = [
+        threading.Thread(target=one.runtime.ask, args=(one, Question("What is there?"))) for one in (other, scene)
+    ]
+    threads[0].start()
+    assert begun.wait(LIMIT)
+    threads[1].start()
+    deadline = time.monotonic() + LIMIT
+    while len(replica.line) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    go_on.set()
+    for thread in threads:
+        thread.join(LIMIT)
+    assert done == ["view", "tester True", "view", "view", "pictures True"]
