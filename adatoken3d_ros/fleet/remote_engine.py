@@ -52,7 +52,7 @@ logger = logging.getLogger(__name__)
 HOLD_ON = 20.0  # seconds that a question without a budget is asked again, where there is no fallback
 WITH_FALLBACK = 4.0  # where there is one
 _PAUSE = 0.25  # seconds between two attempts
-_LOOKS = 25  # meanwhile, whether somebody waits still
+_LOOK = 0.01  # between two looks meanwhile whether somebody waits still
 _BEATS = 2.5  # an engine that lives is heard twice before its connection counts as broken
 _ROUNDS = 6  # in which bodies that are missing are sent
 _OF_A_REQUEST = 0.75  # of what the engine takes in one request
@@ -364,10 +364,11 @@ class _Asking:
                 if engine.clock() + _PAUSE >= until:
                     raise
                 logger.info("asking again: %s", error)
-                for _ in range(_LOOKS):
+                rested = engine.clock() + _PAUSE
+                while engine.clock() < rested:
                     if self.should_stop():
                         raise Stopped from error
-                    time.sleep(_PAUSE / _LOOKS)
+                    time.sleep(_LOOK)
                 patience = min(patience, max(self._least, until - engine.clock()))
 
     def _without(self, known: Answer, question: Question, why: str) -> Answer:
