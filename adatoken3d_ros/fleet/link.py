@@ -200,13 +200,17 @@ class Link:
             headers["Content-Length"] = str(len(data))
             body = (data[at : at + _PIECE] for at in range(0, len(data), _PIECE))
         try:
+            end = time.monotonic() + patience
             connection.connect()
-            connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection.sock.settimeout(patience)
+            sock = connection.sock
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # Where a budget ends the first word has to come in what connecting has left of it.
+            sock.settimeout(patience if patience >= PATIENCE else max(_LOOK, end - time.monotonic()))
             if not isinstance(body, bytes | None):
-                connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFERED)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFERED)
             connection.request(method, path, body=body, headers=headers)
             response = connection.getresponse()
+            sock.settimeout(patience)
         except (OSError, http.client.HTTPException) as error:
             connection.close()
             raise Unreachable(f"{address.url} cannot be reached: {shown(error) or type(error).__name__}") from error
@@ -275,7 +279,7 @@ class _Names:
                 one.close()
                 problem = error
             else:
-                one.settimeout(timeout)
+                one.settimeout(max(0.001, end - time.monotonic()))  # for a handshake
                 return one
         raise problem
 

@@ -361,7 +361,7 @@ class _Asking:
                 return engine.attempt(self.scene, question, self.elapsed_ms(), self, patience, first)
             except Unreachable as error:
                 first = False
-                if engine.clock() + _PAUSE >= until:
+                if engine.clock() + _PAUSE + self._least >= until:
                     raise
                 logger.info("asking again: %s", error)
                 rested = engine.clock() + _PAUSE
@@ -369,7 +369,9 @@ class _Asking:
                     if self.should_stop():
                         raise Stopped from error
                     time.sleep(_LOOK)
-                patience = min(patience, max(self._least, until - engine.clock()))
+                patience = min(patience, until - engine.clock())
+                if patience <= 0:
+                    raise
 
     def _without(self, known: Answer, question: Question, why: str) -> Answer:
         """The answer where the engine gives none."""

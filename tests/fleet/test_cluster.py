@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Ray cluster of two nodes: what is spread over it, and what is served on it, is what one process gives, to the bit."""
+"""A Ray cluster of two nodes: what is spread over it and what is served on it is what one process gives, to the bit."""
 
 from __future__ import annotations
 

@@ -15,12 +15,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adatoken3d_ros.engine.answer import Question, Status
 from adatoken3d_ros.fleet import remote_engine
-from adatoken3d_ros.fleet.link import PATIENCE, Address, Link, LinkError, Stopped
+from adatoken3d_ros.fleet.link import PATIENCE, Address, Link, LinkError, Stopped, Unreachable
 from adatoken3d_ros.fleet.remote_engine import _Asking, patience_of
 from adatoken3d_ros.fleet.way import Way
 from adatoken3d_ros.fleet.wire import RULES, Manifest, heartbeat
@@ -43,6 +43,34 @@ def test_an_engine_that_lives_is_heard_before_its_connection_counts_as_broken(
     assert 2 * heartbeat(budget_ms) < patience <= PATIENCE
     if budget_ms is not None and budget_ms >= 250.0 and fallback and share == 1.0:
         assert patience < left / 2
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.floats(250.0, 20_000.0), st.booleans(), st.lists(st.floats(0.0, 1.0), min_size=1))
+def test_attempts_end_within_the_budget_however_they_fail(
+    budget_ms: float, fallback: bool, shares: list[float]
+) -> None:
+    """Each takes some of its patience; a fallback has more than half of the budget then."""
+    now, left, wanting = 100.0, itertools.cycle(shares), Question("What is there?", latency_budget_ms=budget_ms)
+
+    def fails(scene: Any, question: Any, elapsed_ms: float, asking: Any, patience: float, first: bool) -> Any:
+        nonlocal now
+        now += next(left) * patience
+        raise Unreachable("gone")
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    engine: Any = SimpleNamespace(
+        clock=lambda: now, attempt=fails, fallback=object() if fallback else None,
+        link=SimpleNamespace(way=Way()),
+    )  # fmt: skip
+    asking = _Asking(engine, SimpleNamespace(), wanting, now, None, None, None)  # type: ignore[arg-type]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Unreachable):
+        patch.setattr(remote_engine, "time", SimpleNamespace(sleep=sleep))
+        asking._reached(wanting)
+    assert now - 100.0 <= budget_ms / 1e3 * (0.4 if fallback else 0.9) + 1e-9
 
 
 def test_lines_come_as_often_as_the_budget_asks_for(
