@@ -10,6 +10,7 @@ import re
 import time
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:  # brings torch with it, seconds of importing
 
 logger = logging.getLogger(__name__)
 
+CONFIRMED = 600.0  # a robot that stands still does not write its scene again and again
 _DRAFT_SECONDS = 3600.0  # what is not finished so long after it was begun never will be
 
 
@@ -95,14 +97,31 @@ class Versions:
         return f"nothing was restored: {'; '.join(problems[:3]) or f'there is no file in {self._directory}'}"
 
 
-def state_of(scene: Scene) -> object:
-    """Changes whenever there is something new to save in a scene."""
+@dataclass(frozen=True)
+class State:
+    """What there is to save in a scene, and when it was last seen to be so, nanoseconds."""
+
+    what: object
+    confirmed_ns: int
+
+    def is_new(self, saved: State | None, *, ending: bool = False) -> bool:
+        """Whether it is to be saved after another: where nothing has changed but that it was seen to be so, once in
+        `CONFIRMED` seconds, or when it may be the last time."""
+        if saved is None or self.what != saved.what:
+            return True
+        since = abs(self.confirmed_ns - saved.confirmed_ns)
+        return since > 0 if ending else since >= CONFIRMED * 1e9
+
+
+def state_of(scene: Scene) -> State:
+    """What there is to save in a scene."""
     memory, tombstones = scene.memory, scene.memory.past.tombstones
     poses = tuple((stamp, pose.tobytes()) for stamp, pose in memory.poses.items())
     # Of the same views less may be left, and what has come or gone is also noted by frames that are no views.
     gone = tuple((thing.gone_ns, thing.moved_to) for thing in tombstones.gone)
     appeared = tuple(thing.first_ns for thing in tombstones.appeared)
-    return poses, memory.marks.all(), memory.map_id, memory.carved, gone, appeared
+    what = poses, memory.marks.all(), memory.map_id, memory.carved, gone, appeared
+    return State(what, memory.confirmed_ns)
 
 
 def _locked(path: Path) -> int:

@@ -134,7 +134,9 @@ class KeptScene:
         """The encoded views and what is known with them, to be written; raises as `scene.storage.pack_scene`."""
         gone = self.past.tombstones
         notes, things = {"marks": self.marks.plain()}, (*gone.gone, *gone.appeared)
-        about = About(self.map_id, self._selector.sketches(), notes, things)
+        looked, confirmed_ns = self.past.occupancy.looked(), self._selector.confirmed or 0
+        sketches = self._selector.sketches()
+        about = About(self.map_id, sketches, notes, things, looked=looked, confirmed_ns=confirmed_ns)
         return pack_scene(self._map, self.poses, model_hash=self._model.identity, frame_id=frame_id, about=about)
 
     def load(self, path: str | Path, frame_id: str, *, merge: bool = False) -> int:
@@ -170,10 +172,10 @@ class KeptScene:
             self.marks = marks
             self.map_id = self._config.map_id or about.map_id or secrets.token_hex(8)
             _put(self._map, [read], read)
-            self._selector.restore(poses, about.sketches)
+            self._selector.restore(poses, about.sketches, about.confirmed_ns or None)
             self._begin(poses)
             self.past.clear()
-            self.past.look_again(self._selector.sketches())
+            self.past.looked_before(about.looked, self._selector.sketches(), poses)
             self.past.tombstones.restore(about.things)
         self._keep_within_bounds()
         return len(self.poses)
@@ -188,15 +190,16 @@ class KeptScene:
             other.move_views(dict.fromkeys(other.keys(), np.eye(4)))
         frames = {self._selector.order(stamp): stamp for stamp in self._selector.stamps()}
         later = {frames[order]: frame for order, frame in self._later.items() if order in frames}
-        sketches = {**about.sketches, **self._selector.sketches()}
-        self._selector.restore({**poses, **self._selector.poses()}, sketches)
+        sketches, mine = {**about.sketches, **self._selector.sketches()}, self._selector.poses()
+        confirmed = self._selector.confirmed if mine else about.confirmed_ns or None
+        self._selector.restore({**poses, **mine}, sketches, confirmed)
         self._later = {self._selector.order(stamp): frame for stamp, frame in later.items()}
         newer = self._map.keys()
         _put(self._map, [other, self._map], self._map if len(self._map) else other, self._selector)
         self._asked = None
         self.poses.update(poses)
         self.settled |= poses.keys()
-        self.past.look_again(self._selector.sketches())
+        self.past.looked_before(about.looked, about.sketches, self._selector.poses())
         self.past.join(about.things)
         self._look_through(newer)
 
@@ -258,8 +261,9 @@ class KeptScene:
         self._later = {order: _posed(frame, changed) for order, frame in self._later.items()}
         self._asked = None
         self._recentre()
-        self.past.look_again(self._selector.sketches())
-        self.past.follow({s: ways.get(s, np.eye(4)) for s in before})
+        follow = {stamp: ways.get(stamp, np.eye(4)) for stamp in before}
+        self.past.look_again(self._selector.sketches(), follow)
+        self.past.follow(follow)
         return len(changed)
 
     def _recentre(self) -> None:

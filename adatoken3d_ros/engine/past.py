@@ -17,7 +17,8 @@ from adatoken3d_ros.scene.agreement import Sketch, thinned
 from adatoken3d_ros.scene.contributions import Contribution, reduced
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.geometry import backproject
-from adatoken3d_ros.scene.occupancy import CELLS, ENOUGH, FARTHEST, MOST_BLOCKS, VOXEL, Occupancy, State
+from adatoken3d_ros.scene.looks import confirmed, in_one_grid, joined
+from adatoken3d_ros.scene.occupancy import CELLS, ENOUGH, FARTHEST, MOST_BLOCKS, VOXEL, Looked, Occupancy, State
 from adatoken3d_ros.scene.patches import PatchConfig, PatchPoints, patch_points
 from adatoken3d_ros.scene.proposals import CLEARANCE, clusters
 from adatoken3d_ros.scene.spatial_tokens import SpatialTokens
@@ -90,14 +91,49 @@ class Past:
         parts = clusters(voxels.astype(np.int64))
         return len(parts[-1]) if parts else 0
 
-    def look_again(self, sketches: Mapping[int, Sketch]) -> None:
-        """Knows only what the kept views looked through, from where they are now; {stamp: view}, oldest first.
+    def look_again(self, sketches: Mapping[int, Sketch], moved: Mapping[int, NDArray[np.float64]]) -> None:
+        """Knows what the kept views looked through, from where they are now; {stamp: view}, oldest first.
 
-        Frames that are no views are not there any more, nor are views that went.
+        Views that went, and frames that are no views, are not there any more: of them only the times are left at which
+        they saw what the kept views show, too.
+
+        Args:
+            moved: as of `follow`.
         """
-        self.occupancy.clear((*self._config.origin[:2], float(self._map.origin[2])))
+        before = self.occupancy.looked()
+        self._look_at(self.occupancy, sketches, self._corner)
+        again = confirmed(self.occupancy.looked(), before, moved)
+        self.occupancy.restore(again, self.occupancy.origin)  # no more blocks than there are
+
+    def looked_before(
+        self,
+        looked: Looked | None,
+        sketches: Mapping[int, Sketch],
+        poses: Mapping[int, NDArray[np.float64]],
+    ) -> None:
+        """Knows, as older, where a scene that is loaded or joined to this one was looked at.
+
+        Args:
+            looked: None where the file does not say; then what its views looked through. sketches: of them, by their
+                stamps, oldest first. poses: {stamp: T_world_camera} of all views, the newest last.
+        """
+        mine, camera = self.occupancy.looked() if self.occupancy.looks else None, [*poses.values()][-1][:3, 3]
+        if looked is None or (mine is not None and not in_one_grid(looked, mine)):
+            again = Occupancy(most_blocks=self.occupancy.most_blocks)
+            self._look_at(again, sketches, self._corner if mine is None else mine.origin.tolist())
+            looked = again.looked() if looked is None else confirmed(again.looked(), looked)
+        self.occupancy.restore(looked if mine is None else joined(looked, mine), camera)
+
+    @property
+    def _corner(self) -> tuple[float, float, float]:
+        """A point on the map's floor."""
+        x, y = self._config.origin[:2]
+        return x, y, float(self._map.origin[2])
+
+    def _look_at(self, occupancy: Occupancy, sketches: Mapping[int, Sketch], origin: Sequence[float]) -> None:
+        occupancy.clear(origin)
         for stamp, sketch in sketches.items():
-            self.occupancy.look_at(sketch.near, sketch.K, sketch.pose, stamp, self._config.max_depth)
+            occupancy.look_at(sketch.near, sketch.K, sketch.pose, stamp, self._config.max_depth)
 
     def follow(self, moved: Mapping[int, NDArray[np.float64]]) -> None:
         """What has gone, or come, moves as the view next to it in time has.

@@ -6,13 +6,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from rclpy.callback_groups import CallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 
-from adatoken3d_ros.engine.autosave import Versions, state_of
+from adatoken3d_ros.engine.autosave import State, Versions, state_of
 from adatoken3d_ros.ros.engine_owner import EngineOwner
 from adatoken3d_ros.ros.logs import WARN_SECONDS
 from adatoken3d_ros.ros.parameters import Parameters
@@ -50,7 +51,7 @@ class Autosave:
         self._engine = engine
         self._clock = clock
         self._last = clock()
-        self._state: object = None
+        self._state: State | None = None
         self._busy = threading.Lock()
         self.saved = 0
         self.versions = Versions(scene_directory(parameters[DIRECTORY]), node.get_fully_qualified_name())
@@ -77,7 +78,7 @@ class Autosave:
         if not self._parameters[PERIOD] or queue is None or not self._busy.acquire(timeout=seconds):
             return
         try:
-            found = queue.call(self._pack).result(seconds)
+            found = queue.call(partial(self._pack, ending=True)).result(seconds)
         except Exception:  # the worker is busy or has ended: what was saved last is there
             found = None
         if found is None:
@@ -86,10 +87,10 @@ class Autosave:
             state, packed = found
             self._write(state, packed, self._parameters[KEPT])
 
-    def _pack(self, scene: Any) -> Any:
+    def _pack(self, scene: Any, *, ending: bool = False) -> Any:
         """Runs in the worker's thread; None where there is nothing new."""
         state = state_of(scene)
-        if state == self._state or not len(scene.memory):
+        if not len(scene.memory) or not state.is_new(self._state, ending=ending):
             return None
         return state, scene.memory.packed(self._parameters["scene.frame_id"])
 
@@ -106,7 +107,7 @@ class Autosave:
             target=self._write, args=(state, packed, kept), name="adatoken3d-autosave", daemon=True
         ).start()
 
-    def _write(self, state: object, packed: Any, kept: int) -> None:
+    def _write(self, state: State, packed: Any, kept: int) -> None:
         try:
             self.versions.write(packed, kept)
             self._state = state

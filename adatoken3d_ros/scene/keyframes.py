@@ -165,9 +165,15 @@ class KeyFrameSelector:
         """Of the sketches."""
         return self._agreement.nbytes
 
-    def restore(self, poses: Mapping[int, NDArray[np.float64]], sketches: Mapping[int, Sketch] | None = None) -> None:
-        """Replaces the views by these {stamp: T_world_camera}, oldest first, with their sketches."""
+    def restore(
+        self,
+        poses: Mapping[int, NDArray[np.float64]],
+        sketches: Mapping[int, Sketch] | None = None,
+        confirmed: int | None = None,
+    ) -> None:
+        """Replaces the views by these {stamp: T_world_camera}, oldest first, with their sketches, and `confirmed`."""
         self.clear()
+        self.confirmed = confirmed
         for stamp, pose in poses.items():
             self._keep(stamp, pose)
         self._agreement.restore(sketches or {})

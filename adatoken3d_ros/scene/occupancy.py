@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 
 import cv2
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from adatoken3d_ros.scene.agreement import thinned
 from adatoken3d_ros.scene.frames import PosedFrame
+from adatoken3d_ros.scene.geometry import backproject
 
 VOXEL = 0.2  # metres
 SIDE = 8  # voxels along an edge of a block
@@ -33,8 +35,8 @@ NEAREST = 0.1  # metres; what is nearer to the camera is not looked at
 REMEMBERED = 65536  # looks whose times are known; older ones count as that old
 LOOKS = ("seen", "free", "hit", "first")  # the tables of the number of the look in which a voxel last was, or first hit
 
-_PACKING = np.array([1 << 42, 1 << 21, 1])  # one number for a block
-_OFFSETS = np.stack(np.meshgrid(*[np.arange(SIDE)] * 3, indexing="ij"), axis=-1).reshape(CELLS, 3)
+PACKING = np.array([1 << 42, 1 << 21, 1])  # one number for a block
+OFFSETS = np.stack(np.meshgrid(*[np.arange(SIDE)] * 3, indexing="ij"), axis=-1).reshape(CELLS, 3)
 
 
 class State(IntEnum):
@@ -44,6 +46,19 @@ class State(IntEnum):
     SEEN = 1  # at a surface, too near to it to tell
     FREE = 2
     OCCUPIED = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Looked:
+    """Voxels in blocks (n, 3) int64, each once, and the looks in which each last was, or first hit: tables
+    (n, len(LOOKS), CELLS) int32 of their numbers from 1 on, 0: never; stamps (m,) int64 of the looks 1 to m,
+    nanoseconds; origin (3,), the centre of the voxel (0, 0, 0), scene frame, metres.
+    """
+
+    origin: NDArray[np.float64]
+    blocks: NDArray[np.int64]
+    tables: NDArray[np.int32]
+    stamps: NDArray[np.int64]
 
 
 class Occupancy:
@@ -155,7 +170,7 @@ class Occupancy:
         """Which voxels (n, CELLS) of n blocks are not behind what was measured, and which clearly before it."""
         R = T[:3, :3].astype(np.float32)
         corner = ((found * (SIDE * VOXEL) + self.origin - T[:3, 3]) @ T[:3, :3]).astype(np.float32)
-        step = (_OFFSETS * VOXEL).astype(np.float32) @ R
+        step = (OFFSETS * VOXEL).astype(np.float32) @ R
         z = (corner[:, None, 2] + step[None, :, 2]).reshape(-1)
         before = np.flatnonzero((z > NEAREST) & (z < reach + VOXEL))
         block, cell = before // CELLS, before % CELLS
@@ -187,9 +202,8 @@ class Occupancy:
         """Numbers of the voxels of the blocks in view in which measurements lie."""
         v, u = np.nonzero(depth[::2, ::2] <= reach)  # close enough for voxels of that size
         v, u = 2 * v, 2 * u
-        z = depth[v, u].astype(np.float64)
-        points = np.stack([(u - K[0, 2]) / K[0, 0] * z, (v - K[1, 2]) / K[1, 1] * z, z], axis=1) @ T[:3, :3].T
-        voxel = np.rint((points + (T[:3, 3] - self.origin)) / VOXEL).astype(np.int64)
+        points = backproject(depth[v, u], u, v, K, T)
+        voxel = np.rint((points - self.origin) / VOXEL).astype(np.int64)
         block = voxel // SIDE
         place = block - low
         inside = ((place >= 0) & (place < table.shape)).all(axis=1)
@@ -205,7 +219,7 @@ class Occupancy:
         if len(new) > len(self._unused):
             size = len(self._tables["seen"])
             more = max(min(size, self.most_blocks - size), len(new) - len(self._unused))
-            self._tables = {n: np.vstack([t, np.zeros((more, CELLS), np.int32)]) for n, t in self._tables.items()}
+            self._tables = {n: np.pad(t, ((0, more), (0, 0))) for n, t in self._tables.items()}
             self._unused += range(size + more - 1, size - 1, -1)
         for key in new:
             self.blocks[key] = self._unused.pop()
@@ -213,8 +227,8 @@ class Occupancy:
         return np.array([self.blocks[key] for key in keys], np.int64)
 
     def _drop_far(self, camera: NDArray[np.float64]) -> None:
-        keys = np.array(list(self.blocks))
-        away = np.linalg.norm((keys + 0.5) * (VOXEL * SIDE) + self.origin - camera, axis=1)
+        keys, _ = self._all()
+        away = self._away(keys, camera)
         n = len(keys) - int(self.most_blocks * (1 - DROPPED))
         for key in keys[np.argsort(-away, kind="stable")[:n]].tolist():
             row = self.blocks.pop(tuple(key))
@@ -222,6 +236,28 @@ class Occupancy:
             for table in self._tables.values():
                 table[row] = 0
             self._unused.append(row)
+
+    def _away(self, blocks: NDArray[np.int64], camera: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Metres between the middles of blocks (n, 3) and a point (3,)."""
+        return np.linalg.norm((blocks + 0.5) * (VOXEL * SIDE) + self.origin - camera, axis=1)
+
+    def looked(self) -> Looked:
+        """What is known, to be kept."""
+        keys, rows = self._all()
+        tables = np.stack([self._tables[name][rows] for name in LOOKS], axis=1)
+        tables = np.maximum(tables - np.int32(self.looks - len(self._stamps)), tables > 0)  # what is older is that old
+        return Looked(self.origin.copy(), keys, tables, np.array(self._stamps, np.int64))
+
+    def restore(self, looked: Looked, camera: NDArray[np.float64]) -> None:
+        """Knows that instead, as much as it may, of what is nearest to a camera (3,), scene frame, metres."""
+        self.clear(looked.origin)
+        self._stamps.extend(looked.stamps.tolist())
+        self.looks = len(self._stamps)
+        kept = np.argsort(self._away(looked.blocks, camera), kind="stable")[: self.most_blocks]
+        tables, rows = looked.tables[kept], self._rows(looked.blocks[kept])
+        tables = np.maximum(tables - np.int32(len(looked.stamps) - self.looks), tables > 0)
+        for number, name in enumerate(LOOKS):
+            self._tables[name][rows] = tables[:, number]
 
     # --- what is known ------------------------------------------------------------------------------------------------
 
@@ -239,16 +275,20 @@ class Occupancy:
             numbers[known] = self._tables[name].reshape(-1)[cells[known]]
         return found[0] if len(names) == 1 else found
 
+    def _all(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The blocks (n, 3) and their rows."""
+        return np.array(list(self.blocks), np.int64).reshape(-1, 3), np.array(list(self.blocks.values()), np.int64)
+
     def _rows_of(self, blocks: NDArray[np.int64]) -> NDArray[np.int64]:
         """(n,) rows of blocks (n, 3) in the tables; -1 for none."""
         if not self.blocks or not len(blocks):
             return np.full(len(blocks), -1)
         if self._sorted is None:
-            numbers = np.array(list(self.blocks)) @ _PACKING
-            order = np.argsort(numbers)
-            self._sorted = numbers[order], np.array(list(self.blocks.values()))[order]
+            keys, rows = self._all()
+            order = np.argsort(keys @ PACKING)
+            self._sorted = (keys @ PACKING)[order], rows[order]
         known, rows = self._sorted
-        wanted = blocks @ _PACKING
+        wanted = blocks @ PACKING
         at = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
         return np.where(known[at] == wanted, rows[at], -1)
 
@@ -272,12 +312,10 @@ class Occupancy:
         """(n, 3) centres of the voxels, scene frame, metres, that are free and in which a frame measures something."""
         depth, K = thinned(frame)
         v, u = np.nonzero((depth > NEAREST) & (depth <= min(max_depth, FARTHEST)))
-        z = depth[v, u].astype(np.float64)
-        points = np.stack([(u - K[0, 2]) / K[0, 0] * z, (v - K[1, 2]) / K[1, 1] * z, z], axis=1)
-        points = points @ frame.T_world_camera[:3, :3].T + frame.T_world_camera[:3, 3]
+        points = backproject(depth[v, u], u, v, K, frame.T_world_camera).astype(np.float64)
         points = points[self.well_within(points)]
         voxel = np.rint((points - self.origin) / VOXEL).astype(np.int64)
-        _, at, count = np.unique(voxel @ _PACKING, return_index=True, return_counts=True)
+        _, at, count = np.unique(voxel @ PACKING, return_index=True, return_counts=True)
         centres = voxel[at[count >= ENOUGH]] * VOXEL + self.origin
         return centres[self.states(centres) == State.FREE]
 
@@ -308,10 +346,10 @@ class Occupancy:
         first, last = (np.rint((np.asarray(end) - self.origin) / VOXEL).astype(np.int64) for end in (low, high))
         if not self.blocks:
             return 0.0
-        keys, rows = np.array(list(self.blocks)), np.array(list(self.blocks.values()))
+        keys, rows = self._all()
         inside = ((keys >= first // SIDE) & (keys <= last // SIDE)).all(axis=1)
         keys, rows = keys[inside], rows[inside]
-        column = keys[:, :2] @ _PACKING[:2]
+        column = keys[:, :2] @ PACKING[:2]
         order = np.argsort(column, kind="stable")
         keys, rows, column = keys[order], rows[order], column[order]
         if not len(keys):
@@ -327,7 +365,7 @@ class Occupancy:
         """Lower and upper corner of what was hit, scene frame, metres, whole voxels; None before anything was."""
         if not self.blocks:
             return None
-        keys, rows = np.array(list(self.blocks)), np.array(list(self.blocks.values()))
+        keys, rows = self._all()
         hit = self._tables["hit"][rows]
         occupied = (hit > 0) & (hit >= self._tables["free"][rows])
         some = occupied.any(axis=1)
@@ -338,7 +376,7 @@ class Occupancy:
         def end(axis: int, pick: Callable[[NDArray[np.int64]], np.int64]) -> float:
             """Of the outermost blocks, the outermost voxel."""
             outermost = pick(keys[:, axis])
-            cells = _OFFSETS[occupied[keys[:, axis] == outermost].any(axis=0), axis]
+            cells = OFFSETS[occupied[keys[:, axis] == outermost].any(axis=0), axis]
             return float(outermost * SIDE + pick(cells))
 
         low, high = (np.array([end(axis, pick) for axis in range(3)]) for pick in (np.min, np.max))
@@ -348,9 +386,9 @@ class Occupancy:
         """(n, 3) centres of the voxels of that state, not UNSEEN, scene frame, metres."""
         if not self.blocks:
             return np.zeros((0, 3))
-        keys, rows = np.array(list(self.blocks)), np.array(list(self.blocks.values()))
+        keys, rows = self._all()
         block, cell = np.nonzero(_state(*(self._tables[name][rows] for name in ("seen", "free", "hit"))) == state)
-        return (keys[block] * SIDE + _OFFSETS[cell]) * VOXEL + self.origin
+        return (keys[block] * SIDE + OFFSETS[cell]) * VOXEL + self.origin
 
 
 def _state(seen: NDArray[np.integer], free: NDArray[np.integer], hit: NDArray[np.integer]) -> NDArray[np.uint8]:

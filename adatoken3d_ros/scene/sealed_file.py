@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from adatoken3d_ros.text import quoted, shown
 
 KINDS = {
     torch.int64: "I64",
+    torch.int32: "I32",
     torch.float64: "F64",
     torch.float32: "F32",
     torch.bool: "BOOL",
@@ -93,7 +94,7 @@ class SealedFile:
     """The bytes of such a file, whose checksum is right.
 
     Args:
-        path: for messages. data: what was read. wanted: the format that it must have.
+        path: for messages. data: what was read. wanted: formats of which it must have one.
 
     Attributes:
         content: what it says of itself.
@@ -102,7 +103,7 @@ class SealedFile:
         SceneFileError: for anything else.
     """
 
-    def __init__(self, path: Path, data: bytearray, wanted: int) -> None:
+    def __init__(self, path: Path, data: bytearray, wanted: Collection[int]) -> None:
         self.path, self._data = path, data
         try:
             (length,) = struct.unpack_from("<Q", data)
@@ -115,8 +116,10 @@ class SealedFile:
                 raise ValueError(f"it describes itself by a {type(self.content).__name__}")
         except (struct.error, ValueError, LookupError, TypeError, AttributeError) as error:
             raise SceneFileError(f"{path} is no scene: {error}") from error
-        if (found := self.content.get("format")) != wanted:
-            raise AnotherSceneError(f"{path} has format {quoted(found)}, this program reads {wanted}")
+        found = self.content.get("format")
+        if type(found) is not int or found not in wanted:
+            read = " and ".join(map(str, wanted))
+            raise AnotherSceneError(f"{path} has format {quoted(found)}, this program reads {read}")
         sealed = isinstance(written, str) and re.fullmatch("[0-9a-f]{64}", written)
         if not sealed or written.encode() not in data[:length]:
             raise SceneFileError(f"{path} is damaged: it has no checksum")

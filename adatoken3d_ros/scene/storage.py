@@ -21,6 +21,9 @@ from adatoken3d_ros.files import UnusableFile, parse_json, read_file
 from adatoken3d_ros.scene.agreement import Sketch
 from adatoken3d_ros.scene.contributions import Contribution, nothing, reduced
 from adatoken3d_ros.scene.frames import FrameError, check_rigid
+from adatoken3d_ros.scene.look_storage import SHAPES as LOOK_SHAPES
+from adatoken3d_ros.scene.look_storage import LookError, look_parts, read_looks
+from adatoken3d_ros.scene.occupancy import Looked
 from adatoken3d_ros.scene.sealed_file import AnotherSceneError, SceneFileError, SealedFile, write_sealed
 from adatoken3d_ros.scene.sketch_storage import SHAPES, SketchError, read_sketches, sketch_parts
 from adatoken3d_ros.scene.token_map import TokenMap
@@ -31,7 +34,8 @@ from adatoken3d_ros.scene.view_storage import BlockError, block_parts, block_sha
 from adatoken3d_ros.scene.voxels import TokenMapError
 from adatoken3d_ros.text import quoted
 
-FORMAT = 4  # 3 had sums over voxels, whose views could not be moved, and no map; 2 no checksum
+FORMAT = 5  # 4 did not say where frames that are no views had looked, and when
+READ = (4, FORMAT)  # 3 had sums over voxels, whose views could not be moved, and no map; 2 no checksum
 MAX_BYTES = 8 * 2**30  # a larger file is refused before it is read
 MAX_VIEWS = 10_000
 MOST_SHIFT = 2**20  # voxels
@@ -54,6 +58,8 @@ class About:
         things: what has gone from it and what has appeared, see `scene.tombstones`.
         notes: whatever else is kept with it, as JSON takes it.
         saved_ns: the system's time of saving, nanoseconds.
+        looked: where it was looked at, and when; None where nobody knows.
+        confirmed_ns: acquisition time of the newest frame that is no view and agreed with it; 0: of none.
     """
 
     map_id: str = ""
@@ -61,6 +67,8 @@ class About:
     notes: Mapping[str, Any] = field(default_factory=dict)
     things: Sequence[Thing] = ()
     saved_ns: int = 0
+    looked: Looked | None = None
+    confirmed_ns: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +123,7 @@ def pack_scene(
     blocks = block_parts(token_map)
     width = blocks.get("block_features", parts["patches"])[0].shape[1]
     parts |= sketch_parts(stamps, about.sketches) | thing_parts(about.things, width) | blocks
+    parts |= look_parts(about.looked)
     centres, half = token_map.centres(), token_map.voxel_size / 2
     extent = [(centres.min(axis=0) - half).tolist(), (centres.max(axis=0) + half).tolist()] if len(centres) else []
     content = {
@@ -123,6 +132,7 @@ def pack_scene(
         "map": about.map_id,
         "saved_ns": about.saved_ns or time.time_ns(),
         "newest_ns": stamps[-1],
+        "confirmed_ns": about.confirmed_ns,
         "extent": extent,
     }
     return Packed(parts, content)
@@ -173,8 +183,9 @@ def load_scene(
         data = read_file(path, min(MAX_BYTES, psutil.virtual_memory().available // 2))
     except UnusableFile as error:
         raise SceneFileError(str(error)) from error
-    file = SealedFile(path, data, FORMAT)
+    file = SealedFile(path, data, READ)
     wanted = _identity(token_map, model_hash, frame_id) | ({"map": map_id} if map_id else {})
+    del wanted["format"]  # it is one of those that can be read
     if adopt_origin:
         del wanted["origin"]
     for name, value in wanted.items():
@@ -197,7 +208,7 @@ def load_scene(
             token_map.restore(views, origin, shift)
     except BlockError as error:
         raise SceneFileError(str(error)) from error
-    except (_Refused, SketchError, ThingError, TokenMapError) as error:
+    except (_Refused, LookError, SketchError, ThingError, TokenMapError) as error:
         raise SceneFileError(f"{path}: {error}") from error
     return poses, about
 
@@ -251,7 +262,7 @@ def _origins(path: Path, content: Mapping[str, object]) -> tuple[list[float], Te
 
 def _tensors(file: SealedFile, token_map: TokenMap, channels: int) -> dict[str, Tensor]:
     blocks = block_shapes(token_map, channels)
-    more = {**SHAPES, **thing_shapes(channels), **blocks}
+    more = {**SHAPES, **thing_shapes(channels), **blocks, **(LOOK_SHAPES if _has_looks(file.content) else {})}
     file.check_names({*_OF_PATCHES, "stamps", "rows", "poses", "notes", *more})
     views, patches = file.length("stamps"), file.length("points")
     if not 0 < views <= MAX_VIEWS:
@@ -301,6 +312,10 @@ def _about(
         raise _Refused(f"its map is {quoted(map_id)}, not a text of at most {LONGEST_MAP_ID} characters")
     if type(saved_ns) is not int:
         raise _Refused(f"it was saved at {quoted(saved_ns)} ns")
+    looks = _has_looks(content)
+    confirmed_ns = content.get("confirmed_ns") if looks else 0
+    if type(confirmed_ns) is not int or not 0 <= confirmed_ns <= MOST_STAMP:
+        raise _Refused(f"it was confirmed at {quoted(confirmed_ns)} ns")
     text = tensors["notes"].numpy().tobytes()
     try:
         if len(text) > MOST_NOTES:
@@ -310,4 +325,9 @@ def _about(
             raise ValueError(f"a {type(notes).__name__}")
     except ValueError as error:
         raise _Refused(f"its notes are of no use: {error}") from error
-    return About(map_id, read_sketches(tensors, poses), notes, read_things(tensors), saved_ns)
+    looked = read_looks(tensors) if looks else None
+    return About(map_id, read_sketches(tensors, poses), notes, read_things(tensors), saved_ns, looked, confirmed_ns)
+
+
+def _has_looks(content: Mapping[str, Any]) -> bool:
+    return content.get("format") != 4

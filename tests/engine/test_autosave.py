@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from adatoken3d_ros.engine import autosave
-from adatoken3d_ros.engine.autosave import Versions
+from adatoken3d_ros.engine.autosave import State, Versions
 from adatoken3d_ros.scene.storage import About, load_scene, pack_scene
 from adatoken3d_ros.scene.token_map import TokenMap
 from tests.scene.test_storage import IDENTITY, scene
@@ -198,3 +198,10 @@ def test_a_full_disk_is_said_and_the_versions_stay(tmp_path: Path, monkeypatch: 
     with pytest.raises(OSError, match="No space left"):
         versions.write(pack_scene(*scene(2), **IDENTITY), 1)
     assert versions.restore(views_of).startswith("1 views") and len(list(tmp_path.iterdir())) == 2
+
+
+def test_that_nothing_has_changed_is_worth_a_file_now_and_then_and_at_the_end() -> None:
+    saved, later, much_later = (State("views", seconds * 10**9) for seconds in (100, 130, 800))
+    assert saved.is_new(None) and not saved.is_new(saved) and not saved.is_new(saved, ending=True)
+    assert not later.is_new(saved) and later.is_new(saved, ending=True)
+    assert much_later.is_new(saved) and State("others", 100 * 10**9).is_new(saved)

@@ -23,11 +23,12 @@ from adatoken3d_ros.scene.keyframes import KeyFrameConfig, Verdict
 from adatoken3d_ros.scene.marks import Mark
 from adatoken3d_ros.scene.sealed_file import SceneFileError
 from adatoken3d_ros.scene.window import OriginMode
-from tests.engine.scenes import ask
+from tests.engine.scenes import THINGS, ask, room_frame
 from tests.scene.room import CUPBOARD, TABLE, view, walk
 
 MakeSession = Callable[..., Scene]
 CONFIG = SessionConfig(key_frames=KeyFrameConfig(0.0, 0.0, max_disagreement=0.2), origin_mode=OriginMode.AUTO)
+LATER_NS = 10**11
 QUESTION = Question("What is there?", max_new_tokens=4)
 FRAMES = [view((i + 1) * 10**9, pose) for i, pose in enumerate(walk(6))]
 
@@ -66,6 +67,57 @@ def test_a_saved_scene_is_joined_to_one_of_the_same_map(make_session: MakeSessio
     # It lives on.
     looked(other, [replace(FRAMES[0], stamp_ns=10**11)])
     assert ask(other, QUESTION).status.answered
+
+
+def confirmed_scene(scene: Scene) -> Scene:
+    """Three views of one place and one of another, and a frame much later in which nothing of the first had changed."""
+    for index in (0, 1, 2, 6):
+        scene.observe(room_frame(index))
+    scene.encode_pending()
+    scene.observe(replace(room_frame(0), stamp_ns=LATER_NS))
+    assert set(scene.poses) == {room_frame(index).stamp_ns for index in (0, 1, 2, 6)}
+    return scene
+
+
+@pytest.mark.parametrize("change", ["restart", "merge", "merge elsewhere", "correction"])
+def test_when_it_was_last_seen_to_be_so_outlives_a_restart(
+    make_session: MakeSession, tmp_path: Path, change: str
+) -> None:
+    """By frames that are no views, and are in no file; by what is joined, too; and after a correction of poses."""
+    config = SessionConfig(key_frames=KeyFrameConfig(min_change=1000), map_id="m", origin_mode=OriginMode.AUTO)
+    before = confirmed_scene(make_session(config))
+    thing, dock = np.array([THINGS[1][0]]), Question("When did you last see [0.8, 2.0, 1.2]?")
+
+    def told(scene: Scene) -> tuple[object, ...]:
+        place = ask(scene, Question("What?", thing, max_new_tokens=2))
+        assert place.verdict is Observed.SEEN, place.verdict_reason
+        return place.evidence[0].last_ns, ask(scene, dock).evidence[0].last_ns
+
+    wanted = (LATER_NS, LATER_NS)
+    assert told(before) == wanted and before.confirmed_ns == LATER_NS
+    before.save(tmp_path / "s")
+    after = make_session(config)
+    if change == "restart":
+        after.load(tmp_path / "s")
+        assert after.confirmed_ns == LATER_NS and "after the newest frame" not in ask(after, dock).text
+    elif change == "correction":
+        after = before
+        after.move({stamp: turn(0.0, 0.0) @ pose for stamp, pose in after.poses.items()})  # 0.4 m to the side
+        thing = thing + (0.0, 0.4, 0.0)
+        assert told(after)[0] == LATER_NS and after.confirmed_ns == LATER_NS
+        return
+    else:
+        # Far away, so that it says nothing of the place; voxels lie as those of the file, or do not.
+        up = np.eye(4)
+        up[:3, 3] = 6.0, 0.0, 0.03 if change == "merge elsewhere" else 0.0
+        frame = replace(room_frame(0, ()), stamp_ns=LATER_NS + 10**9)
+        after.observe(replace(frame, T_world_camera=up @ frame.T_world_camera))
+        after.encode_pending()
+        after.load(tmp_path / "s", merge=True)
+        assert after.confirmed_ns == LATER_NS + 10**9
+    assert told(after) == wanted
+    # What was never looked at is as unseen as it was.
+    assert ask(after, Question("When did you last see [0.0, 4.0, 0.5]?")).verdict is Observed.NOT_OBSERVED
 
 
 def test_a_frame_that_waits_is_joined_by_older_views(make_session: MakeSession, tmp_path: Path) -> None:

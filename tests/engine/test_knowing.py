@@ -202,11 +202,11 @@ def test_what_frames_that_are_no_views_find_is_new_to_be_saved(make_session: Mak
     for index in (0, 1, 2):
         session.observe(room_frame(index, boxes))
     session.encode_pending()
-    views, saved = set(session.poses), state_of(session)
+    views, saved = set(session.poses), state_of(session).what
     session.observe(replace(room_frame(0, boxes), stamp_ns=GONE_NS))
-    assert state_of(session) == saved
+    assert state_of(session).what == saved
     session.observe(replace(room_frame(0, () if boxes else THINGS), stamp_ns=2 * GONE_NS))
-    assert set(session.poses) == views and state_of(session) != saved
+    assert set(session.poses) == views and state_of(session).what != saved
 
 
 def test_what_a_frame_that_is_no_view_takes_out_is_shown(tiny_directory: Path) -> None:

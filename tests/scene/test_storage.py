@@ -18,6 +18,7 @@ from safetensors.torch import save, save_file
 
 from adatoken3d_ros.scene import sealed_file, storage
 from adatoken3d_ros.scene.agreement import Sketch
+from adatoken3d_ros.scene.occupancy import CELLS, LOOKS, Looked
 from adatoken3d_ros.scene.sealed_file import SceneFileError
 from adatoken3d_ros.scene.storage import About, load_scene, save_scene
 from adatoken3d_ros.scene.token_map import TokenMap
@@ -47,7 +48,13 @@ def _thing(gone_ns: int, moved_to: tuple[float, float, float] | None = None) -> 
 
 
 THINGS = [_thing(3), _thing(4, (1.0, 2.0, 3.0)), _thing(0)]
-ABOUT = About("cellar", SKETCHES, {"marks": ["dock"]}, THINGS, 7)
+LOOKED = Looked(
+    np.array([0.1, 0.2, 0.3]),
+    np.array([[0, -1, 2], [5, 0, 0]]),
+    _RNG.integers(0, 3, (2, len(LOOKS), CELLS)).astype(np.int32),
+    np.array([4, 9]),
+)
+ABOUT = About("cellar", SKETCHES, {"marks": ["dock"]}, THINGS, 7, LOOKED, 9)
 
 
 def scene(views: int = 3, **options: Any) -> tuple[TokenMap, dict[int, Any]]:
@@ -98,6 +105,9 @@ def test_what_is_known_beside_the_views_comes_back(saved: Path) -> None:
     _, about = load_scene(saved, scene(1)[0], channels=5, map_id="cellar", **IDENTITY)
     assert (about.map_id, about.notes, about.saved_ns) == ("cellar", {"marks": ["dock"]}, 7)
     assert about.sketches.keys() == SKETCHES.keys(), "the view at 2 ns has none"
+    assert about.looked is not None and about.confirmed_ns == 9
+    for name, value in vars(LOOKED).items():
+        np.testing.assert_array_equal(getattr(about.looked, name), value)
     assert len(about.things) == 3
     for thing, other in zip(about.things, THINGS, strict=True):
         for name, value in vars(other).items():
@@ -316,8 +326,8 @@ def test_origins_that_are_none_are_named(saved: Path, name: str, value: Any) -> 
         ('{"format": %s}' % ("9" * 5000), "is no scene|format 999"),  # as Python's version limits integers or not
         ('{"format": {"a": [%s]}}' % ("0," * 9999 + "0"), "format {'a': .{,200}, this program"),
         ("null", "describes itself by a NoneType"),
-        ('{"format": 3}', "format 3, this program reads 4"),
-        ('{"format": 2}', "format 2, this program reads 4"),
+        ('{"format": 3}', "format 3, this program reads 4 and 5"),
+        ('{"format": 2}', "format 2, this program reads 4 and 5"),
     ],
     ids=["nested", "long", "digits", "wide", "nothing", "three", "two"],
 )
@@ -329,7 +339,7 @@ def test_a_description_that_is_none_is_named(saved: Path, content: str, named: s
 def test_a_scene_of_the_format_without_a_checksum_is_refused_by_its_name(saved: Path) -> None:
     tensors, content = content_of(saved)
     save_file(tensors, saved, metadata={"adatoken3d_scene": json.dumps({**content, "format": 2})})
-    refused(saved, "format 2, this program reads 4")
+    refused(saved, "format 2, this program reads 4 and 5")
     save_file(tensors, saved, metadata={"adatoken3d_scene": json.dumps(content)})
     refused(saved, "no checksum")
 
