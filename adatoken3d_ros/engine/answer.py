@@ -109,7 +109,7 @@ class Answer:
     `decision` is the last plan, with the rung and loss of all that was given up. `confidence` is how likely the text is
     right, from 0 to 1 (`engine.understanding`): 0 where the question was not understood, NaN where nobody can tell.
     `as_of_ns` is the acquisition time of the newest view that was used, 0 for none. `verdict` and its reason say what
-    is known of what was asked about, and `evidence` what that rests on, with what has gone at the end; `coverage` is
+    is known of what was asked about, and `evidence` what that rests on, in the order of the message; `coverage` is
     the share of the place in question that was ever seen, NaN where there is none. `goal` is where to drive to look at
     the evidence, T_world_goal (4, 4), x forwards and z up; None with a `goal_reason`. Where the question names
     candidates, `probability` is how probable the model finds the text as the whole answer, NaN for one that was cut,

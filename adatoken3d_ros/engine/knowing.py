@@ -117,7 +117,8 @@ class _Place:
 
 
 def _places(answer: Answer, report: TokenReport, clicks: NDArray[np.float64]) -> list[_Place]:
-    """Where the answer rests: what is clicked on, what it names by boxes, and what its tokens contributed from."""
+    """Where the answer rests: what is clicked on first, then what it names by boxes, then what its tokens contributed
+    from, most first."""
     total = float(report.contribution.sum())
     xyz = report.xyz.astype(np.float64)
 

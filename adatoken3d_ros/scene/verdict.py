@@ -106,7 +106,7 @@ def of_words(
 
     Args:
         present: where what is there was drawn on, most first. gone: what has gone, and its share of the contribution.
-        coverage: share of the scene that was seen.
+        coverage: share of the scene that was seen, NaN where nobody knows.
         measured: whether the contribution was.
         confidence: how likely the answer's words are right, NaN where nobody knows. It only counts while something of
             the scene was never seen.
@@ -125,6 +125,9 @@ def of_words(
         return Observed.SEEN, "the answer rests on what is there", None
     if whole:
         return Observed.UNKNOWN, "nothing that was seen stands out", None
+    if math.isnan(coverage):
+        why = "nothing that was seen stands out, and how much of the scene was seen is not known"
+        return Observed.UNKNOWN, why, None
     sure = "" if math.isnan(confidence) else f" for an answer with a confidence of {confidence:.2f}"
     why = f"nothing that was seen stands out{sure}, and {coverage:.0%} of the scene was seen"
     return Observed.NOT_OBSERVED, why, None

@@ -14,7 +14,7 @@ import torch
 
 from adatoken3d_ros.decoder.prefill import prefill
 from adatoken3d_ros.engine import answering
-from adatoken3d_ros.engine.answer import Question, Status
+from adatoken3d_ros.engine.answer import Box, Question, Status
 from adatoken3d_ros.engine.autosave import state_of
 from adatoken3d_ros.engine.config import SessionConfig
 from adatoken3d_ros.engine.events import Listeners, SceneView
@@ -97,6 +97,23 @@ def test_what_is_in_words_is_compared_with_what_has_gone(make_session: MakeSessi
     answer = ask(session, Question("What is there?", max_new_tokens=2))
     assert answer.verdict in (Observed.SEEN, Observed.SEEN_THEN_GONE, Observed.NOT_OBSERVED)
     assert answer.evidence and 0 < sum(item.contribution for item in answer.evidence) <= 1.0 + 1e-6
+
+
+def test_evidence_begins_with_what_was_asked_about_and_ends_with_what_has_gone(make_session: MakeSession) -> None:
+    """Then come the boxes that the answer names, as it names them, and where it drew from, most contribution first."""
+    session = changing(make_session(EVERY))
+    answer = ask(session, Question("What?", THERE, max_new_tokens=2))
+    named = (Box((-0.65, 1.3, 0.2), (0.4, 0.4, 0.4)), Box((0.5, 2.0, 1.5), (0.3, 0.3, 0.3)))
+    clicks = np.concatenate([[[0.6, 2.0, 1.2], [-0.65, 1.2, 0.3]], THERE])  # of the last one nothing is there
+    known = what_is_known(session.memory, session.config, replace(answer, boxes=named), clicks, None)
+    *there, gone = known["evidence"]
+    places = np.array([one.place for one in there])
+    assert (np.abs(places[:2] - clicks[:2]) <= 0.25).all() and gone.gone_ns and not any(one.gone_ns for one in there)
+    np.testing.assert_allclose(places[2:4], [box.centre for box in named])
+    drawn = what_is_known(session.memory, session.config, replace(answer, boxes=named[:1]), clicks[:0], None)
+    shares = [one.contribution for one in drawn["evidence"][1:] if not one.gone_ns]
+    assert drawn["evidence"][0].place == named[0].centre and len(shares) > 1
+    assert shares == sorted(shares, reverse=True) and shares[0] > drawn["evidence"][0].contribution
 
 
 @pytest.mark.parametrize(

@@ -55,13 +55,14 @@ HERE = [Cluster(np.array([0]), 0.3, np.zeros(3), np.ones(3))]
         ),
         ([Cluster(np.array([0]), 0.05, np.zeros(3), np.ones(3))], [], 0.4, Observed.NOT_OBSERVED, "40% of the scene"),
         ([], [], 0.99, Observed.UNKNOWN, "nothing that was seen stands out"),
+        ([], [], math.nan, Observed.UNKNOWN, "stands out, and how much of the scene was seen is not known"),
     ],
 )
 def test_what_is_known_of_a_question_in_words(
     present: list[Cluster], gone: list[tuple[Thing, float]], coverage: float, verdict: Observed, why: str
 ) -> None:
     found, reason, _ = of_words(present, gone, coverage, measured=True)
-    assert found is verdict and why in reason
+    assert found is verdict and why in reason and "nan" not in reason
 
 
 def test_without_gates_nothing_is_known() -> None:
