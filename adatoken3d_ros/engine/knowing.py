@@ -58,7 +58,8 @@ def what_is_known(
     coverage = _seen_around(past.occupancy, clicks) if len(clicks) else seen_floor(past.occupancy, floor)
     places = _places(answer, report, clicks)
     if len(clicks):
-        judged = [of_place(past.occupancy, past.tombstones, point, not past.holders(point[None])) for point in clicks]
+        asked = past.asked
+        judged = [of_place(past.occupancy, asked, point, not past.holders(point[None])) for point in clicks]
         # Of several places what is least sure is told.
         verdict, reason, thing = max(judged, key=lambda item: _DOUBT.index(item[0]))
     else:

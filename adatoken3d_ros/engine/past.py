@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,7 @@ class Past:
 
     def __init__(self, config: SessionConfig, patches: PatchConfig, token_map: TokenMap) -> None:
         self._config, self._patches, self._map = config, patches, token_map
+        self._narrow: Callable[[TokenMap], Callable[[Tensor], Tensor]] | None = None
         self.limit = config.memory_limit_mb * 1e6
         blocks = min(MOST_BLOCKS, int(self.limit * OCCUPANCY_SHARE / _BLOCK_BYTES)) if self.limit else MOST_BLOCKS
         self.occupancy = Occupancy(config.origin, max(1, blocks))
@@ -241,6 +243,19 @@ class Past:
 
     # --- for a question -----------------------------------------------------------------------------------------------
 
+    def narrow(self, narrow: Callable[[TokenMap], Callable[[Tensor], Tensor]] | None) -> None:
+        """What makes of the map the test of which voxels (n,) a question is about, from now on; None: about all."""
+        self._narrow = narrow
+
+    @property
+    def asked(self) -> Tombstones:
+        """What has gone and what has appeared, as far as a question is about its places; to be read alone."""
+        if self._narrow is None:
+            return self.tombstones
+        is_left, part = self._narrow(self._map), copy(self.tombstones)
+        part.gone, part.appeared = ([t for t in of if bool(is_left(t.keys).any())] for of in (part.gone, part.appeared))
+        return part
+
     def with_the_gone(
         self, tokens: SpatialTokens, token_map: TokenMap, most: int, lift: Callable[[Tensor], Tensor]
     ) -> tuple[SpatialTokens, NDArray[np.int64]] | None:
@@ -255,10 +270,12 @@ class Past:
         gone = self.tombstones.gone
         if not gone:
             return None
+        is_left = None if self._narrow is None else self._narrow(self._map)
+        rows = [range(len(t.keys)) if is_left is None else is_left(t.keys).nonzero()[:, 0].tolist() for t in gone]
         if isinstance(token_map, ViewTokenMap):
-            return _views_with_the_gone(token_map, gone, most)
+            return _views_with_the_gone(token_map, [thing.keys[rows[i]] for i, thing in enumerate(gone)], most)
         room = min(most - len(tokens), RECALLED)
-        parts = [(i, row) for i, thing in reversed(list(enumerate(gone))) for row in range(len(thing.keys))][:room]
+        parts = [(i, row) for i in reversed(range(len(gone))) for row in rows[i]][:room]
         if not parts:
             return None
         owner = np.array([i for i, _ in parts])
@@ -318,23 +335,25 @@ def held(token_map: TokenMap, voxels: Tensor, before: int) -> dict[int, Contribu
 
 
 def _views_with_the_gone(
-    token_map: ViewTokenMap, gone: list[Thing], most: int
+    token_map: ViewTokenMap, gone: list[Tensor], most: int
 ) -> tuple[SpatialTokens, NDArray[np.int64]] | None:
-    keys = torch.cat([thing.keys for thing in gone])
-    owners = torch.repeat_interleave(torch.arange(len(gone)), torch.tensor([len(thing.keys) for thing in gone]))
-    whole, left = token_map.whole_blocks(), token_map.contributions()
-    tokens = token_map.tokens_of(whole)
-    if len(tokens) > most:
-        return None
-    owner = []
-    for stamp, block in whole.items():
+    """As `Past.with_the_gone`, of the voxels' keys of each tombstone."""
+    keys = torch.cat(gone)
+    owners = torch.repeat_interleave(torch.arange(len(gone)), torch.tensor([len(one) for one in gone]))
+    left, found, owner = token_map.contributions(), {}, []
+    for stamp, block in token_map.whole_blocks().items():
         mine = torch.full((len(block.keys),), -1)
         for key, number in zip(keys.tolist(), owners.tolist(), strict=True):
             mine[block.keys == key] = number
-        mine[torch.isin(block.keys, left[stamp].keys)] = -1
-        owner.append(mine)
-    found = torch.cat(owner).numpy()
-    return (tokens, found) if (found >= 0).any() else None
+        there = torch.isin(block.keys, left[stamp].keys)
+        mine[there] = -1
+        rows = (there | (mine >= 0)).nonzero()[:, 0]  # what is neither was taken out for good, or is not asked about
+        found[stamp] = block.at(rows)
+        owner.append(mine[rows])
+    numbers = torch.cat(owner).numpy()
+    if len(numbers) > most or not (numbers >= 0).any():
+        return None
+    return token_map.tokens_of(found), numbers
 
 
 def _mean_feature(token_map: TokenMap) -> Tensor:

@@ -154,15 +154,14 @@ def told_changes(answer: Answer, past: Past, asked: WhatChanged, now_ns: int) ->
     def recent(ns: int) -> bool:
         return abs(now_ns - ns) <= asked.seconds * 1e9  # later, where the clock was set back
 
+    asked_about = past.asked
     gone = [
-        remembered(thing)
-        for thing in past.tombstones.gone
-        if recent(thing.gone_ns) and int(thing.count.sum()) >= FEWEST
+        remembered(thing) for thing in asked_about.gone if recent(thing.gone_ns) and int(thing.count.sum()) >= FEWEST
     ]
     targets = [np.array(one.moved_to) for one in gone if one.moved_to is not None]
     appeared = [
         replace(remembered(thing), contribution=math.nan)
-        for thing in past.tombstones.appeared
+        for thing in asked_about.appeared
         if recent(thing.first_ns) and not any(np.allclose(thing.place, target, atol=VOXEL) for target in targets)
     ]  # fmt: skip
     changes = sorted([*gone, *appeared], key=lambda one: -(one.gone_ns or one.first_ns))

@@ -25,7 +25,7 @@ from adatoken3d_ros.engine.prepared import Block, Objects, Prepared
 from adatoken3d_ros.engine.requests import FAR_CLICK, InvalidRequest, check_points, check_question, clicks_of
 from adatoken3d_ros.engine.runtime import Runtime
 from adatoken3d_ros.engine.scene_memory import SceneMemory, ViewError
-from adatoken3d_ros.engine.selection import is_narrowed, narrowed
+from adatoken3d_ros.engine.selection import is_narrowed, left, narrowed
 from adatoken3d_ros.lmm.interface import PromptIds, Spliced, SpliceError
 from adatoken3d_ros.lmm.text_places import PromptError
 from adatoken3d_ros.pruning.policies import make_policy
@@ -246,10 +246,12 @@ class Scene:
         whole, self.prepared = self.prepared, Prepared(self.runtime.model, self.memory)
         views = set(self.memory.poses)
         self.memory.narrow(lambda token_map: narrowed(token_map, question))
+        self.memory.past.narrow(lambda token_map: left(token_map, question))
         try:
             yield
         finally:
             self.memory.narrow(None)
+            self.memory.past.narrow(None)
             self.prepared = whole
             if self.memory.poses.keys() != views:
                 whole.forget()

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -20,6 +22,17 @@ def is_narrowed(question: Question) -> bool:
     return bool(len(question.without) or len(question.only))
 
 
+def left(whole: TokenMap, question: Question) -> Callable[[Tensor], Tensor]:
+    """Of voxels' keys (n,) of a map whether (n,) they are left for a question."""
+    without, only = _keys(whole, question.without), _keys(whole, question.only) if len(question.only) else None
+
+    def is_left(keys: Tensor) -> Tensor:
+        there = ~torch.isin(keys, without)
+        return there if only is None else there & torch.isin(keys, only)
+
+    return is_left
+
+
 def narrowed(whole: TokenMap, question: Question) -> TokenMap:
     """What is left of a map for a question: equal to one whose views had no patch in the voxels that are left out.
 
@@ -27,10 +40,7 @@ def narrowed(whole: TokenMap, question: Question) -> TokenMap:
     """
     part = whole.subset(whole.keys())
     occupied = part.occupied_keys
-    gone = torch.isin(occupied, _keys(whole, question.without))
-    if len(question.only):
-        gone |= ~torch.isin(occupied, _keys(whole, question.only))
-    part.carve(occupied[gone], before=_EVER)
+    part.carve(occupied[~left(whole, question)(occupied)], before=_EVER)
     return part
 
 

@@ -23,11 +23,13 @@ from adatoken3d_ros.engine.scene import Scene
 from adatoken3d_ros.lmm import registry
 from adatoken3d_ros.pruning.strategy import default_strategy
 from adatoken3d_ros.scene.frames import PosedFrame
+from adatoken3d_ros.scene.keyframes import KeyFrameConfig
 from adatoken3d_ros.scene.patches import PatchConfig, PatchPoints
 from tests.architectures import NAMES
-from tests.engine.scenes import ask, new_scene, room_frame
+from tests.engine.scenes import THINGS, ask, new_scene, room_frame
 
 CONFIG = SessionConfig(max_new_tokens=4)
+EVERY = replace(CONFIG, key_frames=KeyFrameConfig(0.0, 0.0))
 QUESTION = Question("What is red?")
 FRAMES = [room_frame(0), room_frame(1)]
 
@@ -121,6 +123,40 @@ def test_a_prefix_of_the_whole_scene_is_not_used(loaded: registry.LoadedModel) -
     assert found.text == expected.text and found.spatial_tokens == expected.spatial_tokens
     assert found.candidate_probabilities == pytest.approx(expected.candidate_probabilities, rel=1e-3)
     assert prefix.prepared.prefix is ready
+
+
+def test_what_has_gone_from_a_place_that_is_left_out_does_not_speak(loaded: registry.LoadedModel) -> None:
+    """Neither in words, nor of a place, nor of what has changed; what is left out is not read as if it were there."""
+    scene = look(loaded, [room_frame(index) for index in (0, 1, 2)], EVERY)
+    for index in (0, 1, 2):
+        scene.observe(replace(room_frame(index, THINGS[1:]), stamp_ns=10**10 + index))
+    scene.encode_pending()
+    memory, past = scene.memory, scene.memory.past
+    gone = np.concatenate([thing.xyz.double().numpy() for thing in past.tombstones.gone])
+    assert len(gone)
+    everywhere = np.concatenate([memory.tokens().xyz.double().numpy(), gone])  # type: ignore[union-attr]
+    aside, changes = everywhere[:, 0] > 0.6, replace(QUESTION, text="What has changed?")
+    place = Question("What?", np.median(gone, axis=0)[None], max_new_tokens=2)
+    told = {"all": {}, "without": {"without": gone}, "only": {"only": everywhere[aside]}}
+    for name, region in told.items():
+        speaks = name == "all"
+        narrow = replace(QUESTION, **region)
+        with scene.seen_by(narrow):
+            block, most = scene.prepared.block(None), 10**6
+            found = past.with_the_gone(block.tokens, memory.asked, most, scene.runtime.model.lift_places)
+        assert (found is not None) is speaks, name
+        assert bool(ask(scene, replace(changes, **region)).evidence) is speaks
+        there = ask(scene, replace(place, **region))
+        assert any(np.isin(memory.voxels(np.array([e.place])), memory.voxels(gone)) and e.gone_ns and e.views
+                   for e in there.evidence) <= speaks  # fmt: skip
+    some = replace(QUESTION, without=everywhere[aside])
+    with scene.seen_by(some):
+        tokens = scene.prepared.block(None).tokens
+        found = past.with_the_gone(tokens, memory.asked, 10**6, scene.runtime.model.lift_places)
+    assert found is not None
+    read, owner = found
+    assert (owner < 0).sum() == len(tokens)
+    assert not np.isin(memory.voxels(read.xyz.double().numpy()), memory.voxels(everywhere[aside])).any()
 
 
 def test_nothing_is_left(loaded: registry.LoadedModel) -> None:
