@@ -60,6 +60,7 @@ class KeptScene:
         self.past = Past(config, self._patches, self._map)
         self._selector = KeyFrameSelector(config.key_frames, self._patches, self._map, self.past.came_up)
         self._asked: TokenMap | None = None
+        self._last: tuple[int, NDArray[np.float64]] | None = None  # stamp and pose of the newest frame, a view or not
         self._later: dict[int, PosedFrame] = {}  # encoded before one that arrived earlier, by their order
         self._doubted: dict[int, int] = {}  # see `carving.emptied`
         self.pending: list[PosedFrame] = []
@@ -86,7 +87,7 @@ class KeptScene:
 
     def _begin(self, poses: dict[int, NDArray[np.float64]]) -> None:
         """The map holds other views, those of `poses`; none waits."""
-        self._asked = None
+        self._asked = self._last = None
         self._later.clear()
         self._doubted.clear()
         self.pending.clear()
@@ -260,6 +261,9 @@ class KeptScene:
         self.pending = [_posed(frame, changed) for frame in self.pending]
         self._later = {order: _posed(frame, changed) for order, frame in self._later.items()}
         self._asked = None
+        if self._last is not None:  # as the view next to it in time
+            when, pose = self._last
+            self._last = when, ways.get(min(before, key=lambda stamp: abs(stamp - when)), np.eye(4)) @ pose
         self._recentre()
         follow = {stamp: ways.get(stamp, np.eye(4)) for stamp in before}
         self.past.look_again(self._selector.sketches(), follow)

@@ -194,7 +194,7 @@ def _goal(
     if not wanted:
         return Goal(None, "the answer rests on no place")
     place, extent = np.array(wanted[0].moved_to or wanted[0].place), np.array(wanted[0].extent)
-    camera = memory.poses[memory.stamp_ns][:3, 3]
+    camera = memory.camera
     low, high = place - extent / 2, place + extent / 2
     return find_goal(memory.past.occupancy, floor, camera, low, high, config.goal)
 

@@ -29,6 +29,7 @@ from adatoken3d_ros.scene.window import OriginMode, floor_height, level_patches
 
 logger = logging.getLogger(__name__)
 
+_BELIEVED = (Verdict.KEY_FRAME, Verdict.TOO_SIMILAR, Verdict.NOTHING_NEW)  # of these frames the poses are
 VIEWS_SHARE = 3 / 4  # of the memory that a scene may have; the rest is for what is prepared for questions
 
 
@@ -75,6 +76,11 @@ class SceneMemory(KeptScene):
         """Acquisition time of the newest frame that is a view or in which nothing had changed; 0 without a view."""
         return (self._selector.confirmed or self.stamp_ns) if len(self._map) else 0
 
+    @property
+    def camera(self) -> NDArray[np.float64]:
+        """(3,) where the camera is: of the newest frame whose pose is believed, a view or not; there is a view."""
+        return (self.poses[self.stamp_ns] if self._last is None else self._last[1])[:3, 3]
+
     def patches(self, frame: PosedFrame) -> PatchPoints:
         """Where the patches of a frame are, as they would be taken in."""
         return self._model.place_tokens(frame, self._patches)
@@ -104,11 +110,16 @@ class SceneMemory(KeptScene):
 
     def announce(self, stamp_ns: int, T_world_camera: NDArray[np.float64]) -> Verdict | None:
         """What `observe` would say of a frame as far as its stamp and pose (4, 4) tell; None: it has to be seen."""
-        return self._selector.announce(stamp_ns, T_world_camera)
+        verdict = self._selector.announce(stamp_ns, T_world_camera)
+        if verdict == Verdict.TOO_SIMILAR:
+            self._last = stamp_ns, T_world_camera
+        return verdict
 
     def observe(self, frame: PosedFrame) -> Verdict:
         """Decides whether `frame` becomes a view of the scene; if so it waits for `encode`."""
         verdict = self._selector.decide(frame)
+        if verdict in _BELIEVED:
+            self._last = frame.stamp_ns, frame.T_world_camera
         if verdict == Verdict.KEY_FRAME or self._selector.confirmed == frame.stamp_ns:
             looked = self.past.look(frame, key_frame=verdict == Verdict.KEY_FRAME)
             if looked and verdict != Verdict.KEY_FRAME and not self.pending and len(self._map):

@@ -20,16 +20,14 @@ from adatoken3d_ros.engine.config import SessionConfig
 from adatoken3d_ros.engine.events import Listeners, SceneView
 from adatoken3d_ros.engine.knowing import SHOWN, Recalled, floor_map, seen_floor, what_is_known
 from adatoken3d_ros.engine.scene import Scene
-from adatoken3d_ros.engine.scene_memory import SceneMemory
 from adatoken3d_ros.engine.stages import STAGES
 from adatoken3d_ros.pruning.strategy import default_strategy
 from adatoken3d_ros.ros.engine_owner import EngineOwner
 from adatoken3d_ros.scene.evidence import Observed
-from adatoken3d_ros.scene.goal import GoalConfig
 from adatoken3d_ros.scene.keyframes import KeyFrameConfig
 from adatoken3d_ros.scene.occupancy import VOXEL
 from adatoken3d_ros.settings import Settings
-from tests.engine.scenes import THINGS, ask, load_scene, room_frame
+from tests.engine.scenes import THINGS, ask, room_frame
 
 MakeSession = Callable[..., Scene]
 LIMIT = 30.0  # seconds until a test that hangs fails
@@ -283,25 +281,6 @@ def mean_look(session: Scene) -> torch.Tensor:
     views = session.memory.views()[0].values()
     total = torch.stack([view.features.sum(dim=0) for view in views]).sum(dim=0)
     return total / sum(int(view.count.sum()) for view in views)
-
-
-def test_goals_are_as_configured(make_session: MakeSession, monkeypatch: pytest.MonkeyPatch) -> None:
-    session = make_session(EVERY)
-    monkeypatch.setattr(SceneMemory, "floor", property(lambda _: 0.0))
-    for index in range(6):
-        session.observe(room_frame(index))
-    answer = ask(session, Question("What?", THERE, max_new_tokens=2))
-    assert answer.goal is None or answer.goal[2, 3] == pytest.approx(0.0, abs=0.02)
-    session.config = replace(session.config, goal=GoalConfig(clearance=3.0))
-    narrow = ask(session, Question("What?", THERE, max_new_tokens=2))
-    assert narrow.goal is None and "3 m radius" in narrow.goal_reason
-
-
-def test_settings_of_goals_arrive(tiny_directory: Path) -> None:
-    given = {"goal.distance": 1.5, "goal.clearance": 0.5, "goal.height": 0.4, "memory.moved_within": 7.0}
-    scene = load_scene(Settings({"model.path": str(tiny_directory), "budget.warm_up": False, **given}))
-    assert scene.config.goal == GoalConfig(1.5, 0.5, 0.4)
-    assert scene.memory.past.tombstones.moved_within == 7.0
 
 
 def test_the_floor_is_told_apart(make_session: MakeSession) -> None:
