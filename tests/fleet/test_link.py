@@ -340,10 +340,11 @@ def test_an_engine_that_turns_out_to_have_another_model_is_named(tiny_of: Any, r
 
 def test_whoever_gives_a_scene_up_sends_nothing_more(tiny_of: Any) -> None:
     """Its thread ends, although the engine is out of reach and what was offered is not there."""
+    others = set(threading.enumerate())  # another test's may not have ended yet
     engine, scene, _ = robot(f"http://127.0.0.1:{free_port()}", tiny_of(NAMES[0]))
     show(scene, 0)
     scene.prepare()
-    (sender,) = (one for one in threading.enumerate() if one.name == "adatoken3d-sender" and one.is_alive())
+    (sender,) = (one for one in set(threading.enumerate()) - others if one.name == "adatoken3d-sender")
     del engine, scene
     gc.collect()
     sender.join(LIMIT)
