@@ -286,6 +286,7 @@ class Replica:
                 question.ticket.cancel(_GONE)
             elif not question.told:  # nobody reads it: it is counted
                 self._refuse(question, Status.CANCELLED, _GONE)
+            self._leave(question.held, question.asked.scene)
             self.scenes.tidy()
 
     # --- questions, in the loop's thread ------------------------------------------------------------------------------
@@ -296,6 +297,12 @@ class Replica:
     def _unanswered(self, asked: Asked, arrived: float, status: Status, why: str) -> Answer:
         answer = Ticket(asked.question, arrived).unanswered(status, why, time.monotonic())
         return replace(answer, model_id=self.engine.model_id)
+
+    def _leave(self, held: Held, scene: Manifest) -> None:
+        """Has views made while nobody asks that a question found no time for: the next one would find none either."""
+        if held.unmade(scene):
+            held.told = scene
+            held.queue.call(held.catch_up, chore=True)
 
     def _refuse_late(self) -> None:
         for entry in self.line.late(time.monotonic()):

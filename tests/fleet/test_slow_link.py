@@ -22,6 +22,7 @@ from adatoken3d_ros.engine.answer import Question, Status
 from adatoken3d_ros.fleet import remote_engine
 from adatoken3d_ros.fleet.link import PATIENCE, Address, Link, LinkError, Stopped, Unreachable
 from adatoken3d_ros.fleet.remote_engine import _Asking, patience_of
+from adatoken3d_ros.fleet.scenes import HeldScene
 from adatoken3d_ros.fleet.way import Way
 from adatoken3d_ros.fleet.wire import RULES, Manifest, heartbeat
 from adatoken3d_ros.settings import DEFAULTS
@@ -290,6 +291,30 @@ def test_a_question_whose_robot_leaves_while_it_waits_is_counted(
         assert changed.wait_for(lambda: len(counted) > 1, LIMIT)
     first.join(LIMIT)
     assert len(counted) == 2 and counted[1].startswith("tester ")
+
+
+@pytest.mark.parametrize("ends", ["refused at once", "given up"])
+def test_views_that_a_question_has_no_time_for_are_made_for_the_next_one(
+    ends: str, url_of: Any, tiny_of: Any, replica_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A robot that stands still sends nothing new: else each of its questions would find as many, and be refused."""
+    replica, made, become = replica_of(NAMES[0]), threading.Event(), HeldScene.become
+    engine, scene, _ = robot(url_of(NAMES[0]), tiny_of(NAMES[0]))
+    show(scene, 0, 1)
+    monkeypatch.setattr(HeldScene, "become", lambda *of: (become(*of), made.set()))
+    with monkeypatch.context() as patch:
+        if ends == "given up":
+            patch.setattr(replica, "_advance", lambda: None)
+        else:
+            join = replica.line.join
+            patch.setattr(replica.line, "join", lambda what, name, now, end, views: join(what, name, now, now, views))
+        question = Question("What is there?", latency_budget_ms=60e3)
+        answer = engine.ask(scene, question, should_stop=lambda: ends == "given up" and len(replica.line) > 0)
+        assert answer.status == (Status.CANCELLED if ends == "given up" else Status.BUDGET_INFEASIBLE)
+    assert made.wait(LIMIT)
+    held = next(one for one in replica.scenes.all() if one.name == scene.name)
+    assert len(held.queue.ready.result().manifest.views) == 2
+    assert engine.ask(scene, question).status.answered
 
 
 def test_another_robots_pictures_hold_a_question_up_by_one_view(
