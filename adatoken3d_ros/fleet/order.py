@@ -63,7 +63,7 @@ class Line(Generic[T]):
         self._waiting: list[Waiting[T]] = []
         self._count = 0
         self._took: dict[str, deque[float]] = {}
-        self._views: deque[float] = deque(maxlen=_REMEMBERED)  # seconds that the last ones took
+        self._views: dict[str, deque[float]] = {}  # seconds that the last ones of a robot took
         self._turns = 0
         self.running: Waiting[T] | None = None
         self.viewing = False  # whether it is, or was last, a view that is made
@@ -78,10 +78,11 @@ class Line(Generic[T]):
         known = own or [seconds for took in self._took.values() for seconds in took]
         return median(known) if known else 0.0
 
-    @property
-    def expected_view(self) -> float:
-        """Seconds that a view is likely to take; 0 before any."""
-        return median(self._views) if self._views else 0.0
+    def expected_view(self, robot: str) -> float:
+        """Seconds that a view of a robot's scene is likely to take, by its last ones; 0 before any: a picture of
+        another's says nothing of features."""
+        own = self._views.get(robot)
+        return median(own) if own else 0.0
 
     def ahead(self, entry: Waiting[T], now: float) -> tuple[int, float]:
         """How many questions are answered before `entry`, and the seconds that this, and its views, are likely to take
@@ -89,18 +90,21 @@ class Line(Generic[T]):
         others = [one for one in self._waiting if one is not self.running]
         before = [one for one in others if self._key(one) < self._key(entry) and one.views <= entry.views]
         if entry.views:
-            views = entry.views + sum(min(one.views, entry.views) for one in others)
+            made = [(one.robot, min(one.views, entry.views)) for one in (entry, *others)]
+            views = sum(count * self.expected_view(robot) for robot, count in made)
         else:
-            views = min(len(before), sum(one.views for one in others))
-        seconds = self.left(now) + sum(self.expected(one.robot) for one in before) + views * self.expected_view
+            made = [(one.robot, one.views) for one in others if one.views]
+            least = min((self.expected_view(robot) for robot, _ in made), default=0.0)
+            views = min(len(before), sum(count for _, count in made)) * least
+        seconds = self.left(now) + sum(self.expected(one.robot) for one in before) + views
         return len(before) + (self.running is not None), seconds
 
     def left(self, now: float) -> float:
         """Seconds that what is done at the moment, if anything, is likely to take still."""
         if self.running is None:
             return 0.0
-        whole = self.expected_view if self.viewing else self.expected(self.running.robot)
-        return max(0.0, whole - (now - self.began))
+        whole = self.expected_view if self.viewing else self.expected
+        return max(0.0, whole(self.running.robot) - (now - self.began))
 
     def join(self, what: T, robot: str, now: float, deadline: float = math.inf, views: int = 0) -> Waiting[T]:
         """A question comes, with so many views of its scene to be made.
@@ -114,6 +118,8 @@ class Line(Generic[T]):
         entry = Waiting(what, robot, now, deadline, self._count, views, self._turns)
         count, seconds = self.ahead(entry, now)
         if (count or views) and now + seconds >= deadline:
+            if views and (known := self._views.get(robot)):
+                known.popleft()  # of what is always refused nothing would ever be measured again
             would, left = (seconds + self.expected(robot)) * 1e3, max(0.0, deadline - now) * 1e3
             own = f" and {views} views of its scene" if views else ""
             raise Full(
@@ -150,8 +156,8 @@ class Line(Generic[T]):
         if self.viewing:
             self.running.views = views
         if measured:
-            took = self._views if self.viewing else self._took.setdefault(self.running.robot, deque(maxlen=_REMEMBERED))
-            took.append(now - self.began)
+            took = self._views if self.viewing else self._took
+            took.setdefault(self.running.robot, deque(maxlen=_REMEMBERED)).append(now - self.began)
         self.running = None
 
     def leave(self, entries: Iterable[Waiting[T]]) -> None:
@@ -162,6 +168,7 @@ class Line(Generic[T]):
     def forget(self, robot: str) -> None:
         """What was remembered of a robot that has gone."""
         self._took.pop(robot, None)
+        self._views.pop(robot, None)
 
     def late(self, now: float) -> list[Waiting[T]]:
         """Those whose budgets have ended while they waited; they wait no more."""

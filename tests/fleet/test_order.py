@@ -57,10 +57,11 @@ def test_between_two_answers_a_view_is_made_of_the_scenes_that_wait_for_it_in_tu
 
 def test_views_of_its_scene_count_to_the_time_that_a_question_would_take() -> None:
     line: Line[str] = Line()
-    line.join("first", "a", 0.0, views=1)
-    for begins, ends in ((0.0, 0.5), (0.5, 2.5)):  # a view takes 0.5 s, an answer 2 s
-        assert line.next(begins) is not None
-        line.ended(ends)
+    line.join("first", "a", 0.0, views=3)
+    for begins, ends in ((0.0, 0.5), (0.5, 1.0), (1.0, 1.5), (1.0, 3.0)):  # a view takes 0.5 s, an answer 2 s
+        entry = line.next(begins)
+        assert entry is not None
+        line.ended(ends, views=max(0, entry.views - 1))
     line.join("whole", "b", 3.0, 6.0)
     with pytest.raises(Full, match=r"1 questions and 4 views of its scene come before it: it would take 6000 ms from"):
         line.join("late", "a", 3.0, 6.9, views=4)
@@ -68,6 +69,24 @@ def test_views_of_its_scene_count_to_the_time_that_a_question_would_take() -> No
     with pytest.raises(Full, match=r"0 questions and 4 views of its scene come before it: it would take 4000 ms from"):
         line.join("late", "a", 3.0, 4.9, views=4)
     line.join("early", "a", 3.0, 5.1, views=4)
+
+
+def test_a_view_that_took_long_once_refuses_nobody_for_ever() -> None:
+    """As the first one does: nothing is measured of what is refused. Nor do another robot's pictures."""
+    line: Line[str] = Line()
+    line.join("first", "a", 0.0, views=1)
+    assert line.next(0.0) is not None
+    line.ended(5.0)
+    line.leave([line._waiting[0]])
+    with pytest.raises(Full, match=r"0 questions and 1 views of its scene come before it: it would take 5000 ms from"):
+        line.join("again", "a", 6.0, 8.0, views=1)
+    line.join("again", "a", 6.0, 8.0, views=1)
+    line.leave([line._waiting[0]])
+    line.join("first", "a", 10.0, views=1)
+    assert line.next(10.0) is not None
+    line.ended(15.0)
+    line.leave([line._waiting[0]])
+    line.join("features", "b", 16.0, 18.0, views=9)
 
 
 VIEWS = st.integers(0, 4)
