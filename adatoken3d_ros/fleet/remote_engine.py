@@ -236,6 +236,8 @@ class RemoteEngine(Engine):
                         if answer.status.answered and not wanted:
                             there = (answer.times.total - asked.elapsed_ms) / 1e3
                             self.link.way.answered(self.clock() - began - there)
+                        elif answer.status is Status.BUDGET_INFEASIBLE:
+                            self.link.way.refused()
                         return answer, recalled
                     events.told(event)
             except Missing as missing:

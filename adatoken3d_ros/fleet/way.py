@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections import deque
+from contextlib import suppress
 from statistics import median
 
 _LATELY = 9  # measurements: the middle one follows a link within five of them, and not what was slow once
@@ -34,6 +35,11 @@ class Way:
     def answered(self, seconds: float) -> None:
         """So long a question took, but for what the engine needed; what no exchange takes is the rest of its answer."""
         self._answers.append(max(0.0, seconds - _middle(self._exchanges)))
+
+    def refused(self) -> None:
+        """A budget was too short, so no answer tells whether they take so long still: the oldest is forgotten."""
+        with suppress(IndexError):
+            self._answers.popleft()
 
 
 def _middle(measured: deque[float]) -> float:

@@ -175,6 +175,17 @@ def test_the_networks_share_of_a_budget_follows_the_link(
     assert 300e3 < sent[-1] < 400e3  # 100 s there, 200 s more for the rest of the answer
 
 
+def test_a_link_that_was_slow_is_tried_again_where_its_way_takes_all_of_a_budget(url_of: Any, tiny_of: Any) -> None:
+    """What is refused measures no answer's way: it would be refused for ever."""
+    engine, scene, _ = robot(url_of(NAMES[0]), tiny_of(NAMES[0]))
+    show(scene, 0)
+    for _ in range(9):
+        engine.link.way.answered(100.0)
+    found = [engine.ask(scene, Question("What is there?", latency_budget_ms=60e3)) for _ in range(10)]
+    assert [one.status for one in found[:9]] == [Status.BUDGET_INFEASIBLE] * 9
+    assert found[9].status.answered and engine.link.way.seconds < 60.0
+
+
 def test_a_name_that_nobody_looks_up_any_more_costs_no_budget(
     tiny_of: Any, replica_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
