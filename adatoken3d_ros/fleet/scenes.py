@@ -145,10 +145,14 @@ class HeldScene(Scene):
     @torch.no_grad()
     def make(self, manifest: Manifest, most: int | None = None) -> int:
         """Makes views of bodies, pictures are encoded, at most so many at once; how many of it are to be made still.
+        Those of a scene that nobody wants any more go.
 
         Raises:
             BodyError, TokenMapError: for bodies of which no view can be made.
         """
+        own = {(view.body, manifest.origin) for view in manifest.views}
+        kept = own | self.shelf.made_of()  # what another question waits for, too
+        self._made = {key: made for key, made in self._made.items() if key in kept}
         unmade, origin = self.unmade(manifest), torch.tensor(manifest.origin, dtype=torch.float64)
         for view in unmade[:most]:
             self._made[view.body, manifest.origin] = self._make(view, origin)
@@ -181,9 +185,6 @@ class HeldScene(Scene):
             things=self.shelf.things(manifest.things) if manifest.things else (),
         )
         self.manifest = manifest
-        own = {(view.body, manifest.origin) for view in manifest.views}
-        kept = own | self.shelf.made_of()  # what another question waits for, too
-        self._made = {key: made for key, made in self._made.items() if key in kept}
         self.prepared.forget()
 
     def _make(self, entry: ViewEntry, origin: Tensor) -> tuple[Contribution, Block | None]:

@@ -139,6 +139,21 @@ def test_views_are_made_one_by_one_and_kept_for_a_question_that_waits(engine: En
     assert [len(there.unmade(one)) for one in (other, whole)] == [0, 1]  # which nobody wants any more
 
 
+def test_views_of_scenes_that_were_never_whole_go_too(engine: Engine) -> None:
+    """As of a robot whose poses are mended again and again before a question has time for all of them."""
+    whose = Whose(engine.model.identity, engine.model.sizes)
+    own = engine.open()
+    for index in range(3):
+        own.observe(room_frame(index))
+    own.encode_pending()
+    shelf = Shelf(whose, 1e8)
+    there = HeldScene(engine, OF_CHOSEN_FRAMES, shelf)
+    whole = sent(own, whose, shelf)
+    scenes = [Manifest(whole.views, (float(metres), 0.0, 0.0), whole.shift) for metres in range(4)]
+    assert [(shelf.want(one), there.make(one, 2)) for one in scenes] == [([], 1)] * 4
+    assert [len(there.unmade(one)) for one in scenes] == [3, 3, 1, 1]
+
+
 def test_a_scene_catches_up_a_view_at_a_time(engine: Engine) -> None:
     whose = Whose(engine.model.identity, engine.model.sizes)
     own = engine.open()
