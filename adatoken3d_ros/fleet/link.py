@@ -204,11 +204,12 @@ class Link:
             connection.connect()
             sock = connection.sock
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            # Where a budget ends the first word has to come in what connecting has left of it.
-            sock.settimeout(patience if patience >= PATIENCE else max(_LOOK, end - time.monotonic()))
+            hurried = patience < PATIENCE  # where a budget ends all has to go, and the first word to come, within it
+            sock.settimeout(max(_LOOK, end - time.monotonic()) if hurried else patience)
             if not isinstance(body, bytes | None):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFERED)
             connection.request(method, path, body=body, headers=headers)
+            sock.settimeout(max(_LOOK, end - time.monotonic()) if hurried else patience)
             response = connection.getresponse()
             sock.settimeout(patience)
         except (OSError, http.client.HTTPException) as error:

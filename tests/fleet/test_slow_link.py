@@ -111,6 +111,31 @@ def test_a_slow_link_has_to_move_and_no_more_where_no_budget_ends(
     assert sum(given) > 2**21 and (max(given) <= 2**16) is (patience == PATIENCE)
 
 
+@pytest.mark.parametrize("patience", [PATIENCE, 4.0])
+def test_an_engine_is_waited_for_in_what_sending_has_left_of_a_budget(
+    patience: float, url_of: Any, tiny_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A link that takes a request slowly and is gone then would else cost nearly twice as much."""
+    engine, _, _ = robot(url_of(NAMES[0]), tiny_of(NAMES[0]))
+    now, waits = 0.0, list[float]()
+    request, respond = http.client.HTTPConnection.request, http.client.HTTPConnection.getresponse
+
+    def slowly(*of: Any, **more: Any) -> None:
+        nonlocal now
+        request(*of, **more)
+        now += 0.5
+
+    def responds(connection: Any) -> Any:
+        waits.append(connection.sock.gettimeout())
+        return respond(connection)
+
+    monkeypatch.setattr("adatoken3d_ros.fleet.link.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(http.client.HTTPConnection, "request", slowly)
+    monkeypatch.setattr(http.client.HTTPConnection, "getresponse", responds)
+    engine.link.put("slow", {"model": engine.model.identity, **SCENE}, [], patience)
+    assert waits == [PATIENCE if patience == PATIENCE else 3.5]
+
+
 def test_bodies_that_take_many_requests_come_within_a_questions_patience_and_end_with_it(
     url_of: Any, tiny_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
