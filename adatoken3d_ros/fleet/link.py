@@ -270,11 +270,16 @@ class _Names:
         """A connection within the timeout in all; raises OSError, Stopped."""
         end = time.monotonic() + timeout
         problem: OSError = OSError(f"{quoted(self._host)} has no address")
-        for family, kind, protocol, _, where in self._found(timeout / 2, watch):
-            one = socket.socket(family, kind, protocol)
+        found = self._found(timeout / 2, watch)
+        for place, (family, kind, protocol, _, where) in enumerate(found):
+            try:
+                one = socket.socket(family, kind, protocol)
+            except OSError as error:  # such as of IPv6 where there is none
+                problem = error
+                continue
             watch.over(one)
             try:
-                one.settimeout(max(0.001, end - time.monotonic()))
+                one.settimeout(max(0.001, (end - time.monotonic()) / (len(found) - place)))  # the next ones have theirs
                 one.connect(where)
             except OSError as error:
                 one.close()

@@ -240,6 +240,32 @@ def test_a_name_that_nobody_looks_up_any_more_costs_no_budget(
     assert "the name 'gpu.test' was not found within" in answer.status_message
 
 
+@pytest.mark.parametrize("first", ["of no family that is here", "silent"])
+def test_an_address_that_does_not_do_leaves_the_next_one_its_time(first: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a name that has one of IPv6, too, where only IPv4 works."""
+    connect, waits = socket.socket.connect, list[float | None]()
+
+    class Socket(socket.socket):
+        def connect(self, where: Any) -> None:
+            waits.append(self.gettimeout())
+            if len(waits) == 1 and first == "silent":
+                raise TimeoutError("timed out")
+            connect(self, where)
+
+    with socket.socket() as there:
+        there.bind(("127.0.0.1", 0))
+        there.listen()
+        found = (socket.AF_INET, socket.SOCK_STREAM, 0, "", there.getsockname())
+        family = socket.AF_INET if first == "silent" else 2**15
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *of, **more: [(family, *found[1:]), found])
+        monkeypatch.setattr(socket, "socket", Socket)
+        watch: Any = SimpleNamespace(over=lambda one: None, look=lambda: None)
+        Link(Address("http://gpu.test:8000"))._names.connected(LIMIT, watch).close()
+    assert waits[-1] is not None and waits[-1] > LIMIT / 2
+    if first == "silent":
+        assert waits[0] is not None and waits[0] <= LIMIT / 2
+
+
 @pytest.fixture(params=["looking the name up", "connecting", "the handshake", "waiting for a response"])
 def nowhere(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """An address at which nothing gets further than this."""
