@@ -16,7 +16,7 @@ class Sender:
 
     Args:
         send: sends an offer; raises LinkError.
-        again: seconds between two attempts. attempts: how many.
+        again: seconds between two attempts. attempts: how many, of each offer.
     """
 
     def __init__(self, send: Callable[[Any], None], again: float = 1.0, attempts: int = 120) -> None:
@@ -41,10 +41,12 @@ class Sender:
             self._changed.notify()
 
     def _run(self) -> None:
-        failed = 0
+        failed, last = 0, None
         while True:
             with self._changed:
                 offer = self._offer
+                if offer is not last:
+                    failed, last = 0, offer
                 if offer is None or failed >= self._attempts:
                     self._running = False
                     return

@@ -18,8 +18,9 @@ import pytest
 from adatoken3d_ros.engine.answer import Question, Status
 from adatoken3d_ros.engine.loading import load_engine as load_here
 from adatoken3d_ros.engine.loading import open_scene
-from adatoken3d_ros.fleet.link import PATIENCE
+from adatoken3d_ros.fleet.link import PATIENCE, LinkError
 from adatoken3d_ros.fleet.loading import load_engine
+from adatoken3d_ros.fleet.sender import Sender
 from tests.architectures import NAMES
 from tests.engine.scenes import room_frame
 from tests.fleet.shared import LIMIT, TOKEN, free_port, held_up, listening, plain, unlike
@@ -349,6 +350,22 @@ def test_whoever_gives_a_scene_up_sends_nothing_more(tiny_of: Any) -> None:
     gc.collect()
     sender.join(LIMIT)
     assert not sender.is_alive()
+
+
+def test_each_change_of_a_scene_is_offered_as_often() -> None:
+    """Also one that comes while an older one is tried: a robot that stands still then has its scene brought, too."""
+    tried: list[str] = []
+
+    def send(what: str) -> None:
+        tried.append(what)
+        if len(tried) == 2:
+            sender.offer("newer")
+        raise LinkError("out of reach")
+
+    sender = Sender(send, again=0.0, attempts=3)
+    sender._offer, sender._running = "older", True  # as its thread finds it
+    sender._run()
+    assert tried == ["older"] * 2 + ["newer"] * 3
 
 
 def test_what_has_gone_is_asked_about_there_too(tiny_of: Any, url_of: Any) -> None:
