@@ -13,8 +13,10 @@ import asyncio
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -123,6 +125,8 @@ class Replica:
         self.worker.ready.result()
         (self.engine,) = engine
         self.line: Line[Question] = Line(config.patience, config.waiting)
+        self._behind: deque[Held] = deque()  # scenes that are not yet what their robots have said
+        self._catching = False
         whose = Whose(self.engine.model.identity, self.engine.model.sizes)
         most = config.max_mb * 1e6
         self.scenes = Scenes(self.worker, whose, settings, most=config.max_scenes, most_bytes=most, gone=self._gone)
@@ -213,8 +217,7 @@ class Replica:
         held = self.scenes.of(scene, robot, rules)
         missing = await self._put(held, manifest, bodies)
         if not missing:
-            held.told = manifest
-            held.queue.call(held.catch_up, chore=True)
+            self._has(held, manifest)
         self.scenes.tidy()
         return JSONResponse({"missing": missing})
 
@@ -286,7 +289,8 @@ class Replica:
                 question.ticket.cancel(_GONE)
             elif not question.told:  # nobody reads it: it is counted
                 self._refuse(question, Status.CANCELLED, _GONE)
-            self._leave(question.held, question.asked.scene)
+            if question.held.unmade(question.asked.scene):  # the next question would find no time for them either
+                self._has(question.held, question.asked.scene)
             self.scenes.tidy()
 
     # --- questions, in the loop's thread ------------------------------------------------------------------------------
@@ -298,11 +302,26 @@ class Replica:
         answer = Ticket(asked.question, arrived).unanswered(status, why, time.monotonic())
         return replace(answer, model_id=self.engine.model_id)
 
-    def _leave(self, held: Held, scene: Manifest) -> None:
-        """Has views made while nobody asks that a question found no time for: the next one would find none either."""
-        if held.unmade(scene):
-            held.told = scene
-            held.queue.call(held.catch_up, chore=True)
+    def _has(self, held: Held, scene: Manifest) -> None:
+        """A scene is to become this while nobody asks."""
+        held.told = scene
+        if held not in self._behind:
+            self._behind.append(held)
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Gives the worker a view of a scene that is not yet what its robot has said, of each in turn, unless somebody
+        asks: what the worker has itself, it would do between any two questions."""
+        if self._behind and not (self._catching or self.line.running or len(self.line)):
+            held, self._catching = self._behind.popleft(), True
+            one = held.queue.call(held.catch_up, chore=True)
+            one.add_done_callback(lambda future: self._soon(self._caught_up, held, future))
+
+    def _caught_up(self, held: Held, one: Future[bool]) -> None:
+        self._catching = False
+        if one.exception() is None and one.result() and held not in self._behind:
+            self._behind.append(held)
+        self._catch_up()
 
     def _refuse_late(self) -> None:
         for entry in self.line.late(time.monotonic()):
@@ -315,6 +334,7 @@ class Replica:
         self._refuse_late()
         entry = self.line.next(time.monotonic())
         if entry is None:
+            self._catch_up()
             return
         question = entry.what
         asked, held = question.asked, question.held
@@ -366,6 +386,8 @@ class Replica:
         )
 
     def _gone(self, held: Held) -> None:
+        with suppress(ValueError):
+            self._behind.remove(held)
         if all(other.robot != held.robot for other in self.scenes.all()):
             self.line.forget(held.robot)
 

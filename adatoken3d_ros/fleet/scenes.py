@@ -237,18 +237,18 @@ class Held:
         self.look(scene)
         return left
 
-    def catch_up(self, scene: Scene) -> None:
-        """Runs in the worker's thread, as a chore: the scene becomes what its robot last said, if all of that is here,
-        a view at a time, so that no question waits for more than one."""
+    def catch_up(self, scene: Scene) -> bool:
+        """Runs in the worker's thread: a view is made of what its robot last said, if all of that is here, so that no
+        question waits for more than one; with the last one the scene becomes that. Whether more are to be made."""
         assert isinstance(scene, HeldScene)
         manifest = self.told
         if self.shelf.want(manifest):
-            return
+            return False
         if self.make_one(manifest, scene):
-            self.queue.call(self.catch_up, chore=True)
-        else:
-            scene.become(manifest)
-            self.look(scene)
+            return True
+        scene.become(manifest)
+        self.look(scene)
+        return False
 
     def look(self, scene: Scene) -> None:
         """Runs in the worker's thread: notes how large the scene is."""

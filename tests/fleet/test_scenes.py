@@ -162,13 +162,10 @@ def test_a_scene_catches_up_a_view_at_a_time(engine: Engine) -> None:
     own.encode_pending()
     shelf = Shelf(whose, 1e8)
     there = HeldScene(engine, OF_CHOSEN_FRAMES, shelf)
-    chores: list[Any] = []
-    queue: Any = SimpleNamespace(call=lambda function, chore: chores.append(function))
+    queue: Any = None
     held = Held("a", "r1", {}, shelf, queue, told=sent(own, whose, shelf))
-    held.catch_up(there)
-    assert len(chores) == 1 and len(there.unmade(held.told)) == 1 and held.made == there.nbytes
-    chores.pop()(there)
-    assert not chores and there.manifest == held.told and held.made == there.nbytes
+    assert held.catch_up(there) and len(there.unmade(held.told)) == 1 and held.made == there.nbytes
+    assert not held.catch_up(there) and there.manifest == held.told and held.made == there.nbytes
 
 
 def test_a_body_of_something_else_is_refused_and_the_scene_stays(engine: Engine) -> None:

@@ -412,3 +412,45 @@ def test_another_robots_pictures_hold_a_question_up_by_one_view(
     for thread in threads:
         thread.join(LIMIT)
     assert done == ["view", "tester True", "view", "view", "pictures True"]
+
+
+def test_while_somebody_asks_no_view_is_made_that_nobody_waits_for(
+    url_of: Any, tiny_of: Any, replica_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that is begun is made; the others wait until all have their answers."""
+    replica, done, changed = replica_of(NAMES[0]), list[str](), threading.Condition()
+    robots = [robot(url_of(NAMES[0]), tiny_of(NAMES[0]), **{"engine.robot": name})[1] for name in ("r1", "r2")]
+    _, other, _ = robot(url_of(NAMES[0]), tiny_of(NAMES[0]), **{"engine.encode": "picture", "engine.robot": "pictures"})
+    for scene in robots:
+        show(scene, 0)
+        assert scene.runtime.ask(scene, Question("What is there?")).status.answered
+    begun, go_on, encode = threading.Event(), threading.Event(), replica.engine.model.encode_views
+
+    def tell(what: str) -> None:
+        with changed:
+            done.append(what)
+            changed.notify_all()
+
+    def slowly(pictures: Any, **more: Any) -> Any:
+        begun.set()
+        go_on.wait(LIMIT)
+        tell("view")
+        return encode(pictures, **more)
+
+    monkeypatch.setattr(replica.engine.model, "encode_views", slowly)
+    monkeypatch.setattr(replica, "_record", lambda name, status, *of: tell("answer" * Status[status].answered))
+    show(other, 0, 1, 2)
+    other.prepare()
+    assert begun.wait(LIMIT)
+    threads = [threading.Thread(target=one.runtime.ask, args=(one, Question("What is there?"))) for one in robots]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + LIMIT
+    while not (replica.line.running and len(replica.line)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    go_on.set()
+    for thread in threads:
+        thread.join(LIMIT)
+    with changed:
+        assert changed.wait_for(lambda: len(done) == 5, LIMIT), done
+    assert done == ["view", "answer", "answer", "view", "view"]
