@@ -49,6 +49,7 @@ logger = logging.getLogger(__name__)
 STOP_SECONDS = 2.0
 _LINES = "application/x-ndjson"
 _GONE = "the robot has gone"
+_ASKED_ABOUT = "adatoken3d.asked_about"  # in a request's scope: the scene
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,12 @@ class Replica:
         if scope["type"] != "http":
             return
         response = await self._reply(Request(scope, receive))
-        await response(scope, receive, send)
+        try:
+            await response(scope, receive, send)
+        finally:
+            if (held := scope.get(_ASKED_ABOUT)) is not None:
+                held.questions -= 1
+                self.scenes.tidy()
 
     async def _reply(self, request: Request) -> Response:
         from starlette.requests import ClientDisconnect
@@ -251,13 +257,14 @@ class Replica:
         missing = await self._put(held, asked.scene, bodies[1:])
         if missing:
             return JSONResponse({"error": "missing", "bodies": missing}, 428)
+        held.questions += 1  # until its answer has gone: before the first word of it others would take its room
+        request.scope[_ASKED_ABOUT] = held
         question = Question(asked, held, arrived, content.get("attempt") == 1)
         return StreamingResponse(self._answered(question, robot), media_type=_LINES)
 
     async def _answered(self, question: Question, robot: str) -> AsyncIterator[bytes]:
         """The events of a question, to its end; whoever gives up reading them cancels it."""
         entry: Waiting[Question] | None = None
-        question.held.questions += 1  # here, as nothing is run of this where the robot has gone before it begins
         try:
             yield answers.line("wait")
             budget = question.asked.question.latency_budget_ms or 0.0
@@ -282,7 +289,6 @@ class Replica:
                     return
                 yield event
         finally:
-            question.held.questions -= 1
             if entry is not None:
                 self.line.leave([entry])
             if question.ticket is not None:
@@ -291,7 +297,6 @@ class Replica:
                 self._refuse(question, Status.CANCELLED, _GONE)
             if question.held.unmade(question.asked.scene):  # the next question would find no time for them either
                 self._has(question.held, question.asked.scene)
-            self.scenes.tidy()
 
     # --- questions, in the loop's thread ------------------------------------------------------------------------------
 

@@ -6,6 +6,9 @@ from __future__ import annotations
 import http.client
 import json
 import struct
+import time
+from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -13,13 +16,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adatoken3d_ros.engine.answer import Status
+from adatoken3d_ros.engine.answer import Question, Status
 from adatoken3d_ros.fleet import wire
 from adatoken3d_ros.fleet.door import ROBOT, SCENE, DoorConfig, guard
+from adatoken3d_ros.fleet.scenes import NoRoom
 from adatoken3d_ros.fleet.wire import Asked, Manifest
 from adatoken3d_ros.settings import DEFAULTS
 from tests.architectures import NAMES
 from tests.fleet.shared import LIMIT, TOKEN, listening
+from tests.fleet.test_link import robot, show
 from tests.fleet.test_wire import NAME, POSE, asked
 
 RULES = {name: DEFAULTS[name] for name in wire.RULES}
@@ -130,6 +135,30 @@ def test_a_scene_may_take_so_much_and_a_replica_hold_so_many(
     answer = json.loads(lines)["answer"]
     assert answered == 200 and answer["status"] == Status.BUSY and counted == [("fuzzer", "BUSY")]
     assert "what it answers now is likely to take 1500 ms more" in answer["status_message"]
+
+
+def test_a_scene_has_its_room_before_the_first_word_of_an_answer(
+    url_of: Any, tiny_of: Any, replica_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that is asked for has come, and nothing is answered yet: another robot that needs room takes it elsewhere."""
+    replica, answered = replica_of(NAMES[0]), replica_of(NAMES[0])._answered
+    engine, scene, _ = robot(url_of(NAMES[0]), tiny_of(NAMES[0]))
+    show(scene, 0)
+
+    async def later(question: Any, name: str) -> AsyncIterator[bytes]:
+        with suppress(NoRoom):
+            replica.scenes._make_room()
+        async for one in answered(question, name):
+            yield one
+
+    monkeypatch.setattr(replica.scenes, "most", 1)
+    monkeypatch.setattr(replica, "_answered", later)
+    answer = engine.ask(scene, Question("What is there?"))
+    assert answer.status.answered, answer.status_message
+    deadline = time.monotonic() + LIMIT
+    while any(one.questions for one in replica.scenes.all()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert time.monotonic() < deadline
 
 
 ANYTHING = st.recursive(
