@@ -371,7 +371,13 @@ def test_views_that_a_question_has_no_time_for_are_made_for_the_next_one(
             join = replica.line.join
             patch.setattr(replica.line, "join", lambda what, name, now, end, views: join(what, name, now, now, views))
         question = Question("What is there?", latency_budget_ms=60e3)
-        answer = engine.ask(scene, question, should_stop=lambda: ends == "given up" and len(replica.line) > 0)
+        waits = list[bool]()
+
+        def gives_up() -> bool:
+            waits.extend([True] * (len(replica.line) if ends == "given up" else 0))
+            return bool(waits)
+
+        answer = engine.ask(scene, question, should_stop=gives_up)
         assert answer.status == (Status.CANCELLED if ends == "given up" else Status.BUDGET_INFEASIBLE)
     assert made.wait(LIMIT)
     held = next(one for one in replica.scenes.all() if one.name == scene.name)
