@@ -13,26 +13,23 @@ import asyncio
 import logging
 import math
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adatoken3d_ros.engine.answer import Answer, Status
 from adatoken3d_ros.engine.events import StageBegan, TextSoFar
-from adatoken3d_ros.engine.loading import checkpoint_path, load_engine
+from adatoken3d_ros.engine.loading import load_engine
 from adatoken3d_ros.engine.tickets import Ticket
 from adatoken3d_ros.engine.worker import Worker
 from adatoken3d_ros.fleet import answers, wire
 from adatoken3d_ros.fleet.bodies import Whose
+from adatoken3d_ros.fleet.catching_up import CatchingUp
 from adatoken3d_ros.fleet.door import ROBOT as ROBOT_HEADER
 from adatoken3d_ros.fleet.door import SCENE, DoorConfig, Refused
-from adatoken3d_ros.fleet.encoder import encoder_identity, outline_files
-from adatoken3d_ros.fleet.far_model import shape_of
+from adatoken3d_ros.fleet.hello import hello_of
 from adatoken3d_ros.fleet.order import Full, Line, Waiting
 from adatoken3d_ros.fleet.scenes import Held, HeldScene, NoRoom, Scenes
 from adatoken3d_ros.fleet.wire import Asked, Manifest, WireError
@@ -126,23 +123,11 @@ class Replica:
         self.worker.ready.result()
         (self.engine,) = engine
         self.line: Line[Question] = Line(config.patience, config.waiting)
-        self._behind: deque[Held] = deque()  # scenes that are not yet what their robots have said
-        self._catching = False
+        self._catching_up = CatchingUp(lambda: self.line.running is not None or len(self.line) > 0, self._soon)
         whose = Whose(self.engine.model.identity, self.engine.model.sizes)
         most = config.max_mb * 1e6
         self.scenes = Scenes(self.worker, whose, settings, most=config.max_scenes, most_bytes=most, gone=self._gone)
-        path = checkpoint_path(settings["model.path"])
-        vision = Path(settings["model.vision_path"]) if settings["model.vision_path"] else None
-        self._hello = {
-            "version": wire.VERSION,
-            "model": whose.model,
-            "model_id": self.engine.model_id,
-            "encoder": encoder_identity(path, vision),
-            "shape": shape_of(self.engine.model),
-            "files": outline_files(path, vision),
-            "fitted": {name: one.text() for name, one in self.engine.fitted.items()},
-            "max_body": config.door.max_body,
-        }
+        self._hello = hello_of(self.engine, settings, config.door.max_body)
         self._strategies: dict[str, Strategy] = {}
 
     def check(self) -> None:
@@ -223,7 +208,7 @@ class Replica:
         held = self.scenes.of(scene, robot, rules)
         missing = await self._put(held, manifest, bodies)
         if not missing:
-            self._has(held, manifest)
+            self._catching_up.told(held, manifest)
         self.scenes.tidy()
         return JSONResponse({"missing": missing})
 
@@ -296,7 +281,7 @@ class Replica:
             elif not question.told:  # nobody reads it: it is counted
                 self._refuse(question, Status.CANCELLED, _GONE)
             if question.held.unmade(question.asked.scene):  # the next question would find no time for them either
-                self._has(question.held, question.asked.scene)
+                self._catching_up.told(question.held, question.asked.scene)
 
     # --- questions, in the loop's thread ------------------------------------------------------------------------------
 
@@ -306,27 +291,6 @@ class Replica:
     def _unanswered(self, asked: Asked, arrived: float, status: Status, why: str) -> Answer:
         answer = Ticket(asked.question, arrived).unanswered(status, why, time.monotonic())
         return replace(answer, model_id=self.engine.model_id)
-
-    def _has(self, held: Held, scene: Manifest) -> None:
-        """A scene is to become this while nobody asks."""
-        held.told = scene
-        if held not in self._behind:
-            self._behind.append(held)
-        self._catch_up()
-
-    def _catch_up(self) -> None:
-        """Gives the worker a view of a scene that is not yet what its robot has said, of each in turn, unless somebody
-        asks: what the worker has itself, it would do between any two questions."""
-        if self._behind and not (self._catching or self.line.running or len(self.line)):
-            held, self._catching = self._behind.popleft(), True
-            one = held.queue.call(held.catch_up, chore=True)
-            one.add_done_callback(lambda future: self._soon(self._caught_up, held, future))
-
-    def _caught_up(self, held: Held, one: Future[bool]) -> None:
-        self._catching = False
-        if one.exception() is None and one.result() and held not in self._behind:
-            self._behind.append(held)
-        self._catch_up()
 
     def _refuse_late(self) -> None:
         for entry in self.line.late(time.monotonic()):
@@ -339,7 +303,7 @@ class Replica:
         self._refuse_late()
         entry = self.line.next(time.monotonic())
         if entry is None:
-            self._catch_up()
+            self._catching_up.go_on()
             return
         question = entry.what
         asked, held = question.asked, question.held
@@ -391,8 +355,7 @@ class Replica:
         )
 
     def _gone(self, held: Held) -> None:
-        with suppress(ValueError):
-            self._behind.remove(held)
+        self._catching_up.gone(held)
         if all(other.robot != held.robot for other in self.scenes.all()):
             self.line.forget(held.robot)
 
