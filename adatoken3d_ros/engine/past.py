@@ -18,8 +18,9 @@ from adatoken3d_ros.scene.agreement import Sketch, thinned
 from adatoken3d_ros.scene.contributions import Contribution, reduced
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.geometry import backproject
+from adatoken3d_ros.scene.looked import Looked
 from adatoken3d_ros.scene.looks import confirmed, in_one_grid, joined
-from adatoken3d_ros.scene.occupancy import CELLS, ENOUGH, FARTHEST, MOST_BLOCKS, VOXEL, Looked, Occupancy, State
+from adatoken3d_ros.scene.occupancy import CELLS, ENOUGH, FARTHEST, MOST_BLOCKS, VOXEL, Occupancy, State
 from adatoken3d_ros.scene.patches import PatchConfig, PatchPoints, patch_points
 from adatoken3d_ros.scene.proposals import CLEARANCE, clusters
 from adatoken3d_ros.scene.spatial_tokens import SpatialTokens

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adatoken3d_ros.scene.occupancy import CELLS, LOOKS, PACKING, Looked
+from adatoken3d_ros.scene.looked import LOOKS, Looked
+from adatoken3d_ros.scene.occupancy import CELLS, PACKING
 
 MOST_METRES = 1e6
 MOST_STAMP = 2**31 * 10**9  # nanoseconds

@@ -11,7 +11,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from adatoken3d_ros.scene.occupancy import CELLS, LOOKS, OFFSETS, PACKING, SIDE, VOXEL, Looked
+from adatoken3d_ros.scene.looked import LOOKS, Looked
+from adatoken3d_ros.scene.occupancy import CELLS, OFFSETS, PACKING, SIDE, VOXEL
 
 SEEN, FREE, HIT, FIRST = range(len(LOOKS))
 

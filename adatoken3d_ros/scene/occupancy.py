@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 
 import cv2
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from adatoken3d_ros.scene.agreement import thinned
 from adatoken3d_ros.scene.frames import PosedFrame
 from adatoken3d_ros.scene.geometry import backproject
+from adatoken3d_ros.scene.looked import LOOKS, Looked, without_first
 
 VOXEL = 0.2  # metres
 SIDE = 8  # voxels along an edge of a block
@@ -33,7 +33,6 @@ INNER = 0.35  # of a voxel's edge, from its middle, within which a measurement s
 ENOUGH = 3  # measurements of a frame in a voxel that say that something is there
 NEAREST = 0.1  # metres; what is nearer to the camera is not looked at
 REMEMBERED = 65536  # looks whose times are known; older ones count as that old
-LOOKS = ("seen", "free", "hit", "first")  # the tables of the number of the look in which a voxel last was, or first hit
 
 PACKING = np.array([1 << 42, 1 << 21, 1])  # one number for a block
 OFFSETS = np.stack(np.meshgrid(*[np.arange(SIDE)] * 3, indexing="ij"), axis=-1).reshape(CELLS, 3)
@@ -46,19 +45,6 @@ class State(IntEnum):
     SEEN = 1  # at a surface, too near to it to tell
     FREE = 2
     OCCUPIED = 3
-
-
-@dataclass(frozen=True, eq=False)
-class Looked:
-    """Voxels in blocks (n, 3) int64, each once, and the looks in which each last was, or first hit: tables
-    (n, len(LOOKS), CELLS) int32 of their numbers from 1 on, 0: never; stamps (m,) int64 of the looks 1 to m,
-    nanoseconds; origin (3,), the centre of the voxel (0, 0, 0), scene frame, metres.
-    """
-
-    origin: NDArray[np.float64]
-    blocks: NDArray[np.int64]
-    tables: NDArray[np.int32]
-    stamps: NDArray[np.int64]
 
 
 class Occupancy:
@@ -245,7 +231,7 @@ class Occupancy:
         """What is known, to be kept."""
         keys, rows = self._all()
         tables = np.stack([self._tables[name][rows] for name in LOOKS], axis=1)
-        tables = np.maximum(tables - np.int32(self.looks - len(self._stamps)), tables > 0)  # what is older is that old
+        tables = without_first(tables, self.looks - len(self._stamps))
         return Looked(self.origin.copy(), keys, tables, np.array(self._stamps, np.int64))
 
     def restore(self, looked: Looked, camera: NDArray[np.float64]) -> None:
@@ -255,7 +241,7 @@ class Occupancy:
         self.looks = len(self._stamps)
         kept = np.argsort(self._away(looked.blocks, camera), kind="stable")[: self.most_blocks]
         tables, rows = looked.tables[kept], self._rows(looked.blocks[kept])
-        tables = np.maximum(tables - np.int32(len(looked.stamps) - self.looks), tables > 0)
+        tables = without_first(tables, len(looked.stamps) - self.looks)
         for number, name in enumerate(LOOKS):
             self._tables[name][rows] = tables[:, number]
 

@@ -23,7 +23,7 @@ from adatoken3d_ros.scene.contributions import Contribution, nothing, reduced
 from adatoken3d_ros.scene.frames import FrameError, check_rigid
 from adatoken3d_ros.scene.look_storage import SHAPES as LOOK_SHAPES
 from adatoken3d_ros.scene.look_storage import LookError, look_parts, read_looks
-from adatoken3d_ros.scene.occupancy import Looked
+from adatoken3d_ros.scene.looked import Looked
 from adatoken3d_ros.scene.sealed_file import AnotherSceneError, SceneFileError, SealedFile, write_sealed
 from adatoken3d_ros.scene.sketch_storage import SHAPES, SketchError, read_sketches, sketch_parts
 from adatoken3d_ros.scene.token_map import TokenMap

@@ -8,14 +8,15 @@ import pytest
 
 from adatoken3d_ros.scene import occupancy as module
 from adatoken3d_ros.scene.frames import PosedFrame
+from adatoken3d_ros.scene.looked import LOOKS
 from adatoken3d_ros.scene.looks import confirmed, in_one_grid, joined
-from adatoken3d_ros.scene.occupancy import LOOKS, VOXEL, Occupancy, State
+from adatoken3d_ros.scene.occupancy import VOXEL, Occupancy, State
 from tests.scene.room import CUPBOARD, TABLE, view, walk
 
 FRAMES = [view(stamp, pose) for stamp, pose in enumerate(walk(6), start=1)]
 EMPTY = [view(stamp, pose, CUPBOARD) for stamp, pose in enumerate(walk(6), start=11)]  # the table has gone
 GRID = np.stack(np.meshgrid(*[np.arange(-2.0, 2.01, 0.1)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
-AWAY = np.array([[1, 0, 0, 3.0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
+AWAY, FAR = (np.array([[1, 0, 0, x], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]) for x in (3.0, 50.0))
 
 
 def looked_at(frames: list[PosedFrame], origin: tuple[float, float, float] = (0, 0, 0), most: int = 4096) -> Occupancy:
@@ -94,3 +95,18 @@ def test_bounds_hold_for_what_is_restored(monkeypatch: pytest.MonkeyPatch) -> No
     nothing = Occupancy()
     nothing.restore(Occupancy((VOXEL, 0, 0)).looked(), camera)
     assert not nothing.blocks and nothing.looks == 0
+
+
+def test_what_is_free_stays_free_when_its_looks_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was hit, looked through, and not looked at since, in what is kept and in what is restored."""
+    far = [PosedFrame(f.rgb, f.depth, f.K, FAR @ f.T_world_camera, f.stamp_ns) for f in FRAMES]
+    whole = looked_at([*FRAMES, *EMPTY, *far])
+    monkeypatch.setattr(module, "REMEMBERED", 3)
+    forgetful = looked_at([*FRAMES, *EMPTY, *far])
+    assert forgetful.looked().stamps.tolist() == [4, 5, 6]
+    for known in (whole, forgetful):
+        again = Occupancy()
+        again.restore(known.looked(), np.zeros(3))
+        np.testing.assert_array_equal(again.states(GRID), whole.states(GRID))
+    hit, free = again.look_numbers(GRID, "hit", "free")
+    assert ((hit > 0) & (free > hit)).any()

@@ -18,7 +18,8 @@ from safetensors.torch import save, save_file
 
 from adatoken3d_ros.scene import sealed_file, storage
 from adatoken3d_ros.scene.agreement import Sketch
-from adatoken3d_ros.scene.occupancy import CELLS, LOOKS, Looked
+from adatoken3d_ros.scene.looked import LOOKS, Looked
+from adatoken3d_ros.scene.occupancy import CELLS
 from adatoken3d_ros.scene.sealed_file import SceneFileError
 from adatoken3d_ros.scene.storage import About, load_scene, save_scene
 from adatoken3d_ros.scene.token_map import TokenMap
