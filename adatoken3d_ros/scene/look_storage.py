@@ -57,7 +57,7 @@ def read_looks(tensors: Mapping[str, Tensor]) -> Looked | None:
         return None
     if len(origin) > 1 or not bool((origin.abs() <= MOST_METRES).all()):  # NaN is not
         raise LookError(f"looked_origin is {origin[:2].tolist()}, not one point up to {MOST_METRES:g} m")
-    if not bool((blocks.abs() < _MOST_INDEX).all()):
+    if not bool(((blocks > -_MOST_INDEX) & (blocks < _MOST_INDEX)).all()):
         raise LookError("looked_blocks holds a block that is too far away")
     if len(torch.unique(blocks @ torch.from_numpy(PACKING))) < len(blocks):
         raise LookError("looked_blocks holds a block twice")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from adatoken3d_ros.scene.storage import load_scene, save_scene
 from tests.scene.test_storage import ABOUT, IDENTITY, SKETCHES, content_of, refused, scene, sealed
@@ -41,6 +42,7 @@ def test_a_file_of_the_format_before_is_read(saved: Path) -> None:
         ("looked_origin", lambda t: t[:0], "2 blocks that were looked at, with no origin"),
         ("looked_origin", lambda t: t * float("nan"), "looked_origin is .*, not one point"),
         ("looked_blocks", lambda t: t + 2**20, "a block that is too far away"),
+        ("looked_blocks", lambda t: t.where(t < 5, torch.tensor(-(2**63))), "a block that is too far away"),
         ("looked_blocks", lambda t: t * 0, "a block twice"),
         ("looked_stamps", lambda t: t - 5, "a time that is not 0 to"),
         ("looked_numbers", lambda t: t + 1, "a look that is none of 2"),
