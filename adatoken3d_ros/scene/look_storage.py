@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from adatoken3d_ros.scene.looked import LOOKS, Looked
-from adatoken3d_ros.scene.occupancy import CELLS, PACKING
+from adatoken3d_ros.scene.occupancy import CELLS, MOST_BLOCKS, PACKING, REMEMBERED
 
 MOST_METRES = 1e6
 MOST_STAMP = 2**31 * 10**9  # nanoseconds
@@ -55,6 +55,8 @@ def read_looks(tensors: Mapping[str, Tensor]) -> Looked | None:
         if len(blocks) or len(stamps):
             raise LookError(f"{len(blocks)} blocks that were looked at, with no origin")
         return None
+    if len(blocks) > MOST_BLOCKS or len(stamps) > REMEMBERED:  # they would take many times what the file takes
+        raise LookError(f"{len(blocks)} blocks and {len(stamps)} looks, more than {MOST_BLOCKS} and {REMEMBERED}")
     if len(origin) > 1 or not bool((origin.abs() <= MOST_METRES).all()):  # NaN is not
         raise LookError(f"looked_origin is {origin[:2].tolist()}, not one point up to {MOST_METRES:g} m")
     if not bool(((blocks > -_MOST_INDEX) & (blocks < _MOST_INDEX)).all()):

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from adatoken3d_ros.scene import look_storage
+from adatoken3d_ros.scene.occupancy import REMEMBERED
 from adatoken3d_ros.scene.storage import load_scene, save_scene
 from tests.scene.test_storage import ABOUT, IDENTITY, SKETCHES, content_of, refused, scene, sealed
 
@@ -44,6 +46,7 @@ def test_a_file_of_the_format_before_is_read(saved: Path) -> None:
         ("looked_blocks", lambda t: t + 2**20, "a block that is too far away"),
         ("looked_blocks", lambda t: t.where(t < 5, torch.tensor(-(2**63))), "a block that is too far away"),
         ("looked_blocks", lambda t: t * 0, "a block twice"),
+        ("looked_stamps", lambda t: t.new_zeros(REMEMBERED + 1), "2 blocks and 65537 looks, more than 4096 and 65536"),
         ("looked_stamps", lambda t: t - 5, "a time that is not 0 to"),
         ("looked_numbers", lambda t: t + 1, "a look that is none of 2"),
         ("looked_numbers", lambda t: t.long(), "looked_numbers is .*I64"),
@@ -54,3 +57,8 @@ def test_looks_that_are_none_are_named(saved: Path, name: str, change: Any, name
     tensors[name] = change(tensors[name]).contiguous()
     sealed(tensors, content, saved)
     refused(saved, named)
+
+
+def test_no_more_blocks_are_read_than_a_scene_has(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(look_storage, "MOST_BLOCKS", 1)
+    refused(saved, "2 blocks and 2 looks, more than 1 and")
