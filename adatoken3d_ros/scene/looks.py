@@ -22,7 +22,7 @@ Ways = Mapping[int, NDArray[np.float64]]
 def in_one_grid(a: Looked, b: Looked) -> bool:
     """Whether the voxels of both are the same."""
     off = (a.origin - b.origin) / (VOXEL * SIDE)
-    return bool(np.allclose(off, np.rint(off), atol=1e-6))
+    return bool((np.abs(off - np.rint(off)) <= 1e-6).all())
 
 
 def joined(older: Looked, newer: Looked) -> Looked:

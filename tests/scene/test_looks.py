@@ -53,6 +53,12 @@ def test_what_is_joined_is_as_if_all_had_been_looked_at_in_turn(origin: tuple[fl
     assert (first[still] == wanted[still]).mean() > 0.99  # but where an edge was hit, and looked past, in one scene
 
 
+@pytest.mark.parametrize(("x", "same"), [(3.2, True), (3.3, False), (80_000.0, True), (80_000.1, False)])
+def test_voxels_are_the_same_however_far_apart_their_origins_are(x: float, same: bool) -> None:
+    here, there = (Occupancy((metres, 0, 0)).looked() for metres in (0.0, x))
+    assert in_one_grid(here, there) is same
+
+
 def test_only_times_are_confirmed_where_voxels_lie_otherwise() -> None:
     before, known = looked_at([*FRAMES, *EMPTY]), looked_at(FRAMES, (0.05, 0.1, 0.0))
     assert not in_one_grid(before.looked(), known.looked())
