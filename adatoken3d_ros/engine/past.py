@@ -149,12 +149,13 @@ class Past:
             self.tombstones.move(lambda ns: moved[int(stamps[np.abs(stamps - ns).argmin()])], self._map.keys_at)
 
     def join(self, things: Sequence[Thing]) -> None:
-        """Remembers, as older, what had gone from a scene that was joined to this one, unless it stands there now."""
+        """Remembers, as older, what had gone from a scene that was joined to this one, unless it stands there now, and
+        what had appeared."""
         known, occupancy = self.tombstones, self.occupancy
         mine = [
             replace(thing, keys=self._map.keys_at(thing.xyz.double().numpy()))
             for thing in things
-            if (occupancy.states(thing.xyz.double().numpy()) == State.OCCUPIED).mean() < MOSTLY
+            if not thing.gone_ns or (occupancy.states(thing.xyz.double().numpy()) == State.OCCUPIED).mean() < MOSTLY
         ]
         known.restore([*mine, *known.gone, *known.appeared])
         self._bound()

@@ -263,6 +263,20 @@ def test_what_had_gone_is_joined_with_the_rest(make_session: MakeSession, tmp_pa
     assert len(again.memory.past.tombstones.gone) < len(past.tombstones.gone)
 
 
+def test_what_had_appeared_is_joined_with_the_rest(make_session: MakeSession, tmp_path: Path) -> None:
+    """It stands there now, unlike what had gone."""
+    named, changed = replace(CONFIG, map_id="m"), Question("What has changed?")
+    before = make_session(named)
+    for run, things in enumerate((THINGS[1:], THINGS)):
+        looked(before, [replace(room_frame(i, things), stamp_ns=(10 * run + i + 1) * 10**9) for i in (0, 1, 2)])
+    (told,) = ask(before, changed).evidence
+    assert told.gone_ns == 0 and told.first_ns == 11 * 10**9
+    before.save(tmp_path / "s")
+    other = looked(make_session(named), [replace(room_frame(8), stamp_ns=60 * 10**9)])
+    other.load(tmp_path / "s", merge=True)
+    assert [(one.place, one.first_ns) for one in ask(other, changed).evidence] == [(told.place, told.first_ns)]
+
+
 def test_what_was_there_and_is_looked_through_now_has_gone_when_scenes_are_joined(
     make_session: MakeSession, tmp_path: Path
 ) -> None:
