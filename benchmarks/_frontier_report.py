@@ -235,5 +235,5 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
         f"{result['model']['name']} ({result['model']['parameters'] / 1e6:.1f} M parameters)"
     )
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=6, fontsize=9, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=2 + 2 * len(panels), fontsize=9, frameon=False)
     figure.savefig(path, dpi=120)

@@ -85,17 +85,17 @@ def test_figures_are_put_into_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "<!-- claims: old.json -->\n<!-- end of claims -->\n"
     )
     other.write_text("<!-- frontier: x -->\n<!-- end of frontier -->")
-    for command, name, pages in ((frontier, "frontier_rivals_cpu", [page, other]), (claims, "claims_cpu", [page])):
+    for command, name, pages in ((frontier, "frontier_cpu", [page, other]), (claims, "claims_cpu", [page])):
         words = [name, "--from", str(RESULTS / f"{name}.json"), "--json", "f.json", "--docs", *map(str, pages)]
         monkeypatch.setattr(sys, "argv", words)
         monkeypatch.chdir(tmp_path)
         command.main()
         assert json.loads((tmp_path / "f.json").read_text()) == measured(name)
     text = page.read_text()
-    assert text.startswith("a\n<!-- frontier: f.json -->\n\n352 questions about 17 rooms") and "\nb\n" in text
+    assert text.startswith("a\n<!-- frontier: f.json -->\n\n707 questions about 34 rooms") and "\nb\n" in text
     assert [name for name, source, _ in blocks(page) if source == "f.json"] == ["frontier", "claims"]
-    assert "earlier" not in text and "| **`ours`** | 0.798, -1.3 (-4.5 to +1.9) |" in text
-    assert "keeps 98.3 % (94.4 to 102.3) with 80 % fewer" in other.read_text().replace("\n", " ")
+    assert "earlier" not in text and "| **`ours`** | 0.817, 0.0 (-1.2 to +1.1) |" in text
+    assert "keeps 100.0 % (98.6 to 101.4) with 63 % fewer" in other.read_text().replace("\n", " ")
     with pytest.raises(ValueError, match="has no <!-- speed -->"):
         put(page, "speed", "")
 
