@@ -14,6 +14,7 @@ import torch
 
 from adatoken3d_ros.engine.answer import Question
 from adatoken3d_ros.engine.engine import Engine
+from adatoken3d_ros.engine.scene import Scene
 from adatoken3d_ros.fleet.bodies import BodyError, Whose, body_of, jpeg, packed, packed_things, picture_of
 from adatoken3d_ros.fleet.scenes import Held, HeldScene, NoRoom, Scenes, Shelf
 from adatoken3d_ros.fleet.wire import Manifest, ViewEntry
@@ -48,15 +49,20 @@ def smooth(frame: PosedFrame) -> PosedFrame:
     return PosedFrame(picture_of(jpeg(rgb)), frame.depth, frame.K, frame.T_world_camera, frame.stamp_ns)
 
 
-def test_a_scene_of_bodies_is_answered_as_the_robots_own(engine: Engine) -> None:
-    """In 16 bits: the same places, and about the same numbers; carved rows are left out and views may go."""
-    whose = Whose(engine.model.identity, engine.model.sizes)
+def both(engine: Engine, whose: Whose, views: int) -> tuple[Scene, Shelf, HeldScene]:
+    """A robot's scene of so many views, and an empty one on a replica, with its shelf."""
     own = engine.open()
-    for index in range(3):
+    for index in range(views):
         own.observe(room_frame(index))
     own.encode_pending()
     shelf = Shelf(whose, 1e8)
-    there = HeldScene(engine, OF_CHOSEN_FRAMES, shelf)
+    return own, shelf, HeldScene(engine, OF_CHOSEN_FRAMES, shelf)
+
+
+def test_a_scene_of_bodies_is_answered_as_the_robots_own(engine: Engine) -> None:
+    """In 16 bits: the same places, and about the same numbers; carved rows are left out and views may go."""
+    whose = Whose(engine.model.identity, engine.model.sizes)
+    own, shelf, there = both(engine, whose, 3)
     manifest = sent(own, whose, shelf)
     assert shelf.want(manifest) == []
     there.become(manifest)
@@ -118,12 +124,7 @@ def test_a_picture_is_encoded_to_what_its_robot_would_have_made_of_it(engine: En
 
 def test_views_are_made_one_by_one_and_kept_for_a_question_that_waits(engine: Engine) -> None:
     whose = Whose(engine.model.identity, engine.model.sizes)
-    own = engine.open()
-    for index in range(3):
-        own.observe(room_frame(index))
-    own.encode_pending()
-    shelf = Shelf(whose, 1e8)
-    there = HeldScene(engine, OF_CHOSEN_FRAMES, shelf)
+    own, shelf, there = both(engine, whose, 3)
     whole = sent(own, whose, shelf)
     other = Manifest(whole.views[:2], (9.0, 0.0, 0.0), whole.shift)  # as when it was begun elsewhere
     assert [shelf.want(one) for one in (whole, other)] == [[], []]
@@ -142,12 +143,7 @@ def test_views_are_made_one_by_one_and_kept_for_a_question_that_waits(engine: En
 def test_views_of_scenes_that_were_never_whole_go_too(engine: Engine) -> None:
     """As of a robot whose poses are mended again and again before a question has time for all of them."""
     whose = Whose(engine.model.identity, engine.model.sizes)
-    own = engine.open()
-    for index in range(3):
-        own.observe(room_frame(index))
-    own.encode_pending()
-    shelf = Shelf(whose, 1e8)
-    there = HeldScene(engine, OF_CHOSEN_FRAMES, shelf)
+    own, shelf, there = both(engine, whose, 3)
     whole = sent(own, whose, shelf)
     scenes = [Manifest(whole.views, (float(metres), 0.0, 0.0), whole.shift) for metres in range(4)]
     assert [(shelf.want(one), there.make(one, 2)) for one in scenes] == [([], 1)] * 4
@@ -156,12 +152,7 @@ def test_views_of_scenes_that_were_never_whole_go_too(engine: Engine) -> None:
 
 def test_a_scene_catches_up_a_view_at_a_time(engine: Engine) -> None:
     whose = Whose(engine.model.identity, engine.model.sizes)
-    own = engine.open()
-    for index in range(2):
-        own.observe(room_frame(index))
-    own.encode_pending()
-    shelf = Shelf(whose, 1e8)
-    there = HeldScene(engine, OF_CHOSEN_FRAMES, shelf)
+    own, shelf, there = both(engine, whose, 2)
     queue: Any = None
     held = Held("a", "r1", {}, shelf, queue, told=sent(own, whose, shelf))
     assert held.catch_up(there) and len(there.unmade(held.told)) == 1 and held.made == there.nbytes
