@@ -77,7 +77,7 @@ def add_parser(subparsers: Any) -> None:
         "--turns", type=int, default=0, metavar="N", help="parts of the furniture models, left out in turn (0: none)"
     )
     parser.add_argument("--turn", type=int, default=100, metavar="N", help="steps that such a part is left out (100)")
-    parser.add_argument("--told", action="store_true", help="distances that say from where to where in every wording")
+    parser.add_argument("--told", action="store_true", help="more wordings of distances, that say from where to where")
     parser.add_argument("--rooms", type=int, default=1400, metavar="N", help="training rooms (1400)")
     parser.add_argument("--first-room", type=int, default=0, metavar="SEED", help="seed of the first of them (0)")
     parser.add_argument(

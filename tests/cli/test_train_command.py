@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from adatoken3d_ros.cli.main import INTERRUPTED, main
-from adatoken3d_ros.lab.synthetic.wordings import MIDDLES
+from adatoken3d_ros.lab.synthetic.wordings import MIDDLES, WORDINGS
 from adatoken3d_ros.lab.training.language import config_content, new_model, save_model, tokenizer
 from adatoken3d_ros.lmm import registry
 from adatoken3d_ros.lmm.llava3d.config import Llava3DConfig
@@ -57,7 +57,7 @@ def test_trains_saves_and_goes_on(tmp_path: Path, tower: Path, capsys: pytest.Ca
     recipe = json.loads((out / "config.json").read_text())["training"]
     assert (recipe["rooms"], recipe["turns"], recipe["turn"]) == (3, 3, 1)
     understood = json.loads((out / "understanding.json").read_text())
-    assert set(understood["wordings"]["distance"]) == set(MIDDLES)
+    assert set(understood["wordings"]["distance"]) == {*WORDINGS["distance"], *MIDDLES}
     assert [line["step"] for line in _log(out)] == [1, 2, 2]
     assert "macro" in _log(out)[-1]["right"]  # type: ignore[operator]
     assert "saved at step 2" in capsys.readouterr().out

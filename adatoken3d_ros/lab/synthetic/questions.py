@@ -59,7 +59,7 @@ def generate(
 
     Args:
         visible: from `views.sights`, for the views that the answerer is given; None: everything is seen from all sides.
-        told: of distances, from where to where they are.
+        told: of most distances, from where to where they are.
 
     Raises:
         ValueError: for an unknown family.

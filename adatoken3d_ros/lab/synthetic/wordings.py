@@ -123,8 +123,8 @@ STANDPOINTS: dict[str, tuple[str, ...]] = {
 
 
 def wordings(told: bool = False) -> dict[str, tuple[str, ...]]:
-    """WORDINGS; told: every distance says from where to where."""
-    return {**WORDINGS, "distance": MIDDLES} if told else WORDINGS
+    """WORDINGS; told: most distances say from where to where, as whoever asks need not."""
+    return {**WORDINGS, "distance": tuple(dict.fromkeys((*WORDINGS["distance"], *MIDDLES)))} if told else WORDINGS
 
 
 @dataclass(frozen=True, eq=False)

@@ -61,7 +61,7 @@ class TrainConfig:
         unseen: questions a scene about places that no view shows, at most.
         turns: parts of the furniture models that are left out in turn, `turn` steps each: what comes back was not seen
             for so long that its class has to be told by what others of the class look like. 0: none is.
-        told: distances say in every wording from where to where they are.
+        told: distances say in more wordings from where to where they are.
         autocast: matrix products in bfloat16.
         compiled: layers by torch.compile, which needs a C++ compiler and some minutes at first.
     """

@@ -116,8 +116,9 @@ def test_distances_may_say_from_where_to_where() -> None:
         told: [qa for k in range(60) for qa in generate(ROOM, np.random.default_rng(k), told=told)] for told in (0, 1)
     }
     said = [qa.question for qa in found[1] if qa.family == "distance"]
-    assert said and all(question.lower().count("the middle of the") == 2 for question in said)
-    assert len({question.split()[2] for question in said}) >= 3, "in more than one wording"
+    where = [question for question in said if question.lower().count("the middle of the") == 2]
+    assert 0.4 * len(said) < len(where) < 0.8 * len(said), "4 of the 7 wordings: people do not always say it"
+    assert len({question.split()[2] for question in where}) >= 3, "in more than one wording"
     usual = [(qa.question, qa.answer) for qa in found[0] if qa.family != "distance"]
     assert usual == [(qa.question, qa.answer) for qa in found[1] if qa.family != "distance"]
     assert [qa.answer for qa in found[0]] == [qa.answer for qa in found[1]]
