@@ -5,7 +5,8 @@ A checkpoint may have a file `understanding.json` beside its config.json; one th
 
     words       every word of its questions, as it was trained on them: the first of a question in either case
     things      the names of what it knows, singular and plural, {p} for a point; colours: what may stand before them
-    wordings    by family: its questions, with {p} for a point and any other {letter} for a thing
+    wordings    by family: its questions, with {p} for a point, {k} for a kind of thing, which has no point, any other
+                {letter} for a thing
     unknown     what it was trained to answer about places that nobody saw; one that was not has none
     confidence  model_hash, slope, offset and offsets by family: how likely an answer is right, by the probability p of
                 its first token: 1 / (1 + exp(-(slope * log(p / (1 - p)) + offset of the family))). Written by
@@ -35,6 +36,7 @@ FILE = "understanding.json"
 MAX_BYTES = 2**20
 WORD = re.compile(r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*")
 _GAP = r"((?:\S+ ){0,4}?\S+)"  # a thing: few words, so that no text takes long
+_KIND = _GAP.replace(r"\S+", rf"(?!\S*{CLICK_MARK})\S+")
 _STOPS = " ?.!"
 _NAMED = 5  # unknown words that are named
 _LEAST = 1e-6  # probabilities are kept so far from 0 and 1
@@ -223,5 +225,6 @@ def _escaped(name: str) -> str:
 def _pattern(wording: str) -> re.Pattern[str]:
     """Of a question: groups for its things."""
     pieces = [re.escape(piece) for piece in re.split(r"\{(\w)\}", _plain(wording))]
-    pieces[1::2] = [CLICK_MARK if letter == "p" else _GAP for letter in re.findall(r"\{(\w)\}", wording)]
+    places = {"p": CLICK_MARK, "k": _KIND}
+    pieces[1::2] = [places.get(letter, _GAP) for letter in re.findall(r"\{(\w)\}", wording)]
     return re.compile("".join(pieces))

@@ -41,7 +41,7 @@ CONTENT: dict[str, Any] = {
     "things": ["chair", "chairs", "coffee table", "object at {p}"],
     "colours": ["red"],
     "wordings": {"existence": ["Is {a} here?"], "class": ["What is the object at {p}?"],
-                  "count": ["What number of {a}?"]},
+                  "count": ["What number of {k}?"]},
     "confidence": {"model_hash": "m", "slope": 2.0, "offset": -1.0, "offsets": {"count": 0.5}},
 }  # fmt: skip
 P = "\N{OBJECT REPLACEMENT CHARACTER}"
@@ -77,6 +77,7 @@ def test_a_wording_with_a_known_thing_is_understood(known: Understanding, questi
         ("CHAIR a is", "the model does not know the word CHAIR (it knows chair)"),
         ("b c d e f g b", "the model does not know the words b, c, d, e, f and 1 more"),
         ("Is a table here?", "the model knows no thing called 'a table'"),
+        (f"What number of object at {P}?", "no question like this"),
         ("Is a red here?", "the model knows no thing called 'a red'"),
         ("Is 2 here?", "the model knows no thing called '2'"),
         (
@@ -319,9 +320,12 @@ def test_every_question_about_the_photographs_is_understood(embedded: Understand
         ("What is this?", "no question like this"),
         ("Where is the table?", "no question like this"),
         ("Is there a room in the room?", "the model knows no thing called 'a room'"),
+        ("How many object at [1, 1, 0.5] are there?", "no question like this"),
+        ("Is there the object at [1, 1, 0.5] in the room?", "no question like this"),
         ("How many chairs are there on the moon?", "the word moon"),
     ],
 )
 def test_what_the_model_in_the_package_does_not_understand(embedded: Understanding, question: str, said: str) -> None:
-    family, strange = embedded.judge(question)
+    text, points = parse_clicks(question)
+    family, strange = embedded.judge(text, len(points))
     assert not family and said in strange

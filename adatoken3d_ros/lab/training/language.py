@@ -115,14 +115,16 @@ def _look_for_likeness(attention: Any, generator: torch.Generator) -> None:
 def understanding(*, unseen: bool = False, told: bool = False) -> dict[str, Any]:
     """What such a model understands, as `engine.understanding` reads it from beside the weights.
 
-    unseen: whether it was trained to say that it does not know (`synthetic.unseen`). told: whether every distance said
-    from where to where it is.
+    unseen: whether it was trained to say that it does not know (`synthetic.unseen`). told: whether distances said from
+    where to where they are.
     """
     stands = [words for group in STANDPOINTS.values() for words in group]
     known: dict[str, list[str]] = {}
     for name, group in wordings(told).items():
         texts = [text.replace("{s}", words.replace("{s}", "{x}")) for text in group for words in stands]
-        known.setdefault(name.split()[0], []).extend(dict.fromkeys(texts))
+        if (family := name.split()[0]) in ("count", "existence"):  # of a kind, not of one thing
+            texts = [text.replace("{a}", "{k}") for text in texts]
+        known.setdefault(family, []).extend(dict.fromkeys(texts))
     things = [name for kind in KINDS for name in (kind, plural(kind))] + ["object at {p}"]
     said = [text for group in known.values() for text in group] + [*things, *map(article, KINDS), *COLOURS, "the"]
     found = {word for text in said for word in WORD.findall(re.sub(r"\{\w\}", " ", text))}
