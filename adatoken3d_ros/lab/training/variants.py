@@ -26,7 +26,7 @@ _PIXEL_CHANNELS = 3  # the first of a patch's feature
 
 def thinned(scene: Scene, items: float, rest: float, rng: np.random.Generator, most: int | None = None) -> Scene:
     """The scene with a random part `items` of the tokens that show something, and `rest` of those that show only the
-    room itself, at most `most` rows of a prompt (and items); of each item at least one token stays."""
+    room itself, at most `most` rows of a prompt (and items); of each item at least one token stays, and one of all."""
     m = len(scene.features)
     shows = np.zeros(m, bool)
     is_item = scene.instance.numpy() >= FIRST_ITEM
@@ -39,6 +39,8 @@ def thinned(scene: Scene, items: float, rest: float, rng: np.random.Generator, m
     needed = np.zeros(m, bool)
     needed[voxel[order[first]]] = True
     kept |= needed
+    if not kept.any():  # nothing but the room is seen, and little of it
+        kept[rng.integers(m)] = True
     line = None if scene.where is None else grid_lines(scene.where)
     if most is not None and kept.sum() + (0 if line is None else len(np.unique(line[kept]))) > most:
         spare = rng.permutation(np.flatnonzero(kept & ~needed))

@@ -160,6 +160,8 @@ def test_a_thinned_scene_keeps_a_token_of_every_item(scenes: list[Scene]) -> Non
     assert all(torch.equal(getattr(whole, n), getattr(scene, n)) for n in ("features", "xyz", "voxel", "instance"))
     capped = thinned(scene, 1.0, 1.0, np.random.default_rng(0), most=len(shown) + 5)
     assert len(capped.features) == len(shown) + 5 and set(capped.instance.tolist()) >= shown
+    bare = thinned(replace(scene, instance=torch.zeros_like(scene.instance)), 0.0, 0.0, np.random.default_rng(0))
+    assert len(bare.features) == 1, "a view of the bare room has something to say, too"
     # What is left is what was: each point's token has the features that it had, and all of its points.
     half = thinned(scene, 0.5, 0.5, np.random.default_rng(0))
     rows = {tuple(f.tolist()): n for n, f in enumerate(scene.features)}
