@@ -2,7 +2,7 @@
 """What the model that comes with the package says about one furnished room, to the letter, unpruned and pruned.
 
 A change of these answers is a change of what users get: of the weights, the rendered room, or anything between a frame
-and a word. Where that was meant, `python tests/engine/test_golden.py` writes them anew; read the difference.
+and a word. Where that was meant, `python -m tests.engine.test_golden` writes them anew; read the difference.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from adatoken3d_ros.weights import embedded_path
 from tests.engine.scenes import ask, new_scene
 
 GOLDEN = Path(__file__).parent / "golden.json"
-RENEW = "python tests/engine/test_golden.py"
+RENEW = "python -m tests.engine.test_golden"
 SEED = 2  # of the room, split `test`
 STRATEGIES = ("none", "ours")
 
