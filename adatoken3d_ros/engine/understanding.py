@@ -35,8 +35,9 @@ logger = logging.getLogger(__name__)
 FILE = "understanding.json"
 MAX_BYTES = 2**20
 WORD = re.compile(r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*")
-_GAP = r"((?:\S+ ){0,4}?\S+)"  # a thing: few words, so that no text takes long
-_KIND = _GAP.replace(r"\S+", rf"(?!\S*{CLICK_MARK})\S+")
+_FEW = r"((?:{0} ){{0,4}}?{0})"  # words of a thing: few, so that no text takes long
+_GAP = _FEW.format(r"\S+")
+_GAPS = {"p": CLICK_MARK, "k": _FEW.format(rf"[^\s{CLICK_MARK}]+")}
 _STOPS = " ?.!"
 _NAMED = 5  # unknown words that are named
 _LEAST = 1e-6  # probabilities are kept so far from 0 and 1
@@ -225,6 +226,5 @@ def _escaped(name: str) -> str:
 def _pattern(wording: str) -> re.Pattern[str]:
     """Of a question: groups for its things."""
     pieces = [re.escape(piece) for piece in re.split(r"\{(\w)\}", _plain(wording))]
-    places = {"p": CLICK_MARK, "k": _KIND}
-    pieces[1::2] = [places.get(letter, _GAP) for letter in re.findall(r"\{(\w)\}", wording)]
+    pieces[1::2] = [_GAPS.get(letter, _GAP) for letter in re.findall(r"\{(\w)\}", wording)]
     return re.compile("".join(pieces))

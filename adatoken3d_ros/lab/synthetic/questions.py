@@ -137,12 +137,12 @@ class _Asker:
             if not facts.seen:
                 return None
             item = self.rare(facts.seen)
-            return self.say("existence", "yes", [item], {"a": article(item.kind)})
+            return self.say("existence", "yes", [item], {"k": article(item.kind)})
         absent = [k for k in facts.known if not any(confusable(k, there) for there in facts.kinds)]
         if not absent:
             return None
         kind = self.weighted(absent, [1 / (1 - facts.known[k]) for k in absent])
-        return self.say("existence", "no", [], {"a": article(kind)})
+        return self.say("existence", "no", [], {"k": article(kind)})
 
     def existence_coloured(self, yes: bool) -> QA | None:
         """ "Is there a red chair?" in a room with chairs."""
@@ -156,7 +156,7 @@ class _Asker:
             if not free:
                 return None
             colour = self.any(free)
-        return self.say("existence", "yes" if yes else "no", [item], {"a": article(f"{colour} {item.kind}")})
+        return self.say("existence", "yes" if yes else "no", [item], {"k": article(f"{colour} {item.kind}")})
 
     def existence_on(self, yes: bool) -> QA | None:
         """ "Is there a mug on the table?" in a room with a mug and a table with something on it."""
@@ -171,7 +171,7 @@ class _Asker:
         if not pairs:
             return None
         item, carrier = self.any(pairs)
-        words = {"a": article(item.kind), "x": self.name(carrier)}
+        words = {"k": article(item.kind), "x": self.name(carrier)}
         return self.say("existence on", "yes" if yes else "no", [item, carrier], words)
 
     def ask_count(self) -> QA | None:
@@ -189,7 +189,7 @@ class _Asker:
         if answer not in options:
             return None
         kind = self.any(options[answer])
-        return self.say("count", answer, [i for i in self.facts.items if i.kind == kind], {"a": plural(kind)})
+        return self.say("count", answer, [i for i in self.facts.items if i.kind == kind], {"k": plural(kind)})
 
     def ask_colour(self) -> QA | None:
         coloured = [i for i in self.facts.seen if i.colour is not None]

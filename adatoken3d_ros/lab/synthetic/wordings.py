@@ -17,24 +17,24 @@ UNKNOWN = "I do not know"  # the answer where nothing was seen
 
 WORDINGS: dict[str, tuple[str, ...]] = {
     "existence": (
-        "Is there {a} in the room?",
-        "Can you see {a}?",
-        "Does this room have {a}?",
-        "Is {a} anywhere in this room?",
-        "Do you see {a} here?",
+        "Is there {k} in the room?",
+        "Can you see {k}?",
+        "Does this room have {k}?",
+        "Is {k} anywhere in this room?",
+        "Do you see {k} here?",
     ),
     "existence on": (
-        "Is there {a} on {x}?",
-        "Does {a} stand on {x}?",
-        "Can you see {a} on top of {x}?",
-        "Is {a} placed on {x}?",
+        "Is there {k} on {x}?",
+        "Does {k} stand on {x}?",
+        "Can you see {k} on top of {x}?",
+        "Is {k} placed on {x}?",
     ),
     "count": (
-        "How many {a} are there?",
-        "How many {a} are in the room?",
-        "Count the {a}.",
-        "What is the number of {a} in this room?",
-        "How many {a} can you see?",
+        "How many {k} are there?",
+        "How many {k} are in the room?",
+        "Count the {k}.",
+        "What is the number of {k} in this room?",
+        "How many {k} can you see?",
     ),
     "colour": (
         "What colour is {x}?",

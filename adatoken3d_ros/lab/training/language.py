@@ -122,9 +122,7 @@ def understanding(*, unseen: bool = False, told: bool = False) -> dict[str, Any]
     known: dict[str, list[str]] = {}
     for name, group in wordings(told).items():
         texts = [text.replace("{s}", words.replace("{s}", "{x}")) for text in group for words in stands]
-        if (family := name.split()[0]) in ("count", "existence"):  # of a kind, not of one thing
-            texts = [text.replace("{a}", "{k}") for text in texts]
-        known.setdefault(family, []).extend(dict.fromkeys(texts))
+        known.setdefault(name.split()[0], []).extend(dict.fromkeys(texts))
     things = [name for kind in KINDS for name in (kind, plural(kind))] + ["object at {p}"]
     said = [text for group in known.values() for text in group] + [*things, *map(article, KINDS), *COLOURS, "the"]
     found = {word for text in said for word in WORD.findall(re.sub(r"\{\w\}", " ", text))}
