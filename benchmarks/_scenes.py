@@ -70,11 +70,15 @@ class Room:
 
 @dataclass
 class Reader:
-    """A checkpoint and the prompts that it makes; `memory` is for what a process wants to keep between tasks."""
+    """A checkpoint and the prompts that it makes; `memory` is for what a process wants to keep between tasks.
+
+    camera: what its rooms are seen through, as in `SceneConfig`.
+    """
 
     path: Path
     memory: dict[str, Any] = field(default_factory=dict)
     quantization: str = "none"
+    camera: str = "ideal"
 
     def __post_init__(self) -> None:
         self.model, tokenizer, _ = load(self.path, dtype=torch.float32, quantization=self.quantization)
@@ -85,7 +89,7 @@ class Reader:
 
     def again(self) -> Callable[[], Reader]:
         """Makes the same in another process."""
-        return partial(Reader, self.path, quantization=self.quantization)
+        return partial(Reader, self.path, quantization=self.quantization, camera=self.camera)
 
     @property
     def decoder(self) -> Decoder:
@@ -110,6 +114,7 @@ class Reader:
             max_tokens=sizes.max_spatial_tokens,
             vision=fingerprint(self.model.vision),
             tokens=sizes.tokens,
+            camera=self.camera,
         )
 
     @torch.inference_mode()

@@ -12,9 +12,13 @@ the letter; a box by its overlap (intersection over union) with the true one. Be
 Questions about places that nobody saw are asked, too, in rooms whose tokens around a thing are taken away: `unknown`
 has how often the answer to them is "I do not know", and how often it is to questions that can be answered.
 
+--camera real and other ask about rooms as a camera sees them, the latter with a texture that no training room has
+(`SceneConfig.camera`).
+
 Intervals are 95 % bootstrap intervals over rooms: questions about one room are not independent.
 
     python -m benchmarks.accuracy --json F [--model DIR] [--blind DIR] [--questions 2000] [--scenes DIR] [--workers 2]
+        [--camera ideal]
 """
 
 from __future__ import annotations
@@ -34,6 +38,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from adatoken3d_ros.cli.train import CAMERAS
 from adatoken3d_ros.decoder.decode import generate
 from adatoken3d_ros.decoder.prefix import ScenePrefix
 from adatoken3d_ros.lab.metrics.answers import overlap
@@ -160,10 +165,17 @@ def unknown(about_unseen: Sequence[Outcome], others: Sequence[Outcome], seed: in
 
 
 def run(
-    model: Path, blind: Path | None, questions: int, seed: int, console: Console, folder: Path, workers: int = 1
+    model: Path,
+    blind: Path | None,
+    questions: int,
+    seed: int,
+    console: Console,
+    folder: Path,
+    workers: int = 1,
+    camera: str = "ideal",
 ) -> dict[str, Any]:
     """All figures; rooms are kept in the folder."""
-    ours = Reader(model)
+    ours = Reader(model, camera=camera)
     if blind is not None and not Reader(blind).blind:
         raise ValueError(f"{blind} was trained with spatial tokens: its config.json does not say blind")
     frequent = majority_answers()
@@ -192,7 +204,7 @@ def run(
             for split, rooms in found.items():
                 given = pool.map(f"blind answers, {split}", answers, rooms)
                 result["blind"][split] = summary(outcomes(rooms, given), seed)
-    return {**result, "model": ours.about(), "machine": {**machine(), "workers": workers}}
+    return {**result, "camera": camera, "model": ours.about(), "machine": {**machine(), "workers": workers}}
 
 
 def report(result: Mapping[str, Any]) -> Table:
@@ -221,6 +233,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=2000, help="at least so many a split")
     parser.add_argument("--seed", type=int, default=0, help="of the questions and the bootstrap")
     parser.add_argument("--scenes", type=Path, metavar="DIR", help="rooms, encoded once and kept (none are kept)")
+    parser.add_argument("--camera", choices=CAMERAS, default="ideal", help="what rooms are seen through (%(default)s)")
     parser.add_argument("--workers", type=int, default=1, help="processes, with a thread each where there are several")
     parser.add_argument("--threads", type=int, default=2, help="of torch in a single process")
     arguments = parser.parse_args()
@@ -240,6 +253,7 @@ def main() -> None:
             console,
             arguments.scenes or Path(temporary),
             arguments.workers,
+            arguments.camera,
         )
     console.print(report(result))
     write_json(arguments.json, result)

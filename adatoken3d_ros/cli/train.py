@@ -33,12 +33,10 @@ if TYPE_CHECKING:
     from adatoken3d_ros.lab.training.train import Report, Trainer
     from adatoken3d_ros.lmm.untrained import ModelSize
 
+CAMERAS = ("ideal", "real", "other")  # `SceneConfig.camera`
 VALIDATION_SEED = 5_000_000  # of the training split, far above every room that is trained on
 _LEAST = {"rooms": 0, "crowded": 0, "validation_rooms": 0, "workers": 1, "save_every": 1, "evaluate_every": 1}
-_SIZES = {
-    **dict.fromkeys(("layers", "width", "heads", "kv_heads", "intermediate", "views"), int),
-    "voxel_size": float,
-}
+_SIZES = {**dict.fromkeys(("layers", "width", "heads", "kv_heads", "intermediate", "views"), int), "voxel_size": float}
 
 
 def add_parser(subparsers: Any) -> None:
@@ -61,7 +59,7 @@ def add_parser(subparsers: Any) -> None:
         help="begin with the weights and sizes of a trained checkpoint, a new run otherwise",
     )  # fmt: skip
     parser.add_argument(
-        "--camera", choices=("ideal", "real", "other"), default="ideal",
+        "--camera", choices=CAMERAS, default="ideal",
         help="what rooms look like: as rendered; most textured, through a real camera; with textures of another kind",
     )  # fmt: skip
     parser.add_argument("--unseen", type=int, default=0, metavar="N", help="questions a room on what no view shows (0)")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
 from adatoken3d_ros.decoder.decode import generate
@@ -18,6 +19,7 @@ from adatoken3d_ros.lab.synthetic.furnished import make_room
 from adatoken3d_ros.lab.synthetic.questions import generate as ask
 from adatoken3d_ros.lab.synthetic.views import render_views
 from adatoken3d_ros.lab.synthetic.wordings import QA, UNKNOWN
+from adatoken3d_ros.lab.training.data import DataError, room_digest
 from adatoken3d_ros.lab.training.train import Trainer
 from adatoken3d_ros.lab.training.variants import looked_away
 from adatoken3d_ros.pruning.policies import make_policy
@@ -161,3 +163,19 @@ def test_the_unseen_is_asked_for_where_there_is_any(make_trainer: Callable[..., 
     assert not ((away.xyz.numpy() > low) & (away.xyz.numpy() < high)).all(axis=1).any()
     assert item.instance in set(scene.sights) - set(away.sights)
     assert sorted(away.voxel.unique().tolist()) == list(range(len(away.features)))
+
+
+def test_rooms_are_seen_through_the_camera_that_is_asked_for(
+    make_trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    make_trainer().save(tmp_path / "model")
+    seen = {}
+    for camera in ("ideal", "other"):
+        reader = Reader(tmp_path / "model", camera=camera)
+        (room, *_) = find_rooms(reader, tmp_path / camera, "test", 1)
+        seen[camera] = room.scene()
+    assert room_digest(seen["ideal"].room) == room_digest(seen["other"].room), "one room"
+    assert not torch.equal(seen["ideal"].xyz, seen["other"].xyz)
+    assert reader.again()().camera == "other", "in other processes, too"
+    with pytest.raises(DataError, match="camera"):
+        find_rooms(reader, tmp_path / "ideal", "test", 1)
