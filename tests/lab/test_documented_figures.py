@@ -44,6 +44,13 @@ def card_rows() -> Iterator[str]:
     cells = ["**{macro:.3f}** ({0:.3f} to {1:.3f})".format(*one["interval"], macro=one["macro"]) for one in four]
     yield "| **macro** (95 % interval) | " + " | ".join(cells) + " |"
     yield " | ".join("{acc25:.2f}, {acc50:.2f}".format(**one["boxes"]) for one in four)
+    for camera in ("real", "other"):
+        seen = measured(f"accuracy_{camera}_cpu")
+        assert seen["camera"] == camera and seen["model"]["hash"] == own["model"]["hash"]
+        yield from (
+            "{macro:.3f} ({0:.3f} to {1:.3f})".format(*seen[s]["interval"], macro=seen[s]["macro"])
+            for s in ("test", "test_unseen")
+        )
     views = measured("accuracy_video3d_cpu")
     for family in EXACT:
         cells = [
