@@ -23,10 +23,7 @@ def invented(rng: np.random.Generator, points: NDArray[np.floating], *, clicks: 
         kinds = [list(KINDS)[k] for k in rng.choice(len(KINDS), 3, replace=False)]
         words: dict[str, str | NDArray[np.float64]] = dict(zip("xab", (f"the {kind}" for kind in kinds), strict=True))
         words["p"] = np.asarray(points[int(rng.integers(len(points)))], np.float64)
-        if wording.startswith("existence"):
-            words["a"] = article(kinds[1])
-        elif wording == "count":
-            words["a"] = plural(kinds[1])
+        words["k"] = plural(kinds[1]) if wording == "count" else article(kinds[1])
         stands = STANDPOINTS["point" if clicks and rng.random() < 0.5 else "middle"]
         template = template.replace("{s}", stands[int(rng.integers(len(stands)))])
         if clicks or "{p}" not in template:

@@ -18,9 +18,9 @@ STANDS = "|".join(re.escape(words) for group in STANDPOINTS.values() for words i
 
 def shaped(wording: str, template: str) -> re.Pattern[str]:
     """What a template can become: whether there is one, how many there are, and all else about a known thing."""
-    about = ONE if wording.startswith("existence") else SOME if wording == "count" else THING
+    about = SOME if wording == "count" else ONE
     text = re.escape(template)
-    for gap, words in (("s", STANDS), ("x", THING), ("a", about), ("b", THING)):
+    for gap, words in (("s", STANDS), ("x", THING), ("a", THING), ("b", THING), ("k", about)):
         text = text.replace(re.escape(f"{{{gap}}}"), f"(?:{words})")
     return re.compile(text.replace(re.escape("{p}"), r"\[[-\d., ]+\]"), re.IGNORECASE)
 
