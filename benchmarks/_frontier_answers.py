@@ -91,5 +91,10 @@ def judge(reader: Reader, filled: Prefill, qa: QA, guess: list[int]) -> float:
     """
     if qa.box is None:  # only a guess as well: a tokenizer may begin an answer with a space
         guess = reader.tokenizer.encode(qa.answer, add_special_tokens=False)
-    guess[:] = decode_along(reader.decoder, filled, guess, max_new_tokens=MAX_ANSWER, eos=reader.eos)
+
+    def right_so_far(ids: list[int]) -> bool:
+        return qa.box is not None or qa.answer.startswith(reader.text(ids))
+
+    options = {"max_new_tokens": MAX_ANSWER, "eos": reader.eos, "worth": right_so_far}
+    guess[:] = decode_along(reader.decoder, filled, guess, **options)
     return score(qa, reader.text(guess))

@@ -98,13 +98,24 @@ def remembering(decoder: Decoder) -> Iterator[None]:
 
 @torch.inference_mode()
 def decode_along(
-    decoder: Decoder, filled: Prefill, guess: Sequence[int], *, max_new_tokens: int, eos: int
+    decoder: Decoder,
+    filled: Prefill,
+    guess: Sequence[int],
+    *,
+    max_new_tokens: int,
+    eos: int,
+    worth: Callable[[list[int]], bool] = lambda ids: True,
 ) -> list[int]:
-    """What `generate` gives, greedily; the fewer tokens of `guess` are wrong, the sooner. Uses up `filled`."""
+    """What `generate` gives, greedily; the fewer tokens of `guess` are wrong, the sooner. Uses up `filled`.
+
+    `worth(ids)`: whether to go on after these tokens; the answer ends there where it is not.
+    """
     ids: list[int] = []
     token = int(filled.logits.argmax())
     while token != eos and len(ids) < max_new_tokens:
         ids.append(token)
+        if not worth(ids):
+            break
         chunk = torch.tensor([token, *guess[len(ids) : max_new_tokens]])
         before = filled.cache.lengths
         best = follow(decoder, filled, chunk.tolist()).argmax(dim=1)
