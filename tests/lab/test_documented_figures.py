@@ -99,10 +99,16 @@ def test_figures_are_put_into_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         command.main()
         assert json.loads((tmp_path / "f.json").read_text()) == measured(name)
     text = page.read_text()
-    assert text.startswith("a\n<!-- frontier: f.json -->\n\n707 questions about 34 rooms") and "\nb\n" in text
+    asked, kept = measured("frontier_cpu")["setting"], measured("frontier_cpu")["policies"]["ours"][0]
+    first = f"{asked['questions']:,} questions about {asked['rooms']} rooms of the split test"
+    assert text.startswith(f"a\n<!-- frontier: f.json -->\n\n{first}") and "\nb\n" in text
     assert [name for name, source, _ in blocks(page) if source == "f.json"] == ["frontier", "claims"]
-    assert "earlier" not in text and "| **`ours`** | 0.817, 0.0 (-1.2 to +1.1) |" in text
-    assert "keeps 100.0 % (98.6 to 101.4) with 63 % fewer" in other.read_text().replace("\n", " ")
+    cell = "{accuracy:.3f}, {0} ({1} to {2}); ".format(
+        *map(points, (kept["difference"], *kept["difference_interval"])), accuracy=kept["macro"]
+    )
+    assert "earlier" not in text and f"| **`ours`** | {cell}" in text
+    share = "{:.1f} % ({:.1f} to {:.1f})".format(*(100 * x for x in (kept["ratio"], *kept["ratio_interval"])))
+    assert f"keeps {share} with 63 % fewer" in other.read_text().replace("\n", " ")
     with pytest.raises(ValueError, match="has no <!-- speed -->"):
         put(page, "speed", "")
 
