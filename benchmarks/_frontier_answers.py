@@ -95,6 +95,7 @@ def judge(reader: Reader, filled: Prefill, qa: QA, guess: list[int]) -> float:
     def right_so_far(ids: list[int]) -> bool:
         return qa.box is not None or qa.answer.startswith(reader.text(ids))
 
-    options = {"max_new_tokens": MAX_ANSWER, "eos": reader.eos, "worth": right_so_far}
-    guess[:] = decode_along(reader.decoder, filled, guess, **options)
+    guess[:] = decode_along(
+        reader.decoder, filled, guess, max_new_tokens=MAX_ANSWER, eos=reader.eos, worth=right_so_far
+    )
     return score(qa, reader.text(guess))

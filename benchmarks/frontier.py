@@ -53,7 +53,7 @@ from adatoken3d_ros.weights import embedded_path
 from benchmarks._budgets import CONTESTANTS, RIVALS, Operations, Tokens
 from benchmarks._frontier_answers import Ask, answer, read, unfit
 from benchmarks._frontier_docs import write_docs
-from benchmarks._frontier_fit import choose, fit
+from benchmarks._frontier_fit import choose, choose_ours, fit
 from benchmarks._frontier_report import GOAL_63, GOAL_80, draw, goals, table, token_table, verdict
 from benchmarks._kept import Kept
 from benchmarks._paired import Tally
@@ -297,9 +297,8 @@ def fit_ours(args: argparse.Namespace, folder: Path, console: Console) -> None:
     aside = _aside(args, reader, folder, console)
     with Workers(reader, args.workers, console, args.ray) as pool:
         workers = Kept(pool, args.resume, reader.model.identity)
-        fitted = fit(workers, reader, aside)
         work = Operations(reader.decoder.size, _sizes(reader, aside))
-        strategies = choose(workers, aside, fitted, work, reader.n_layers, FITTED, ("ours",))
+        strategies = choose_ours(workers, reader, aside, work, FITTED, GOAL_63)
     args.strategies.mkdir(parents=True, exist_ok=True)
     for strategy in strategies:
         target = strategy.info["target"]
