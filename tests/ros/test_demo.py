@@ -96,7 +96,7 @@ def test_asks_what_the_room_can_answer_and_shows_figures(run: list[Run], tmp_pat
         assert out.count(f"│ {row} ") == demo.ROUND
     answer = json.loads(record.read_text())
     assert answer["question"] and answer["expected"]
-    assert answer["status"] in ("OK", "TRUNCATED")
+    assert answer["status"] in ("OK", "TRUNCATED", "UNSURE"), "of three views it may say that it does not know"
     assert 0 < answer["retained_tokens"] <= answer["spatial_tokens"]
     assert f"{answer['spatial_tokens']} before, {answer['retained_tokens']} after" in out
     assert 0 < answer["data_age"] < DEADLINE
