@@ -75,6 +75,7 @@ def _late(row: Row) -> dict[str, Any]:
         "budget_ms": row.budget,
         "plan": answer.plan,
         "status": answer.status_message,
+        "answer": answer.text,
         "predicted_ms": None if answer.predicted is None else asdict(answer.predicted),
         "taken_ms": asdict(answer.times),
     }

@@ -22,6 +22,7 @@ at its best, and `ours` has no more than the others: it too is fitted to the mod
     ours                     the same with the options that suit the model; a share k before the first layer, alone or
                              with k^1.5 and k^2 later; gates planned from what each alone does to the answers, without
                              and with the layer from which on no spatial token is left
+    ours_shipped             what lies in the model's folder for that budget, as it is (`_frontier_fit.shipped`)
     random                   on the schedules of `ours`: the control
 """
 
@@ -67,6 +68,7 @@ RIVALS = (
     "bypass",
 )
 CONTESTANTS = (*RIVALS, "ours_default", "ours")
+SHIPPED = "ours_shipped"  # beside them, where the model has any
 _STEPS = 20  # halvings of a knob
 _SHRINK = (1.0, 0.5, 0.25)
 _GATES = 10

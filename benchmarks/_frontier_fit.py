@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from adatoken3d_ros.engine.loading import fitted_strategies
 from adatoken3d_ros.lab.cost import FlopsCost
 from adatoken3d_ros.lab.information import Information, InformationSet
 from adatoken3d_ros.lab.mining import mine
@@ -22,7 +23,7 @@ from adatoken3d_ros.pruning.policies import make_policy
 from adatoken3d_ros.pruning.schedule import Schedule, Stage
 from adatoken3d_ros.pruning.strategy import Strategy
 from adatoken3d_ros.pruning.view import Watching
-from benchmarks._budgets import CONTESTANTS, Fitted, Work, candidates
+from benchmarks._budgets import CONTESTANTS, SHIPPED, Fitted, Work, candidates
 from benchmarks._kept import Kept, strategy_key
 from benchmarks._reuse import remembering
 from benchmarks._scenes import Reader, Room
@@ -176,6 +177,14 @@ def choose_ours(
             if _kl(shared) < _kl(found[usual]) + _SHARED:
                 found[usual] = shared
     return [found[target] for target in targets if target in found]
+
+
+def shipped(reader: Reader, targets: Sequence[float]) -> list[Strategy]:
+    """`ours_shipped`: the strategies in the model's folder that were made for these targets, as they are."""
+    found = fitted_strategies(reader.path, reader.model.identity).values()
+    of_target = {one.info["target"]: one for one in found if one.info.get("target") in targets}
+    told = {"contestant": SHIPPED, "setting": "as it comes with the model"}
+    return [replace(of_target[target], info={"target": target, **told}) for target in targets if target in of_target]
 
 
 def _kl(strategy: Strategy) -> float:

@@ -34,6 +34,7 @@ COLOURS = {
     "transprune": "#31a354",
     "bypass": "#000000",
     "ours_default": "#ff9896",
+    "ours_shipped": "#a50f15",
     "ours": "#d62728",
 }
 Points = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -214,7 +215,7 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
                 label=name,
                 marker="o" if ours else ".",
                 linewidth=2.8 if ours else 1.3,
-                linestyle=":" if name == "random" else "--" if name == "ours_default" else "-",
+                linestyle=":" if name == "random" else "--" if name.startswith("ours_") else "-",
                 zorder=3 if ours else 2,
             )
             if ours and key == "flops":

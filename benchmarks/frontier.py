@@ -53,7 +53,7 @@ from adatoken3d_ros.weights import embedded_path
 from benchmarks._budgets import CONTESTANTS, RIVALS, Operations, Tokens
 from benchmarks._frontier_answers import Ask, answer, read, unfit
 from benchmarks._frontier_docs import write_docs
-from benchmarks._frontier_fit import choose, choose_ours, fit
+from benchmarks._frontier_fit import choose, choose_ours, fit, shipped
 from benchmarks._frontier_report import GOAL_63, GOAL_80, draw, goals, table, token_table, verdict
 from benchmarks._kept import Kept
 from benchmarks._paired import Tally
@@ -164,6 +164,7 @@ def run(args: argparse.Namespace, folder: Path, console: Console) -> dict[str, A
         fitted = fit(workers, reader, aside)
         work = Operations(reader.decoder.size, _sizes(reader, laid_out))  # the same, however many are answered
         strategies = choose(workers, aside, fitted, work, reader.n_layers, args.targets, names)
+        strategies += shipped(reader, args.targets)
         usual = Tokens(round(fmean(room.n_spatial for room in aside)), reader.n_layers)
         counted: list[tuple[int, Strategy]] = []
         for count in (count for count in args.tokens if count < usual.n_spatial):
@@ -184,7 +185,8 @@ def run(args: argparse.Namespace, folder: Path, console: Console) -> dict[str, A
     tally = Tally([seed for seed, _ in asked], [family for _, family in asked], scores, seed=args.seed)
     times, unpruned_ms = time_all(reader, rooms, strategies, args.timed, console) if args.timed else (None, None)
     shares = spent.sum(axis=1) / spent[0].sum()
-    points: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    who = [*names, *(strategy.info["contestant"] for strategy in strategies)]
+    points: dict[str, list[dict[str, Any]]] = {name: [] for name in who}
     for k, strategy in enumerate(strategies):
         point = {"flops": float(shares[k + 1]), **_accuracies(tally, k + 1), **(times[k] if times else {})}
         points[strategy.info["contestant"]].append({**_settings(strategy), **point})
@@ -202,7 +204,7 @@ def run(args: argparse.Namespace, folder: Path, console: Console) -> dict[str, A
         "unpruned": {**_accuracies(tally, 0), "flops": 1.0, "ms": unpruned_ms},
         "policies": points,
         "not_reached": {
-            name: [t for t in args.targets if t not in {p["target"] for p in points[name]}] for name in names
+            name: [t for t in args.targets if t not in {p["target"] for p in some}] for name, some in points.items()
         },
         "skipped": skipped,
         "tokens": at,
